@@ -1,0 +1,1 @@
+"""sharespace: one low-rank subspace per layer instead of hundreds of LoRA adapters."""

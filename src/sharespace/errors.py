@@ -1,0 +1,105 @@
+"""Every error that sharespace raises on purpose.
+
+::
+
+    SharespaceError                  what, why and remedy in one message
+    |- AdapterError (ValueError)     an adapter cannot be read
+    |  |- CorruptAdapterError          its bytes or shapes are broken
+    |  `- UnsupportedAdapterError      it has something that cannot be kept
+    |- MismatchError (ValueError)    things of two base models (or shapes) were put together
+    |- OptionError (ValueError)      an argument has no usable value
+    |- TaskNotFoundError (KeyError)
+    |- TaskExistsError (ValueError)
+    |- MissingExtraError (ImportError)
+    `- StoreError (OSError)          a Share model on disk
+       |- StoreNotFoundError           there is none at that path
+       |- StoreExistsError             there is something already
+       |- CorruptStoreError            its bytes are not what was committed
+       |- SchemaVersionError           written by a newer sharespace
+       |- StoreLockedError             another writer is at work
+       `- StoreConflictError           another writer committed in between
+
+The command line turns each of them into one message and exit code 2.
+"""
+
+from __future__ import annotations
+
+
+class SharespaceError(Exception):
+    """Base of all errors raised on purpose; says what failed, why, and what to do.
+
+    Args:
+        what: the thing that failed, by name.
+        why: the reason, with the values that were met.
+        remedy: what the user can do about it; may be empty when nothing can be done.
+    """
+
+    def __init__(self, what: str, why: str, remedy: str = "") -> None:
+        super().__init__(what, why, remedy)
+        self.what = what
+        self.why = why
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        text = f"{self.what}: {self.why}"
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+
+class AdapterError(SharespaceError, ValueError):
+    """An adapter cannot be read."""
+
+
+class CorruptAdapterError(AdapterError):
+    """An adapter's bytes, keys or shapes are broken."""
+
+
+class UnsupportedAdapterError(AdapterError):
+    """An adapter holds something that cannot be kept exactly."""
+
+
+class MismatchError(SharespaceError, ValueError):
+    """Things of different base models or shapes were put together."""
+
+
+class OptionError(SharespaceError, ValueError):
+    """An argument has no usable value."""
+
+
+class TaskNotFoundError(SharespaceError, KeyError):
+    """A task is not in the Share model."""
+
+
+class TaskExistsError(SharespaceError, ValueError):
+    """A task of that name is in the Share model already."""
+
+
+class MissingExtraError(SharespaceError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+
+class StoreError(SharespaceError, OSError):
+    """A Share model on disk cannot be read or written."""
+
+
+class StoreNotFoundError(StoreError):
+    """There is no Share model at the path."""
+
+
+class StoreExistsError(StoreError):
+    """There is something at the path already."""
+
+
+class CorruptStoreError(StoreError):
+    """The bytes on disk are not the ones that were committed."""
+
+
+class SchemaVersionError(StoreError):
+    """The store was written in a schema version that this release does not read."""
+
+
+class StoreLockedError(StoreError):
+    """Another writer holds the lock."""
+
+
+class StoreConflictError(StoreError):
+    """Another writer committed a version since this one was loaded."""

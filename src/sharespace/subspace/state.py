@@ -1,0 +1,298 @@
+"""The values that everything else passes around: frozen, changed only by ``with_*`` copies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from sharespace.errors import TaskExistsError, TaskNotFoundError
+from sharespace.shapes import ModuleShape, fingerprint
+from sharespace.subspace.adapter import BaseModel, Provenance
+
+Method = Literal["joint", "share"]
+
+
+def tensor_bytes(*tensors: Tensor) -> int:
+    """Bytes of the tensors in the dtype they are stored in."""
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """An upper bound on a layer's weighed error, known from energies alone.
+
+    All three are sums of squares, with every task of weight 1 / |dW_i| (so a task whose update
+    is lost entirely counts 1). method.md, "Error, exactly".
+    """
+
+    discarded_left: float
+    """Energy of the weighed updates outside the left basis."""
+    discarded_right: float
+    """Energy of the weighed updates outside the right basis."""
+    rank_tail: float
+    """Energy of the cores beyond the pseudo-rank p."""
+
+    @property
+    def bound(self) -> float:
+        """Root of the sum: the weighed error of all tasks together is at most this."""
+        return math.sqrt(self.discarded_left + self.discarded_right + self.rank_tail)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSubspace:
+    """The subspace of one adapted module, common to all tasks."""
+
+    shape: ModuleShape
+    left_basis: Tensor
+    """n x k_left, orthonormal columns (to the rounding of its dtype)."""
+    right_basis: Tensor
+    """d x k_right, orthonormal columns."""
+    cap: tuple[int, int] | None = None
+    """Largest (k_left, k_right) that a merge may grow to; None: as many as needed."""
+    certificate: Certificate | None = None
+    """Of the build or of the last merge that truncated; None where there was none."""
+
+    @property
+    def k(self) -> tuple[int, int]:
+        """(k_left, k_right)."""
+        return self.left_basis.shape[1], self.right_basis.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return tensor_bytes(self.left_basis, self.right_basis)
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """A task in coordinates of the subspace: core C = left @ right.T."""
+
+    left: Tensor
+    """E, k_left x p."""
+    right: Tensor
+    """F, k_right x p."""
+
+    @property
+    def p(self) -> int:
+        """The pseudo-rank."""
+        return self.left.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return tensor_bytes(self.left, self.right)
+
+
+@dataclass(frozen=True, eq=False)
+class Core:
+    """A task in coordinates of the subspace, where k_left k_right < (k_left + k_right) p."""
+
+    matrix: Tensor
+    """C, k_left x k_right."""
+
+    @property
+    def nbytes(self) -> int:
+        return tensor_bytes(self.matrix)
+
+
+@dataclass(frozen=True, eq=False)
+class Private:
+    """A module of a task kept outside the subspace: dW = left @ right.T (its own SVD)."""
+
+    left: Tensor
+    """P, n x q."""
+    right: Tensor
+    """Q, d x q."""
+
+    @property
+    def nbytes(self) -> int:
+        return tensor_bytes(self.left, self.right)
+
+
+Coefficients: TypeAlias = Factors | Core | Private
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """What a task has lost since it came, module by module (method.md, "Ledger")."""
+
+    modules: tuple[str, ...]
+    norms: Tensor
+    """float64 [modules]: |dW| (Frobenius) at entry; the task's weight is its inverse, for ever."""
+    truncations: Tensor
+    """float64 [modules, events]: absolute norm of what each event took away, casts included."""
+    events: tuple[str, ...]
+    """What each event was, for example ``"init"`` or ``"merge"``."""
+
+    def with_event(self, event: str, lost: Mapping[str, float]) -> Ledger:
+        """The ledger after one more event; modules that are not named lost nothing."""
+        column = torch.tensor([[lost.get(m, 0.0)] for m in self.modules], dtype=torch.float64)
+        return replace(
+            self,
+            truncations=torch.cat([self.truncations, column.reshape(-1, 1)], dim=1),
+            events=(*self.events, event),
+        )
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {m: i for i, m in enumerate(self.modules)}
+
+    def norm(self, module: str) -> float:
+        """|dW| of the module at entry."""
+        return float(self.norms[self._index[module]])
+
+    @property
+    def total_norm(self) -> float:
+        """|dW| over all modules at entry."""
+        return float(self.norms.square().sum().sqrt())
+
+    @property
+    def bounds(self) -> Tensor:
+        """float64 [modules]: absolute bound on each module's error; the sum, by the triangle
+        inequality (a root of the sum of squares would not be a bound)."""
+        return self.truncations.sum(dim=1)
+
+    @property
+    def bound(self) -> float:
+        """Bound on the relative error of the whole task."""
+        total = self.total_norm
+        return float(self.bounds.square().sum().sqrt()) / total if total else 0.0
+
+    @property
+    def measured(self) -> bool:
+        """True while no more than one event truncated, so that the ledger is the error itself."""
+        return bool(((self.truncations > 0).sum(dim=1) <= 1).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One task of a Share model."""
+
+    name: str
+    coefficients: Mapping[str, Coefficients]
+    """Adapted module -> coefficients; a module that the task does not adapt has no entry."""
+    ledger: Ledger
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    """What came with the task and is not compressed, by its key in the adapter's file."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """What an export needs (see Adapter.config)."""
+    provenance: Provenance = Provenance("learned")
+    adapter_bytes: int = 0
+    """Bytes of the adapter it came from."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "coefficients", MappingProxyType(dict(self.coefficients)))
+        object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
+
+    def with_name(self, name: str) -> Task:
+        return replace(self, name=name)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the subspace is chosen, at the build and again at every merge."""
+
+    method: Method = "joint"
+    """``"joint"`` (HOSVD + HOOI of dW) or ``"share"`` (the paper's SVD of the factors)."""
+    centred: bool = False
+    """Method ``share`` only: subtract the mean column and keep it as one direction."""
+    p: int | None = None
+    """Pseudo-rank; None: min(k, r) of each adapter, exact for the projection."""
+    budget: int | None = None
+    """Bytes that bases, coefficients and private updates may take together; None: no limit."""
+    seed: int = 0
+    """Of the randomised range finder."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShareModel:
+    """One subspace per adapted module, and tiny coefficients per task."""
+
+    base: BaseModel
+    settings: Settings
+    dtype: torch.dtype
+    """Stored dtype of bases and coefficients."""
+    layers: Mapping[str, LayerSubspace]
+    tasks: Mapping[str, Task]
+    """In the order in which they came; may read each task's file on first access."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "tasks"):
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                object.__setattr__(self, name, MappingProxyType(dict(value)))
+
+    @property
+    def shapes(self) -> dict[str, ModuleShape]:
+        """Adapted module -> shape."""
+        return {name: layer.shape for name, layer in self.layers.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the adapted modules' names and shapes."""
+        return fingerprint(self.shapes)
+
+    def task(self, name: str) -> Task:
+        """The task of that name.
+
+        Raises:
+            TaskNotFoundError: there is none.
+        """
+        if name not in self.tasks:
+            known = ", ".join(repr(n) for n in list(self.tasks)[:10]) or "none"
+            raise TaskNotFoundError(
+                f"task {name!r}", "not in this Share model", f"Known tasks: {known}"
+            )
+        return self.tasks[name]
+
+    def with_layers(self, layers: Mapping[str, LayerSubspace]) -> ShareModel:
+        return replace(self, layers=dict(layers))
+
+    def with_tasks(self, tasks: Iterable[Task]) -> ShareModel:
+        """The model with exactly these tasks."""
+        return replace(self, tasks={t.name: t for t in tasks})
+
+    def without_tasks(self, *names: str) -> ShareModel:
+        """The model without these tasks; the subspace stays as it is.
+
+        Raises:
+            TaskNotFoundError: one of them is not there.
+        """
+        for name in names:
+            self.task(name)
+        return replace(self, tasks={n: t for n, t in self.tasks.items() if n not in names})
+
+    def with_renamed(self, old: str, new: str) -> ShareModel:
+        """The model with one task under another name, in its place.
+
+        Raises:
+            TaskNotFoundError: there is no task ``old``.
+            TaskExistsError: there is a task ``new``, or the name is empty.
+        """
+        self.task(old)
+        check_new_names([new], [n for n in self.tasks if n != old])
+        return self.with_tasks(t.with_name(new) if n == old else t for n, t in self.tasks.items())
+
+
+def check_new_names(new: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse empty and duplicate task names.
+
+    Raises:
+        TaskExistsError: a name is empty, twice in ``new``, or in ``known``.
+    """
+    seen = set(known)
+    for name in new:
+        if not name:
+            raise TaskExistsError("task ''", "a task's name must not be empty", "Give it a name")
+        if name in seen:
+            raise TaskExistsError(
+                f"task {name!r}",
+                "there is a task of that name already",
+                "Name it yourself: NEW_NAME=PATH on the command line, {name: path} in Python",
+            )
+        seen.add(name)
