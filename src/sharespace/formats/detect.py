@@ -1,0 +1,102 @@
+"""Find an adapter's files, tell its format by the keys inside, and read it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sharespace.errors import CorruptAdapterError
+from sharespace.formats.peft import read_peft
+from sharespace.formats.safetensors_file import SafetensorsFile
+from sharespace.formats.tensors import COPY_AGAIN, WeightsFile, unreadable
+from sharespace.formats.torch_file import TorchFile
+from sharespace.subspace.adapter import Adapter
+
+CONFIG = "adapter_config.json"
+STEMS = ("adapter_model", "pytorch_lora_weights")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+def read_adapter(source: str | os.PathLike[str], name: str | None = None) -> Adapter:
+    """Read an adapter lazily, whatever its format.
+
+    Args:
+        source: a directory or a file.
+        name: of the adapter; None: ``default_name(source)``.
+
+    Raises:
+        CorruptAdapterError: it is missing or broken.
+        UnsupportedAdapterError: it has something that can't be kept exactly.
+    """
+    path = Path(source)
+    weights = find_weights(path)
+    file = open_weights(weights)
+    config = weights.with_name(CONFIG)
+    label = f"{weights.absolute().parent.name}/{weights.name}"
+    return read_peft(file, config, name=name or default_name(path), source=label)
+
+
+def default_name(source: str | os.PathLike[str]) -> str:
+    """A directory's name; a file's stem, or its folder's name where the stem is a standard one."""
+    path = Path(source).absolute()
+    if path.is_dir() or path.suffix not in SUFFIXES:
+        return path.name
+    return path.parent.name if path.stem in STEMS else path.stem
+
+
+def find_weights(path: Path) -> Path:
+    """The weights file at a path: the path itself, or the one in a directory.
+
+    In a directory the standard names go before others, and safetensors before PyTorch files, as
+    PEFT and diffusers have it.
+
+    Raises:
+        CorruptAdapterError: there is none, or there are several.
+    """
+    try:
+        if not path.is_dir():
+            path.stat()
+            return path
+        names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+    except (OSError, ValueError) as error:
+        raise CorruptAdapterError(str(path), f"cannot be read ({error})", "Check path") from error
+    found = [name for name in names if name.endswith(SUFFIXES)]
+    standard = [_first(found, stem) for stem in STEMS if _first(found, stem)]
+    candidates = standard or found
+    if len(candidates) != 1:
+        raise _not_one(path, candidates)
+    return path / candidates[0]
+
+
+def open_weights(path: Path) -> WeightsFile:
+    """Open a file of tensors by what its first bytes are.
+
+    Raises:
+        CorruptAdapterError: neither safetensors nor PyTorch's, or damaged.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(24)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if head[8:9] == b"{":
+        return SafetensorsFile.open(path)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return TorchFile.open(path)
+    if head.startswith(b"version https://git-lfs"):
+        raise CorruptAdapterError(str(path), "a Git LFS pointer, not weights", "Run git lfs pull")
+    raise CorruptAdapterError(str(path), "neither a safetensors nor a PyTorch file", COPY_AGAIN)
+
+
+def _first(names: list[str], stem: str) -> str:
+    return next((stem + suffix for suffix in SUFFIXES if stem + suffix in names), "")
+
+
+def _not_one(path: Path, names: list[str]) -> CorruptAdapterError:
+    if names:
+        return CorruptAdapterError(
+            str(path), f"several weights files: {', '.join(names)}", "Give the file's path"
+        )
+    below = sorted(str(p.parent.relative_to(path)) for p in path.glob("*/" + CONFIG))
+    remedy = f"There are adapters in: {', '.join(below)}" if below else "Check the path"
+    return CorruptAdapterError(str(path), "no weights file in this directory", remedy)

@@ -1,0 +1,179 @@
+"""PEFT's LoraConfig as JSON: rank, alpha and scaling by module, and what can't be kept.
+
+Sources: peft 0.21 ``tuners/lora/config.py``, ``tuners/lora/layer.py`` (``update_layer``) and
+``utils/other.py`` (``get_pattern_key``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
+
+Value = TypeVar("Value")
+
+CONVERT = (
+    "Save it with save_pretrained(..., path_initial_model_for_weight_conversion=...), "
+    "which writes a plain LoRA of twice the rank"
+)
+# Initialisations that subtract their start from the base weights: B A alone is not the update.
+BASE_CHANGED = ("pissa", "corda", "olora", "loftq", "lora_ga")
+# Fields whose update is not B A on the base model's own layers.
+OTHER_UPDATES = {
+    "layer_replication": "it adapts a base model with repeated layers",
+    "use_qalora": "its A acts on pooled inputs",
+    "use_bdlora": "its factors are block-diagonal",
+    "kasa_config": "it truncates the base weights and has a diagonal between the factors",
+    "monteclora_config": "it samples its factors",
+    "arrow_config": "it routes between other adapters",
+}
+
+
+@dataclass(frozen=True)
+class LoraScaling:
+    """Rank and scaling of every module as a LoraConfig states them."""
+
+    r: int = 8
+    alpha: float = 8.0
+    rslora: bool = False
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """``rank_pattern``: regular expression for the end of a module's path -> rank."""
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    """``alpha_pattern``, likewise."""
+
+    def rank(self, module: str) -> int:
+        return _matching(self.ranks, module, self.r)
+
+    def lora_alpha(self, module: str) -> float:
+        return _matching(self.alphas, module, self.alpha)
+
+    def scaling(self, module: str) -> float:
+        """s of dW = s B A: alpha / r, or alpha / sqrt(r) for rsLoRA."""
+        rank = self.rank(module)
+        return self.lora_alpha(module) / (math.sqrt(rank) if self.rslora else rank)
+
+    def plain_alpha(self, module: str) -> float:
+        """The alpha that gives the same scaling without rsLoRA."""
+        return self.lora_alpha(module) * (math.sqrt(self.rank(module)) if self.rslora else 1)
+
+
+def lora_scaling(where: str, config: Mapping[str, Any]) -> LoraScaling:
+    """Read the fields that make up a module's scaling.
+
+    Args:
+        where: the config's file, named in errors.
+        config: a LoraConfig's fields; missing ones have PEFT's defaults.
+
+    Raises:
+        CorruptAdapterError: a field has a value that PEFT cannot use.
+    """
+    ranks = {key: _rank(where, key, r) for key, r in _pattern(where, config, "rank_pattern")}
+    alphas = {key: _alpha(where, key, a) for key, a in _pattern(where, config, "alpha_pattern")}
+    return LoraScaling(
+        r=_rank(where, "r", config.get("r", 8)),
+        alpha=_alpha(where, "lora_alpha", config.get("lora_alpha", 8)),
+        rslora=bool(config.get("use_rslora")),
+        ranks=ranks,
+        alphas=alphas,
+    )
+
+
+def refuse_other_updates(where: str, config: Mapping[str, Any]) -> None:
+    """Refuse what is not an update scaling * B A of the base model as it is published.
+
+    Raises:
+        CorruptAdapterError: the config names no method.
+        UnsupportedAdapterError: another method than LoRA, or a variant that can't be kept.
+    """
+    method = config.get("peft_type")
+    if not isinstance(method, str):
+        raise CorruptAdapterError(where, "no peft_type", "Write the config with PEFT")
+    if method.upper() != "LORA":
+        raise UnsupportedAdapterError(where, f"the method is {method}, not LORA", "Train a LoRA")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(BASE_CHANGED):
+        raise UnsupportedAdapterError(where, f"{init!r} initialisation changed the base", CONVERT)
+    for name, why in OTHER_UPDATES.items():
+        if config.get(name):
+            remedy = "Merge it into the base model, or train it without"
+            raise UnsupportedAdapterError(where, f"{name} is set: {why}", remedy)
+
+
+def check_rank(where: str, config: LoraScaling, module: str, rank: int) -> None:
+    """Refuse a config whose rank is not the tensors': PEFT can't load it, and alpha / r is unclear.
+
+    Raises:
+        CorruptAdapterError: the two differ.
+    """
+    if config.rank(module) != rank:
+        raise CorruptAdapterError(
+            where,
+            f"rank {config.rank(module)} for module {module!r}, whose tensors have rank {rank}",
+            "Correct r or rank_pattern: the scaling is lora_alpha / r",
+        )
+
+
+def target_parameters(where: str, config: Mapping[str, Any]) -> list[str]:
+    """The parameters (not modules) that a LoRA adapts, usually stacked experts.
+
+    Raises:
+        CorruptAdapterError: the field is not a list of texts.
+    """
+    found = config.get("target_parameters") or []
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise CorruptAdapterError(where, f"target_parameters is {found!r}", "It is a list of names")
+    return found
+
+
+def parameter_of(module: str, parameters: list[str]) -> str | None:
+    """The ``target_parameters`` entry that a LoRA'd module's factors may belong to, if any.
+
+    PEFT wraps the module that owns the parameter; a second parameter of the same module is wrapped
+    once more, which shows as ``.base_layer`` in the path.
+    """
+    owner = module
+    while owner.endswith(".base_layer"):
+        owner = owner.removesuffix(".base_layer")
+    for target in parameters:
+        path = target.rpartition(".")[0]
+        if not path or owner == path or owner.endswith("." + path):
+            return target
+    return None
+
+
+def _matching(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
+    for key, value in patterns.items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def _pattern(where: str, config: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
+    pattern = config.get(name) or {}
+    if not isinstance(pattern, dict):
+        raise CorruptAdapterError(where, f"{name} is {pattern!r}, not an object", "Correct it")
+    for key in pattern:
+        try:
+            re.compile(rf"(.*\.)?({key})$")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise CorruptAdapterError(
+                where, f"{name} has {key!r}, not a regular expression ({error})", "Correct it"
+            ) from error
+    return list(pattern.items())
+
+
+def _rank(where: str, name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CorruptAdapterError(where, f"rank {name} is {value!r}", "It is an integer above 0")
+    return value
+
+
+def _alpha(where: str, name: str, value: object) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):  # type: ignore[arg-type]
+        raise CorruptAdapterError(where, f"alpha {name} is {value!r}", "It is a finite number")
+    return float(value)  # type: ignore[arg-type]

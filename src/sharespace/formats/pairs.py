@@ -1,0 +1,156 @@
+"""From pairs of factor tensors in a file to an Adapter, whatever the format calls them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sharespace.errors import CorruptAdapterError, OptionError, UnsupportedAdapterError
+from sharespace.formats.tensors import KeptTensors, TensorInfo, WeightsFile, sha256
+from sharespace.shapes import ModuleShape
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, Provenance
+
+FACTOR_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+UNSHARDED = (
+    "Save the adapter again from gathered weights (DeepSpeed ZeRO-3 and FSDP shards look like this)"
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The factors of one module, by their keys in the file."""
+
+    down: str
+    """Key of A: r x d, or r x c_in x kernel for a convolution."""
+    up: str
+    """Key of B: n x r, or n x r x 1 x 1 for a convolution."""
+    scaling: float = 1.0
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a format's reader found in a file; every key is in exactly one of the three."""
+
+    pairs: Mapping[str, Pair]
+    """Adapted module -> its factors."""
+    kept: Mapping[str, str]
+    """Key under which a tensor is kept -> key in the file."""
+    used: frozenset[str] = frozenset()
+    """Keys whose value is in ``Pair.scaling`` (kohya's alphas)."""
+
+
+def build_adapter(
+    file: WeightsFile,
+    contents: Contents,
+    *,
+    name: str,
+    format: str,
+    base: BaseModel,
+    config: Mapping[str, Any],
+    source: str,
+) -> Adapter:
+    """The Adapter over a file's contents; checks every pair's shapes and dtypes, reads none.
+
+    Raises:
+        CorruptAdapterError: there is no pair, or the shapes of one don't fit each other.
+        UnsupportedAdapterError: factors of a dtype that is not computed with.
+    """
+    if not contents.pairs:
+        raise _nothing(file, contents)
+    found = {module: pair_shape(file, pair) for module, pair in contents.pairs.items()}
+    keys = [key for pair in contents.pairs.values() for key in (pair.down, pair.up)]
+    return Adapter(
+        name=name,
+        base=base,
+        shapes={module: shape for module, (shape, _) in found.items()},
+        ranks={module: rank for module, (_, rank) in found.items()},
+        dtype=reduce(torch.promote_types, (file.infos[key].dtype for key in keys)),
+        layer=partial(read_layer, file, contents.pairs),
+        kept=KeptTensors(file, contents.kept),
+        config=config,
+        provenance=Provenance(format, source, sha256(file.path)),
+        nbytes=sum(info.nbytes for info in file.infos.values()),
+    )
+
+
+def read_layer(file: WeightsFile, pairs: Mapping[str, Pair], module: str) -> LayerUpdate:
+    """One module's update, up n x r and down r x d, in the file's dtypes.
+
+    Raises:
+        OptionError: the adapter does not adapt the module.
+        CorruptAdapterError: a factor holds NaN or infinity, or the file can't be read any more.
+    """
+    if module not in pairs:
+        raise OptionError(f"module {module!r}", f"not adapted by {file.path.name}")
+    pair = pairs[module]
+    down, up = file.read(pair.down, pair.up)
+    for key, tensor in ((pair.down, down), (pair.up, up)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise _not_finite(file, key, tensor)
+    return LayerUpdate(up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1), pair.scaling)
+
+
+def pair_shape(file: WeightsFile, pair: Pair) -> tuple[ModuleShape, int]:
+    """Shape of the module and rank of its update, from the factors' shapes.
+
+    Raises:
+        CorruptAdapterError: they don't fit each other.
+        UnsupportedAdapterError: a dtype that is not computed with.
+    """
+    down, up = file.infos[pair.down], file.infos[pair.up]
+    for key, info in ((pair.down, down), (pair.up, up)):
+        _check_factor(file, key, info)
+    if len(down.shape) != len(up.shape) or math.prod(up.shape[2:]) != 1:
+        raise _misfit(file, pair, "they are not the factors of one linear layer or convolution")
+    if down.shape[0] != up.shape[1]:
+        raise _misfit(file, pair, f"ranks {down.shape[0]} and {up.shape[1]} differ")
+    kernel = tuple(down.shape[2:])
+    in_features = math.prod(down.shape[1:])
+    shape = ModuleShape(up.shape[0], in_features, "conv" if kernel else "linear", kernel)
+    return shape, down.shape[0]
+
+
+def _check_factor(file: WeightsFile, key: str, info: TensorInfo) -> None:
+    if not info.dtype.is_floating_point:
+        raise CorruptAdapterError(
+            str(file.path), f"factor {key!r} has dtype {info.dtype}", "Factors are floating point"
+        )
+    if info.dtype not in FACTOR_DTYPES:
+        raise UnsupportedAdapterError(
+            str(file.path), f"factor {key!r} has dtype {info.dtype}", "Save it as F32, F16 or BF16"
+        )
+    if not 2 <= len(info.shape) <= 5 or 0 in info.shape:
+        raise CorruptAdapterError(
+            str(file.path), f"factor {key!r} has shape {list(info.shape)}", UNSHARDED
+        )
+
+
+def _misfit(file: WeightsFile, pair: Pair, why: str) -> CorruptAdapterError:
+    down, up = (list(file.infos[key].shape) for key in (pair.down, pair.up))
+    return CorruptAdapterError(
+        str(file.path), f"{pair.down!r} is {down} and {pair.up!r} is {up}: {why}", UNSHARDED
+    )
+
+
+def _not_finite(file: WeightsFile, key: str, tensor: Tensor) -> CorruptAdapterError:
+    count = int((~torch.isfinite(tensor)).sum())
+    return CorruptAdapterError(
+        str(file.path),
+        f"factor {key!r} holds NaN or infinity in {count} of {tensor.numel()} places",
+        "The training diverged or the file is damaged: take an earlier checkpoint",
+    )
+
+
+def _nothing(file: WeightsFile, contents: Contents) -> CorruptAdapterError:
+    others = ", ".join(list(contents.kept)[:3]) or "none at all"
+    return CorruptAdapterError(
+        str(file.path),
+        f"no module has a pair of LoRA factors (tensors: {others})",
+        "Nothing was adapted: check target_modules in the training script",
+    )

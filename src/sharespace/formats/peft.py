@@ -1,0 +1,179 @@
+"""Adapters as PEFT saves them: ``adapter_config.json`` beside ``adapter_model.*``.
+
+Keys are ``base_model.model.<module>.lora_{A,B}.weight``; all else (heads under their plain names,
+biases, ``lora_embedding_{A,B}``, ``lora_magnitude_vector`` ...) is kept. A kept tensor's key is the
+file's, but for an adapter name in a LoRA key (``lora_A.default.weight``), which is taken out, and a
+missing ``base_model.model.``, which is put in: PEFT loads neither of those.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
+from sharespace.formats.lora_config import (
+    LoraScaling,
+    check_rank,
+    lora_scaling,
+    parameter_of,
+    refuse_other_updates,
+    target_parameters,
+)
+from sharespace.formats.pairs import Contents, Pair, build_adapter
+from sharespace.formats.strict_json import parse_object
+from sharespace.formats.tensors import WeightsFile, unreadable
+from sharespace.subspace.adapter import Adapter, BaseModel
+
+PREFIX = "base_model.model."
+METADATA = "__metadata__"
+"""Entry of ``Adapter.config`` with the weights file's own header entries, where it has any."""
+
+NAMED = re.compile(r"\.lora_[AB]\.([^.]+)\.weight$")
+LORA_PART = r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))"
+FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight", re.DOTALL)
+
+
+def read_peft(file: WeightsFile, config_file: Path, *, name: str, source: str) -> Adapter:
+    """Read a PEFT adapter.
+
+    Args:
+        file: the weights.
+        config_file: its ``adapter_config.json``.
+        name: of the adapter.
+        source: what its provenance says.
+
+    Raises:
+        CorruptAdapterError: broken config, or tensors that don't fit it or each other.
+        UnsupportedAdapterError: something in it can't be kept exactly.
+    """
+    where = str(config_file)
+    config = read_config(config_file)
+    refuse_other_updates(where, config)
+    scaling = lora_scaling(where, config)
+    contents = sort_keys(file, peft_keys(file), config, scaling)
+    for module, pair in contents.pairs.items():
+        check_rank(where, scaling, module, file.infos[pair.down].shape[0])
+    return build_adapter(
+        file,
+        contents,
+        name=name,
+        format="peft",
+        base=_base(where, config),
+        config=config | header_entries(file),
+        source=source,
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The fields of an ``adapter_config.json``.
+
+    Raises:
+        CorruptAdapterError: it can't be read, or is no JSON object.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return parse_object(path, data)
+
+
+def header_entries(file: WeightsFile) -> dict[str, Any]:
+    """The weights file's own header entries, but for the ``format`` that all have."""
+    extra = {key: value for key, value in file.metadata.items() if key != "format"}
+    return {METADATA: extra} if extra else {}
+
+
+def peft_keys(file: WeightsFile) -> dict[str, str]:
+    """Key as PEFT writes it -> key in the file.
+
+    Raises:
+        UnsupportedAdapterError: the file holds several adapters.
+        CorruptAdapterError: two keys are the same tensor's.
+    """
+    name = _adapter_name(file)
+    found: dict[str, str] = {}
+    for key in file.infos:
+        plain = key if name is None else _without_name(key, name)
+        plain = plain if plain.startswith("base_model.") else PREFIX + plain
+        if plain in found:
+            raise CorruptAdapterError(
+                str(file.path), f"{found[plain]!r} and {key!r} are one tensor's", "Drop one"
+            )
+        found[plain] = key
+    return found
+
+
+def sort_keys(
+    file: WeightsFile,
+    keys: Mapping[str, str],
+    config: Mapping[str, Any],
+    scaling: LoraScaling,
+    prefix: str = PREFIX,
+) -> Contents:
+    """Which keys are factor pairs of a module, and which are kept.
+
+    Args:
+        file: the weights.
+        keys: key as PEFT writes it -> key in the file.
+        config: of the adapter.
+        scaling: read from the config.
+        prefix: what stands before a module's path.
+
+    Raises:
+        UnsupportedAdapterError: a factor without its partner.
+    """
+    factors: dict[str, dict[str, str]] = {}
+    for key in keys:
+        if match := FACTOR.fullmatch(key):
+            factors.setdefault(match[1].removeprefix(prefix), {})[match[2]] = keys[key]
+    parameters = target_parameters(str(file.path), config)
+    pairs = {}
+    for module, found in factors.items():
+        refuse_single(file, module, found.values(), len(found))
+        pair = Pair(found["A"], found["B"], scaling.scaling(module))
+        if not parameter_of(module, parameters) and not is_grouped(file, pair):
+            pairs[module] = pair
+    used = {key for pair in pairs.values() for key in (pair.down, pair.up)}
+    return Contents(pairs, {key: raw for key, raw in keys.items() if raw not in used})
+
+
+def refuse_single(file: WeightsFile, module: str, keys: Collection[str], count: int) -> None:
+    """Raise UnsupportedAdapterError for a factor that has no partner."""
+    if count != 2:
+        raise UnsupportedAdapterError(
+            str(file.path),
+            f"module {module!r} has only one factor, {next(iter(keys))!r}",
+            "Save the adapter again with all its tensors",
+        )
+
+
+def is_grouped(file: WeightsFile, pair: Pair) -> bool:
+    """A convolution with groups > 1: B is n x r / groups, so dW is not B A."""
+    down, up = file.infos[pair.down].shape, file.infos[pair.up].shape
+    conv = len(down) > 2 and len(up) > 2 and 0 < up[1] < down[0]
+    return conv and down[0] % up[1] == 0
+
+
+def _adapter_name(file: WeightsFile) -> str | None:
+    names = {match[1] for key in file.infos if (match := NAMED.search(key))}
+    if len(names) > 1:
+        raise UnsupportedAdapterError(
+            str(file.path),
+            f"holds several adapters: {', '.join(sorted(names))}",
+            "Save each one with PEFT's save_pretrained, into a folder of its own",
+        )
+    return names.pop() if names else None
+
+
+def _without_name(key: str, name: str) -> str:
+    return re.sub(rf"{LORA_PART}\.{re.escape(name)}(?=\.|$)", r"\1", key)
+
+
+def _base(where: str, config: Mapping[str, Any]) -> BaseModel:
+    for field in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(field), (str, type(None))):
+            raise CorruptAdapterError(where, f"{field} is {config[field]!r}", "It is a text")
+    return BaseModel(config.get("base_model_name_or_path") or None, config.get("revision") or None)
