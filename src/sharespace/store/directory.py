@@ -1,0 +1,193 @@
+"""The directory of a store: its HEAD, its manifests, and what a crash may have left in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+from sharespace.errors import StoreError, StoreExistsError, StoreNotFoundError
+from sharespace.store import atomic
+from sharespace.store.fields import corrupt
+from sharespace.store.layout import (
+    HEAD,
+    LOCK,
+    MANIFEST_NAME,
+    MAX_HEAD_BYTES,
+    MAX_MANIFEST_BYTES,
+    OBJECT_NAME,
+    OBJECTS,
+    VERSIONS,
+    Manifest,
+    ManifestRef,
+)
+from sharespace.store.schema import head_from_json, manifest_from_json
+
+_ELSEWHERE = "Add to it, or choose another path"
+
+
+def read_head(root: Path) -> ManifestRef:
+    """The current version.
+
+    Raises:
+        StoreNotFoundError: there is no Share model.
+        SchemaVersionError, CorruptStoreError: HEAD is not readable.
+    """
+    path = root / HEAD
+    try:
+        data = atomic.read_bytes(path, MAX_HEAD_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        why = f"no Share model there ({HEAD} is missing)"
+        raise StoreNotFoundError(
+            str(root), why, "Check the path; `sharespace init` makes one"
+        ) from None
+    return head_from_json(data, str(path))
+
+
+def versions_on_disk(root: Path) -> dict[int, ManifestRef]:
+    """Number -> manifest, ascending; of an unfinished commit, too.
+
+    Raises:
+        CorruptStoreError: a number stands there twice.
+    """
+    found: dict[int, ManifestRef] = {}
+    for name in sorted(_names(root / VERSIONS)):
+        match = MANIFEST_NAME.fullmatch(name)
+        if not match:
+            continue
+        ref = ManifestRef(int(match["number"]), match["sha256"])
+        if ref.number in found:
+            raise corrupt(str(root / VERSIONS), f"version {ref.number} stands there twice")
+        found[ref.number] = ref
+    return dict(sorted(found.items()))
+
+
+def committed_versions(root: Path) -> dict[int, ManifestRef]:
+    """Number -> manifest, ascending, up to the current version; pruned ones are missing."""
+    head = read_head(root)
+    return {n: ref for n, ref in versions_on_disk(root).items() if n <= head.number}
+
+
+def find_version(root: Path, number: int | None) -> ManifestRef:
+    """A committed version; None: the current one.
+
+    Raises:
+        StoreNotFoundError: there is no such version.
+    """
+    head = read_head(root)
+    if number is None or number == head.number:
+        return head
+    known = committed_versions(root)
+    if number not in known:
+        raise no_version(root, number, known)
+    return known[number]
+
+
+def no_version(root: Path, number: int, known: dict[int, ManifestRef]) -> StoreNotFoundError:
+    """The error for a version that is not there."""
+    listed = ", ".join(map(str, list(known)[-20:])) or "none"
+    return StoreNotFoundError(f"version {number} of {root}", "not there", f"Versions: {listed}")
+
+
+def manifest_bytes(root: Path, ref: ManifestRef) -> bytes:
+    """A manifest's bytes, which are those that were committed.
+
+    Raises:
+        CorruptStoreError: it is missing, or has other bytes.
+    """
+    path = root / ref.file
+    try:
+        data = atomic.read_bytes(path, MAX_MANIFEST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        raise corrupt(str(path), "missing") from None
+    if sha256(data).hexdigest() != ref.sha256:
+        raise corrupt(str(path), "its bytes are not those that were committed (sha256)")
+    return data
+
+
+def read_manifest(root: Path, ref: ManifestRef) -> Manifest:
+    """A version's manifest.
+
+    Raises:
+        SchemaVersionError: a newer sharespace wrote it.
+        CorruptStoreError: it is missing or broken.
+    """
+    path = str(root / ref.file)
+    manifest = manifest_from_json(manifest_bytes(root, ref), path)
+    if manifest.number != ref.number:
+        raise corrupt(path, f"it says that it is version {manifest.number}")
+    return manifest
+
+
+def refuse_existing(root: Path) -> None:
+    """Refuse to make a store where there is something, except what a crashed ``init`` left.
+
+    Raises:
+        StoreExistsError: there is a Share model, or something that is not ours.
+    """
+    if not os.path.lexists(root):
+        return
+    if not root.is_dir():
+        raise StoreExistsError(str(root), "there is a file already", "Choose another path")
+    if os.path.lexists(root / HEAD):
+        raise StoreExistsError(str(root), "there is a Share model already", _ELSEWHERE)
+    foreign = next(_foreign(root), None)
+    if foreign is not None:
+        why = f"the directory is not empty: {foreign.name!r}"
+        raise StoreExistsError(str(root), why, "Choose an empty or a new directory")
+    if any(number > 1 for number in versions_on_disk(root)):
+        why = f"a Share model that lost its {HEAD}"
+        raise StoreExistsError(str(root), why, "`sharespace rollback` to one of its versions")
+
+
+def _foreign(root: Path) -> Iterator[Path]:
+    """What no ``init`` of ours made."""
+    patterns = {OBJECTS: OBJECT_NAME, VERSIONS: MANIFEST_NAME}
+    for name in _names(root):
+        if name not in (OBJECTS, VERSIONS, LOCK) and not name.startswith(atomic.TEMPORARY):
+            yield root / name
+    for directory, pattern in patterns.items():
+        for name in _names(root / directory):
+            if not pattern.fullmatch(name) and not name.startswith(atomic.TEMPORARY):
+                yield root / directory / name
+
+
+def make_directories(root: Path) -> None:
+    """Create a store's directories."""
+    for path in (root, root / OBJECTS, root / VERSIONS):
+        atomic.make_directory(path)
+
+
+def refuse_links(root: Path) -> None:
+    """Refuse to write where a link leads out of the store.
+
+    Raises:
+        StoreError: a directory of the store is a symbolic link.
+    """
+    for name in (OBJECTS, VERSIONS):
+        if (root / name).is_symlink():
+            why = "a symbolic link; writing would change files outside of the store"
+            raise StoreError(str(root / name), why, "Copy the store to a place of its own")
+
+
+def clear_unfinished(root: Path, current: int) -> None:
+    """Remove what a crashed writer left: temporary files, manifests that HEAD never named.
+
+    Only for the holder of the lock. Objects without a manifest stay; the next commit may use
+    them, and ``prune`` removes them.
+    """
+    for directory in (root, root / OBJECTS, root / VERSIONS):
+        stale = [n for n in _names(directory) if n.startswith(atomic.TEMPORARY)]
+        if stale:
+            atomic.remove_files(directory, stale)
+    unnamed = [ref.name for n, ref in versions_on_disk(root).items() if n > current]
+    if unnamed:
+        atomic.remove_files(root / VERSIONS, unnamed)
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return [path.name for path in directory.iterdir()]
+    except FileNotFoundError:
+        return []

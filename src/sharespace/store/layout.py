@@ -1,0 +1,183 @@
+"""What a store consists of: names of files, and the values that its JSON files hold.
+
+docs/format.md is the specification; this file and ``schema`` are its Python form.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from sharespace.shapes import ModuleShape
+from sharespace.subspace.adapter import BaseModel
+from sharespace.subspace.state import Certificate, Settings
+
+FORMAT = "sharespace"
+SCHEMA_VERSION = 1
+
+HEAD = "share.json"
+LOCK = "lock"
+VERSIONS = "versions"
+OBJECTS = "objects"
+
+MAX_HEAD_BYTES = 1 << 16
+MAX_MANIFEST_BYTES = 1 << 30
+
+MANIFEST_NAME = re.compile(r"(?P<number>[0-9]{8,18})-(?P<sha256>[0-9a-f]{64})\.json", re.ASCII)
+OBJECT_NAME = re.compile(
+    r"(?P<role>basis|task|kept)-(?P<sha256>[0-9a-f]{64})\.safetensors", re.ASCII
+)
+
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+"""Name in the manifest -> dtype of bases and coefficients."""
+
+
+@dataclass(frozen=True)
+class FileRef:
+    """A file of the store, by content."""
+
+    file: str
+    """Path from the store's directory: ``objects/<role>-<sha256>.safetensors``."""
+    sha256: str
+    bytes: int
+
+    @property
+    def name(self) -> str:
+        """File name within its directory."""
+        return self.file.rpartition("/")[2]
+
+
+def object_ref(role: str, sha256: str, size: int) -> FileRef:
+    """The reference of a tensor file; ``role`` is ``basis``, ``task`` or ``kept``."""
+    return FileRef(f"{OBJECTS}/{role}-{sha256}.safetensors", sha256, size)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What made a version."""
+
+    verb: str
+    """``init``, ``add``, ``remove``, ``rename``, ``union``, ``rollback`` ...; not empty."""
+    tasks: tuple[str, ...] = ()
+    """Names of the tasks it was about."""
+    version: int | None = None
+    """``rollback``: the version that was gone back to."""
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """One adapted module in a manifest."""
+
+    module: str
+    shape: ModuleShape
+    k: tuple[int, int]
+    """(k_left, k_right)."""
+    cap: tuple[int, int] | None
+    certificate: Certificate | None
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """What is worth knowing about a task without opening its file."""
+
+    format: str
+    """``Provenance.format``."""
+    source: str
+    """``Provenance.source``."""
+    adapter_bytes: int
+    coefficient_bytes: int
+    """Bytes of the coefficients as they are stored."""
+    modules: int
+    """Number of modules that the task adapts."""
+    norm: float
+    """``Ledger.total_norm``."""
+    bound: float
+    """``Ledger.bound``, relative."""
+    measured: bool
+    """``Ledger.measured``: the bound is the error itself."""
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """One task in a manifest; its name stands nowhere else."""
+
+    name: str
+    coefficients: FileRef
+    kept: FileRef | None
+    summary: TaskSummary
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a version says about the model; two versions may have the same content."""
+
+    base: BaseModel
+    fingerprint: str
+    settings: Settings
+    dtype: torch.dtype
+    layers: tuple[LayerEntry, ...]
+    basis: FileRef
+    tasks: tuple[TaskEntry, ...]
+
+    @property
+    def files(self) -> dict[str, FileRef]:
+        """Every tensor file of the version, by path, each once."""
+        refs = [self.basis]
+        for task in self.tasks:
+            refs += [task.coefficients] if task.kept is None else [task.coefficients, task.kept]
+        return {ref.file: ref for ref in refs}
+
+
+@dataclass(frozen=True)
+class ManifestRef:
+    """A version by number and content."""
+
+    number: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """File name within ``versions/``."""
+        return f"{self.number:08d}-{self.sha256}.json"
+
+    @property
+    def file(self) -> str:
+        """Path from the store's directory."""
+        return f"{VERSIONS}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One committed version."""
+
+    number: int
+    parent: ManifestRef | None
+    created: str
+    """UTC, ISO 8601 with seconds."""
+    tool: str
+    """What wrote it, for example ``sharespace 0.1.0``."""
+    operation: Operation
+    content: Content
+
+
+@dataclass(frozen=True)
+class Version:
+    """Summary of a committed version; equal only where the bytes of the manifest are."""
+
+    number: int
+    sha256: str
+    """Of the manifest file."""
+    created: str
+    operation: Operation
+    task_count: int
+
+    @property
+    def ref(self) -> ManifestRef:
+        return ManifestRef(self.number, self.sha256)

@@ -1,0 +1,156 @@
+"""Mappings that read a store's files when they are asked, and remember where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sharespace.store.fields import corrupt
+from sharespace.store.layout import Content, FileRef, LayerEntry, TaskEntry
+from sharespace.store.objects import OpenedFile, StoredFile
+from sharespace.store.taskfile import read_task
+from sharespace.subspace.state import LayerSubspace, ShareModel, Task
+
+LEFT_BASIS = "left_basis"
+RIGHT_BASIS = "right_basis"
+
+
+class StoredKept(Mapping[str, Tensor]):
+    """What a task keeps: one tensor is read at a time, and none is held here."""
+
+    def __init__(self, root: Path, ref: FileRef, *, verify: bool) -> None:
+        self.stored = StoredFile(root, ref)
+        self._unverified = verify
+        self._names: list[str] | None = None
+
+    def _open(self) -> OpenedFile:
+        opened = OpenedFile(self.stored.root, self.stored.ref, hashed=self._unverified)
+        self._unverified = False
+        return opened
+
+    def _known(self) -> list[str]:
+        if self._names is None:
+            self._names = self._open().names
+        return self._names
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._known():
+            raise KeyError(name)
+        return self._open().tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+
+class StoredLayers(Mapping[str, LayerSubspace]):
+    """The subspaces; the basis file is opened at the first access and its pages read on use."""
+
+    def __init__(self, root: Path, content: Content, *, verify: bool) -> None:
+        self.stored = StoredFile(root, content.basis)
+        self.entries = {entry.module: entry for entry in content.layers}
+        self.dtype = content.dtype
+        self._verify = verify
+        self._opened: OpenedFile | None = None
+        self._read: dict[str, LayerSubspace] = {}
+
+    def _open(self) -> OpenedFile:
+        if self._opened is None:
+            opened = OpenedFile(self.stored.root, self.stored.ref, hashed=self._verify)
+            check_basis_names(opened, self.entries)
+            self._opened = opened
+        return self._opened
+
+    def __getitem__(self, module: str) -> LayerSubspace:
+        if module not in self._read:
+            self._read[module] = read_layer(self._open(), self.entries[module], self.dtype)
+        return self._read[module]
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+class StoredTasks(Mapping[str, Task]):
+    """The tasks; each task's file is read and checked at the first access."""
+
+    def __init__(self, root: Path, content: Content, *, verify: bool) -> None:
+        self.root = root
+        self.entries = {entry.name: entry for entry in content.tasks}
+        self.layers = {entry.module: entry for entry in content.layers}
+        self.dtype = content.dtype
+        self._verify = verify
+        self._read: dict[str, Task] = {}
+
+    def __getitem__(self, name: str) -> Task:
+        if name not in self._read:
+            self._read[name] = self._load(self.entries[name])
+        return self._read[name]
+
+    def _load(self, entry: TaskEntry) -> Task:
+        opened = OpenedFile(self.root, entry.coefficients, hashed=self._verify)
+        kept: Mapping[str, Tensor] = {}
+        if entry.kept is not None:
+            kept = StoredKept(self.root, entry.kept, verify=self._verify)
+        return read_task(opened, entry.name, kept, self.layers, self.dtype)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def lazy_model(root: Path, content: Content, *, verify: bool) -> ShareModel:
+    """The model of a version; reads no tensor file yet."""
+    return ShareModel(
+        base=content.base,
+        settings=content.settings,
+        dtype=content.dtype,
+        layers=StoredLayers(root, content, verify=verify),
+        tasks=StoredTasks(root, content, verify=verify),
+    )
+
+
+def basis_names(module: str) -> tuple[str, str]:
+    """Keys of a module's bases in the basis file."""
+    return f"{module}.{LEFT_BASIS}", f"{module}.{RIGHT_BASIS}"
+
+
+def check_basis_names(opened: OpenedFile, layers: Mapping[str, LayerEntry]) -> None:
+    """Refuse a basis file that has not exactly the tensors of these modules.
+
+    Raises:
+        CorruptStoreError: it has others, or lacks some.
+    """
+    wanted = {name for module in layers for name in basis_names(module)}
+    odd = wanted.symmetric_difference(opened.names)
+    if odd:
+        raise corrupt(str(opened.path), f"missing or unknown tensors: {sorted(odd)[:5]}")
+
+
+def read_layer(opened: OpenedFile, entry: LayerEntry, dtype: torch.dtype) -> LayerSubspace:
+    """One module's subspace from the basis file.
+
+    Raises:
+        CorruptStoreError: shapes or dtypes are not those of the manifest.
+    """
+    left, right = (opened.matrix(name, dtype) for name in basis_names(entry.module))
+    wanted = [(entry.shape.out_features, entry.k[0]), (entry.shape.in_features, entry.k[1])]
+    found = [tuple(left.shape), tuple(right.shape)]
+    if found != wanted:
+        raise corrupt(str(opened.path), f"module {entry.module!r}: {found} instead of {wanted}")
+    return LayerSubspace(entry.shape, left, right, entry.cap, entry.certificate)

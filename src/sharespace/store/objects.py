@@ -1,0 +1,242 @@
+"""Tensor files, by content: a deterministic writer of safetensors, and a checked reader.
+
+The writer is our own because a file's name is the hash of its bytes: the same tensors must give
+the same bytes in every release of every library. The reader is the safetensors library's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sharespace.errors import StoreError
+from sharespace.store.atomic import Blocks, write_files
+from sharespace.store.fields import corrupt
+from sharespace.store.layout import OBJECTS, FileRef, object_ref
+
+METADATA_KEY = "sharespace"
+"""The one key of a file's ``__metadata__``; its value is JSON."""
+
+_DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.uint32: "U32",
+    torch.float32: "F32",
+    torch.int64: "I64",
+    torch.uint64: "U64",
+    torch.float64: "F64",
+}
+_READ_BLOCK = 1 << 20
+
+
+class Payload(Protocol):
+    """Something that can be written as one object."""
+
+    @property
+    def ref(self) -> FileRef: ...
+
+    def blocks(self) -> Blocks:
+        """The file's bytes, in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class TensorFile:
+    """Tensors on their way to a file; read one at a time, so a lazy mapping stays lazy."""
+
+    role: str
+    tensors: Mapping[str, Tensor]
+    order: tuple[str, ...]
+    header: bytes
+
+    def blocks(self) -> Iterator[bytes | memoryview]:
+        yield self.header
+        for name in self.order:
+            yield tensor_bytes_of(self.tensors[name])
+
+    @cached_property
+    def ref(self) -> FileRef:
+        digest, size = hashlib.sha256(), 0
+        for block in self.blocks():
+            digest.update(block)
+            size += len(block)
+        return object_ref(self.role, digest.hexdigest(), size)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFile:
+    """An object that a store has already; copied byte by byte where another store needs it."""
+
+    root: Path
+    ref: FileRef
+
+    def blocks(self) -> Iterator[bytes]:
+        with (self.root / self.ref.file).open("rb") as file:
+            while block := file.read(_READ_BLOCK):
+                yield block
+
+
+def tensor_bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's values in row-major order, little-endian."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def tensor_file(role: str, tensors: Mapping[str, Tensor], metadata: str | None) -> TensorFile:
+    """Plan a file: header and order of the data; widest dtype first, then by name.
+
+    Args:
+        role: ``basis``, ``task`` or ``kept``.
+        tensors: any dense tensors of the dtypes that safetensors has.
+        metadata: JSON text for the one key of ``__metadata__``; None: no metadata.
+
+    Raises:
+        StoreError: a name or a dtype has no place in a safetensors file.
+    """
+    described = {name: _describe(role, name, tensors[name]) for name in tensors}
+    order = sorted(described, key=lambda name: (-described[name][0].itemsize, name))
+    header: dict[str, object] = {}
+    if metadata is not None:
+        header["__metadata__"] = {METADATA_KEY: metadata}
+    end = 0
+    for name in order:
+        dtype, shape = described[name]
+        begin, end = end, end + shape.numel() * dtype.itemsize
+        header[name] = {
+            "dtype": _DTYPES[dtype],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
+        }
+    return TensorFile(role, tensors, tuple(order), _header_bytes(header))
+
+
+def _describe(role: str, name: str, tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
+    what = f"{role} tensor {name!r}"
+    if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided or tensor.is_meta:
+        why = f"{tensor.dtype}, {tensor.layout} on {tensor.device} cannot be stored"
+        raise StoreError(what, why, "Convert it to a dense tensor of an ordinary dtype")
+    if name == "__metadata__" or any("\ud800" <= c <= "\udfff" for c in name):
+        raise StoreError(what, "a safetensors file cannot have such a key", "Rename it")
+    return tensor.dtype, tensor.shape
+
+
+def _header_bytes(header: Mapping[str, object]) -> bytes:
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_objects(root: Path, payloads: Mapping[str, Payload]) -> None:
+    """Write the objects (by path) that the store does not have yet, and make all durable.
+
+    Raises:
+        StoreError: the tensors of one changed while it was written.
+    """
+    missing = (p for p in payloads.values() if not _is_there(root, p.ref))
+    write_files(root / OBJECTS, ((p.ref.name, _same(p)) for p in missing))
+
+
+def _is_there(root: Path, ref: FileRef) -> bool:
+    try:
+        info = (root / ref.file).stat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(info.st_mode) and info.st_size == ref.bytes
+
+
+def _same(payload: Payload) -> Blocks:
+    """The payload's blocks; refuses at the end where they are not those that gave the name."""
+    digest = hashlib.sha256()
+    for block in payload.blocks():
+        digest.update(block)
+        yield block
+    if digest.hexdigest() != payload.ref.sha256:
+        why = "its bytes are not the ones that were hashed: damaged, or changed meanwhile"
+        raise StoreError(payload.ref.file, why, "Check the disk it is read from; nothing was lost")
+
+
+def check_file(root: Path, ref: FileRef, *, hashed: bool) -> Path:
+    """The path of an object that has the size, and on demand the hash, of its reference.
+
+    Raises:
+        CorruptStoreError: it is missing, has another size, or other bytes.
+    """
+    path = root / ref.file
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise corrupt(str(path), "not a regular file")
+        if info.st_size != ref.bytes:
+            raise corrupt(str(path), f"{info.st_size} bytes instead of {ref.bytes}")
+        if hashed and _sha256(path) != ref.sha256:
+            raise corrupt(str(path), "its bytes are not those that were committed (sha256)")
+    except FileNotFoundError:
+        raise corrupt(str(path), "missing") from None
+    return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_READ_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
+    return digest.hexdigest()
+
+
+class OpenedFile:
+    """A tensor file that was checked; tensors are mapped, their pages read on first use.
+
+    Raises:
+        CorruptStoreError: the file is not what was committed, or not a safetensors file.
+    """
+
+    def __init__(self, root: Path, ref: FileRef, *, hashed: bool) -> None:
+        self.path = check_file(root, ref, hashed=hashed)
+        try:
+            # A context manager in name only: it holds a mapping, which the tensors share.
+            self._file: Any = safe_open(self.path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise corrupt(str(self.path), f"not a safetensors file: {error}") from error
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._file.keys())
+
+    @property
+    def metadata(self) -> bytes:
+        """JSON text of the metadata; empty where there is none."""
+        text: str = (self._file.metadata() or {}).get(METADATA_KEY, "")
+        return text.encode("utf-8")
+
+    def tensor(self, name: str) -> Tensor:
+        try:
+            tensor: Tensor = self._file.get_tensor(name)
+        except SafetensorError as error:
+            raise corrupt(str(self.path), f"tensor {name!r}: {error}") from error
+        return tensor
+
+    def matrix(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A tensor that must have two dimensions and this dtype."""
+        tensor = self.tensor(name)
+        if tensor.dtype != dtype or tensor.ndim != 2:
+            found = f"{tensor.dtype} {list(tensor.shape)}"
+            raise corrupt(str(self.path), f"tensor {name!r}: {found} instead of a {dtype} matrix")
+        return tensor

@@ -1,0 +1,269 @@
+"""JSON <-> the values of ``layout``: schema version 1."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict
+from typing import Literal, cast
+
+from sharespace.errors import SchemaVersionError
+from sharespace.shapes import Kind, ModuleShape, fingerprint
+from sharespace.store.fields import Fields, dump_json, parse_json
+from sharespace.store.layout import (
+    DTYPES,
+    FORMAT,
+    MANIFEST_NAME,
+    OBJECT_NAME,
+    OBJECTS,
+    SCHEMA_VERSION,
+    VERSIONS,
+    Content,
+    FileRef,
+    LayerEntry,
+    Manifest,
+    ManifestRef,
+    Operation,
+    TaskEntry,
+    TaskSummary,
+    Version,
+)
+from sharespace.subspace.adapter import BaseModel
+from sharespace.subspace.state import Certificate, Settings
+
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def head_to_json(current: ManifestRef) -> bytes:
+    """The bytes of ``share.json``."""
+    return dump_json({**_marks(), "current": current.file, "sha256": current.sha256})
+
+
+def head_from_json(data: bytes, file: str) -> ManifestRef:
+    """The current version, from the bytes of ``share.json``.
+
+    Raises:
+        SchemaVersionError: a newer sharespace wrote it.
+        CorruptStoreError: it is broken.
+    """
+    fields = _checked(data, file)
+    current = fields.text("current")
+    directory, _, name = current.rpartition("/")
+    match = MANIFEST_NAME.fullmatch(name)
+    if directory != VERSIONS or not match:
+        fields.wrong("current", f"not the path of a version: {current[:80]!r}")
+    ref = ManifestRef(int(match["number"]), match["sha256"])
+    if fields.text("sha256") != ref.sha256 or ref.number < 1 or ref.file != current:
+        fields.wrong("current", f"does not agree with its number or sha256: {current!r}")
+    return ref
+
+
+def manifest_to_json(manifest: Manifest) -> bytes:
+    """The bytes of a file in ``versions/``.
+
+    Raises:
+        ValueError, TypeError, KeyError: a value has no JSON in this schema.
+    """
+    parent = manifest.parent
+    return dump_json(
+        {
+            **_marks(),
+            "version": manifest.number,
+            "parent": parent and {"version": parent.number, "sha256": parent.sha256},
+            "created": manifest.created,
+            "tool": manifest.tool,
+            "operation": asdict(manifest.operation),
+            **_content_to_json(manifest.content),
+        }
+    )
+
+
+def manifest_from_json(data: bytes, file: str) -> Manifest:
+    """A version, from the bytes of a file in ``versions/``.
+
+    Raises:
+        SchemaVersionError: a newer sharespace wrote it.
+        CorruptStoreError: it is broken.
+    """
+    fields = _checked(data, file)
+    return Manifest(
+        number=fields.whole("version", least=1),
+        parent=None if fields.is_null("parent") else _parent(fields.child("parent")),
+        created=fields.text("created", _TIME),
+        tool=fields.text("tool"),
+        operation=_operation(fields.child("operation")),
+        content=_content(fields),
+    )
+
+
+def summary_from_json(data: bytes, ref: ManifestRef) -> Version:
+    """What ``history`` shows of a version; the rest of the manifest is not looked at.
+
+    Raises:
+        SchemaVersionError: a newer sharespace wrote it.
+        CorruptStoreError: it is broken.
+    """
+    fields = _checked(data, ref.file)
+    return Version(
+        number=ref.number,
+        sha256=ref.sha256,
+        created=fields.text("created", _TIME),
+        operation=_operation(fields.child("operation")),
+        task_count=len(fields.children("tasks")),
+    )
+
+
+def _marks() -> dict[str, object]:
+    return {"format": FORMAT, "schema_version": SCHEMA_VERSION}
+
+
+def _checked(data: bytes, file: str) -> Fields:
+    fields = Fields(parse_json(data, file), file)
+    fields.one_of("format", FORMAT)
+    found = fields.whole("schema_version", least=1)
+    if found > SCHEMA_VERSION:
+        why = f"written in schema version {found}; this release reads up to {SCHEMA_VERSION}"
+        raise SchemaVersionError(file, why, "Upgrade: pip install -U sharespace")
+    return fields
+
+
+def _parent(fields: Fields) -> ManifestRef:
+    return ManifestRef(fields.whole("version", least=1), fields.text("sha256", _SHA256))
+
+
+def _operation(fields: Fields) -> Operation:
+    verb = fields.text("verb")
+    if not verb:
+        fields.wrong("verb", "must not be empty")
+    version = None if fields.is_null("version") else fields.whole("version", least=1)
+    return Operation(verb, fields.texts("tasks"), version)
+
+
+def _content_to_json(content: Content) -> dict[str, object]:
+    return {
+        "base_model": {**asdict(content.base), "fingerprint": content.fingerprint},
+        "settings": asdict(content.settings),
+        "dtype": _DTYPE_NAMES[content.dtype],
+        "layers": [_layer_to_json(layer) for layer in content.layers],
+        "basis": asdict(content.basis),
+        "tasks": [asdict(task) for task in content.tasks],
+    }
+
+
+def _content(fields: Fields) -> Content:
+    base = fields.child("base_model")
+    content = Content(
+        base=BaseModel(_text_or_null(base, "id"), _text_or_null(base, "revision")),
+        fingerprint=base.text("fingerprint", _SHA256),
+        settings=_settings(fields.child("settings")),
+        dtype=DTYPES[fields.one_of("dtype", *DTYPES)],
+        layers=tuple(_layer(f) for f in fields.children("layers")),
+        basis=_file_ref(fields.child("basis"), "basis"),
+        tasks=tuple(_task(f) for f in fields.children("tasks")),
+    )
+    _refuse_duplicates(fields, "layers", [layer.module for layer in content.layers])
+    _refuse_duplicates(fields, "tasks", [task.name for task in content.tasks])
+    if content.fingerprint != fingerprint({la.module: la.shape for la in content.layers}):
+        base.wrong("fingerprint", "not that of the layers")
+    return content
+
+
+def _refuse_duplicates(fields: Fields, key: str, names: list[str]) -> None:
+    if "" in names:
+        fields.wrong(key, "a name is empty")
+    if len(set(names)) != len(names):
+        double = next(n for n in names if names.count(n) > 1)
+        fields.wrong(key, f"{double!r} stands there twice")
+
+
+def _text_or_null(fields: Fields, key: str) -> str | None:
+    return None if fields.is_null(key) else fields.text(key)
+
+
+def _settings(fields: Fields) -> Settings:
+    return Settings(
+        method=cast(Literal["joint", "share"], fields.one_of("method", "joint", "share")),
+        centred=fields.flag("centred"),
+        p=None if fields.is_null("p") else fields.whole("p", least=1),
+        cap=None if fields.is_null("cap") else fields.whole("cap", least=1),
+        budget=None if fields.is_null("budget") else fields.whole("budget"),
+        seed=fields.whole("seed", least=-(2**63)),
+    )
+
+
+def _layer_to_json(layer: LayerEntry) -> dict[str, object]:
+    return {
+        "module": layer.module,
+        **asdict(layer.shape),
+        "k_left": layer.k[0],
+        "k_right": layer.k[1],
+        "cap": layer.cap,
+        "certificate": layer.certificate and asdict(layer.certificate),
+    }
+
+
+def _layer(fields: Fields) -> LayerEntry:
+    cap = None if fields.is_null("cap") else fields.wholes("cap", count=2)
+    return LayerEntry(
+        module=fields.text("module"),
+        shape=_shape(fields),
+        k=(fields.whole("k_left"), fields.whole("k_right")),
+        cap=None if cap is None else (cap[0], cap[1]),
+        certificate=None if fields.is_null("certificate") else _certificate(fields),
+    )
+
+
+def _shape(fields: Fields) -> ModuleShape:
+    kernel = fields.wholes("kernel", least=1)
+    shape = ModuleShape(
+        out_features=fields.whole("out_features", least=1),
+        in_features=fields.whole("in_features", least=1),
+        kind=cast(Kind, fields.one_of("kind", "linear", "conv")),
+        kernel=kernel,
+    )
+    if (shape.kind == "conv") != bool(kernel) or shape.in_features % math.prod(kernel):
+        fields.wrong("kernel", f"does not fit {shape}")
+    return shape
+
+
+def _certificate(fields: Fields) -> Certificate:
+    inner = fields.child("certificate")
+    return Certificate(
+        discarded_left=inner.number("discarded_left"),
+        discarded_right=inner.number("discarded_right"),
+        rank_tail=inner.number("rank_tail"),
+    )
+
+
+def _task(fields: Fields) -> TaskEntry:
+    return TaskEntry(
+        name=fields.text("name"),
+        coefficients=_file_ref(fields.child("coefficients"), "task"),
+        kept=None if fields.is_null("kept") else _file_ref(fields.child("kept"), "kept"),
+        summary=_summary(fields.child("summary")),
+    )
+
+
+def _summary(fields: Fields) -> TaskSummary:
+    return TaskSummary(
+        format=fields.text("format"),
+        source=fields.text("source"),
+        adapter_bytes=fields.whole("adapter_bytes"),
+        coefficient_bytes=fields.whole("coefficient_bytes"),
+        modules=fields.whole("modules"),
+        norm=fields.number("norm"),
+        bound=fields.number("bound"),
+        measured=fields.flag("measured"),
+    )
+
+
+def _file_ref(fields: Fields, role: str) -> FileRef:
+    """Only names that the store makes itself are accepted, so that no path leads out of it."""
+    file, sha256 = fields.text("file"), fields.text("sha256", _SHA256)
+    directory, _, name = file.rpartition("/")
+    match = OBJECT_NAME.fullmatch(name)
+    if directory != OBJECTS or not match or match["role"] != role or match["sha256"] != sha256:
+        fields.wrong("file", f"not {OBJECTS}/{role}-<its sha256>.safetensors: {file[:120]!r}")
+    return FileRef(file, sha256, fields.whole("bytes", least=8))

@@ -1,0 +1,243 @@
+"""A Share model on disk: commit, load, history, rollback.
+
+Readers take no lock: what HEAD names never changes. Writers hold the lock, write new files
+beside the old ones, and move HEAD last, in one rename.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from hashlib import sha256
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TypeAlias
+
+from sharespace.errors import (
+    CorruptStoreError,
+    StoreConflictError,
+    StoreNotFoundError,
+)
+from sharespace.store import atomic
+from sharespace.store.directory import (
+    clear_unfinished,
+    committed_versions,
+    find_version,
+    make_directories,
+    manifest_bytes,
+    no_version,
+    read_head,
+    read_manifest,
+    refuse_existing,
+    refuse_links,
+    versions_on_disk,
+)
+from sharespace.store.layout import (
+    HEAD,
+    LOCK,
+    VERSIONS,
+    Content,
+    Manifest,
+    ManifestRef,
+    Operation,
+    Version,
+)
+from sharespace.store.lazy import lazy_model
+from sharespace.store.objects import check_file, write_objects
+from sharespace.store.plan import plan_commit
+from sharespace.store.schema import head_to_json, manifest_to_json, summary_from_json
+from sharespace.subspace.state import ShareModel
+
+StorePath: TypeAlias = "str | os.PathLike[str]"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkout:
+    """A version of a store that was opened."""
+
+    path: Path
+    version: Version
+    """To be given to ``commit`` as ``expected_parent``."""
+    manifest: Manifest
+    """All that is known without opening a tensor file."""
+    model: ShareModel
+    """Reads bases, tasks and what they keep when they are asked for."""
+
+
+def checkout(path: StorePath, version: int | None = None, *, verify: bool = True) -> Checkout:
+    """Open a version of the store at ``path``.
+
+    Args:
+        version: its number; None: the current one.
+        verify: check the hash of each tensor file when it is opened first. Manifests are always
+            checked, and so are sizes, keys, shapes and dtypes.
+
+    Raises:
+        StoreNotFoundError: there is no store, or no such version.
+        SchemaVersionError: a newer sharespace wrote it.
+        CorruptStoreError: a file is missing or damaged. Tensor files raise it on first access.
+        StoreError: the operating system refused to read.
+    """
+    root = Path(path)
+    with atomic.disk_errors(root, "reading the Share model"):
+        ref, manifest = _read_version(root, version)
+    model = lazy_model(root, manifest.content, verify=verify)
+    return Checkout(root, _summary(ref, manifest), manifest, model)
+
+
+def load(path: StorePath, version: int | None = None, *, verify: bool = True) -> ShareModel:
+    """The model of ``checkout``, where the version that it came from is of no use."""
+    return checkout(path, version, verify=verify).model
+
+
+def _read_version(root: Path, number: int | None) -> tuple[ManifestRef, Manifest]:
+    while True:
+        ref = find_version(root, number)
+        try:
+            return ref, read_manifest(root, ref)
+        except CorruptStoreError:
+            # Another process may have committed and pruned between our two reads.
+            if number is not None or read_head(root) == ref:
+                raise
+
+
+def _summary(ref: ManifestRef, manifest: Manifest) -> Version:
+    count = len(manifest.content.tasks)
+    return Version(ref.number, ref.sha256, manifest.created, manifest.operation, count)
+
+
+def commit(
+    path: StorePath,
+    model: ShareModel,
+    *,
+    operation: Operation,
+    expected_parent: Version | None,
+    timeout: float = 0.0,
+) -> Version:
+    """Write a model as the next version of the store at ``path``.
+
+    A crash at any instant leaves the previous version whole and current. Files that the store
+    has already are not written again.
+
+    Args:
+        operation: what made this version, for the history.
+        expected_parent: the version that the model was made from (``Checkout.version``, or what
+            the last ``commit`` returned); None makes a new store.
+        timeout: seconds to wait for another writer.
+
+    Raises:
+        StoreExistsError: a new store was wanted and there is something already.
+        StoreNotFoundError: there is no store and a parent was given.
+        StoreConflictError: the current version is not ``expected_parent``.
+        StoreLockedError: another writer is at work.
+        MismatchError: bases and coefficients of the model do not fit together.
+        StoreError: the model has something that cannot be written, or the disk refused.
+    """
+    root = Path(path)
+    with atomic.disk_errors(root, "writing the Share model"):
+        _refuse_early(root, expected_parent)
+        plan = plan_commit(model, operation)
+        if expected_parent is None:
+            make_directories(root)
+        with atomic.lock(root / LOCK, timeout):
+            parent = _check_parent(root, expected_parent)
+            write_objects(root, plan.payloads)
+            number = parent.number + 1 if parent else 1
+            return _publish(root, number, parent, operation, plan.content)
+
+
+def _refuse_early(root: Path, expected: Version | None) -> None:
+    """Refuse before any work, and before anything is made on disk."""
+    if expected is None:
+        refuse_existing(root)
+    else:
+        read_head(root)
+    refuse_links(root)
+
+
+def _check_parent(root: Path, expected: Version | None) -> ManifestRef | None:
+    """The parent of the new version, now that no other writer can move it."""
+    if expected is None:
+        refuse_existing(root)
+        clear_unfinished(root, 0)
+        return None
+    head = read_head(root)
+    if head != expected.ref:
+        why = f"version {head.number} was committed after version {expected.number} was loaded"
+        raise StoreConflictError(str(root), why, "Load it again and repeat the change")
+    clear_unfinished(root, head.number)
+    return head
+
+
+def _publish(
+    root: Path,
+    number: int,
+    parent: ManifestRef | None,
+    operation: Operation,
+    content: Content,
+) -> Version:
+    created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    tool = f"sharespace {package_version('sharespace')}"
+    manifest = Manifest(number, parent, created, tool, operation, content)
+    data = manifest_to_json(manifest)
+    ref = ManifestRef(number, sha256(data).hexdigest())
+    atomic.write_files(root / VERSIONS, [(ref.name, [data])])
+    atomic.write_files(root, [(HEAD, [head_to_json(ref)])])
+    return _summary(ref, manifest)
+
+
+def history(path: StorePath) -> list[Version]:
+    """The versions that are there, oldest first; the last one is current.
+
+    Raises:
+        StoreNotFoundError: there is no store.
+        CorruptStoreError: HEAD or a manifest is damaged.
+    """
+    root = Path(path)
+    with atomic.disk_errors(root, "reading the history"):
+        refs = committed_versions(root).values()
+        return [summary_from_json(manifest_bytes(root, ref), ref) for ref in refs]
+
+
+def rollback(path: StorePath, version: int, *, timeout: float = 0.0) -> Version:
+    """Go back to the content of an old version, as a new version; history is kept.
+
+    It works also where HEAD is damaged or lost. The old version's files are checked first.
+
+    Raises:
+        StoreNotFoundError: there is no store, or no such version.
+        CorruptStoreError: a file of that version is damaged.
+        StoreLockedError: another writer is at work.
+    """
+    root = Path(path)
+    with atomic.disk_errors(root, "rolling back"):
+        refuse_links(root)
+        _committed(root, version)
+        with atomic.lock(root / LOCK, timeout):
+            head, ref = _committed(root, version)
+            content = read_manifest(root, ref).content
+            for file in content.files.values():
+                check_file(root, file, hashed=True)
+            if head is not None:
+                clear_unfinished(root, head.number)
+            number = max(versions_on_disk(root)) + 1
+            operation = Operation("rollback", version=version)
+            return _publish(root, number, head, operation, content)
+
+
+def _committed(root: Path, number: int) -> tuple[ManifestRef | None, ManifestRef]:
+    """HEAD (None where it is damaged or lost) and the version of that number."""
+    known = versions_on_disk(root)
+    head: ManifestRef | None = None
+    try:
+        head = read_head(root)
+        known = {n: ref for n, ref in known.items() if n <= head.number}
+    except StoreNotFoundError:
+        if not known:
+            raise
+    except CorruptStoreError:
+        pass  # what a rollback repairs
+    if number not in known:
+        raise no_version(root, number, known)
+    return head, known[number]
