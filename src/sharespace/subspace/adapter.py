@@ -44,6 +44,10 @@ class Provenance:
     """Of the weights file, where there is one."""
 
 
+LEARNED = Provenance("learned")
+"""Of a task that was trained here and never was a file."""
+
+
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """One adapter, read lazily: nothing but headers is in memory until ``layer`` is called."""
@@ -64,7 +68,7 @@ class Adapter:
     by the key it has in the file; read on access, given back bit for bit on export."""
     config: Mapping[str, object] = field(default_factory=dict)
     """JSON values that an export needs: the fields of ``adapter_config.json`` for PEFT."""
-    provenance: Provenance = Provenance("learned")
+    provenance: Provenance = LEARNED
     nbytes: int = 0
     """Bytes of all its tensors, as the adapter stores them."""
 
@@ -105,6 +109,6 @@ class Adapter:
             layer=dict(updates).__getitem__,
             kept=kept,
             config=config or {},
-            provenance=provenance or Provenance("learned"),
+            provenance=provenance or LEARNED,
             nbytes=sum(t.numel() * t.element_size() for t in tensors),
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sharespace.errors import TaskExistsError, TaskNotFoundError
 from sharespace.shapes import ModuleShape, fingerprint
-from sharespace.subspace.adapter import BaseModel, Provenance
+from sharespace.subspace.adapter import LEARNED, BaseModel, Provenance
 
 Method = Literal["joint", "share"]
 
@@ -181,7 +181,7 @@ class Task:
     """What came with the task and is not compressed, by its key in the adapter's file."""
     config: Mapping[str, object] = field(default_factory=dict)
     """What an export needs (see Adapter.config)."""
-    provenance: Provenance = Provenance("learned")
+    provenance: Provenance = LEARNED
     adapter_bytes: int = 0
     """Bytes of the adapter it came from."""
 
@@ -203,6 +203,8 @@ class Settings:
     """Method ``share`` only: subtract the mean column and keep it as one direction."""
     p: int | None = None
     """Pseudo-rank; None: min(k, r) of each adapter, exact for the projection."""
+    cap: int | None = None
+    """Largest k a merge may grow a layer to; None: as many directions as the tasks need."""
     budget: int | None = None
     """Bytes that bases, coefficients and private updates may take together; None: no limit."""
     seed: int = 0

@@ -1,0 +1,116 @@
+"""Exact merging: enlarge a basis so that newcomers fit, without touching what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sharespace.linalg.canonical import Updates, canonicalise, concatenate
+from sharespace.linalg.truncated import orthonormal
+
+
+def new_directions(basis: Tensor, frame: Tensor, dropped: float) -> Tensor:
+    """Orthonormal directions that the columns of ``frame`` need beyond ``basis``.
+
+    Args:
+        basis: n x k, orthonormal columns.
+        frame: n x m; columns weighed so that one task's energy is 1.
+        dropped: directions are left out while their energy together is at most this, so a frame
+            that lies in the span adds none.
+
+    Returns:
+        n x k', orthonormal and orthogonal to ``basis``, leading directions first.
+    """
+    wide = basis.double()
+    rest = _outside(wide, frame.double())
+    q, r = torch.linalg.qr(rest)
+    u, s, _ = torch.linalg.svd(r, full_matrices=False)
+    tails = s.square().flip(0).cumsum(0).flip(0)
+    keep = min(int((tails > dropped).sum()), max(wide.shape[0] - wide.shape[1], 0))
+    found = _outside(wide, q @ u[:, :keep])
+    return orthonormal(found).to(basis.dtype)
+
+
+def _outside(basis: Tensor, columns: Tensor) -> Tensor:
+    """The part orthogonal to the basis; twice is enough (Kahan)."""
+    for _ in range(2):
+        columns = columns - basis @ (basis.mT @ columns)
+    return columns
+
+
+@dataclass(frozen=True, eq=False)
+class Framed:
+    """Tasks in orthonormal coordinates: dW_i = left (core dW_i) right^T, all float64."""
+
+    left: Tensor
+    """n x m, orthonormal columns."""
+    right: Tensor
+    """d x m', orthonormal columns."""
+    core: Updates
+    """The updates as m x m' matrices, in canonical form."""
+
+    def cores(self) -> Tensor:
+        """The updates themselves: tasks x m x m'."""
+        core = self.core
+        left = core.blocks(core.left.mT) * core.blocks(core.sigma)[..., None]
+        return left.mT @ core.blocks(core.right.mT)
+
+    def weighed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Left and right frames whose columns carry the tasks' weighed energy (n x m, d x m')."""
+        columns = self.core.sigma * self.core.rows(
+            weights[:, None].expand(-1, max(self.core.ranks, default=0))
+        )
+        return (
+            self.left @ _square_root(self.core.left * columns),
+            self.right @ _square_root(self.core.right * columns),
+        )
+
+
+def _square_root(columns: Tensor) -> Tensor:
+    """An m x m matrix with the same Gram columns columns^T."""
+    values, vectors = torch.linalg.eigh(columns @ columns.mT)
+    root: Tensor = vectors * values.clamp_min(0).sqrt()
+    return root
+
+
+def framed_updates(updates: Updates) -> Framed:
+    """Updates in coordinates of the orthonormalised stack of their own directions."""
+    left, r_left = torch.linalg.qr(updates.left.double())
+    right, r_right = torch.linalg.qr(updates.right.double())
+    return Framed(left, right, Updates(r_left, updates.sigma.double(), r_right, updates.ranks))
+
+
+def framed_coefficients(
+    left_basis: Tensor, right_basis: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]
+) -> Framed:
+    """Tasks of a subspace in its orthonormalised coordinates.
+
+    A basis cast to 16 bits is orthonormal only to its rounding: with basis = q r, a core C becomes
+    r_left C r_right^T in the coordinates of q.
+
+    Args:
+        pairs: for each task (E, F), k_left x p and k_right x p.
+    """
+    left, right = orthonormal(left_basis.double()), orthonormal(right_basis.double())
+    r_left, r_right = left.mT @ left_basis.double(), right.mT @ right_basis.double()
+    if not pairs:
+        return Framed(left, right, Updates(r_left[:, :0], r_left.new_zeros(0), r_right[:, :0], ()))
+    core = canonicalise([(r_left @ e.double(), r_right @ f.double()) for e, f in pairs])
+    return Framed(left, right, core)
+
+
+def together(old: Framed, new: Framed, left: Tensor, right: Tensor) -> Framed:
+    """Both sets of tasks in the coordinates of enlarged bases (n x k', d x k')."""
+    cores = [
+        Updates(
+            left.mT @ part.left @ part.core.left,
+            part.core.sigma,
+            right.mT @ part.right @ part.core.right,
+            part.core.ranks,
+        )
+        for part in (old, new)
+    ]
+    return Framed(left, right, concatenate(cores[0], cores[1]))

@@ -1,0 +1,73 @@
+"""Tasks in coordinates of a subspace: C_i = (left^T Y_i) diag(s_i) (Z_i^T right), batched.
+
+``seen`` arguments are what one basis sees of each task's own directions: tasks x r x k, the rows of
+Y_i^T left (or Z_i^T right). All results are float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sharespace.linalg.canonical import Updates
+
+
+@dataclass(frozen=True, eq=False)
+class CoreSvd:
+    """Singular value decompositions of the cores, tasks x (k_left or k_right) x q."""
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+
+    def factors(self, p: int | None = None) -> tuple[Tensor, Tensor]:
+        """E = U S^1/2 and F = V S^1/2 of the p leading directions, tasks x k x p.
+
+        A core that is zero gives E = 0 and F orthonormal, so that later training does not start
+        on a saddle.
+        """
+        q = self.values.shape[1] if p is None else min(p, self.values.shape[1])
+        root = self.values[:, :q].sqrt()
+        zero = (self.values[:, :1] == 0)[..., None]
+        scaled = self.right[..., :q] * root[:, None]
+        return self.left[..., :q] * root[:, None], torch.where(zero, self.right[..., :q], scaled)
+
+    def tail(self, p: int | None) -> Tensor:
+        """Energy beyond the p leading directions, per task."""
+        return self.values[:, p:].square().sum(1) if p is not None else self.values.new_zeros(())
+
+
+def seen_by(updates: Updates, left: Tensor) -> Tensor:
+    """Y_i^T left: tasks x r x k, zero rows where a task's rank is smaller."""
+    return updates.blocks(updates.left.mT @ left.to(updates.left.dtype))
+
+
+def core_svd(seen_left: Tensor, sigma: Tensor, seen_right: Tensor) -> CoreSvd:
+    """SVDs of all cores through r x r matrices, never k x k.
+
+    Args:
+        seen_left: tasks x r x k_left.
+        sigma: tasks x r.
+        seen_right: tasks x r x k_right.
+    """
+    q_left, r_left = torch.linalg.qr(seen_left.double().mT)
+    q_right, r_right = torch.linalg.qr(seen_right.double().mT)
+    u, s, vh = torch.linalg.svd((r_left * sigma.double()[:, None]) @ r_right.mT, False)
+    return CoreSvd(q_left @ u, s, q_right @ vh.mT)
+
+
+def cores(seen_left: Tensor, sigma: Tensor, seen_right: Tensor) -> Tensor:
+    """The cores themselves: tasks x k_left x k_right."""
+    return (seen_left.double().mT * sigma.double()[:, None]) @ seen_right.double()
+
+
+def captured(seen_left: Tensor, sigma: Tensor, seen_right: Tensor, p: int | None) -> Tensor:
+    """Energy of each task's core, of its p leading directions: [tasks]."""
+    ranks = min(seen_left.shape[1], seen_left.shape[2], seen_right.shape[2])
+    if p is not None and p < ranks:
+        return core_svd(seen_left, sigma, seen_right).values[:, :p].square().sum(1)
+    left = (seen_left @ seen_left.mT).double() * sigma.double()[:, None]
+    right = (seen_right @ seen_right.mT).double() * sigma.double()[:, None]
+    return (left * right.mT).sum((1, 2)).clamp_min(0)

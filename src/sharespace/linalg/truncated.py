@@ -1,0 +1,160 @@
+"""Leading left singular vectors of a stack of many small blocks, [left_i @ gains_i]_i.
+
+Small problems (or a k near the rank): exactly, by one decomposition on the smaller side in float64.
+Large ones with a small k: block subspace iteration from a random or a warm start, until the
+captured energy no longer grows; a fixed number of iterations is not enough, the spectra of
+unrelated adapters are flat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sharespace.linalg.canonical import Updates
+
+EXACT_SIDE = 192
+"""Up to this smaller side the exact way is also the faster one."""
+OVERSAMPLING = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Leading:
+    """The answer: an orthonormal basis and what it captures."""
+
+    basis: Tensor
+    """n x k', leading directions first; k' <= k where the stack's numerical rank is smaller."""
+    energies: Tensor
+    """float64 [k']: energy (squared singular value) along each direction."""
+
+
+def leading(
+    updates: Updates,
+    gains: Tensor,
+    k: int,
+    *,
+    dropped: float,
+    start: Tensor | None = None,
+    tol: float = 1e-4,
+    max_iterations: int = 24,
+    generator: torch.Generator | None = None,
+) -> Leading:
+    """Top-k left singular vectors of W = [left_i @ gains_i]_i.
+
+    Args:
+        updates: whose ``left`` (n x c) is the stack.
+        gains: tasks x largest rank x m, zero where a block is shorter.
+        k: at most so many directions.
+        dropped: trailing directions are left out while their energy together is at most this.
+        start: n x k0 orthonormal columns to start from; the captured energy never falls below
+            what they capture.
+        tol: stop when an iteration raises the captured energy by less than this fraction.
+        max_iterations: and after so many in any case.
+        generator: of the random start.
+    """
+    n, c = updates.left.shape
+    k = min(k, n, c)
+    if k == 0 or not bool((gains != 0).any()):
+        return Leading(updates.left[:, :0], torch.zeros(0, dtype=torch.float64))
+    side = min(n, c)
+    if side <= EXACT_SIDE or (start is None and 4 * (k + OVERSAMPLING) >= side):
+        return _trimmed(*_exact(updates, gains), k, dropped)
+    block = _block(updates, k, start, generator)
+    return _trimmed(*_iterate(updates, gains, block, k, tol, max_iterations), k, dropped)
+
+
+def _exact(updates: Updates, gains: Tensor) -> tuple[Tensor, Tensor]:
+    stack = _weighed_stack(updates, gains)
+    n, c = stack.shape
+    return _by_svd(stack) if min(n, c) <= EXACT_SIDE else _by_gram(stack)
+
+
+def _weighed_stack(updates: Updates, gains: Tensor) -> Tensor:
+    """[left_i @ gains_i]_i as one float64 matrix, n x (tasks m)."""
+    left = updates.blocks(updates.left.mT.double()).mT
+    stack: Tensor = left @ gains.double()
+    return stack.permute(1, 0, 2).reshape(updates.left.shape[0], -1)
+
+
+def _by_svd(stack: Tensor) -> tuple[Tensor, Tensor]:
+    n, c = stack.shape
+    if n > c:
+        q, r = torch.linalg.qr(stack)
+        u, s, _ = torch.linalg.svd(r, full_matrices=False)
+        return q @ u, s.square()
+    _, r = torch.linalg.qr(stack.mT)
+    u, s, _ = torch.linalg.svd(r.mT, full_matrices=False)
+    return u, s.square()
+
+
+def _by_gram(stack: Tensor) -> tuple[Tensor, Tensor]:
+    n, c = stack.shape
+    if n <= c:
+        energies, vectors = torch.linalg.eigh(stack @ stack.mT)
+        return vectors.flip(1), energies.flip(0).clamp_min(0)
+    energies, vectors = torch.linalg.eigh(stack.mT @ stack)
+    energies, vectors = energies.flip(0).clamp_min(0), vectors.flip(1)
+    # Columns of tiny energy are not accurate after the division; a QR makes them orthonormal
+    # again and keeps the span of the leading ones.
+    floor = energies[:1].clamp_min(torch.finfo(torch.float64).tiny) * 1e-15
+    scaled = (stack @ vectors) / energies.clamp_min(floor).sqrt()
+    return orthonormal(scaled), energies
+
+
+def _block(
+    updates: Updates, k: int, start: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    n, c = updates.left.shape
+    width = min(k + max(OVERSAMPLING, k // 2), n, c)
+    have = 0 if start is None else start.shape[1]
+    # A random mixture of the stack's own columns is already one half of a power iteration.
+    mix = torch.randn(c, max(width - have, 0), generator=generator, dtype=torch.float32)
+    fresh = updates.left @ mix.to(updates.left)
+    return orthonormal(fresh if start is None else torch.cat([start.to(fresh), fresh], dim=1))
+
+
+def _iterate(
+    updates: Updates, gains: Tensor, block: Tensor, k: int, tol: float, max_iterations: int
+) -> tuple[Tensor, Tensor]:
+    captured = -1.0
+    gains = gains.to(updates.left.dtype)
+    for _ in range(max_iterations):
+        pushed, ritz = _power(updates, gains, block)
+        now = float(torch.linalg.eigvalsh(ritz)[-k:].sum())
+        block = orthonormal(pushed)
+        if now <= captured * (1 + tol):
+            break
+        captured = now
+    _, ritz = _power(updates, gains, block, push=False)
+    energies, vectors = torch.linalg.eigh(ritz)
+    return block @ vectors.flip(1).to(block.dtype), energies.flip(0).clamp_min(0)
+
+
+def _power(
+    updates: Updates, gains: Tensor, block: Tensor, *, push: bool = True
+) -> tuple[Tensor, Tensor]:
+    """W W^T block, and the float64 Rayleigh quotient block^T W W^T block."""
+    seen = gains.mT @ updates.blocks(updates.left.mT @ block)
+    flat = seen.reshape(-1, block.shape[1])
+    ritz = (flat.mT @ flat).double()
+    return (updates.left @ updates.rows(gains @ seen) if push else block), ritz
+
+
+def _trimmed(basis: Tensor, energies: Tensor, k: int, dropped: float) -> Leading:
+    tails = energies.flip(0).cumsum(0).flip(0)
+    keep = min(k, int((tails > dropped).sum()))
+    return Leading(basis[:, :keep], energies[:keep])
+
+
+def orthonormal(columns: Tensor) -> Tensor:
+    """An orthonormal basis of the columns that continues their directions.
+
+    QR flips signs; multiplying by sign(diag R) gives columns that were orthonormal back unchanged
+    (without this, old tasks come out wrong after a merge).
+    """
+    q, r = torch.linalg.qr(columns)
+    signs: Tensor = torch.where(torch.diagonal(r) < 0, -1.0, 1.0).to(q)
+    continued: Tensor = q * signs
+    return continued

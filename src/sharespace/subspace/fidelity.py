@@ -1,0 +1,181 @@
+"""What a Share model keeps of each task: errors, bounds, certificates, bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sharespace.errors import TaskNotFoundError
+from sharespace.linalg.canonical import Updates, canonicalise
+from sharespace.linalg.residual import errors
+from sharespace.subspace.adapter import Adapter
+from sharespace.subspace.layers import read_pairs
+from sharespace.subspace.project import dense_cores
+from sharespace.subspace.state import Private, ShareModel, Task, tensor_bytes
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class LayerFidelity:
+    """One module of one task, relative to |dW| of the module at entry."""
+
+    relative_error: float
+    bound: float
+    """By the ledger; an upper bound whatever happened since entry."""
+
+
+@dataclass(frozen=True)
+class TaskFidelity:
+    """One task: root of the summed squared error over all layers by the summed squared norm."""
+
+    relative_error: float
+    worst_layer: str
+    worst_layer_error: float
+    bound: float
+    measured: bool
+    """True: measured (against the adapter, or by the ledger's only event). False: estimated as
+    the root of the ledger's summed squares; only ``bound`` is certain then."""
+    layers: Mapping[str, LayerFidelity]
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Sizes in the stored dtypes."""
+
+    basis: int
+    coefficients: int
+    """Coefficients and private updates of all tasks."""
+    other: int
+    """What is kept beside (heads, biases ...) and the ledgers."""
+    adapters: int
+    """What the adapters took that the tasks came from."""
+
+    @property
+    def total(self) -> int:
+        return self.basis + self.coefficients + self.other
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What a Share model keeps."""
+
+    tasks: Mapping[str, TaskFidelity]
+    certificates: Mapping[str, float]
+    """Module -> bound on the root of the summed squared relative errors of all its tasks, from
+    energies alone, at the layer's build or last truncation."""
+    bytes: Bytes
+
+    @property
+    def mean_relative_error(self) -> float:
+        return sum(t.relative_error for t in self.tasks.values()) / max(len(self.tasks), 1)
+
+    @property
+    def max_relative_error(self) -> float:
+        return max((t.relative_error for t in self.tasks.values()), default=0.0)
+
+
+def fidelity(model: ShareModel, against: Sequence[Adapter] = ()) -> Fidelity:
+    """What the model keeps of every task, or of those in ``against`` by their originals.
+
+    Args:
+        against: original adapters by task name; their errors are measured. Without them errors
+            come from the ledger.
+
+    Raises:
+        TaskNotFoundError: an adapter has the name of no task.
+    """
+    for adapter in against:
+        if adapter.name not in model.tasks:
+            known = ", ".join(map(repr, list(model.tasks)[:10])) or "none"
+            raise TaskNotFoundError(
+                f"adapter {adapter.name!r}",
+                "the Share model has no task of that name",
+                f"Name it as a known task: NAME=PATH. Known tasks: {known}",
+            )
+    measured = measure(model, against)
+    names = [a.name for a in against] or list(model.tasks)
+    tasks = {n: _task_fidelity(model.tasks[n], measured.get(n)) for n in names}
+    certificates = {
+        m: layer.certificate.bound for m, layer in model.layers.items() if layer.certificate
+    }
+    return Fidelity(tasks, certificates, sizes(model))
+
+
+def _task_fidelity(task: Task, lost: Mapping[str, float] | None) -> TaskFidelity:
+    ledger = task.ledger
+    if lost is None:
+        squares = ledger.truncations.square().sum(dim=1).sqrt().tolist()
+        lost = dict(zip(ledger.modules, squares, strict=True))
+        measured = ledger.measured
+    else:
+        measured = True
+    bounds = dict(zip(ledger.modules, ledger.bounds.tolist(), strict=True))
+    layers = {
+        m: LayerFidelity(_ratio(lost[m], ledger.norm(m)), _ratio(bounds[m], ledger.norm(m)))
+        for m in ledger.modules
+    }
+    worst = max(layers, key=lambda m: layers[m].relative_error, default="")
+    return TaskFidelity(
+        relative_error=_ratio(math.hypot(*lost.values()), ledger.total_norm),
+        worst_layer=worst,
+        worst_layer_error=layers[worst].relative_error if worst else 0.0,
+        bound=ledger.bound,
+        measured=measured,
+        layers=layers,
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    """0 for an update that was zero at entry: it has nothing to lose."""
+    return part / whole if whole else 0.0
+
+
+def measure(model: ShareModel, originals: Sequence[Adapter]) -> dict[str, dict[str, float]]:
+    """Task -> module -> |dW - stored|, by the original adapters, one layer at a time."""
+    lost: dict[str, dict[str, float]] = {a.name: {} for a in originals}
+    for module in model.layers:
+        members = [
+            a
+            for a in originals
+            if module in a.shapes and module in model.tasks[a.name].coefficients
+        ]
+        if members:
+            updates = canonicalise(read_pairs(members, module, _CPU))
+            for adapter, error in zip(
+                members, _layer_errors(model, module, members, updates), strict=True
+            ):
+                lost[adapter.name][module] = error
+    return lost
+
+
+def _layer_errors(
+    model: ShareModel, module: str, members: Sequence[Adapter], updates: Updates
+) -> list[float]:
+    layer = model.layers[module]
+    values = [model.tasks[a.name].coefficients[module] for a in members]
+    shared = errors(updates, layer.left_basis, layer.right_basis, dense_cores(values, layer))
+    result = shared.tolist()
+    for i, value in enumerate(values):
+        if isinstance(value, Private):
+            core = torch.eye(value.left.shape[1], dtype=torch.float64)[None]
+            result[i] = float(errors(updates.select([i]), value.left, value.right, core)[0])
+    return result
+
+
+def sizes(model: ShareModel) -> Bytes:
+    """Bytes of the model's tensors."""
+    tasks = model.tasks.values()
+    return Bytes(
+        basis=sum(layer.nbytes for layer in model.layers.values()),
+        coefficients=sum(c.nbytes for t in tasks for c in t.coefficients.values()),
+        other=sum(_other(t) for t in tasks),
+        adapters=sum(t.adapter_bytes for t in tasks),
+    )
+
+
+def _other(task: Task) -> int:
+    return tensor_bytes(*task.kept.values(), task.ledger.norms, task.ledger.truncations)

@@ -1,0 +1,160 @@
+"""Step 1: a Share model from adapters, one layer in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from sharespace.errors import OptionError
+from sharespace.linalg.allocate import Dimension
+from sharespace.linalg.budget import Profile, profile, spend
+from sharespace.linalg.canonical import weights
+from sharespace.linalg.precision import canonical_rounding, common_dtype, compute_dtype
+from sharespace.shapes import ModuleShape
+from sharespace.subspace.adapter import Adapter, BaseModel
+from sharespace.subspace.compatible import common_base, common_shapes
+from sharespace.subspace.layers import Build, Choice, LayerResult, build_layer, read_problem
+from sharespace.subspace.state import (
+    LayerSubspace,
+    Ledger,
+    Settings,
+    ShareModel,
+    Task,
+    check_new_names,
+)
+
+__all__ = ["Dimension", "Progress", "build_layers", "initialise", "new_task", "with_rule"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with (module, modules done, modules in all)."""
+
+
+def initialise(
+    adapters: Sequence[Adapter],
+    dimension: Dimension,
+    settings: Settings | None = None,
+    *,
+    base: BaseModel | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> ShareModel:
+    """Build one subspace per adapted module and express every adapter in it.
+
+    Args:
+        adapters: at least one, of one base model; ranks, modules and dtypes may differ.
+        dimension: how k is chosen.
+        settings: method, pseudo-rank and seed.
+        base: overrides what the adapters say of their base model.
+        dtype: stored dtype; None: the one that holds all the adapters' factors.
+        device: where to compute; the result is on the CPU.
+        progress: called after each module.
+
+    Raises:
+        MismatchError: the adapters are not of one base model.
+        TaskExistsError: two adapters have the same name.
+        OptionError: no adapter, or a rule that cannot be fulfilled.
+        CorruptAdapterError: a factor holds NaN or infinity.
+    """
+    if not adapters:
+        raise OptionError("adapters", "there are none", "Give at least one adapter")
+    check_new_names([a.name for a in adapters], [])
+    found = base or common_base(adapters)
+    build = Build(
+        settings=with_rule(settings or Settings(), dimension),
+        dimension=dimension,
+        dtype=dtype or common_dtype(*(a.dtype for a in adapters)),
+        device=torch.device(device),
+    )
+    layers, tasks = build_layers(adapters, build, "init", {}, progress)
+    return ShareModel(found, build.settings, build.dtype, layers, {t.name: t for t in tasks})
+
+
+def with_rule(settings: Settings, dimension: Dimension) -> Settings:
+    """The settings with what later merges need of the rule."""
+    cap = dimension.k if isinstance(dimension.k, int) else settings.cap
+    return replace(settings, cap=cap, budget=dimension.budget)
+
+
+def build_layers(
+    adapters: Sequence[Adapter],
+    build: Build,
+    event: str,
+    ledgers: Mapping[str, Ledger],
+    progress: Progress | None,
+) -> tuple[dict[str, LayerSubspace], list[Task]]:
+    """Layers and tasks of a model, built from the adapters alone.
+
+    Args:
+        event: name of the ledger's event.
+        ledgers: of tasks that are known already and only change their form.
+    """
+    shapes = common_shapes(adapters)
+    if build.dimension.budget is not None:
+        build = replace(build, split=_split_budget(adapters, shapes, build))
+    results: dict[str, LayerResult] = {}
+    for done, (module, shape) in enumerate(shapes.items(), 1):
+        members = [a for a in adapters if module in a.shapes]
+        results[module] = build_layer(module, shape, members, build)
+        if progress:
+            progress(module, done, len(shapes))
+    tasks = [new_task(a, results, event, ledgers.get(a.name)) for a in adapters]
+    return {m: r.layer for m, r in results.items()}, tasks
+
+
+def new_task(
+    adapter: Adapter, results: Mapping[str, LayerResult], event: str, known: Ledger | None
+) -> Task:
+    """A task from the layers' results; its ledger continues where it has one."""
+    mine = {m: r for m, r in results.items() if adapter.name in r.coefficients}
+    rounding = 0.0 if known else canonical_rounding(compute_dtype(adapter.dtype))
+    lost = {m: r.lost[adapter.name] + rounding * r.norms[adapter.name] for m, r in mine.items()}
+    ledger = known or Ledger(
+        modules=tuple(mine),
+        norms=torch.tensor([r.norms[adapter.name] for r in mine.values()], dtype=torch.float64),
+        truncations=torch.zeros(len(mine), 0, dtype=torch.float64),
+        events=(),
+    )
+    return Task(
+        name=adapter.name,
+        coefficients={m: r.coefficients[adapter.name] for m, r in mine.items()},
+        ledger=ledger.with_event(event, lost),
+        kept=adapter.kept,
+        config=adapter.config,
+        provenance=adapter.provenance,
+        adapter_bytes=adapter.nbytes,
+    )
+
+
+def _split_budget(
+    adapters: Sequence[Adapter], shapes: Mapping[str, ModuleShape], build: Build
+) -> dict[str, Choice]:
+    """How each module is stored, from a first pass over all of them."""
+    budget = build.dimension.budget or 0
+    members = {m: [a for a in adapters if m in a.shapes] for m in shapes}
+    profiles = {
+        m: profile(read_problem(m, members[m], build)[0], build.itemsize, budget) for m in shapes
+    }
+    total = _total_weights(profiles, members)
+    module_weights = {
+        m: torch.tensor([total[a.name] for a in members[m]], dtype=torch.float64) for m in shapes
+    }
+    points = spend([p.points(module_weights[m], budget) for m, p in profiles.items()], budget)
+    return {
+        m: Choice(point, tuple(p.own_ranks(module_weights[m], point.columns)))
+        for (m, p), point in zip(profiles.items(), points, strict=True)
+    }
+
+
+def _total_weights(
+    profiles: Mapping[str, Profile], members: Mapping[str, Sequence[Adapter]]
+) -> dict[str, float]:
+    """1 / |dW_i over all modules| of each task."""
+    energies: dict[str, float] = {}
+    for module, profiled in profiles.items():
+        for adapter, energy in zip(members[module], profiled.energies.tolist(), strict=True):
+            energies[adapter.name] = energies.get(adapter.name, 0.0) + energy
+    norms = torch.tensor(list(energies.values()), dtype=torch.float64).sqrt()
+    return dict(zip(energies, weights(norms).tolist(), strict=True))

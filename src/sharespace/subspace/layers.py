@@ -1,0 +1,193 @@
+"""Build one layer: read its updates from all adapters, choose its bases, express the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sharespace.errors import CorruptAdapterError, OptionError
+from sharespace.linalg.allocate import Dimension, smallest_bases
+from sharespace.linalg.budget import Point, refine
+from sharespace.linalg.canonical import canonicalise, weights
+from sharespace.linalg.cores import core_svd, seen_by
+from sharespace.linalg.factor_svd import factor_bases
+from sharespace.linalg.joint import Bases, Problem, joint
+from sharespace.shapes import ModuleShape
+from sharespace.subspace.adapter import Adapter, LayerUpdate
+from sharespace.subspace.private import private_layer
+from sharespace.subspace.project import project, project_factors
+from sharespace.subspace.state import Certificate, Coefficients, LayerSubspace, Settings
+
+
+@dataclass(frozen=True, eq=False)
+class LayerResult:
+    """One layer of the model and its tasks' coefficients."""
+
+    layer: LayerSubspace
+    coefficients: Mapping[str, Coefficients]
+    lost: Mapping[str, float]
+    """Absolute norm of what each task lost."""
+    norms: Mapping[str, float]
+    """|dW_i| of each task."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the budget stores a module."""
+
+    point: Point
+    own_ranks: tuple[int, ...]
+    """Columns of each task where the tasks are stored on their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Build:
+    """What every layer of a build needs to know."""
+
+    settings: Settings
+    dimension: Dimension
+    dtype: torch.dtype
+    device: torch.device
+    entry_norms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Task -> module -> norm, for tasks that entered before and keep the weight they had."""
+    split: Mapping[str, Choice] = field(default_factory=dict)
+    """Module -> how the budget stores it."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a stored number."""
+        return torch.empty(0, dtype=self.dtype).element_size()
+
+
+def read_pairs(
+    adapters: Iterable[Adapter], module: str, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """(scaling * B, A^T) of one module from every adapter.
+
+    Raises:
+        CorruptAdapterError: a factor holds NaN or infinity.
+    """
+    return [_checked_pair(a.name, module, a.layer(module), device) for a in adapters]
+
+
+def _checked_pair(
+    name: str, module: str, update: LayerUpdate, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    up, down = update.up.to(device), update.down.to(device)
+    for factor, label in ((up, "B"), (down, "A")):
+        if not bool(torch.isfinite(factor).all()):
+            raise CorruptAdapterError(
+                f"adapter {name!r}, module {module!r}",
+                f"factor {label} holds NaN or infinity",
+                "The training run diverged or the file is damaged; use an earlier checkpoint",
+            )
+    # 16-bit factors times a scaling would round: the scaling is applied in the compute dtype.
+    wide = torch.promote_types(up.dtype, torch.float32)
+    return up.to(wide) * update.scaling, down.to(wide).mT
+
+
+def read_problem(
+    module: str, members: Sequence[Adapter], build: Build
+) -> tuple[Problem, list[tuple[Tensor, Tensor]]]:
+    """The updates of one module with their weights, and the factors as they came."""
+    pairs = read_pairs(members, module, build.device)
+    updates = canonicalise(pairs)
+    norms = updates.norms.clone()
+    for i, adapter in enumerate(members):
+        norms[i] = build.entry_norms.get(adapter.name, {}).get(module, norms[i])
+    return Problem(updates, weights(norms), build.settings.p, build.settings.seed), pairs
+
+
+def build_layer(
+    module: str, shape: ModuleShape, members: Sequence[Adapter], build: Build
+) -> LayerResult:
+    """One layer of a Share model from all the adapters that adapt it."""
+    problem, pairs = read_problem(module, members, build)
+    choice = build.split.get(module)
+    if choice is not None and not choice.point.k:
+        layer, result = private_layer(shape, problem.updates, choice.own_ranks, build.dtype)
+    else:
+        point = choice.point if choice else None
+        bases = _bases(module, problem, pairs, point, build)
+        cap = bases.k if point else build.dimension.cap(module)
+        layer = _layer(shape, bases, cap, problem, build)
+        if build.settings.method == "share" and build.settings.p is None:
+            result = project_factors(pairs, problem.updates, layer)
+        else:
+            result = project(problem.updates, layer, build.settings.p)
+    names = [a.name for a in members]
+    return LayerResult(
+        layer,
+        dict(zip(names, result.coefficients, strict=True)),
+        dict(zip(names, result.lost.tolist(), strict=True)),
+        dict(zip(names, problem.updates.norms.tolist(), strict=True)),
+    )
+
+
+def _bases(
+    module: str,
+    problem: Problem,
+    pairs: list[tuple[Tensor, Tensor]],
+    point: Point | None,
+    build: Build,
+) -> Bases:
+    settings, dimension = build.settings, build.dimension
+    if settings.method == "share":
+        if dimension.error is not None or dimension.budget is not None:
+            raise OptionError(
+                "method 'share'", "it has no rule for an error or a budget", "Use k or variance"
+            )
+        return factor_bases(
+            pairs,
+            dimension.cap(module),
+            variance=dimension.variance,
+            centred=settings.centred,
+            seed=settings.seed,
+        )
+    if point is not None:
+        start, k = refine(problem, point.k, build.itemsize)
+        return joint(problem, k, start=start.first(k))
+    cap = dimension.cap(module)
+    return smallest_bases(problem, dimension) if cap is None else joint(problem, cap)
+
+
+def _layer(
+    shape: ModuleShape,
+    bases: Bases,
+    cap: tuple[int, int] | None,
+    problem: Problem,
+    build: Build,
+) -> LayerSubspace:
+    return LayerSubspace(
+        shape=shape,
+        left_basis=stored_basis(bases.left, build.dtype),
+        right_basis=stored_basis(bases.right, build.dtype),
+        cap=cap,
+        certificate=certify(problem, bases),
+    )
+
+
+def stored_basis(basis: Tensor, dtype: torch.dtype) -> Tensor:
+    """A basis as it is kept: on the CPU, contiguous, in the stored dtype."""
+    return basis.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def certify(problem: Problem, bases: Bases) -> Certificate:
+    """The certificate of bases for a problem, rounding of the compute dtype added."""
+    left = seen_by(problem.updates, bases.left)
+    right = seen_by(problem.updates.flipped, bases.right)
+    square = problem.weights.square()
+    sigma = problem.sigma.double()
+    slack = torch.finfo(problem.updates.left.dtype).eps * problem.total
+    outside = [
+        float((square[:, None] * (sigma * seen.double().norm(dim=2)).square()).sum())
+        for seen in (left, right)
+    ]
+    tail = 0.0
+    if problem.p is not None and problem.p < min(left.shape[1], left.shape[2], right.shape[2]):
+        tail = float((square * core_svd(left, sigma, right).tail(problem.p)).sum())
+    lost_left, lost_right = (max(problem.total - e, 0.0) + slack for e in outside)
+    return Certificate(lost_left, lost_right, tail)

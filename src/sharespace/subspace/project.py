@@ -1,0 +1,111 @@
+"""Express tasks in a layer's subspace, as it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sharespace.linalg.canonical import Updates
+from sharespace.linalg.cores import core_svd, seen_by
+from sharespace.linalg.residual import errors
+from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Tasks in a layer's coordinates, and what that lost."""
+
+    coefficients: tuple[Coefficients, ...]
+    lost: Tensor
+    """float64 [tasks]: |dW_i - stored|, casts included."""
+
+
+def project(updates: Updates, layer: LayerSubspace, p: int | None = None) -> Projection:
+    """The best coefficients of each task in the stored bases.
+
+    Args:
+        updates: the tasks' updates to this module.
+        layer: the subspace; its bases may be in 16 bits, the coefficients then make up for what
+            the cast did to them as far as they can (least squares in the stored frame).
+        p: pseudo-rank; None: min(k, r_i), which loses nothing more than the projection.
+    """
+    left, right = layer.left_basis, layer.right_basis
+    device = updates.left.device
+    coefficients = coefficients_of(
+        seen_by(updates, left.to(device)), updates, seen_by(updates.flipped, right.to(device)),
+        layer, p,
+    )  # fmt: skip
+    cores = dense_cores(coefficients, layer).to(device)
+    lost = errors(updates, left.to(device), right.to(device), cores)
+    return Projection(coefficients, lost.cpu())
+
+
+def project_factors(
+    pairs: Sequence[tuple[Tensor, Tensor]], updates: Updates, layer: LayerSubspace
+) -> Projection:
+    """The paper's projection: B_i and A_i^T each onto its basis, their split kept as it came.
+
+    The same update as ``project`` gives; but a later merge by ``share`` depends on the split.
+    """
+    dtype = layer.left_basis.dtype
+    coefficients = tuple(
+        stored(_onto(left, layer.left_basis), _onto(right, layer.right_basis), dtype)
+        for left, right in pairs
+    )
+    device = updates.left.device
+    cores = dense_cores(coefficients, layer).to(device)
+    lost = errors(updates, layer.left_basis.to(device), layer.right_basis.to(device), cores)
+    return Projection(coefficients, lost.cpu())
+
+
+def _onto(columns: Tensor, basis: Tensor) -> Tensor:
+    seen = columns.double().mT @ basis.double().to(columns.device)
+    return _least_squares(seen, basis).mT.cpu()
+
+
+def coefficients_of(
+    seen_left: Tensor, updates: Updates, seen_right: Tensor, layer: LayerSubspace, p: int | None
+) -> tuple[Coefficients, ...]:
+    """Coefficients from what the stored bases see of each task (tasks x r x k, each side)."""
+    left = _least_squares(seen_left, layer.left_basis)
+    right = _least_squares(seen_right, layer.right_basis)
+    sigma = updates.blocks(updates.sigma)
+    e, f = core_svd(left, sigma, right).factors(p)
+    e, f = e.cpu(), f.cpu()
+    return tuple(
+        stored(e[i, :, :r], f[i, :, :r], layer.left_basis.dtype)
+        for i, r in enumerate(updates.ranks)
+    )
+
+
+def _least_squares(seen: Tensor, basis: Tensor) -> Tensor:
+    """Coordinates in the frame ``basis`` from inner products with it."""
+    wide = basis.double().to(seen.device)
+    coordinates: Tensor = torch.linalg.solve(wide.mT @ wide, seen.double().mT)
+    return coordinates.mT
+
+
+def stored(left: Tensor, right: Tensor, dtype: torch.dtype) -> Coefficients:
+    """E and F in the stored dtype, or their core where that is smaller."""
+    k_left, k_right, p = left.shape[0], right.shape[0], left.shape[1]
+    if (k_left + k_right) * p <= k_left * k_right:
+        return Factors(_cast(left, dtype), _cast(right, dtype))
+    return Core(_cast(left @ right.mT, dtype))
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def dense_cores(coefficients: Sequence[Coefficients], layer: LayerSubspace) -> Tensor:
+    """The stored cores, float64 [tasks, k_left, k_right]; a private update has none (zero)."""
+    result = torch.zeros(len(coefficients), *layer.k, dtype=torch.float64)
+    for core, value in zip(result, coefficients, strict=True):
+        if isinstance(value, Factors):
+            torch.matmul(value.left.double(), value.right.double().mT, out=core)
+        elif isinstance(value, Core):
+            core.copy_(value.matrix)
+    return result

@@ -1,0 +1,66 @@
+"""A task back as plain low-rank updates, exactly as stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sharespace.linalg.precision import compute_dtype
+from sharespace.subspace.adapter import Adapter, LayerUpdate
+from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, ShareModel, Task
+
+
+def factor_pair(value: Factors | Core) -> tuple[Tensor, Tensor]:
+    """(E, F) of a task in coordinates of the subspace; a core is split by its SVD."""
+    if isinstance(value, Factors):
+        return value.left, value.right
+    u, s, vh = torch.linalg.svd(value.matrix.double(), full_matrices=False)
+    root = s.sqrt()
+    return u * root, vh.mT * root
+
+
+def layer_update(layer: LayerSubspace, value: Coefficients) -> LayerUpdate:
+    """One module's update: up = left_basis E (n x p), down = (right_basis F)^T (p x d), scaling 1.
+
+    In the compute dtype: a model stored in 16 bits is multiplied out in float32.
+    """
+    dtype = compute_dtype(layer.left_basis.dtype)
+    if not isinstance(value, Factors | Core):
+        return LayerUpdate(value.left.to(dtype), value.right.mT.to(dtype))
+    e, f = factor_pair(value)
+    up = layer.left_basis.double() @ e.double()
+    down = (layer.right_basis.double() @ f.double()).mT
+    return LayerUpdate(up.to(dtype), down.to(dtype))
+
+
+def reconstruct(model: ShareModel, name: str) -> Mapping[str, LayerUpdate]:
+    """A task's updates by module, in the compute dtype.
+
+    Raises:
+        TaskNotFoundError: there is no such task.
+    """
+    task = model.task(name)
+    return {m: layer_update(model.layers[m], c) for m, c in task.coefficients.items()}
+
+
+def as_adapter(model: ShareModel, task: Task) -> Adapter:
+    """A task as an adapter again, read layer by layer; it carries all that came with the task."""
+    ranks = {m: _rank(c) for m, c in task.coefficients.items()}
+    return Adapter(
+        name=task.name,
+        base=model.base,
+        shapes={m: model.layers[m].shape for m in task.coefficients},
+        ranks=ranks,
+        dtype=model.dtype,
+        layer=lambda module: layer_update(model.layers[module], task.coefficients[module]),
+        kept=task.kept,
+        config=task.config,
+        provenance=task.provenance,
+        nbytes=task.adapter_bytes,
+    )
+
+
+def _rank(value: Coefficients) -> int:
+    return min(value.matrix.shape) if isinstance(value, Core) else value.left.shape[1]
