@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sharespace.linalg.allocate import each_core, energy_table
+from sharespace.linalg.canonical import Updates
 from sharespace.linalg.joint import Bases, Problem, hosvd
 
 
@@ -67,12 +68,10 @@ class Sizes:
         return self.itemsize * (self.n + self.d) * columns
 
 
-def sizes(problem: Problem, itemsize: int) -> Sizes:
-    """The sizes of a problem's module."""
-    n, d = problem.updates.left.shape[0], problem.updates.right.shape[0]
-    p = problem.p
-    ranks = tuple(r if p is None else min(r, p) for r in problem.updates.ranks)
-    return Sizes(n, d, ranks, itemsize)
+def sizes(updates: Updates, p: int | None, itemsize: int) -> Sizes:
+    """The sizes of a module."""
+    ranks = tuple(r if p is None else min(r, p) for r in updates.ranks)
+    return Sizes(updates.left.shape[0], updates.right.shape[0], ranks, itemsize)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +110,15 @@ class Profile:
         return [int(x) for x in chosen.reshape(self.own.shape).sum(1)]
 
 
+def own_profile(updates: Updates, itemsize: int) -> Profile:
+    """Profile of a module with own SVDs only."""
+    own = updates.blocks(updates.sigma).double().square().cpu()
+    return Profile(sizes(updates, None, itemsize), own, own[:, :0])
+
+
 def profile(problem: Problem, itemsize: int, budget: int | None = None) -> Profile:
     """Profile of a module; no joint direction that alone would cost more than the budget."""
-    size = sizes(problem, itemsize)
+    size = sizes(problem.updates, problem.p, itemsize)
     limit = min(size.n, size.d)
     if budget is not None:
         limit = min(limit, budget // (itemsize * (size.n + size.d)))
@@ -122,12 +127,13 @@ def profile(problem: Problem, itemsize: int, budget: int | None = None) -> Profi
         torch.diagonal(core.square().cumsum(0).cumsum(1)).cpu()
         for core in each_core(problem, bases)
     ]
-    return Profile(size, problem.sigma.double().square().cpu(), torch.stack(shared))
+    own = own_profile(problem.updates, itemsize)
+    return replace(own, sizes=size, shared=torch.stack(shared))
 
 
 def refine(problem: Problem, k: int, itemsize: int) -> tuple[Bases, tuple[int, int]]:
     """The best (k_left, k_right) at the bytes of (k, k): sides need not be equal where n != d."""
-    size = sizes(problem, itemsize)
+    size = sizes(problem.updates, problem.p, itemsize)
     wide = min(2 * k, min(problem.updates.left.shape[0], problem.updates.right.shape[0]))
     bases = hosvd(problem, (max(wide, k), max(wide, k)))
     table = energy_table(problem, bases, problem.weights)

@@ -1,0 +1,149 @@
+"""The nulls that a Share model must beat: mean adapter, random basis, own SVD at equal bytes.
+
+Planted low-rank data flatter every method; beside these three, real adapters do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sharespace.linalg.budget import Profile, Sizes, own_profile, spend
+from sharespace.linalg.canonical import canonicalise, weights
+from sharespace.linalg.nulls import mean_errors, own_errors, own_errors_evenly, random_errors
+from sharespace.subspace.adapter import Adapter
+from sharespace.subspace.fidelity import Bytes, measure, sizes
+from sharespace.subspace.layers import read_pairs
+from sharespace.subspace.state import Private, ShareModel
+
+Errors = Mapping[str, float]
+"""Task -> relative error over all its modules."""
+
+
+@dataclass(frozen=True)
+class Nulls:
+    """Relative errors of simpler ways to store the same adapters."""
+
+    mean_adapter: Errors
+    """One update for all: the mean of the adapters that adapt the module."""
+    random_basis: Errors
+    """The same k, random orthonormal bases."""
+    own_svd: Errors
+    """Every adapter by its own truncated SVDs, at the bytes of bases and coefficients together."""
+    shared_fraction: Errors
+    """(own^2 - Share^2) / own^2 at equal *columns*, in [0, 1]: what is really shared of a task;
+    0 where its own SVD is exact."""
+
+
+@dataclass
+class _Sums:
+    """Squared errors and norms by task, summed over modules."""
+
+    squares: dict[str, float] = field(default_factory=dict)
+
+    def add(self, names: Sequence[str], values: Tensor) -> None:
+        for name, value in zip(names, values.square().tolist(), strict=True):
+            self.squares[name] = self.squares.get(name, 0.0) + value
+
+    def relative(self, norms: _Sums) -> dict[str, float]:
+        return {
+            n: math.sqrt(e / norms.squares[n]) if norms.squares[n] else 0.0
+            for n, e in self.squares.items()
+        }
+
+
+def nulls(model: ShareModel, originals: Sequence[Adapter], seed: int = 0) -> Nulls:
+    """All nulls for a model and the adapters that it was made from.
+
+    Args:
+        originals: the adapters, named as the tasks; one layer is in memory at a time.
+        seed: of the random basis.
+    """
+    mean, random, norms = _Sums(), _Sums(), _Sums()
+    itemsize = torch.empty(0, dtype=model.dtype).element_size()
+    profiles: dict[str, Profile] = {}
+    members: dict[str, list[str]] = {}
+    for module, layer in model.layers.items():
+        mine = [a for a in originals if module in a.shapes]
+        if not mine:
+            continue
+        updates = canonicalise(read_pairs(mine, module, torch.device("cpu")))
+        names = members[module] = [a.name for a in mine]
+        norms.add(names, updates.norms)
+        mean.add(names, mean_errors(updates))
+        random.add(names, random_errors(updates, layer.k, seed))
+        profiles[module] = own_profile(updates, itemsize)
+    stored = sizes(model)
+    own = _own_svd(profiles, members, norms, stored)
+    return Nulls(
+        mean_adapter=mean.relative(norms),
+        random_basis=random.relative(norms),
+        own_svd=own.relative(norms),
+        shared_fraction=_shared_fraction(model, originals, profiles, members),
+    )
+
+
+def _own_svd(
+    profiles: Mapping[str, Profile], members: Mapping[str, list[str]], norms: _Sums, stored: Bytes
+) -> _Sums:
+    """Own SVDs at the bytes of bases and coefficients, split as well as can be."""
+    budget = stored.basis + stored.coefficients
+    totals = torch.tensor(list(norms.squares.values()), dtype=torch.float64).sqrt()
+    total = dict(zip(norms.squares, weights(totals).tolist(), strict=True))
+    by_module = {
+        m: torch.tensor([total[n] for n in names], dtype=torch.float64)
+        for m, names in members.items()
+    }
+    points = spend([p.points(by_module[m], budget) for m, p in profiles.items()], budget)
+    chosen = dict(zip(profiles, points, strict=True))
+
+    def ranks(module: str) -> list[int]:
+        return profiles[module].own_ranks(by_module[module], chosen[module].columns)
+
+    return _own_sums(profiles, members, ranks)
+
+
+def _own_sums(
+    profiles: Mapping[str, Profile],
+    members: Mapping[str, list[str]],
+    ranks: Callable[[str], list[int]],
+) -> _Sums:
+    result = _Sums()
+    for module, profile in profiles.items():
+        result.add(members[module], own_errors(profile.own, ranks(module)))
+    return result
+
+
+def _shared_fraction(
+    model: ShareModel,
+    originals: Sequence[Adapter],
+    profiles: Mapping[str, Profile],
+    members: Mapping[str, list[str]],
+) -> dict[str, float]:
+    """Share against own SVDs with as many columns in each module, evenly over its tasks."""
+    own = _Sums()
+    for module, profile in profiles.items():
+        even = _columns(model, module, profile.sizes) / len(members[module])
+        own.add(members[module], own_errors_evenly(profile.own, even))
+    lost = measure(model, originals)
+    result = {}
+    for name, square in own.squares.items():
+        share = sum(e * e for e in lost[name].values())
+        rounding = 1e-10 * sum(model.tasks[name].ledger.norms.square().tolist())
+        result[name] = min(max((square - share) / square, 0.0), 1.0) if square > rounding else 0.0
+    return result
+
+
+def _columns(model: ShareModel, module: str, size: Sizes) -> float:
+    """Pairs of directions that a module stores, shared and private."""
+    left, right = model.layers[module].k
+    private = sum(
+        c.left.shape[1]
+        for t in model.tasks.values()
+        if isinstance(c := t.coefficients.get(module), Private)
+    )
+    return (left * size.n + right * size.d) / (size.n + size.d) + private

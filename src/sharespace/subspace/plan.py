@@ -1,0 +1,131 @@
+"""What a Share model of these adapters would be worth, before anything is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sharespace.subspace.adapter import Adapter
+from sharespace.subspace.fidelity import Bytes, Fidelity, fidelity
+from sharespace.subspace.nulls import Nulls, nulls
+from sharespace.subspace.state import Private, ShareModel
+
+Verdict = Literal["worth it", "marginal", "not worth it"]
+
+
+@dataclass(frozen=True)
+class PaperCount:
+    """The paper's own count: the coefficients that are trained per task, nothing else."""
+
+    parameters: int
+    """Coefficients of all tasks."""
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `init` would give."""
+
+    bytes: Bytes
+    """As Share, and what the adapters take now."""
+    paper_count: PaperCount
+    break_even: int | None
+    """From how many adapters like these the Share model is the smaller one; None: never."""
+    fidelity: Fidelity
+    """Expected error per task: that of the model as it would be written."""
+    nulls: Nulls
+    dimensions: Mapping[str, tuple[int, int]]
+    """Module -> (k_left, k_right); (0, 0) where the tasks are kept privately."""
+    private_modules: int
+    verdict: Verdict
+    reason: str
+
+    @property
+    def shared_fraction(self) -> float:
+        """Mean over tasks of what is really shared."""
+        return _mean(self.nulls.shared_fraction)
+
+
+def plan(model: ShareModel, adapters: Sequence[Adapter]) -> Plan:
+    """Judge a model that was built but not written.
+
+    Args:
+        model: of exactly these adapters.
+        adapters: the originals.
+    """
+    kept = fidelity(model, adapters)
+    simpler = nulls(model, adapters)
+    break_even = adapters_to_break_even(model, adapters)
+    verdict, reason = judge(kept, simpler, break_even, len(adapters))
+    return Plan(
+        bytes=kept.bytes,
+        paper_count=paper_count(model),
+        break_even=break_even,
+        fidelity=kept,
+        nulls=simpler,
+        dimensions={m: layer.k for m, layer in model.layers.items()},
+        private_modules=sum(_all_private(model, m) for m in model.layers),
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def paper_count(model: ShareModel) -> PaperCount:
+    """Coefficients only; the basis and all else are left out, as the paper does."""
+    values = [c for t in model.tasks.values() for c in t.coefficients.values()]
+    nbytes = sum(c.nbytes for c in values if not isinstance(c, Private))
+    return PaperCount(nbytes // model.dtype.itemsize, nbytes)
+
+
+def adapters_to_break_even(model: ShareModel, adapters: Sequence[Adapter]) -> int | None:
+    """Smallest T with basis + T coefficients < T LoRA, for adapters of the mean size of these,
+    all in the stored dtype (method.md, "Honest size")."""
+    count, size = len(adapters), model.dtype.itemsize
+    lora = sum(r * a.shapes[m].sides for a in adapters for m, r in a.ranks.items()) * size / count
+    values = [c.nbytes for t in model.tasks.values() for c in t.coefficients.values()]
+    saved = lora - sum(values) / count
+    basis = sum(layer.nbytes for layer in model.layers.values())
+    return max(math.floor(basis / saved) + 1, 1) if saved > 0 else None
+
+
+def judge(
+    kept: Fidelity, simpler: Nulls, break_even: int | None, count: int
+) -> tuple[Verdict, str]:
+    """A verdict in plain words."""
+    share, own = kept.mean_relative_error, _mean(simpler.own_svd)
+    fraction = _mean(simpler.shared_fraction)
+    size = kept.bytes.total / max(kept.bytes.adapters, 1)
+    if break_even is None or count < break_even:
+        when = f"it would be from {break_even} adapters like these" if break_even else "it never is"
+        return "not worth it", f"no smaller than the adapters at this fidelity; {when}"
+    if share >= 0.97 * own:
+        return "not worth it", _no_gain(fraction, share, own)
+    text = (
+        f"{size:.0%} of the bytes at a mean error of {share:.3f} "
+        f"(own SVDs of the same bytes: {own:.3f}); {fraction:.0%} is shared"
+    )
+    return ("worth it" if share <= 0.7 * own else "marginal"), text
+
+
+def _no_gain(fraction: float, share: float, own: float) -> str:
+    against = f"own SVDs of the same bytes have an error of {own:.3f}, Share {share:.3f}"
+    if fraction < 0.1:
+        return (
+            f"these adapters share nothing to speak of ({fraction:.0%} at equal columns); {against}. "
+            "Sharing is made by training in the subspace, not found afterwards"
+        )
+    return (
+        f"{fraction:.0%} is shared at equal columns, but the same k everywhere spends bytes where "
+        f"little is to be kept; {against}. Give a byte budget instead of k"
+    )
+
+
+def _all_private(model: ShareModel, module: str) -> bool:
+    values = [t.coefficients.get(module) for t in model.tasks.values()]
+    return any(isinstance(v, Private) for v in values)
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / max(len(values), 1)
