@@ -56,15 +56,3 @@ def own_errors(energies: Tensor, ranks: list[int]) -> Tensor:
     index = torch.arange(energies.shape[1])
     lost = energies * (index >= torch.tensor(ranks)[:, None])
     return lost.sum(1).sqrt()
-
-
-def own_errors_evenly(energies: Tensor, columns: float) -> Tensor:
-    """Error of each task's own SVD when every task gets ``columns`` directions: float64 [tasks].
-
-    A fraction of a direction keeps that fraction of its energy.
-
-    Args:
-        energies: tasks x r, squared singular values, descending.
-    """
-    kept = (columns - torch.arange(energies.shape[1])).clamp(0, 1)
-    return (energies * (1 - kept)).sum(1).sqrt()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -75,6 +75,10 @@ class Adapter:
     def __post_init__(self) -> None:
         for name in ("shapes", "ranks", "config"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def with_name(self, name: str) -> Adapter:
+        """The adapter under another name."""
+        return replace(self, name=name)
 
     @classmethod
     def from_updates(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sharespace.linalg.budget import Profile, Sizes, own_profile, spend
 from sharespace.linalg.canonical import canonicalise, weights
-from sharespace.linalg.nulls import mean_errors, own_errors, own_errors_evenly, random_errors
+from sharespace.linalg.nulls import mean_errors, own_errors, random_errors
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.fidelity import Bytes, measure, sizes
 from sharespace.subspace.layers import read_pairs
@@ -34,9 +34,14 @@ class Nulls:
     """The same k, random orthonormal bases."""
     own_svd: Errors
     """Every adapter by its own truncated SVDs, at the bytes of bases and coefficients together."""
-    shared_fraction: Errors
-    """(own^2 - Share^2) / own^2 at equal *columns*, in [0, 1]: what is really shared of a task;
-    0 where its own SVD is exact."""
+    shared: float
+    """(own^2 - Share^2) / own^2 at equal *columns*, all tasks together, in [0, 1]."""
+    shared_fraction: Mapping[str, float]
+    """The same by task: what is really shared of it; 0 where its own SVD is exact."""
+
+
+ALL = ""
+"""Key of the sum over tasks; no task has an empty name."""
 
 
 @dataclass
@@ -79,11 +84,13 @@ def nulls(model: ShareModel, originals: Sequence[Adapter], seed: int = 0) -> Nul
         profiles[module] = own_profile(updates, itemsize)
     stored = sizes(model)
     own = _own_svd(profiles, members, norms, stored)
+    fractions = _shared(model, originals, profiles, members)
     return Nulls(
         mean_adapter=mean.relative(norms),
         random_basis=random.relative(norms),
         own_svd=own.relative(norms),
-        shared_fraction=_shared_fraction(model, originals, profiles, members),
+        shared=fractions.pop(ALL),
+        shared_fraction=fractions,
     )
 
 
@@ -118,24 +125,32 @@ def _own_sums(
     return result
 
 
-def _shared_fraction(
+def _shared(
     model: ShareModel,
     originals: Sequence[Adapter],
     profiles: Mapping[str, Profile],
     members: Mapping[str, list[str]],
 ) -> dict[str, float]:
-    """Share against own SVDs with as many columns in each module, evenly over its tasks."""
-    own = _Sums()
-    for module, profile in profiles.items():
-        even = _columns(model, module, profile.sizes) / len(members[module])
-        own.add(members[module], own_errors_evenly(profile.own, even))
+    """Share against own SVDs with as many columns in each module, split over its tasks as well as
+    can be. Each module counts by relative errors, so that a large module does not decide alone.
+    """
+    own, share = _Sums(), _Sums()
     lost = measure(model, originals)
-    result = {}
-    for name, square in own.squares.items():
-        share = sum(e * e for e in lost[name].values())
-        rounding = 1e-10 * sum(model.tasks[name].ledger.norms.square().tolist())
-        result[name] = min(max((square - share) / square, 0.0), 1.0) if square > rounding else 0.0
-    return result
+    for module, profile in profiles.items():
+        names = members[module]
+        inverse = weights(profile.energies.sqrt())
+        columns = int(_columns(model, module, profile.sizes))
+        own.add(names, inverse * own_errors(profile.own, profile.own_ranks(inverse, columns)))
+        mine = torch.tensor([lost[n][module] for n in names], dtype=torch.float64)
+        share.add(names, inverse * mine)
+    whole = {**own.squares, ALL: sum(own.squares.values())}
+    parts = {**share.squares, ALL: sum(share.squares.values())}
+    return {n: _fraction(whole[n], parts[n]) for n in whole}
+
+
+def _fraction(own: float, share: float) -> float:
+    """0 where own SVDs are exact but for rounding: there is nothing to gain."""
+    return min(max((own - share) / own, 0.0), 1.0) if own > 1e-9 else 0.0
 
 
 def _columns(model: ShareModel, module: str, size: Sizes) -> float:

@@ -42,11 +42,6 @@ class Plan:
     verdict: Verdict
     reason: str
 
-    @property
-    def shared_fraction(self) -> float:
-        """Mean over tasks of what is really shared."""
-        return _mean(self.nulls.shared_fraction)
-
 
 def plan(model: ShareModel, adapters: Sequence[Adapter]) -> Plan:
     """Judge a model that was built but not written.
@@ -66,7 +61,7 @@ def plan(model: ShareModel, adapters: Sequence[Adapter]) -> Plan:
         fidelity=kept,
         nulls=simpler,
         dimensions={m: layer.k for m, layer in model.layers.items()},
-        private_modules=sum(_all_private(model, m) for m in model.layers),
+        private_modules=sum(_is_private(model, m) for m in model.layers),
         verdict=verdict,
         reason=reason,
     )
@@ -95,7 +90,7 @@ def judge(
 ) -> tuple[Verdict, str]:
     """A verdict in plain words."""
     share, own = kept.mean_relative_error, _mean(simpler.own_svd)
-    fraction = _mean(simpler.shared_fraction)
+    fraction = simpler.shared
     size = kept.bytes.total / max(kept.bytes.adapters, 1)
     if break_even is None or count < break_even:
         when = f"it would be from {break_even} adapters like these" if break_even else "it never is"
@@ -113,8 +108,8 @@ def _no_gain(fraction: float, share: float, own: float) -> str:
     against = f"own SVDs of the same bytes have an error of {own:.3f}, Share {share:.3f}"
     if fraction < 0.1:
         return (
-            f"these adapters share nothing to speak of ({fraction:.0%} at equal columns); {against}. "
-            "Sharing is made by training in the subspace, not found afterwards"
+            f"these adapters share nothing to speak of ({fraction:.0%} at equal columns); "
+            f"{against}. Sharing is made by training in the subspace, not found afterwards"
         )
     return (
         f"{fraction:.0%} is shared at equal columns, but the same k everywhere spends bytes where "
@@ -122,7 +117,7 @@ def _no_gain(fraction: float, share: float, own: float) -> str:
     )
 
 
-def _all_private(model: ShareModel, module: str) -> bool:
+def _is_private(model: ShareModel, module: str) -> bool:
     values = [t.coefficients.get(module) for t in model.tasks.values()]
     return any(isinstance(v, Private) for v in values)
 

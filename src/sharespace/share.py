@@ -1,0 +1,359 @@
+"""The library's face: build, merge, measure, store and export a Share model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+
+from sharespace.errors import MissingExtraError, OptionError
+from sharespace.formats import default_name, read_adapter, write_diffusers, write_peft
+from sharespace.linalg.allocate import Dimension
+from sharespace.store import Checkout, Operation, Version, checkout, commit
+from sharespace.subspace import fidelity as _fidelity
+from sharespace.subspace import plan as _plan
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
+from sharespace.subspace.initialise import Progress, initialise
+from sharespace.subspace.merge import merge
+from sharespace.subspace.nulls import Nulls, nulls
+from sharespace.subspace.reconstruct import reconstruct
+from sharespace.subspace.state import Method, Settings, ShareModel, Task
+from sharespace.subspace.union import union
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+Source: TypeAlias = "str | os.PathLike[str] | Adapter"
+Sources: TypeAlias = "Source | Iterable[Source] | Mapping[str, Source]"
+Target = Literal["peft", "diffusers"]
+
+DEFAULT_VARIANCE = 0.99
+"""Explained variance that ``from_adapters`` keeps when it is not told otherwise."""
+
+
+class Share:
+    """One subspace per layer and tiny coefficients per task, instead of many LoRA adapters.
+
+    A value: every verb returns a new Share and leaves this one as it is. Only ``save`` touches the
+    disk (and remembers what it wrote, so that the next ``save`` continues there).
+
+    >>> share = Share.from_adapters(["adapters/sst2", "adapters/rte"], k=16)   # doctest: +SKIP
+    >>> share.fidelity().mean_relative_error                                   # doctest: +SKIP
+    >>> share.save("glue.share")                                               # doctest: +SKIP
+    >>> share = Share.load("glue.share").merge(["adapters/mrpc"])              # doctest: +SKIP
+    >>> share.save("glue.share")                                               # doctest: +SKIP
+    >>> share.export("mrpc", "exported/mrpc")                                  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: ShareModel,
+        *,
+        origin: Checkout | None = None,
+        pending: tuple[Operation, ...] = (),
+    ) -> None:
+        self._model = model
+        self._path = origin.path if origin else None
+        self._version = origin.version if origin else None
+        self._pending = pending
+
+    @property
+    def model(self) -> ShareModel:
+        """The plain value behind this face: bases, coefficients, ledgers."""
+        return self._model
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order in which they came."""
+        return tuple(self._model.tasks)
+
+    @property
+    def version(self) -> int | None:
+        """Number of the stored version that this was loaded from or saved as."""
+        return self._version.number if self._version else None
+
+    def __repr__(self) -> str:
+        k = [max(layer.k) for layer in self._model.layers.values()]
+        span = f"{min(k)} to {max(k)}" if k else "none"
+        return (
+            f"Share({len(self.tasks)} tasks, {len(k)} layers, k {span}, "
+            f"method {self._model.settings.method!r}, base {self._model.base.id!r})"
+        )
+
+    @classmethod
+    def from_adapters(
+        cls,
+        adapters: Sources,
+        *,
+        k: int | Mapping[str, int | tuple[int, int]] | None = None,
+        variance: float | None = None,
+        error: float | None = None,
+        budget: int | None = None,
+        p: int | None = None,
+        method: Method = "joint",
+        centred: bool = False,
+        base: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Share:
+        """Build a Share model from LoRA adapters of one base model.
+
+        Args:
+            adapters: paths (PEFT, diffusers or kohya), Hub ids, or {name: path}; names default to
+                the adapter's folder. One layer of all adapters is in memory at a time.
+            k: subspace dimension of every layer and side; or pattern -> k or (k_left, k_right).
+            variance: or the smallest k that explains this fraction of the updates (default 0.99).
+            error: or the smallest k that leaves no task a larger relative error in any layer.
+            budget: or the bytes that bases and coefficients may take together; modules that share
+                nothing are then stored by their own SVDs.
+            p: pseudo-rank of the tasks' coefficients; None: min(k, r), exact for the projection.
+            method: "joint" (default), or "share": the paper's SVD of the factors.
+            centred: method "share" only: centre the columns, as published.
+            base: id of the base model, where the adapters do not say or disagree.
+            dtype: stored dtype; None: follows the adapters.
+            device: where to compute.
+            seed: of the randomised range finder.
+            progress: called as (module, modules done, modules in all).
+
+        Raises:
+            AdapterError: an adapter cannot be read.
+            MismatchError: the adapters are not of one base model.
+            TaskExistsError: two adapters have the same name.
+            OptionError: an option has no usable value.
+        """
+        model = initialise(
+            _adapters(adapters),
+            _dimension(k, variance, error, budget),
+            Settings(method=method, centred=centred, p=p, seed=seed),
+            base=BaseModel(base) if base else None,
+            dtype=dtype,
+            device=device,
+            progress=progress,
+        )
+        return cls(model, pending=(Operation("init", tuple(model.tasks)),))
+
+    @classmethod
+    def plan(cls, adapters: Sources, **options: Any) -> _plan.Plan:
+        """What ``from_adapters`` with the same options would be worth; nothing is written.
+
+        Bytes now and as Share, break-even, expected error and shared fraction of each task, own
+        SVDs at the same bytes, and a verdict.
+        """
+        originals = _adapters(adapters)
+        return _plan.plan(cls.from_adapters(originals, **options).model, originals)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], version: int | None = None) -> Share:
+        """Open a stored Share model; tensors are read when they are needed.
+
+        Args:
+            version: an earlier version's number; None: the current one.
+
+        Raises:
+            StoreNotFoundError, CorruptStoreError, SchemaVersionError: see ``sharespace.errors``.
+        """
+        origin = checkout(path, version)
+        return cls(origin.model, origin=origin)
+
+    def save(self, path: str | os.PathLike[str] | None = None) -> int:
+        """Commit as the next version of the store at ``path``, or as a new store.
+
+        Args:
+            path: None: where it was loaded from or saved to before.
+
+        Returns:
+            The version's number. Where nothing changed since, no version is added.
+
+        Raises:
+            StoreExistsError: another store, or something else, is at the path.
+            StoreConflictError: somebody else committed in between; load again and repeat.
+            StoreLockedError: another writer is at work.
+        """
+        target = Path(path) if path is not None else self._path
+        if target is None:
+            raise OptionError("save", "this Share model has no path yet", "Say where: save(path)")
+        continues = self._path is not None and target.absolute() == self._path.absolute()
+        if continues and not self._pending and self._version is not None:
+            return self._version.number
+        parent = self._version if continues else None
+        self._version = commit(
+            target, self._model, operation=self._operation(), expected_parent=parent
+        )
+        self._path, self._pending = target, ()
+        return self._version.number
+
+    def _operation(self) -> Operation:
+        """All that happened since the last commit, as one entry of the history."""
+        verbs = "+".join(dict.fromkeys(o.verb for o in self._pending)) or "copy"
+        return Operation(verbs, tuple(dict.fromkeys(n for o in self._pending for n in o.tasks)))
+
+    def _then(self, model: ShareModel, verb: str, tasks: Sequence[str]) -> Share:
+        following = Share(model, pending=(*self._pending, Operation(verb, tuple(tasks))))
+        following._path, following._version = self._path, self._version
+        return following
+
+    def merge(
+        self,
+        adapters: Sources,
+        *,
+        k: int | None = None,
+        base: str | None = None,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+    ) -> Share:
+        """Add adapters as new tasks; the old adapters are not needed.
+
+        Below the cap nothing is lost; at the cap every task is re-expressed in new bases and the
+        ledger says what that cost.
+
+        Args:
+            adapters: as in ``from_adapters``.
+            k: a new cap for every layer; None: the caps that it has.
+            base: id of the base model, where the adapters name it differently.
+        """
+        new = _adapters(adapters)
+        found = BaseModel(base) if base else None
+        merged = merge(self._model, new, cap=k, base=found, device=device, progress=progress)
+        return self._then(merged, "add", [a.name for a in new])
+
+    def union(self, other: Share, *, k: int | None = None) -> Share:
+        """The tasks of both, with the settings of this one.
+
+        Raises:
+            TaskExistsError: a task is in both.
+            MismatchError: they are of different base models.
+        """
+        return self._then(union(self._model, other.model, cap=k), "union", other.tasks)
+
+    def remove(self, *names: str) -> Share:
+        """Without these tasks; the others stay as they are, bit for bit."""
+        return self._then(self._model.without_tasks(*names), "remove", names)
+
+    def rename(self, old: str, new: str) -> Share:
+        """With a task under another name."""
+        return self._then(self._model.with_renamed(old, new), "rename", [old, new])
+
+    def task(self, name: str) -> Task:
+        """A task's coefficients, ledger and all that it carries.
+
+        Raises:
+            TaskNotFoundError: there is none of that name.
+        """
+        return self._model.task(name)
+
+    def updates(self, name: str) -> Mapping[str, LayerUpdate]:
+        """A task's low-rank updates by module: up (n x p), down (p x d), scaling 1."""
+        return reconstruct(self._model, name)
+
+    def fidelity(self, against: Sources = ()) -> _fidelity.Fidelity:
+        """What is kept of every task.
+
+        Args:
+            against: the original adapters, to measure the errors of these tasks. Without them
+                errors come from the ledger: exact after the build, estimates after merges, and
+                always with a bound.
+        """
+        return _fidelity.fidelity(self._model, _adapters(against))
+
+    def nulls(self, originals: Sources, seed: int = 0) -> Nulls:
+        """The errors of a mean adapter, a random basis, and own SVDs at equal bytes."""
+        return nulls(self._model, _adapters(originals), seed)
+
+    def export(
+        self,
+        task: str,
+        path: str | os.PathLike[str],
+        *,
+        to: Target = "peft",
+        rank: int | None = None,
+        dtype: torch.dtype | None = None,
+        overwrite: bool = False,
+    ) -> list[Path]:
+        """Write a task as plain LoRA, scaling baked in, heads and all else with it.
+
+        Args:
+            to: "peft" (loads with ``PeftModel.from_pretrained``) or "diffusers".
+            rank: pad all layers to this rank; None: the largest that a layer needs.
+            dtype: of the factors; None: the stored dtype.
+            overwrite: replace what is there.
+
+        Returns:
+            The directories or files written; one per component for a pipeline's adapter.
+        """
+        found = self.task(task)
+        common = {
+            "shapes": self._model.shapes,
+            "kept": found.kept,
+            "config": found.config,
+            "base": self._model.base,
+            "rank": rank,
+            "dtype": dtype or self._model.dtype,
+            "overwrite": overwrite,
+        }
+        updates = self.updates(task)
+        if to == "peft":
+            return write_peft(path, updates, **common)
+        if to == "diffusers":
+            return [write_diffusers(path, updates, **common)]
+        raise OptionError(f"export to {to!r}", "unknown format", "Known: peft, diffusers")
+
+    def merge_into_base(self, model: Module, task: str) -> Module:
+        """The base model with a task merged into its weights, heads included, through PEFT.
+
+        Args:
+            model: the base model (a component of a pipeline for a diffusers adapter); changed in
+                place, as PEFT does.
+
+        Raises:
+            MissingExtraError: PEFT is not installed.
+            OptionError: the task spans several components of a pipeline.
+        """
+        try:
+            from peft import PeftModel
+        except ImportError as error:
+            raise MissingExtraError(
+                "merge_into_base", "PEFT is not installed", "pip install 'sharespace[train]'"
+            ) from error
+        with tempfile.TemporaryDirectory() as folder:
+            written = self.export(task, Path(folder) / "adapter")
+            if len(written) > 1:
+                names = ", ".join(p.name for p in written)
+                raise OptionError(
+                    f"task {task!r}", f"it spans components {names}", "Export it and load each"
+                )
+            merged: Module = PeftModel.from_pretrained(model, written[0]).merge_and_unload(
+                safe_merge=True
+            )
+        return merged
+
+
+def _dimension(
+    k: int | Mapping[str, int | tuple[int, int]] | None,
+    variance: float | None,
+    error: float | None,
+    budget: int | None,
+) -> Dimension:
+    if k is None and variance is None and error is None and budget is None:
+        variance = DEFAULT_VARIANCE
+    return Dimension(k=k, variance=variance, error=error, budget=budget)
+
+
+def _adapters(sources: Sources) -> list[Adapter]:
+    """Open whatever was given; adapters that are open already pass through."""
+    if isinstance(sources, str | os.PathLike | Adapter):
+        sources = [sources]
+    if isinstance(sources, Mapping):
+        return [_adapter(source, name) for name, source in sources.items()]
+    return [_adapter(source, None) for source in sources]
+
+
+def _adapter(source: Source, name: str | None) -> Adapter:
+    if isinstance(source, Adapter):
+        return source if name is None else source.with_name(name)
+    return read_adapter(source, default_name(source) if name is None else name)
