@@ -1,4 +1,4 @@
-"""Real adapters for the tests of formats, where the machine has them."""
+"""Fixtures of the tests of formats."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ import pytest
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "adapters"
 
 
-def shared_files() -> list[Path]:
-    """Weights files of public adapters that lie beside the repository; may be none."""
-    return sorted(SHARED.glob("*/*/*.safetensors"))
-
-
 @pytest.fixture
-def shared_adapters() -> Path:
-    """The folder of public adapters; skips where it is absent."""
-    if not shared_files():
-        pytest.skip("the public adapters do not lie beside this repository")
-    return SHARED
+def shared_adapters() -> list[Path]:
+    """Weights files of public adapters beside the repository; skips where there are none."""
+    found = sorted(SHARED.glob("*/*/*.safetensors"))
+    if not found:
+        pytest.skip("no public adapters in ../shared/adapters")
+    return found

@@ -3,43 +3,59 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from sharespace.errors import CorruptAdapterError
+from sharespace.formats.components import KNOWN, LORA_METADATA, UNET_ROOTS
+from sharespace.formats.diffusers import read_diffusers
+from sharespace.formats.factors import refuse_other_keys
+from sharespace.formats.hub import download, parse_hub_id
+from sharespace.formats.kohya import is_kohya, read_kohya
 from sharespace.formats.peft import read_peft
 from sharespace.formats.safetensors_file import SafetensorsFile
-from sharespace.formats.tensors import COPY_AGAIN, WeightsFile, unreadable
+from sharespace.formats.tensors import COPY_AGAIN, SUFFIXES, WeightsFile, unreadable
 from sharespace.formats.torch_file import TorchFile
 from sharespace.subspace.adapter import Adapter
 
 CONFIG = "adapter_config.json"
 STEMS = ("adapter_model", "pytorch_lora_weights")
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+OLD_DIFFUSERS = re.compile(r"[._]lora\.(down|up)\.weight$|\.lora_linear_layer\.")
 
 
 def read_adapter(source: str | os.PathLike[str], name: str | None = None) -> Adapter:
     """Read an adapter lazily, whatever its format.
 
     Args:
-        source: a directory or a file.
+        source: a directory, a file, or, where there is no such path, a Hub id ``user/repo`` or
+            ``user/repo@revision``.
         name: of the adapter; None: ``default_name(source)``.
 
     Raises:
         CorruptAdapterError: it is missing or broken.
         UnsupportedAdapterError: it has something that can't be kept exactly.
     """
-    path = Path(source)
+    hub = parse_hub_id(source)
+    path = download(hub) if hub else Path(source)
     weights = find_weights(path)
     file = open_weights(weights)
     config = weights.with_name(CONFIG)
-    label = f"{weights.absolute().parent.name}/{weights.name}"
-    return read_peft(file, config, name=name or default_name(path), source=label)
+    label = str(hub) if hub else f"{weights.absolute().parent.name}/{weights.name}"
+    name = default_name(source) if name is None else name
+    format = format_of(file, config)
+    if format == "peft":
+        return read_peft(file, config, name=name, source=label)
+    read = read_kohya if format == "kohya" else read_diffusers
+    return read(file, name=name, source=label)
 
 
 def default_name(source: str | os.PathLike[str]) -> str:
-    """A directory's name; a file's stem, or its folder's name where the stem is a standard one."""
+    """What an adapter is called where nobody says: a directory's name, a Hub repository's name, a
+    file's stem, or its folder's name where the stem is a standard one."""
+    if hub := parse_hub_id(source):
+        return hub.name
     path = Path(source).absolute()
-    if path.is_dir() or path.suffix not in SUFFIXES:
+    if path.suffix not in SUFFIXES or path.is_dir():
         return path.name
     return path.parent.name if path.stem in STEMS else path.stem
 
@@ -66,6 +82,40 @@ def find_weights(path: Path) -> Path:
     if len(candidates) != 1:
         raise _not_one(path, candidates)
     return path / candidates[0]
+
+
+def format_of(file: WeightsFile, config: Path) -> str:
+    """ "peft", "kohya" or "diffusers", by the keys.
+
+    Args:
+        file: the weights.
+        config: where PEFT's config would lie.
+
+    Raises:
+        CorruptAdapterError: no format's keys, or PEFT's without its config.
+    """
+    keys = file.infos
+    if any(is_kohya(key) for key in keys):
+        return "kohya"
+    prefixed = any(key.startswith("base_model.") for key in keys)
+    if not prefixed and any(OLD_DIFFUSERS.search(key) for key in keys):
+        return "diffusers"
+    if config.is_file():
+        return "peft"
+    refuse_other_keys(file)
+    if not any(".lora_" in key for key in keys):
+        few = ", ".join(list(keys)[:3]) or "none at all"
+        raise CorruptAdapterError(
+            str(file.path), f"no LoRA tensor in it (keys: {few})", "Check that it is an adapter"
+        )
+    if prefixed or not _is_pipeline(file):
+        raise CorruptAdapterError(str(config), "missing", "PEFT's weights need it beside them")
+    return "diffusers"
+
+
+def _is_pipeline(file: WeightsFile) -> bool:
+    roots = {key.split(".", 1)[0] for key in file.infos}
+    return LORA_METADATA in file.metadata or bool(roots & (KNOWN | UNET_ROOTS))
 
 
 def open_weights(path: Path) -> WeightsFile:

@@ -146,6 +146,8 @@ def parameter_of(module: str, parameters: list[str]) -> str | None:
 
 
 def _matching(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
+    # What PEFT wraps inside a wrapped module (MultiheadAttention's out_proj) goes by the outer one.
+    module = module.partition(".base_layer.")[0]
     for key, value in patterns.items():
         if re.match(rf"(.*\.)?({key})$", module):
             return value

@@ -54,9 +54,7 @@ def read_peft(file: WeightsFile, config_file: Path, *, name: str, source: str) -
     refuse_other_updates(where, config)
     scaling = lora_scaling(where, config)
     contents = sort_keys(file, peft_keys(file), config, scaling)
-    for module, pair in contents.pairs.items():
-        check_rank(where, scaling, module, file.infos[pair.down].shape[0])
-    return build_adapter(
+    adapter = build_adapter(
         file,
         contents,
         name=name,
@@ -65,6 +63,9 @@ def read_peft(file: WeightsFile, config_file: Path, *, name: str, source: str) -
         config=config | header_entries(file),
         source=source,
     )
+    for module, rank in adapter.ranks.items():
+        check_rank(where, scaling, module, rank)
+    return adapter
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -93,16 +94,30 @@ def peft_keys(file: WeightsFile) -> dict[str, str]:
         UnsupportedAdapterError: the file holds several adapters.
         CorruptAdapterError: two keys are the same tensor's.
     """
+    plain = without_adapter_name(file)
+    found = {k if k.startswith("base_model.") else PREFIX + k: raw for k, raw in plain.items()}
+    if len(found) < len(plain):
+        raise CorruptAdapterError(
+            str(file.path), f"tensors with and without {PREFIX!r} are the same", "Drop one"
+        )
+    return found
+
+
+def without_adapter_name(file: WeightsFile) -> dict[str, str]:
+    """Key without the name in ``lora_A.<name>.weight`` -> key in the file.
+
+    Raises:
+        UnsupportedAdapterError: the file holds several adapters.
+        CorruptAdapterError: two keys are the same tensor's.
+    """
     name = _adapter_name(file)
-    found: dict[str, str] = {}
-    for key in file.infos:
-        plain = key if name is None else _without_name(key, name)
-        plain = plain if plain.startswith("base_model.") else PREFIX + plain
-        if plain in found:
-            raise CorruptAdapterError(
-                str(file.path), f"{found[plain]!r} and {key!r} are one tensor's", "Drop one"
-            )
-        found[plain] = key
+    if name is None:
+        return {key: key for key in file.infos}
+    found = {_without_name(key, name): key for key in file.infos}
+    if len(found) < len(file.infos):
+        raise CorruptAdapterError(
+            str(file.path), f"tensors with and without the name {name!r} are the same", "Drop one"
+        )
     return found
 
 
@@ -111,7 +126,6 @@ def sort_keys(
     keys: Mapping[str, str],
     config: Mapping[str, Any],
     scaling: LoraScaling,
-    prefix: str = PREFIX,
 ) -> Contents:
     """Which keys are factor pairs of a module, and which are kept.
 
@@ -120,15 +134,17 @@ def sort_keys(
         keys: key as PEFT writes it -> key in the file.
         config: of the adapter.
         scaling: read from the config.
-        prefix: what stands before a module's path.
 
     Raises:
+        CorruptAdapterError: a factor's key names no module.
         UnsupportedAdapterError: a factor without its partner.
     """
     factors: dict[str, dict[str, str]] = {}
     for key in keys:
         if match := FACTOR.fullmatch(key):
-            factors.setdefault(match[1].removeprefix(prefix), {})[match[2]] = keys[key]
+            if match[1] + "." == PREFIX:
+                raise CorruptAdapterError(str(file.path), f"{key!r} names no module", "Drop it")
+            factors.setdefault(match[1].removeprefix(PREFIX), {})[match[2]] = keys[key]
     parameters = target_parameters(str(file.path), config)
     pairs = {}
     for module, found in factors.items():

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError
 
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 COPY_AGAIN = "Download or copy the file again"
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
@@ -37,6 +38,7 @@ DAMAGED = (
     MemoryError,
     struct.error,
     zipfile.BadZipFile,
+    SafetensorError,  # newer torch tries other formats where it finds no checkpoint
 )
 
 

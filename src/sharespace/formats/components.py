@@ -1,0 +1,84 @@
+"""Models of a diffusers pipeline: which one a key belongs to, and its LoraConfig.
+
+Module names of diffusers and kohya adapters start with the component ("unet.", "text_encoder.").
+``lora_adapter_metadata`` in the header is one flat JSON object, "unet.r": 4 and so on; a model that
+was saved alone has neither its keys nor these fields prefixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sharespace.formats.peft import METADATA
+from sharespace.formats.strict_json import parse_object
+
+COMPONENTS = "__components__"
+"""Entry of ``Adapter.config``: names of the components that a pipeline's adapter adapts."""
+LORA_METADATA = "lora_adapter_metadata"
+
+KNOWN = frozenset(
+    {
+        "unet",
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+        "transformer",
+        "transformer_2",
+        "diffusion_model",
+        "prior",
+        "controlnet",
+        "connectors",
+        "llm_adapter",
+    }
+)
+UNET_ROOTS = frozenset(
+    {
+        "down_blocks",
+        "mid_block",
+        "up_blocks",
+        "conv_in",
+        "conv_out",
+        "time_embedding",
+        "add_embedding",
+        "encoder_hid_proj",
+    }
+)
+
+
+def default_component(keys: Iterable[str]) -> str:
+    """The component of keys that name none: the one that is built like this."""
+    roots = {key.split(".", 1)[0] for key in keys}
+    return "unet" if roots & UNET_ROOTS else "transformer"
+
+
+def with_component(path: str, default: str) -> str:
+    """The path with its component in front."""
+    return path if path.split(".", 1)[0] in KNOWN else f"{default}.{path}"
+
+
+def split_component(module: str) -> tuple[str, str]:
+    """(component, path inside it) of a module's name."""
+    component, _, path = module.partition(".")
+    return component, path
+
+
+def component_config(where: str, config: Mapping[str, Any], component: str) -> dict[str, Any]:
+    """The LoraConfig fields of one component; empty where the adapter states none.
+
+    Args:
+        where: named in errors.
+        config: ``Adapter.config``.
+        component: for example ``"unet"``.
+
+    Raises:
+        CorruptAdapterError: the header's entry is not a JSON object.
+    """
+    text = config.get(METADATA, {}).get(LORA_METADATA)
+    if text is None:
+        return {}
+    fields = parse_object(f"{where}, {LORA_METADATA}", text)
+    start = component + "."
+    own = {k.removeprefix(start): v for k, v in fields.items() if k.startswith(start)}
+    # A model that was saved alone: then no field has a prefix.
+    return own or ({} if "r" not in fields else fields)

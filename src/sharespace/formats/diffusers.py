@@ -1,0 +1,166 @@
+"""LoRA files of diffusers: ``pytorch_lora_weights.safetensors``.
+
+Keys, by age: ``...attn1.processor.to_q_lora.down.weight`` (module ``...attn1.to_q``;
+``to_out_lora`` is ``to_out.0``), ``unet....to_k.lora.down.weight`` (text encoders:
+``.lora_linear_layer.``) and PEFT's ``unet....to_k.lora_A.weight``; ``.alpha`` beside each (source:
+diffusers 0.42, ``utils/state_dict_utils.py``, ``loaders/lora_base.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
+from sharespace.formats.components import (
+    COMPONENTS,
+    component_config,
+    default_component,
+    split_component,
+    with_component,
+)
+from sharespace.formats.factors import alpha_scaling, find_contents
+from sharespace.formats.lora_config import (
+    LoraScaling,
+    check_rank,
+    lora_scaling,
+    refuse_other_updates,
+)
+from sharespace.formats.pairs import Contents, build_adapter
+from sharespace.formats.peft import header_entries, without_adapter_name
+from sharespace.formats.tensors import WeightsFile
+from sharespace.subspace.adapter import Adapter, BaseModel
+
+ROLES: Mapping[str, str] = {
+    ".lora.down.weight": "A",
+    ".lora.up.weight": "B",
+    ".lora.alpha": "alpha",
+    ".lora_linear_layer.down.weight": "A",
+    ".lora_linear_layer.up.weight": "B",
+    ".lora_linear_layer.alpha": "alpha",
+    "_lora.down.weight": "A",
+    "_lora.up.weight": "B",
+    "_lora.alpha": "alpha",
+    ".lora_A.weight": "A",
+    ".lora_B.weight": "B",
+    ".alpha": "alpha",
+}
+# Old keys of text encoders used the UNet's words for their attention.
+TEXT_ENCODER_WORDS = {
+    "to_q": "q_proj",
+    "to_k": "k_proj",
+    "to_v": "v_proj",
+    "to_out": "out_proj",
+    "to_out.0": "out_proj",
+}
+
+
+def read_diffusers(file: WeightsFile, *, name: str, source: str) -> Adapter:
+    """Read a diffusers adapter.
+
+    Args:
+        file: the weights.
+        name: of the adapter.
+        source: what its provenance says.
+
+    Raises:
+        CorruptAdapterError: tensors that don't fit each other, the alphas or the header.
+        UnsupportedAdapterError: something in it can't be kept exactly.
+    """
+    where = str(file.path)
+    keys = without_adapter_name(file)
+    default = default_component(keys)
+    config = header_entries(file)
+    scalings = _Scalings(where, config, default)
+    contents = find_contents(file, keys, lambda key: parse_key(key, default), scalings)
+    _refuse_scaled_bias(file, contents, scalings)
+    components = sorted({split_component(module)[0] for module in contents.pairs})
+    return build_adapter(
+        file,
+        contents,
+        name=name,
+        format="diffusers",
+        base=BaseModel(_base(where, config, components)),
+        config=config | {COMPONENTS: components},
+        source=source,
+    )
+
+
+def parse_key(key: str, default: str) -> tuple[str, str] | None:
+    """(module, role) of a factor's or alpha's key; None for others.
+
+    Args:
+        key: without an adapter's name.
+        default: component of a key that names none.
+    """
+    for suffix, role in ROLES.items():
+        if key.endswith(suffix) and len(key) > len(suffix):
+            path = with_component(key.removesuffix(suffix), default)
+            return _module(path.replace(".processor.", "."), suffix), role
+    return None
+
+
+def _module(path: str, suffix: str) -> str:
+    parent, _, word = path.rpartition(".")
+    old = suffix.startswith("_lora")
+    if path.startswith("text_encoder"):
+        return f"{parent}.{TEXT_ENCODER_WORDS.get(word, word)}" if old else path
+    # A list in the model (linear, dropout): old keys name the list, the update is its first entry.
+    return path + ".0" if word == "to_out" else path
+
+
+class _Scalings:
+    """Scaling by module: from the header's LoraConfig of its component, or from its alpha."""
+
+    def __init__(self, where: str, config: Mapping[str, Any], default: str) -> None:
+        self.default = default
+        self._where = where
+        self._config = config
+        self._known: dict[str, LoraScaling | None] = {}
+
+    def __call__(self, module: str, rank: int, alpha: float | None) -> float:
+        stated, path = self.stated(module), split_component(module)[1]
+        if stated is None:
+            return alpha_scaling(rank, alpha)
+        check_rank(self._where, stated, path, rank)
+        scaling = stated.scaling(path)
+        if alpha is not None and not math.isclose(scaling, alpha_scaling(rank, alpha)):
+            raise CorruptAdapterError(
+                self._where,
+                f"scaling of {module!r} is {scaling:g} by the header, {alpha}/{rank} by its alpha",
+                "Drop the header's lora_adapter_metadata, or the alphas",
+            )
+        return scaling
+
+    def stated(self, module: str) -> LoraScaling | None:
+        """What the header says of the module's component; None where it says nothing."""
+        component = split_component(with_component(module, self.default))[0]
+        if component not in self._known:
+            self._known[component] = self._read(component)
+        return self._known[component]
+
+    def _read(self, component: str) -> LoraScaling | None:
+        fields = component_config(self._where, self._config, component)
+        if not fields:
+            return None
+        refuse_other_updates(self._where, {"peft_type": "LORA"} | fields)
+        return lora_scaling(self._where, fields)
+
+
+def _refuse_scaled_bias(file: WeightsFile, contents: Contents, scalings: _Scalings) -> None:
+    """A factor's bias is kept as it is, so its scaling has to be one that the header states."""
+    for key in contents.kept:
+        module = key.removesuffix(".lora_B.bias")
+        pair = contents.pairs.get(with_component(module, scalings.default))
+        if key != module and pair and pair.scaling != 1 and not scalings.stated(module):
+            raise UnsupportedAdapterError(
+                str(file.path), f"{key!r} is scaled by an alpha", "Save it with its LoraConfig"
+            )
+
+
+def _base(where: str, config: Mapping[str, Any], components: list[str]) -> str | None:
+    """The base that the header states for the first component that has one."""
+    stated = (component_config(where, config, c) for c in components)
+    names = (fields.get("base_model_name_or_path") for fields in stated)
+    return next((name for name in names if isinstance(name, str) and name), None)

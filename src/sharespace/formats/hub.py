@@ -1,0 +1,69 @@
+"""Adapters on the Hugging Face Hub: ``user/repo`` or ``user/repo@revision``."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from sharespace.errors import AdapterError
+from sharespace.formats.tensors import SUFFIXES
+
+HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(?:@([\w./-]+))?")
+# By name, never a wild card: a repository that is no adapter may hold a model of many gigabytes.
+FILES = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+]
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A repository on the Hub."""
+
+    user: str
+    name: str
+    revision: str | None = None
+
+    @property
+    def repository(self) -> str:
+        return f"{self.user}/{self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.repository}@{self.revision}" if self.revision else self.repository
+
+
+def parse_hub_id(source: str | os.PathLike[str]) -> HubId | None:
+    """The Hub id that a source is; None where it is a path that exists, or can't be an id."""
+    text = os.fspath(source)
+    match = HUB_ID.fullmatch(text)
+    if match is None or match[1] in (".", "..") or text.endswith(SUFFIXES):
+        return None
+    if os.path.lexists(text):
+        return None
+    return HubId(match[1], match[2], match[3])
+
+
+def download(hub: HubId) -> Path:
+    """A local folder with the repository's adapter files, from the cache where they are there.
+
+    Raises:
+        AdapterError: no such repository or revision, no access, or no connection.
+    """
+    try:
+        folder = snapshot_download(hub.repository, revision=hub.revision, allow_patterns=FILES)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AdapterError(
+            str(hub),
+            f"neither a path that exists nor a repository that the Hub gives ({reason})",
+            "Check the name, your token and the connection",
+        ) from error
+    return Path(folder)

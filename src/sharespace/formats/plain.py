@@ -1,0 +1,180 @@
+"""Plain LoRA: every module with scaling 1 and one rank, whatever file it then goes into.
+
+Every module gets ``lora_B = scaling * up`` and ``lora_A = down``, zero-padded to one rank p, with
+r = lora_alpha = p, so that loaders which know nothing but ``lora_alpha / r`` apply it rightly.
+Kept tensors go under their own keys, bit for bit (only ``lora_B.bias`` is multiplied by the
+scaling that PEFT applied to it before). Keys here are PEFT's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sharespace.errors import OptionError, UnsupportedAdapterError
+from sharespace.formats.components import (
+    COMPONENTS,
+    LORA_METADATA,
+    component_config,
+    split_component,
+)
+from sharespace.formats.lora_config import lora_scaling
+from sharespace.formats.peft import FACTOR, METADATA, PREFIX
+from sharespace.formats.plain_config import RawFactors, owners, plain_config
+from sharespace.shapes import ModuleShape
+from sharespace.subspace.adapter import BaseModel, LayerUpdate
+
+
+@dataclass(frozen=True, eq=False)
+class PlainLora:
+    """What is to be exported."""
+
+    updates: Mapping[str, LayerUpdate]
+    shapes: Mapping[str, ModuleShape]
+    """At least of the convolutions."""
+    kept: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    base: BaseModel = field(default_factory=BaseModel)
+
+    def tensors(self, rank: int, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """All tensors by PEFT's keys, each with memory of its own.
+
+        Raises:
+            OptionError: a kept tensor has the key of a factor.
+        """
+        tensors = {key: self._kept(key, tensor) for key, tensor in self.kept.items()}
+        for module, update in self.updates.items():
+            down, up = padded(update, rank, dtype, self.shapes.get(module))
+            for key, tensor in ((factor_key(module, "A"), down), (factor_key(module, "B"), up)):
+                if key in tensors:
+                    raise OptionError(f"kept[{key!r}]", "has the key of a factor", "Take it out")
+                tensors[key] = tensor
+        return tensors
+
+    def fields(self, rank: int) -> dict[str, Any]:
+        """The fields of its LoraConfig.
+
+        Raises:
+            CorruptAdapterError: the original's fields have no usable values.
+        """
+        config = {k: v for k, v in self.config.items() if k not in (METADATA, COMPONENTS)}
+        raw = raw_factors(self.kept, config)
+        return plain_config(config, self.updates, raw, rank=rank, base=self.base)
+
+    @property
+    def header(self) -> dict[str, str]:
+        """Entries of the original file's header, but those that the fields say anew."""
+        entries = {"format": "pt"} | dict(self.config.get(METADATA, {}))
+        return {key: value for key, value in entries.items() if key != LORA_METADATA}
+
+    def _kept(self, key: str, tensor: Tensor) -> Tensor:
+        module = key.removeprefix(PREFIX).removesuffix(".lora_B.bias")
+        if key.endswith(".lora_B.bias") and module in self.updates:
+            scaling = lora_scaling("config", self.config).scaling(module)
+            return (tensor.double() * scaling).to(tensor.dtype)
+        return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def factor_key(module: str, factor: str) -> str:
+    """PEFT's key of a module's factor "A" or "B"."""
+    return f"{PREFIX}{module}.lora_{factor}.weight"
+
+
+def common_rank(updates: Mapping[str, LayerUpdate], rank: int | None) -> int:
+    """The rank that all factors are padded to.
+
+    Raises:
+        OptionError: there are no updates, or one has a larger rank.
+    """
+    if not updates:
+        raise OptionError("updates", "there is none, so no adapter to write", "Name a task")
+    largest = max(update.up.shape[1] for update in updates.values())
+    if rank is not None and rank < largest:
+        raise OptionError("rank", f"{rank} is below {largest}", f"Give at least {largest}")
+    return rank or largest
+
+
+def padded(
+    update: LayerUpdate, rank: int, dtype: torch.dtype | None, shape: ModuleShape | None
+) -> tuple[Tensor, Tensor]:
+    """(down rank x d, up n x rank), scaling in up, zeros beyond the update's own rank.
+
+    A convolution's factors have their kernels again: rank x c_in x kernel and n x rank x 1 x 1.
+    """
+    up = update.up.detach().cpu()
+    # In at least float32: the scaling may not be a number of the factors' dtype.
+    scaled = up.to(torch.promote_types(up.dtype, torch.float32)) * update.scaling
+    down = torch.zeros(rank, update.down.shape[1], dtype=dtype or update.down.dtype)
+    down[: update.down.shape[0]] = update.down.detach()
+    full = torch.zeros(up.shape[0], rank, dtype=dtype or up.dtype)
+    full[:, : up.shape[1]] = scaled
+    if shape is None or not shape.kernel:
+        return down, full
+    ones = (1,) * len(shape.kernel)
+    kernels = down.reshape(rank, shape.in_channels, *shape.kernel)
+    return kernels, full.reshape(full.shape[0], rank, *ones)
+
+
+def raw_factors(kept: Mapping[str, Tensor], config: Mapping[str, Any]) -> RawFactors:
+    """The LoRA factors among the kept tensors."""
+    modules: dict[str, int] = {}
+    parameters: dict[str, None] = {}
+    for key, tensor in kept.items():
+        path, _, rest = key.removeprefix(PREFIX).rpartition(".lora_embedding_A")
+        if path and not rest:
+            modules[path] = tensor.shape[0]
+        elif (match := FACTOR.fullmatch(key)) and match[2] == "A":
+            path = match[1].removeprefix(PREFIX)
+            found = owners(config, path)
+            parameters.update(dict.fromkeys(found))
+            if not found:
+                modules[path] = tensor.shape[0]
+    return RawFactors(
+        modules,
+        tuple(parameters),
+        magnitudes=any(".lora_magnitude_vector" in key for key in kept),
+        embeddings=any(".lora_embedding_" in key for key in kept),
+    )
+
+
+def split_components(lora: PlainLora) -> dict[str, PlainLora]:
+    """One plain LoRA per component of a pipeline, with the component's own module paths.
+
+    Only for what came from diffusers or kohya; all else is one component without a name. Kept
+    tensors that belong to none of the components stay, under their own keys, with the first.
+
+    Raises:
+        UnsupportedAdapterError: a component's name can't be a folder's.
+    """
+    if COMPONENTS not in lora.config:
+        return {"": lora}
+    names = sorted({split_component(module)[0] for module in lora.updates})
+    for name in names:
+        if not re.fullmatch(r"\w+", name):
+            raise UnsupportedAdapterError(f"component {name!r}", "is no plain word")
+    return {name: _component(lora, name, first=name == names[0], names=names) for name in names}
+
+
+def _component(lora: PlainLora, name: str, *, first: bool, names: list[str]) -> PlainLora:
+    start = name + "."
+    kept = {
+        PREFIX + key.removeprefix(start): lora.kept[key]
+        for key in lora.kept
+        if key.startswith(start)
+    }
+    if first:
+        starts = tuple(f"{other}." for other in names)
+        kept |= {key: lora.kept[key] for key in lora.kept if not key.startswith(starts)}
+    header = {METADATA: dict(lora.config.get(METADATA, {}))}
+    return replace(
+        lora,
+        updates={k.removeprefix(start): v for k, v in lora.updates.items() if k.startswith(start)},
+        shapes={k.removeprefix(start): v for k, v in lora.shapes.items() if k.startswith(start)},
+        kept=kept,
+        config=component_config("config", lora.config, name) | header,
+    )

@@ -1,0 +1,180 @@
+"""Exports: whole or not at all, refused where something is in the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sharespace.errors import CorruptAdapterError, OptionError
+from sharespace.formats import read_adapter, write_diffusers, write_peft
+from sharespace.formats.atomic_dir import new_directory
+from sharespace.shapes import ModuleShape
+from sharespace.subspace.adapter import BaseModel, LayerUpdate
+
+
+def update(r: int = 2, n: int = 4, d: int = 3, scaling: float = 1.0) -> LayerUpdate:
+    return LayerUpdate(torch.randn(n, r), torch.randn(r, d), scaling)
+
+
+def test_a_learned_task_needs_no_config(tmp_path: Path) -> None:
+    base = BaseModel("someone/model", "main")
+    assert write_peft(tmp_path / "x", {"a.b": update()}, base=base) == [tmp_path / "x"]
+    adapter = read_adapter(tmp_path / "x")
+    assert adapter.base == base
+    assert adapter.config["target_modules"] == ["a.b"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x"]
+
+
+def test_a_learned_diffusers_task_needs_its_component(tmp_path: Path) -> None:
+    path = write_diffusers(tmp_path / "x", {"a.b": update()}, component="transformer")
+    assert list(read_adapter(path).shapes) == ["transformer.a.b"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    ranks=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    scaling=st.floats(0, 100),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_updates_come_back(
+    ranks: list[int], scaling: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    updates = {}
+    for i, r in enumerate(ranks):
+        u = update(r)
+        updates[f"m.{i}"] = LayerUpdate(u.up.to(dtype), u.down.to(dtype), scaling)
+    write_peft(tmp_path / "x", updates, overwrite=True)
+    adapter = read_adapter(tmp_path / "x")
+    assert set(adapter.ranks.values()) == {max(ranks)}
+    for module, u in updates.items():
+        found = adapter.layer(module)
+        assert torch.equal(found.down[: u.down.shape[0]], u.down)
+        torch.testing.assert_close(found.up @ found.down, u.scaling * u.up @ u.down)
+
+
+def test_a_convolution_has_its_kernel_again(tmp_path: Path) -> None:
+    shape = ModuleShape(4, 12, "conv", (3, 2))
+    write_peft(tmp_path / "x", {"a.b": update(d=12)}, shapes={"a.b": shape})
+    assert read_adapter(tmp_path / "x").shapes == {"a.b": shape}
+
+
+def test_one_tensor_in_two_modules_is_written_twice(tmp_path: Path) -> None:
+    u = update()
+    head = torch.randn(3)
+    kept = {"base_model.model.x": head, "base_model.model.y": head}
+    write_peft(tmp_path / "x", {"a.b": u, "a.c": u}, kept=kept)
+    assert set(read_adapter(tmp_path / "x").kept) == set(kept)
+
+
+def test_names_without_a_dot_match_no_other_module(tmp_path: Path) -> None:
+    write_peft(tmp_path / "x", {"head": update(), "a.b": update()})
+    targets = json.loads((tmp_path / "x" / "adapter_config.json").read_text())["target_modules"]
+    assert targets == r"(?:a\.b|head)"
+
+
+def test_dtype_of_the_factors(tmp_path: Path) -> None:
+    write_peft(tmp_path / "x", {"a.b": update()}, dtype=torch.bfloat16)
+    assert read_adapter(tmp_path / "x").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("write", [write_peft, write_diffusers])
+def test_bad_options(write: type, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no adapter to write"):
+        write(tmp_path / "x", {})
+    with pytest.raises(OptionError, match="1 is below 2"):
+        write(tmp_path / "x", {"a.b": update()}, rank=1)
+    kept = {"base_model.model.a.b.lora_A.weight": torch.ones(1)}
+    with pytest.raises(OptionError, match="key of a factor"):
+        write(tmp_path / "x", {"a.b": update()}, kept=kept)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [write_peft, write_diffusers])
+def test_nothing_is_left_of_a_failed_write(write: type, tmp_path: Path) -> None:
+    broken = LayerUpdate(torch.full((4, 2), float("nan")), torch.ones(2, 3))
+    with pytest.raises(CorruptAdapterError, match="NaN"):
+        write(tmp_path / "x", {"a.b": broken})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine").write_text("mine")
+    with pytest.raises(OptionError, match="not empty"):
+        write_peft(tmp_path / "x", {"a.b": update()})
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["mine"]
+
+
+def test_overwriting_replaces_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine").write_text("mine")
+    write_peft(tmp_path / "x", {"a.b": update()}, overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_failed_overwrite_leaves_what_was_there(tmp_path: Path) -> None:
+    write_peft(tmp_path / "x", {"a.b": update()})
+    broken = LayerUpdate(torch.full((4, 2), float("inf")), torch.ones(2, 3))
+    with pytest.raises(CorruptAdapterError):
+        write_peft(tmp_path / "x", {"a.c": broken}, overwrite=True)
+    assert list(read_adapter(tmp_path / "x").shapes) == ["a.b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    write_peft(tmp_path / "x", {"a.b": update()})
+    assert list(read_adapter(tmp_path / "x").shapes) == ["a.b"]
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("mine")
+    for path in (tmp_path / "x", tmp_path / "x" / "below"):
+        with pytest.raises(OptionError):
+            write_peft(path, {"a.b": update()})
+    assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_a_directory_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with new_directory(tmp_path / "x") as aside:
+            (aside / "f").write_text("half")
+            assert not (tmp_path / "x").exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_directory_has_the_usual_rights(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    write_peft(tmp_path / "x", {"a.b": update()})
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def kept_of(*keys: str) -> dict[str, Tensor]:
+    return {f"base_model.model.{key}": torch.ones(3) for key in keys}
+
+
+def test_dora_is_stated_only_with_magnitudes(tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "r": 2, "use_dora": True}
+    write_peft(
+        tmp_path / "with",
+        {"a.b": update()},
+        config=config,
+        kept=kept_of("a.b.lora_magnitude_vector"),
+    )
+    write_peft(tmp_path / "without", {"a.b": update()}, config=config)
+    assert read_adapter(tmp_path / "with").config["use_dora"] is True
+    assert read_adapter(tmp_path / "without").config["use_dora"] is False
