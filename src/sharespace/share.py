@@ -13,7 +13,7 @@ import torch
 from sharespace.errors import MissingExtraError, OptionError
 from sharespace.formats import default_name, read_adapter, write_diffusers, write_peft
 from sharespace.linalg.allocate import Dimension
-from sharespace.store import Checkout, Operation, Version, checkout, commit
+from sharespace.store import Checkout, Operation, checkout, commit
 from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace import plan as _plan
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
@@ -287,7 +287,7 @@ class Share:
             The directories or files written; one per component for a pipeline's adapter.
         """
         found = self.task(task)
-        common = {
+        common: dict[str, Any] = {
             "shapes": self._model.shapes,
             "kept": found.kept,
             "config": found.config,

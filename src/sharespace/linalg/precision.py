@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from sharespace.errors import OptionError
+
 _TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
 
 
@@ -40,3 +42,20 @@ def common_dtype(*dtypes: torch.dtype) -> torch.dtype:
     for dtype in dtypes[1:]:
         result = torch.promote_types(result, dtype)
     return result
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device, after a look whether it can compute.
+
+    Raises:
+        OptionError: unknown name, or no such device here.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(
+            f"device {str(device)!r}", reason, "Leave it out to use the CPU"
+        ) from error
+    return found

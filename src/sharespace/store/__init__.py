@@ -1,14 +1,18 @@
 """Share models on disk: versions that never change, files named by their content."""
 
+from sharespace.store.directory import refuse_existing
 from sharespace.store.layout import Manifest, Operation, TaskSummary, Version
 from sharespace.store.prune import Pruned, prune
 from sharespace.store.store import Checkout, checkout, commit, history, load, rollback
+from sharespace.store.verify import Finding, Report, verify
 
 __all__ = [
     "Checkout",
+    "Finding",
     "Manifest",
     "Operation",
     "Pruned",
+    "Report",
     "TaskSummary",
     "Version",
     "checkout",
@@ -16,5 +20,7 @@ __all__ = [
     "history",
     "load",
     "prune",
+    "refuse_existing",
     "rollback",
+    "verify",
 ]

@@ -11,7 +11,12 @@ from sharespace.errors import OptionError
 from sharespace.linalg.allocate import Dimension
 from sharespace.linalg.budget import Profile, profile, spend
 from sharespace.linalg.canonical import weights
-from sharespace.linalg.precision import canonical_rounding, common_dtype, compute_dtype
+from sharespace.linalg.precision import (
+    canonical_rounding,
+    common_dtype,
+    compute_dtype,
+    usable_device,
+)
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, BaseModel
 from sharespace.subspace.compatible import common_base, common_shapes
@@ -66,7 +71,7 @@ def initialise(
         settings=with_rule(settings or Settings(), dimension),
         dimension=dimension,
         dtype=dtype or common_dtype(*(a.dtype for a in adapters)),
-        device=torch.device(device),
+        device=usable_device(device),
     )
     layers, tasks = build_layers(adapters, build, "init", {}, progress)
     return ShareModel(found, build.settings, build.dtype, layers, {t.name: t for t in tasks})

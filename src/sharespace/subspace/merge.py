@@ -26,7 +26,7 @@ from sharespace.linalg.core_merge import (
 from sharespace.linalg.cores import seen_by
 from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.joint import Bases, Problem, joint
-from sharespace.linalg.precision import compute_dtype, tolerance
+from sharespace.linalg.precision import compute_dtype, tolerance, usable_device
 from sharespace.linalg.residual import frame_difference
 from sharespace.subspace.adapter import Adapter, BaseModel
 from sharespace.subspace.compatible import common_base, common_shapes
@@ -101,7 +101,7 @@ def merge(
         settings=model.settings,
         dimension=_rule_for_new_layers(model.settings),
         dtype=model.dtype,
-        device=torch.device(device),
+        device=usable_device(device),
     )
     modules = list(common_shapes(adapters))
     results: dict[str, LayerResult] = {}
@@ -311,7 +311,7 @@ def merge_under_budget(
         settings=model.settings,
         dimension=Dimension(budget=model.settings.budget),
         dtype=model.dtype,
-        device=torch.device(device),
+        device=usable_device(device),
         entry_norms={
             n: dict(zip(x.modules, x.norms.tolist(), strict=True)) for n, x in ledgers.items()
         },

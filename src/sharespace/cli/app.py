@@ -1,0 +1,338 @@
+"""All commands. Heavy imports are inside them, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sharespace.cli import options as o
+
+if TYPE_CHECKING:
+    from sharespace.share import Share
+
+app = typer.Typer(
+    name="sharespace",
+    help="One low-rank subspace per layer instead of hundreds of LoRA adapters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from sharespace import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _build_options(
+    method: o.Method,
+    centred: bool,
+    k: int | None,
+    variance: float | None,
+    error: float | None,
+    budget: str | None,
+    p: int | None,
+    base: str | None,
+    dtype: str | None,
+    device: str,
+    seed: int,
+) -> dict[str, Any]:
+    """The keyword arguments of ``Share.from_adapters``."""
+    from sharespace.cli.values import dtype_named, size_in_bytes
+
+    return {
+        "method": method,
+        "centred": centred,
+        "k": k,
+        "variance": variance,
+        "error": error,
+        "budget": None if budget is None else size_in_bytes(budget),
+        "p": p,
+        "base": base,
+        "dtype": dtype_named(dtype),
+        "device": device,
+        "seed": seed,
+    }
+
+
+@app.command()
+def init(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the Share model goes.")],
+    adapters: o.Adapters,
+    method: o.MethodOption = "joint",
+    centred: o.Centred = False,
+    k: o.K = None,
+    variance: o.Variance = None,
+    error: o.Error = None,
+    budget: o.Budget = None,
+    p: o.PseudoRank = None,
+    base: o.Base = None,
+    dtype: o.DType = None,
+    device: o.Device = "cpu",
+    seed: o.Seed = 0,
+    as_json: o.AsJson = False,
+) -> None:
+    """Build a Share model from LoRA adapters and say what it keeps of each."""
+    from sharespace.cli import output
+    from sharespace.cli.progress import layers
+    from sharespace.cli.values import adapter_paths
+    from sharespace.share import Share
+    from sharespace.store import refuse_existing
+
+    refuse_existing(out)
+    arguments = _build_options(
+        method, centred, k, variance, error, budget, p, base, dtype, device, seed
+    )
+    with layers("building") as progress:
+        share = Share.from_adapters(adapter_paths(adapters), progress=progress, **arguments)
+    share.save(out)
+    output.built(share, out, as_json)
+
+
+@app.command()
+def plan(
+    adapters: o.Adapters,
+    method: o.MethodOption = "joint",
+    centred: o.Centred = False,
+    k: o.K = None,
+    variance: o.Variance = None,
+    error: o.Error = None,
+    budget: o.Budget = None,
+    p: o.PseudoRank = None,
+    base: o.Base = None,
+    dtype: o.DType = None,
+    device: o.Device = "cpu",
+    seed: o.Seed = 0,
+    as_json: o.AsJson = False,
+) -> None:
+    """Say what init would give, and whether it is worth it; nothing is written."""
+    from sharespace.cli import output
+    from sharespace.cli.progress import layers
+    from sharespace.cli.values import adapter_paths
+    from sharespace.share import Share
+
+    arguments = _build_options(
+        method, centred, k, variance, error, budget, p, base, dtype, device, seed
+    )
+    with layers("planning") as progress:
+        found = Share.plan(adapter_paths(adapters), progress=progress, **arguments)
+    output.plan(found, as_json)
+
+
+@app.command()
+def add(
+    share: o.SharePath,
+    adapters: o.Adapters,
+    k: o.Cap = None,
+    base: o.Base = None,
+    device: o.Device = "cpu",
+    as_json: o.AsJson = False,
+) -> None:
+    """Merge adapters into a Share model; the old adapters are not needed."""
+    from sharespace.cli import output
+    from sharespace.cli.progress import layers
+    from sharespace.cli.values import adapter_paths
+
+    before = _load(share)
+    with layers("merging") as progress:
+        after = before.merge(
+            adapter_paths(adapters), k=k, base=base, device=device, progress=progress
+        )
+    after.save()
+    output.merged(before, after, share, as_json)
+
+
+@app.command()
+def union(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the union goes.")],
+    shares: Annotated[
+        list[Path], typer.Argument(metavar="SHARE SHARE...", help="Share models of one base.")
+    ],
+    k: o.Cap = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Put the tasks of several Share models of one base into one."""
+    from sharespace.cli import output
+    from sharespace.errors import OptionError
+    from sharespace.store import refuse_existing
+
+    if len(shares) < 2:
+        raise OptionError("union", f"got {len(shares)} Share model", "Name at least two")
+    refuse_existing(out)
+    result = _load(shares[0])
+    for other in shares[1:]:
+        result = result.union(_load(other), k=k)
+    result.save(out)
+    output.built(result, out, as_json)
+
+
+@app.command()
+def remove(
+    share: o.SharePath,
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Names of tasks.")],
+    as_json: o.AsJson = False,
+) -> None:
+    """Remove tasks; the others stay as they are, bit for bit."""
+    from sharespace.cli import output
+
+    after = _load(share).remove(*tasks)
+    after.save()
+    output.changed(after, f"removed {', '.join(tasks)}", as_json)
+
+
+@app.command()
+def rename(
+    share: o.SharePath,
+    old: Annotated[str, typer.Argument(metavar="OLD")],
+    new: Annotated[str, typer.Argument(metavar="NEW")],
+    as_json: o.AsJson = False,
+) -> None:
+    """Give a task another name."""
+    from sharespace.cli import output
+
+    after = _load(share).rename(old, new)
+    after.save()
+    output.changed(after, f"renamed {old} to {new}", as_json)
+
+
+@app.command()
+def info(
+    share: o.SharePath,
+    version: Annotated[int | None, typer.Option(help="An earlier version.")] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """What is in a Share model."""
+    from sharespace.cli import output
+    from sharespace.store import checkout
+
+    output.info(checkout(share, version), as_json)
+
+
+@app.command()
+def fidelity(
+    share: o.SharePath,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[ADAPTER...]", hidden=True)] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against", metavar="ADAPTER...", help="Original adapters, to measure errors."
+        ),
+    ] = None,
+    with_nulls: Annotated[
+        bool, typer.Option("--nulls", help="With --against: mean adapter, random basis, own SVD.")
+    ] = False,
+    version: Annotated[int | None, typer.Option(help="An earlier version.")] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """How well every task is kept: errors, bounds, bytes."""
+    from sharespace.cli import output
+    from sharespace.cli.values import adapter_paths
+    from sharespace.errors import OptionError
+
+    originals = adapter_paths([*(against or []), *(more or [])])
+    if with_nulls and not originals:
+        raise OptionError("--nulls", "they need the original adapters", "Add --against ADAPTER...")
+    loaded = _load(share, version)
+    nulls = loaded.nulls(originals) if with_nulls else None
+    output.fidelity(loaded.fidelity(originals), nulls, as_json)
+
+
+@app.command()
+def export(
+    share: o.SharePath,
+    task: Annotated[str, typer.Argument(metavar="TASK")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
+    to: Annotated[str, typer.Option(help="peft or diffusers.")] = "peft",
+    rank: Annotated[int | None, typer.Option(help="Pad all layers to this rank.")] = None,
+    dtype: o.DType = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    version: Annotated[int | None, typer.Option(help="From an earlier version.")] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Write a task as plain LoRA that PEFT (or diffusers) loads."""
+    from sharespace.cli import output
+    from sharespace.cli.values import dtype_named
+
+    loaded = _load(share, version)
+    written = loaded.export(
+        task,
+        out,
+        to=to,  # type: ignore[arg-type]  # export itself refuses other names
+        rank=rank,
+        dtype=dtype_named(dtype),
+        overwrite=overwrite,
+    )
+    output.exported(task, written, as_json)
+
+
+@app.command()
+def verify(
+    share: o.SharePath,
+    every: Annotated[bool, typer.Option("--all", help="All versions, not only the last.")] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Check every file's hash, shape and values; exit code 2 where something is damaged."""
+    from sharespace.cli import EXIT_BAD_INPUT, output
+    from sharespace.store import verify as check
+
+    report = check(share, all_versions=every)
+    output.report(report, as_json)
+    if not report.ok:
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+@app.command()
+def history(
+    share: o.SharePath,
+    prune: Annotated[
+        int | None, typer.Option(metavar="KEEP", help="Remove all but the last KEEP versions.")
+    ] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """The versions of a Share model."""
+    from sharespace.cli import output
+    from sharespace.store import history as versions
+    from sharespace.store import prune as remove_versions
+
+    pruned = None if prune is None else remove_versions(share, keep=prune)
+    output.history(versions(share), pruned, as_json)
+
+
+@app.command()
+def rollback(
+    share: o.SharePath,
+    version: Annotated[int, typer.Argument(metavar="VERSION", help="See history.")],
+    as_json: o.AsJson = False,
+) -> None:
+    """Make an earlier version the current one; the history stays."""
+    from sharespace.cli import output
+    from sharespace.store import rollback as go_back
+
+    output.rolled_back(go_back(share, version), version, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(metavar="[OUT]", help="Where results go.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Of data, training and subspace.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny version.")] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """The whole method on real data in two minutes: handwritten digits, a small ViT, 6+ tasks."""
+    from sharespace.cli import output
+
+    output.demo(out, seed=seed, quick=quick, as_json=as_json)
+
+
+def _load(path: Path, version: int | None = None) -> Share:
+    from sharespace.share import Share
+
+    return Share.load(path, version)

@@ -1,0 +1,223 @@
+"""Print results: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sharespace.cli import records
+from sharespace.share import Share
+from sharespace.store import Checkout, Pruned, Report, Version
+from sharespace.subspace import fidelity as _fidelity
+from sharespace.subspace.nulls import Nulls
+from sharespace.subspace.plan import Plan
+
+_console = Console(highlight=False)
+
+
+def _json(record: Mapping[str, Any]) -> None:
+    print(json.dumps(record, indent=2, allow_nan=False))
+
+
+def _say(text: str) -> None:
+    _console.print(text, soft_wrap=True)
+
+
+def human(nbytes: float) -> str:
+    """1234567 -> 1.23 MB, powers of ten."""
+    for unit in ("B", "kB", "MB"):
+        if abs(nbytes) < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:,.2f} GB"
+
+
+def percent(error: float) -> str:
+    """A relative error for people; rounding is called 0 nowhere."""
+    return f"{error:.1e}" if error < 1e-3 else f"{error:.1%}"
+
+
+def built(share: Share, path: Path, as_json: bool) -> None:
+    if as_json:
+        return _json(records.built_record(share, str(path)))
+    _say(f"[bold]{escape(str(path))}[/]: {escape(repr(share))}")
+    found = share.fidelity()
+    _fidelity_table(found)
+    return _sizes(records.bytes_record(found.bytes))
+
+
+def merged(before: Share, after: Share, path: Path, as_json: bool) -> None:
+    new = [n for n in after.tasks if n not in before.tasks]
+    found = after.fidelity()
+    grown = {
+        m: (before.model.layers[m].k if m in before.model.layers else (0, 0), layer.k)
+        for m, layer in after.model.layers.items()
+    }
+    if as_json:
+        record = records.built_record(after, str(path))
+        return _json(
+            {**record, "added": new, "k_before": {m: list(k[0]) for m, k in grown.items()}}
+        )
+    _say(
+        f"[bold]{escape(str(path))}[/] version {after.version}: added {_names(new)}; "
+        f"{len(after.tasks)} tasks; {_growth(grown)}"
+    )
+    _fidelity_table(found)
+    return _sizes(records.bytes_record(found.bytes))
+
+
+def _growth(k: Mapping[str, tuple[tuple[int, int], tuple[int, int]]]) -> str:
+    """What a merge did to the subspaces."""
+    grown = sum(old != now for old, now in k.values())
+    largest = max((max(now) for _, now in k.values()), default=0)
+    text = f"{grown} of {len(k)} layers grew (largest k {largest})"
+    return text if grown == len(k) else f"{text}, the others kept their k"
+
+
+def changed(share: Share, what: str, as_json: bool) -> None:
+    if as_json:
+        return _json({"version": share.version, "tasks": list(share.tasks)})
+    return _say(f"version {share.version}: {escape(what)}; {len(share.tasks)} tasks")
+
+
+def plan(found: Plan, as_json: bool) -> None:
+    if as_json:
+        return _json(records.plan_record(found))
+    colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[found.verdict]
+    _fidelity_table(found.fidelity, found.nulls)
+    _sizes(records.bytes_record(found.fidelity.bytes))
+    count = found.paper_count
+    _say(f"the paper's count (coefficients only): {count.parameters:,} = {human(count.nbytes)}")
+    when = f"{found.break_even} adapters like these" if found.break_even else "never"
+    _say(f"break-even: {when}; modules kept privately: {found.private_modules}")
+    return _say(f"[bold {colour}]{found.verdict}[/]: {escape(found.reason)}")
+
+
+def fidelity(found: _fidelity.Fidelity, nulls: Nulls | None, as_json: bool) -> None:
+    if as_json:
+        return _json(records.fidelity_record(found, nulls))
+    _fidelity_table(found, nulls)
+    return _sizes(records.bytes_record(found.bytes))
+
+
+def _fidelity_table(found: _fidelity.Fidelity, nulls: Nulls | None = None) -> None:
+    last = ("own SVD", "mean adapter", "shared") if nulls else ("worst layer's name",)
+    table = _table("task", "error", "bound", "worst layer", *last)
+    for name, task in found.tasks.items():
+        error = percent(task.relative_error)
+        row = [_name(name), error if task.measured else f"~{error}", percent(task.bound)]
+        row += [percent(task.worst_layer_error)]
+        if nulls:
+            row += [percent(nulls.own_svd[name]), percent(nulls.mean_adapter[name])]
+            row += [f"{nulls.shared_fraction[name]:.0%}"]
+        else:
+            row += [escape(task.worst_layer)]
+        table.add_row(*row)
+    _console.print(table)
+    if not all(t.measured for t in found.tasks.values()):
+        _say("~ estimated from the ledger; only the bound is certain (--against measures)")
+
+
+def _table(first: str, *others: str) -> Table:
+    """Names whole on the left, figures flush right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold", no_wrap=len(others) > 3)
+    for title in others:
+        table.add_column(title, justify="right")
+    return table
+
+
+def _sizes(sizes: Mapping[str, int]) -> None:
+    parts = ", ".join(f"{name} {human(sizes[name])}" for name in ("basis", "coefficients", "other"))
+    share = sizes["total"] / sizes["adapters"] if sizes["adapters"] else 1.0
+    _say(
+        f"{human(sizes['adapters'])} of adapters as {human(sizes['total'])} ({share:.0%}): {parts}"
+    )
+
+
+def info(found: Checkout, as_json: bool) -> None:
+    record = records.info_record(found)
+    if as_json:
+        return _json(record)
+    base = record["base_model"]["id"] or "not stated"
+    _say(
+        f"[bold]{escape(record['share'])}[/] version {record['version']} ({record['created']}): "
+        f"base {escape(base)}, method {record['method']}, {record['dtype']}, "
+        f"{len(record['layers'])} layers, {len(record['tasks'])} tasks"
+    )
+    table = _table("task", "format", "layers", "bound", "coefficients", "adapter")
+    for name, task in record["tasks"].items():
+        table.add_row(
+            _name(name),
+            task["format"],
+            str(task["layers"]),
+            percent(task["bound"]),
+            human(task["coefficient_bytes"]),
+            human(task["adapter_bytes"]),
+        )
+    _console.print(table)
+    return _sizes(record["bytes"])
+
+
+def exported(task: str, written: Sequence[Path], as_json: bool) -> None:
+    if as_json:
+        return _json({"task": task, "written": [str(p) for p in written]})
+    return _say(f"{_name(task)} -> {', '.join(escape(str(p)) for p in written)}")
+
+
+def report(found: Report, as_json: bool) -> None:
+    if as_json:
+        return _json(records.report_record(found))
+    for finding in found.damaged:
+        _say(
+            f"[red]{finding.status}[/] {escape(finding.file)} (version {finding.version}): "
+            f"{escape(finding.detail)}"
+        )
+    verdict = "[green]all well[/]" if found.ok else f"[red]{len(found.damaged)} damaged[/]"
+    versions = ", ".join(map(str, found.versions)) or "none"
+    return _say(f"{len(found.findings)} files of version {versions}: {verdict}")
+
+
+def history(versions: Sequence[Version], pruned: Pruned | None, as_json: bool) -> None:
+    if as_json:
+        return _json(
+            {
+                "versions": [records.version_record(v) for v in versions],
+                "pruned": records.pruned_record(pruned),
+            }
+        )
+    if pruned:
+        _say(f"removed {len(pruned.versions)} versions and {human(pruned.bytes)}")
+    table = _table("version", "when", "tasks", "what")
+    for version in versions:
+        what = f"{version.operation.verb} {_names(version.operation.tasks)}"
+        table.add_row(str(version.number), version.created, str(version.task_count), what)
+    return _console.print(table)
+
+
+def rolled_back(now: Version, to: int, as_json: bool) -> None:
+    if as_json:
+        return _json(records.version_record(now))
+    return _say(f"version {now.number} is version {to} again; {now.task_count} tasks")
+
+
+def demo(out: Path, *, seed: int, quick: bool, as_json: bool) -> None:
+    from sharespace.demo import run
+
+    raise SystemExit(f"not wired yet {out} {seed} {quick} {as_json} {run}")
+
+
+def _name(name: str) -> str:
+    """A task's name on one line of a terminal, whatever is in it."""
+    return escape(name if name.isprintable() else repr(name))
+
+
+def _names(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(_name(n) for n in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,165 @@
+"""What ``--json`` prints: plain JSON values of results. Names here are an interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sharespace.share import Share
+from sharespace.store import Checkout, Pruned, Report, Version
+from sharespace.subspace.fidelity import Bytes, Fidelity
+from sharespace.subspace.nulls import Nulls
+from sharespace.subspace.plan import Plan
+
+
+def bytes_record(sizes: Bytes) -> dict[str, int]:
+    return {
+        "basis": sizes.basis,
+        "coefficients": sizes.coefficients,
+        "other": sizes.other,
+        "total": sizes.total,
+        "adapters": sizes.adapters,
+    }
+
+
+def fidelity_record(found: Fidelity, nulls: Nulls | None = None) -> dict[str, Any]:
+    tasks = {
+        name: {
+            "relative_error": t.relative_error,
+            "worst_layer": t.worst_layer,
+            "worst_layer_error": t.worst_layer_error,
+            "bound": t.bound,
+            "measured": t.measured,
+            "layers": {
+                m: {"relative_error": x.relative_error, "bound": x.bound}
+                for m, x in t.layers.items()
+            },
+        }
+        for name, t in found.tasks.items()
+    }
+    record = {
+        "tasks": tasks,
+        "mean_relative_error": found.mean_relative_error,
+        "max_relative_error": found.max_relative_error,
+        "certificates": dict(found.certificates),
+        "bytes": bytes_record(found.bytes),
+    }
+    return record if nulls is None else {**record, "nulls": nulls_record(nulls)}
+
+
+def nulls_record(nulls: Nulls) -> dict[str, Any]:
+    return {
+        "mean_adapter": dict(nulls.mean_adapter),
+        "random_basis": dict(nulls.random_basis),
+        "own_svd": dict(nulls.own_svd),
+        "shared": nulls.shared,
+        "shared_fraction": dict(nulls.shared_fraction),
+    }
+
+
+def plan_record(plan: Plan) -> dict[str, Any]:
+    return {
+        "verdict": plan.verdict,
+        "reason": plan.reason,
+        "break_even": plan.break_even,
+        "paper_count": {
+            "parameters": plan.paper_count.parameters,
+            "bytes": plan.paper_count.nbytes,
+        },
+        "k": {m: list(k) for m, k in plan.dimensions.items()},
+        "private_modules": plan.private_modules,
+        **fidelity_record(plan.fidelity, plan.nulls),
+    }
+
+
+def built_record(share: Share, path: str) -> dict[str, Any]:
+    return {
+        "share": path,
+        "version": share.version,
+        "method": share.model.settings.method,
+        "base_model": share.model.base.id,
+        "k": {m: list(layer.k) for m, layer in share.model.layers.items()},
+        **fidelity_record(share.fidelity()),
+    }
+
+
+def info_record(found: Checkout) -> dict[str, Any]:
+    content = found.manifest.content
+    settings = content.settings
+    return {
+        "share": str(found.path),
+        "version": found.version.number,
+        "created": found.version.created,
+        "base_model": {
+            "id": content.base.id,
+            "revision": content.base.revision,
+            "fingerprint": content.fingerprint,
+        },
+        "method": settings.method,
+        "p": settings.p,
+        "budget": settings.budget,
+        "dtype": str(content.dtype).removeprefix("torch."),
+        "layers": {
+            e.module: {
+                "shape": [e.shape.out_features, e.shape.in_features],
+                "kind": e.shape.kind,
+                "k": list(e.k),
+                "cap": list(e.cap) if e.cap else None,
+            }
+            for e in content.layers
+        },
+        "tasks": {
+            e.name: {
+                "format": e.summary.format,
+                "source": e.summary.source,
+                "layers": e.summary.modules,
+                "bound": e.summary.bound,
+                "measured": e.summary.measured,
+                "coefficient_bytes": e.summary.coefficient_bytes,
+                "adapter_bytes": e.summary.adapter_bytes,
+            }
+            for e in content.tasks
+        },
+        "bytes": disk_bytes(found),
+    }
+
+
+def disk_bytes(found: Checkout) -> dict[str, int]:
+    """Bytes of the version's files, headers included; a file that two tasks share counts once."""
+    content = found.manifest.content
+    total = sum(ref.bytes for ref in content.files.values())
+    coefficients = sum(e.summary.coefficient_bytes for e in content.tasks)
+    return {
+        "basis": content.basis.bytes,
+        "coefficients": coefficients,
+        "other": total - content.basis.bytes - coefficients,
+        "total": total,
+        "adapters": sum(e.summary.adapter_bytes for e in content.tasks),
+    }
+
+
+def report_record(report: Report) -> dict[str, Any]:
+    return {
+        "ok": report.ok,
+        "versions": list(report.versions),
+        "files": len(report.findings),
+        "damaged": [
+            {"version": f.version, "file": f.file, "status": f.status, "detail": f.detail}
+            for f in report.damaged
+        ],
+    }
+
+
+def version_record(version: Version) -> dict[str, Any]:
+    return {
+        "version": version.number,
+        "created": version.created,
+        "verb": version.operation.verb,
+        "about": list(version.operation.tasks),
+        "tasks": version.task_count,
+    }
+
+
+def pruned_record(pruned: Pruned | None) -> dict[str, Any] | None:
+    if pruned is None:
+        return None
+    return {"versions": list(pruned.versions), "files": pruned.files, "bytes": pruned.bytes}
