@@ -1,0 +1,62 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types architecture unit format bench docs clean
+
+help:  ## what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.ready-demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[train,report]'
+	@touch $@
+
+.venv/.ready-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[dev]'
+	@touch $@ .venv/.ready-demo
+
+.venv/.ready-bench: pyproject.toml constraints.txt | .venv/.ready-dev
+	$(PIP) --editable '.[dev,bench]'
+	@touch $@
+
+.venv/.ready-docs: pyproject.toml constraints.txt | .venv/.ready-dev
+	$(PIP) --editable '.[dev,docs]'
+	@touch $@
+
+demo: .venv/.ready-demo  ## the whole method on real data in about two minutes
+	$(BIN)/sharespace demo demo
+
+test: .venv/.ready-dev check unit  ## lint, types, architecture, tests
+
+check: lint types architecture
+
+lint: .venv/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.ready-dev
+	$(BIN)/mypy
+
+architecture: .venv/.ready-dev
+	$(BIN)/lint-imports
+
+unit: .venv/.ready-dev
+	$(BIN)/pytest
+
+format: .venv/.ready-dev  ## put the code in its standard form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.ready-bench  ## the benchmarks against peers (about half an hour)
+	$(BIN)/python -m benchmarks
+
+docs: .venv/.ready-docs  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## remove what the commands above made
+	rm -rf .venv demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
