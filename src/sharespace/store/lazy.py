@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -130,7 +130,7 @@ def basis_names(module: str) -> tuple[str, str]:
     return f"{module}.{LEFT_BASIS}", f"{module}.{RIGHT_BASIS}"
 
 
-def check_basis_names(opened: OpenedFile, layers: Mapping[str, LayerEntry]) -> None:
+def check_basis_names(opened: OpenedFile, layers: Iterable[str]) -> None:
     """Refuse a basis file that has not exactly the tensors of these modules.
 
     Raises:

@@ -31,16 +31,22 @@ def task_file(task: Task, layers: Mapping[str, LayerEntry], dtype: torch.dtype) 
         MismatchError: coefficients do not fit the layers or the dtype.
         StoreError: a value is not finite, or the config is not JSON.
     """
-    tensors: dict[str, Tensor] = {}
     for module, coefficients in task.coefficients.items():
         _check_fit(task.name, module, coefficients, layers, dtype)
-        for part, tensor in _parts(coefficients).items():
-            tensors[f"{module}.{part}"] = tensor
     _check_ledger(task)
-    tensors[NORMS] = task.ledger.norms
-    tensors[TRUNCATIONS] = task.ledger.truncations
+    tensors = tensors_of(task)
     refuse_non_finite(f"task {task.name!r}", tensors)
     return tensor_file("task", tensors, _metadata(task))
+
+
+def tensors_of(task: Task) -> dict[str, Tensor]:
+    """The tensors of a task's file: coefficients without trailing zero rows, and the ledger."""
+    coefficients = {
+        f"{module}.{part}": tensor
+        for module, found in task.coefficients.items()
+        for part, tensor in _parts(found).items()
+    }
+    return {**coefficients, NORMS: task.ledger.norms, TRUNCATIONS: task.ledger.truncations}
 
 
 def summarise(task: Task) -> TaskSummary:
