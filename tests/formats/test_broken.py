@@ -152,6 +152,15 @@ def test_factors_that_are_not_finite(key: str, value: float, tmp_path: Path) -> 
         adapter.layer(MODULE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_large_factors_are_finite(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Their sum is not."""
+    largest = torch.finfo(dtype).max
+    tensors = {A: torch.full((2, 3), largest, dtype=dtype), B: torch.ones(4, 2, dtype=dtype)}
+    adapter = read_adapter(place(tmp_path / "x", save(tensors)))
+    assert adapter.layer(MODULE).down.max() == largest
+
+
 def test_kept_tensors_may_hold_nan(tmp_path: Path) -> None:
     """They are given back as they are, whatever they are."""
     tensors = good() | {"base_model.model.bias": torch.tensor([float("nan")])}

@@ -50,6 +50,11 @@ ATTENTION = "mid_block.attentions.0.transformer_blocks.0.attn1"
             "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj",
         ),
         (
+            pair("text_encoder.text_model.encoder.layers.0.self_attn.to_q", *OLD),
+            "diffusers",
+            "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+        ),
+        (
             pair(f"lora_unet_{ATTENTION.replace('.', '_')}_to_q", *KOHYA),
             "kohya",
             f"unet.{ATTENTION}.to_q",
@@ -81,7 +86,16 @@ def test_peft_keys_without_config(tmp_path: Path) -> None:
 
 def test_no_lora_at_all(tmp_path: Path) -> None:
     save_file({"model.weight": torch.ones(2, 2)}, tmp_path / "x.safetensors")
-    with pytest.raises(CorruptAdapterError, match=r"no LoRA tensor in it \(keys: model\.weight\)"):
+    with pytest.raises(
+        CorruptAdapterError,
+        match=r"no LoRA tensor of a format that is known \(keys: model\.weight\)",
+    ):
+        read_adapter(tmp_path / "x.safetensors")
+
+
+def test_keys_of_an_unknown_trainer(tmp_path: Path) -> None:
+    save_file(pair("lycoris_a", *KOHYA), tmp_path / "x.safetensors")
+    with pytest.raises(CorruptAdapterError, match="of PEFT, diffusers or kohya"):
         read_adapter(tmp_path / "x.safetensors")
 
 

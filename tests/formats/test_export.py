@@ -14,6 +14,7 @@ from torch import Tensor
 from sharespace.errors import CorruptAdapterError, OptionError
 from sharespace.formats import read_adapter, write_diffusers, write_peft
 from sharespace.formats.atomic_dir import new_directory
+from sharespace.formats.safetensors_file import write_tensors
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 
@@ -29,6 +30,12 @@ def test_a_learned_task_needs_no_config(tmp_path: Path) -> None:
     assert adapter.base == base
     assert adapter.config["target_modules"] == ["a.b"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x"]
+
+
+def test_the_config_states_the_base_where_nobody_does(tmp_path: Path) -> None:
+    config = {"base_model_name_or_path": "someone/model", "revision": "v1"}
+    write_peft(tmp_path / "x", {"a.b": update()}, config=config)
+    assert read_adapter(tmp_path / "x").base == BaseModel("someone/model", "v1")
 
 
 def test_a_learned_diffusers_task_needs_its_component(tmp_path: Path) -> None:
@@ -100,6 +107,16 @@ def test_nothing_is_left_of_a_failed_write(write: type, tmp_path: Path) -> None:
     broken = LayerUpdate(torch.full((4, 2), float("nan")), torch.ones(2, 3))
     with pytest.raises(CorruptAdapterError, match="NaN"):
         write(tmp_path / "x", {"a.b": broken})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_does_not_take_it(tmp_path: Path) -> None:
+    def failing() -> None:
+        with new_directory(tmp_path / "x") as aside:
+            write_tensors(aside / "missing" / "f", {"a": torch.ones(1)}, {})
+
+    with pytest.raises(OptionError, match="cannot be written"):
+        failing()
     assert not list(tmp_path.iterdir())
 
 

@@ -157,6 +157,12 @@ def test_targets_that_match_nothing(tmp_path: Path) -> None:
         read_adapter(path)
 
 
+def test_only_what_is_kept_as_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", pair("m.experts"), target_parameters=["experts.up"])
+    with pytest.raises(UnsupportedAdapterError, match="embeddings and experts"):
+        read_adapter(path)
+
+
 def test_no_tensor_at_all(tmp_path: Path) -> None:
     with pytest.raises(CorruptAdapterError, match="none at all"):
         read_adapter(write(tmp_path / "x", {}))

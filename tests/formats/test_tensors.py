@@ -145,7 +145,8 @@ def test_bins_with_code_are_not_run(tmp_path: Path) -> None:
     assert not ran.exists()
 
 
-def test_sparse_bins_are_refused(tmp_path: Path) -> None:
-    torch.save({"x": torch.eye(3).to_sparse()}, tmp_path / "x.bin")
-    with pytest.raises(UnsupportedAdapterError, match="sparse"):
+@pytest.mark.parametrize("tensor", [torch.eye(3).to_sparse(), torch.ones(1).to(torch.complex128)])
+def test_bin_tensors_that_safetensors_cannot_hold(tensor: Tensor, tmp_path: Path) -> None:
+    torch.save({"x": tensor}, tmp_path / "x.bin")
+    with pytest.raises(UnsupportedAdapterError, match="'x'"):
         read_adapter(tmp_path / "x.bin")

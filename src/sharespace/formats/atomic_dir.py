@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +25,8 @@ def new_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     _refuse_full(target, overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
+        aside = _beside(target)
+        aside.mkdir()
     except OSError as error:
         raise _unwritable(target, error) from error
     try:
@@ -47,21 +48,33 @@ def _refuse_full(target: Path, overwrite: bool) -> None:
         raise OptionError(str(target), "there is a file of that name", "Give another path")
 
 
+def _beside(target: Path) -> Path:
+    """A hidden name that nothing has; ``mkdir`` gives it the usual rights, unlike ``mkdtemp``."""
+    return target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}")
+
+
 def _publish(aside: Path, target: Path) -> None:
-    aside.chmod(0o777 & ~_umask())
     for folder, _, files in os.walk(aside):
         for name in files:
             sync(Path(folder, name))
         sync(Path(folder))
     if target.exists() and any(target.iterdir()):
-        # The old content moves away in one rename too; it is deleted only when the new one is in.
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
-        target.rename(old)
-        aside.rename(target)
-        shutil.rmtree(old)
+        _swap(aside, target)
     else:
         aside.rename(target)
     sync(target.parent)
+
+
+def _swap(aside: Path, target: Path) -> None:
+    """Two renames; what was there is deleted only when the new content is in its place."""
+    old = _beside(target)
+    target.rename(old)
+    try:
+        aside.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
 
 
 def sync(path: Path) -> None:
@@ -71,12 +84,6 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _unwritable(target: Path, error: OSError) -> OptionError:

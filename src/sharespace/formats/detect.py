@@ -20,6 +20,7 @@ from sharespace.subspace.adapter import Adapter
 
 CONFIG = "adapter_config.json"
 STEMS = ("adapter_model", "pytorch_lora_weights")
+PEFT_FACTOR = re.compile(r"\.lora_(embedding_)?[AB](\.|$)")
 OLD_DIFFUSERS = re.compile(r"[._]lora\.(down|up)\.weight$|\.lora_linear_layer\.")
 
 
@@ -103,10 +104,12 @@ def format_of(file: WeightsFile, config: Path) -> str:
     if config.is_file():
         return "peft"
     refuse_other_keys(file)
-    if not any(".lora_" in key for key in keys):
+    if not any(PEFT_FACTOR.search(key) for key in keys):
         few = ", ".join(list(keys)[:3]) or "none at all"
         raise CorruptAdapterError(
-            str(file.path), f"no LoRA tensor in it (keys: {few})", "Check that it is an adapter"
+            str(file.path),
+            f"no LoRA tensor of a format that is known (keys: {few})",
+            "Check that it is an adapter of PEFT, diffusers or kohya",
         )
     if prefixed or not _is_pipeline(file):
         raise CorruptAdapterError(str(config), "missing", "PEFT's weights need it beside them")

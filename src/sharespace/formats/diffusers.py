@@ -52,7 +52,6 @@ TEXT_ENCODER_WORDS = {
     "to_k": "k_proj",
     "to_v": "v_proj",
     "to_out": "out_proj",
-    "to_out.0": "out_proj",
 }
 
 
@@ -97,15 +96,14 @@ def parse_key(key: str, default: str) -> tuple[str, str] | None:
     for suffix, role in ROLES.items():
         if key.endswith(suffix) and len(key) > len(suffix):
             path = with_component(key.removesuffix(suffix), default)
-            return _module(path.replace(".processor.", "."), suffix), role
+            return _module(path.replace(".processor.", ".")), role
     return None
 
 
-def _module(path: str, suffix: str) -> str:
+def _module(path: str) -> str:
     parent, _, word = path.rpartition(".")
-    old = suffix.startswith("_lora")
     if path.startswith("text_encoder"):
-        return f"{parent}.{TEXT_ENCODER_WORDS.get(word, word)}" if old else path
+        return f"{parent}.{TEXT_ENCODER_WORDS.get(word, word)}"
     # A list in the model (linear, dropout): old keys name the list, the update is its first entry.
     return path + ".0" if word == "to_out" else path
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sharespace.formats.atomic_dir import new_directory
@@ -18,7 +17,7 @@ from sharespace.formats.diffusers import read_diffusers
 from sharespace.formats.peft import PREFIX
 from sharespace.formats.peft_export import check_written
 from sharespace.formats.plain import PlainLora, common_rank, split_components
-from sharespace.formats.safetensors_file import SafetensorsFile
+from sharespace.formats.safetensors_file import SafetensorsFile, write_tensors
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 
@@ -50,7 +49,7 @@ def write_diffusers(
         shapes: needed where a module is a convolution.
         kept: ``Adapter.kept`` or ``Task.kept``.
         config: ``Adapter.config`` or ``Task.config``.
-        base: the base model.
+        base: the base model; None: what ``config`` says.
         component: that the modules belong to, where the task did not come from a pipeline.
         rank: that all factors are padded to; None: the largest.
         dtype: of the factors; None: each as it is.
@@ -63,7 +62,7 @@ def write_diffusers(
         OptionError: nothing to write, the rank is too small, or the directory is in use.
         CorruptAdapterError: a factor is not finite, or what was written reads back otherwise.
     """
-    lora = PlainLora(updates, shapes or {}, kept or {}, config or {}, base or BaseModel())
+    lora = PlainLora(updates, shapes or {}, kept or {}, config or {}, base)
     size = common_rank(updates, rank)
     parts = split_components(lora)
     named = {name or component: part for name, part in parts.items()}
@@ -88,7 +87,7 @@ def _write(
             tensors[f"{name}.{key.removeprefix(PREFIX)}" if own else key] = tensor
         fields |= {f"{name}.{key}": value for key, value in part.fields(rank).items()}
     header = lora.header | {LORA_METADATA: json.dumps(fields, indent=2, sort_keys=True)}
-    save_file(tensors, path, metadata=header)
+    write_tensors(path, tensors, header)
     file = SafetensorsFile.open(path)
     adapter = read_diffusers(file, name="written", source="")
     pipeline = COMPONENTS in lora.config

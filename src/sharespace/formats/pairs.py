@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sharespace.errors import CorruptAdapterError, OptionError, UnsupportedAdapterError
+from sharespace.errors import (
+    AdapterError,
+    CorruptAdapterError,
+    OptionError,
+    UnsupportedAdapterError,
+)
 from sharespace.formats.tensors import KeptTensors, TensorInfo, WeightsFile, sha256
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, Provenance
@@ -59,7 +64,8 @@ def build_adapter(
 
     Raises:
         CorruptAdapterError: there is no pair, or the shapes of one don't fit each other.
-        UnsupportedAdapterError: factors of a dtype that is not computed with.
+        UnsupportedAdapterError: factors of a dtype that is not computed with, or only of what is
+            kept as it is.
     """
     if not contents.pairs:
         raise _nothing(file, contents)
@@ -91,7 +97,7 @@ def read_layer(file: WeightsFile, pairs: Mapping[str, Pair], module: str) -> Lay
     pair = pairs[module]
     down, up = file.read(pair.down, pair.up)
     for key, tensor in ((pair.down, down), (pair.up, up)):
-        if not bool(torch.isfinite(tensor).all()):
+        if not _finite(tensor):
             raise _not_finite(file, key, tensor)
     return LayerUpdate(up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1), pair.scaling)
 
@@ -131,6 +137,12 @@ def _check_factor(file: WeightsFile, key: str, info: TensorInfo) -> None:
         )
 
 
+def _finite(tensor: Tensor) -> bool:
+    # NaN and infinity stay in a sum, which is far cheaper than a test of each number; a sum that
+    # is not finite may only have overflowed.
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
 def _misfit(file: WeightsFile, pair: Pair, why: str) -> CorruptAdapterError:
     down, up = (list(file.infos[key].shape) for key in (pair.down, pair.up))
     return CorruptAdapterError(
@@ -147,8 +159,14 @@ def _not_finite(file: WeightsFile, key: str, tensor: Tensor) -> CorruptAdapterEr
     )
 
 
-def _nothing(file: WeightsFile, contents: Contents) -> CorruptAdapterError:
+def _nothing(file: WeightsFile, contents: Contents) -> AdapterError:
     others = ", ".join(list(contents.kept)[:3]) or "none at all"
+    if any(".lora_" in key for key in contents.kept):
+        return UnsupportedAdapterError(
+            str(file.path),
+            f"adapts only what is kept as it is, like embeddings and experts ({others})",
+            "There is nothing to share: use it as it is",
+        )
     return CorruptAdapterError(
         str(file.path),
         f"no module has a pair of LoRA factors (tensors: {others})",

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError
 from sharespace.formats.atomic_dir import new_directory
 from sharespace.formats.peft import read_peft
 from sharespace.formats.plain import PlainLora, common_rank, split_components
-from sharespace.formats.safetensors_file import SafetensorsFile
+from sharespace.formats.safetensors_file import SafetensorsFile, write_tensors
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 
@@ -45,7 +44,7 @@ def write_peft(
         kept: ``Adapter.kept`` or ``Task.kept``.
         config: ``Adapter.config`` or ``Task.config``; fields that the export does not set are
             handed on.
-        base: the base model.
+        base: the base model; None: what ``config`` says.
         rank: that all factors are padded to; None: the largest.
         dtype: of the factors; None: each as it is.
         overwrite: replace a directory that has something in it.
@@ -58,7 +57,7 @@ def write_peft(
         OptionError: nothing to write, the rank is too small, or the directory is in use.
         CorruptAdapterError: a factor is not finite, or what was written reads back otherwise.
     """
-    lora = PlainLora(updates, shapes or {}, kept or {}, config or {}, base or BaseModel())
+    lora = PlainLora(updates, shapes or {}, kept or {}, config or {}, base)
     size = common_rank(updates, rank)
     parts = split_components(lora)
     target = Path(directory)
@@ -73,7 +72,7 @@ def write_peft(
 def _write(
     folder: Path, part: PlainLora, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
 ) -> None:
-    save_file(dict(tensors), folder / WEIGHTS, metadata=part.header)
+    write_tensors(folder / WEIGHTS, tensors, part.header)
     text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     file = SafetensorsFile.open(folder / WEIGHTS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class PlainLora:
     """At least of the convolutions."""
     kept: Mapping[str, Tensor]
     config: Mapping[str, Any]
-    base: BaseModel = field(default_factory=BaseModel)
+    base: BaseModel | None = None
 
     def tensors(self, rank: int, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """All tensors by PEFT's keys, each with memory of its own.

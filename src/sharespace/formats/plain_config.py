@@ -51,7 +51,7 @@ def plain_config(
     raw: RawFactors,
     *,
     rank: int,
-    base: BaseModel,
+    base: BaseModel | None,
 ) -> dict[str, Any]:
     """The config of plain factors of one rank and scaling 1, beside raw factors.
 
@@ -60,7 +60,7 @@ def plain_config(
         modules: paths of the modules with plain factors.
         raw: what is exported as it was.
         rank: of the plain factors.
-        base: the model it belongs to.
+        base: the model it belongs to; None: the one the config states.
 
     Raises:
         CorruptAdapterError: the original's fields have no usable values.
@@ -70,8 +70,8 @@ def plain_config(
     scaling = lora_scaling("config", config)
     fields.update(_ranks(plain, raw, scaling, rank))
     fields["target_modules"] = _targets([*plain, *raw.modules])
-    fields["base_model_name_or_path"] = base.id
-    fields["revision"] = base.revision
+    if base is not None:
+        fields |= {"base_model_name_or_path": base.id, "revision": base.revision}
     fields["use_dora"] = raw.magnitudes
     if raw.embeddings:
         # A tied output layer would share the raw embedding factors instead of loading its own.

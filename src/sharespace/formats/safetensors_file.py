@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
@@ -77,6 +78,18 @@ class SafetensorsFile:
     def read(self, *keys: str) -> tuple[Tensor, ...]:
         """The tensors; see ``tensors.WeightsFile.read``."""
         return self.ranges.read(*keys)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def _validate(path: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.formats.byte_ranges import ByteRanges
+from sharespace.formats.safetensors_file import DTYPES
 from sharespace.formats.tensors import COPY_AGAIN, Stamp, TensorInfo, unreadable
 
 # What torch.load was seen to raise on damaged files; a bare OSError is told apart before.
@@ -58,7 +59,7 @@ class TorchFile:
 
         Raises:
             CorruptAdapterError: damaged, or not a flat dict of tensors.
-            UnsupportedAdapterError: it holds sparse or quantised tensors.
+            UnsupportedAdapterError: it holds tensors that safetensors can't.
         """
         stamp = Stamp.of_path(path)
         tensors = _load(path)
@@ -106,6 +107,10 @@ def _check(path: Path, key: object, tensor: object) -> None:
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise UnsupportedAdapterError(
             str(path), f"tensor {key!r} is sparse or quantised", "Save it as a dense tensor"
+        )
+    if tensor.dtype not in DTYPES.values():
+        raise UnsupportedAdapterError(
+            str(path), f"tensor {key!r} has dtype {tensor.dtype}", "Safetensors can't hold it"
         )
 
 
