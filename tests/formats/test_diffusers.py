@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.formats import read_adapter, write_diffusers
@@ -153,10 +154,75 @@ def test_kohya_is_the_same_adapter(tmp_path: Path) -> None:
         tensors[f"{flat}.alpha"] = torch.tensor(6.0)
     save_file(tensors, tmp_path / "k.safetensors")
     kohya = read_adapter(tmp_path / "k.safetensors")
+    export_diffusers(kohya, tmp_path / "b")
+    torch.testing.assert_close(
+        diffusers_output(tmp_path / "b"), diffusers_output(tmp_path / "a"), atol=2e-5, rtol=1e-4
+    )
     assert kohya.shapes == adapter.shapes
     for module in kohya.shapes:
         assert torch.equal(kohya.layer(module).up, adapter.layer(module).up)
         assert kohya.layer(module).scaling == adapter.layer(module).scaling == 2.0
+
+
+def text_encoder() -> CLIPTextModel:
+    """The same tiny text encoder every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=20,
+                hidden_size=8,
+                intermediate_size=12,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=6,
+                bos_token_id=1,
+                eos_token_id=2,
+            )
+        ).eval()
+
+
+def test_text_encoders_of_kohya_load_in_diffusers(tmp_path: Path) -> None:
+    sizes = {"self_attn_q_proj": (8, 8), "self_attn_out_proj": (8, 8), "mlp_fc1": (12, 8)}
+    tensors = {}
+    for name, (n, d) in sizes.items():
+        flat = f"lora_te_text_model_encoder_layers_0_{name}"
+        tensors[f"{flat}.lora_down.weight"] = torch.randn(2, d)
+        tensors[f"{flat}.lora_up.weight"] = torch.randn(n, 2)
+        tensors[f"{flat}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, tmp_path / "k.safetensors")
+    adapter = read_adapter(tmp_path / "k.safetensors")
+    export_diffusers(adapter, tmp_path / "b")
+    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+        tmp_path / "b", weight_name=WEIGHTS, return_lora_metadata=True
+    )
+    loaded, expected = text_encoder(), text_encoder()
+    StableDiffusionPipeline.load_lora_into_text_encoder(
+        state, network_alphas=alphas, text_encoder=loaded, metadata=metadata
+    )
+    for module in adapter.shapes:
+        update = adapter.layer(module)
+        path = module.removeprefix("text_encoder.")
+        path = path if hasattr(expected, "text_model") else path.removeprefix("text_model.")
+        expected.get_submodule(path).weight.data += update.scaling * update.up @ update.down
+    tokens = torch.tensor([[1, 5, 7, 2]])
+    torch.testing.assert_close(
+        loaded.eval()(tokens).last_hidden_state, expected(tokens).last_hidden_state
+    )
+
+
+def test_an_adapter_of_peft_for_diffusers(tmp_path: Path) -> None:
+    """Also one with fields that the diffusers of the reader does not know."""
+    model = get_peft_model(unet(), LoraConfig(r=2, lora_alpha=3, target_modules=["to_q"]))
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            parameter.data = torch.randn_like(parameter) * 0.3
+    model.save_pretrained(tmp_path / "a")
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"of_the_future": 1}))
+    export_diffusers(read_adapter(tmp_path / "a"), tmp_path / "b", component="unet")
+    expected = run(model.eval())
+    torch.testing.assert_close(diffusers_output(tmp_path / "b"), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_old_keys(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sharespace.formats.atomic_dir import new_directory
-from sharespace.formats.components import COMPONENTS, LORA_METADATA
+from sharespace.formats.components import COMPONENTS, LORA_METADATA, component_config
 from sharespace.formats.diffusers import read_diffusers
 from sharespace.formats.peft import PREFIX
 from sharespace.formats.peft_export import check_written
@@ -22,6 +22,13 @@ from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
+FIELDS = frozenset(
+    {
+        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules"),
+        *("use_dora", "lora_bias", "bias", "init_lora_weights", "lora_dropout", "fan_in_fan_out"),
+        *("modules_to_save", "peft_type", "inference_mode", "base_model_name_or_path", "revision"),
+    }
+)
 
 
 def write_diffusers(
@@ -85,7 +92,7 @@ def _write(
         for key, tensor in part.tensors(rank, dtype).items():
             own = key.startswith(PREFIX)
             tensors[f"{name}.{key.removeprefix(PREFIX)}" if own else key] = tensor
-        fields |= {f"{name}.{key}": value for key, value in part.fields(rank).items()}
+        fields |= {f"{name}.{key}": value for key, value in _fields(name, part, rank).items()}
     header = lora.header | {LORA_METADATA: json.dumps(fields, indent=2, sort_keys=True)}
     write_tensors(path, tensors, header)
     file = SafetensorsFile.open(path)
@@ -93,3 +100,19 @@ def _write(
     pipeline = COMPONENTS in lora.config
     modules = {m if pipeline else f"{next(iter(parts))}.{m}" for m in lora.updates}
     check_written(file, tensors, adapter, modules)
+
+
+def _fields(component: str, part: PlainLora, rank: int) -> dict[str, Any]:
+    """LoraConfig fields for the header.
+
+    diffusers hands each to ``LoraConfig(**fields)``, where one that is not known is an error: so
+    fields of a PEFT adapter go in only where an old PEFT knows them, those of a header again.
+    """
+    stated = component_config("config", part.config, component)
+    fields = {k: v for k, v in part.fields(rank).items() if k in FIELDS or k in stated}
+    if component.startswith("text_encoder"):
+        # transformers 5 dropped "text_model." from CLIP's paths, and the loader drops it from keys;
+        # without it, an entry fits the end of the old path and is the new one.
+        modules = (module.removeprefix("text_model.") for module in part.updates)
+        fields["target_modules"] = sorted(modules)
+    return fields

@@ -54,7 +54,7 @@ def find_contents(
         factors = [found[role] for role in ("A", "B") if role in found]
         if not factors:
             continue
-        refuse_single(file, module, factors, len(factors))
+        refuse_single(file, module, factors)
         rank = (file.infos[found["A"]].shape or (0,))[0]
         alpha = read_alpha(file, found["alpha"]) if "alpha" in found else None
         pair = Pair(found["A"], found["B"], scaling(module, rank, alpha))

@@ -148,7 +148,7 @@ def sort_keys(
     parameters = target_parameters(str(file.path), config)
     pairs = {}
     for module, found in factors.items():
-        refuse_single(file, module, found.values(), len(found))
+        refuse_single(file, module, found.values())
         pair = Pair(found["A"], found["B"], scaling.scaling(module))
         if not parameter_of(module, parameters) and not is_grouped(file, pair):
             pairs[module] = pair
@@ -156,9 +156,9 @@ def sort_keys(
     return Contents(pairs, {key: raw for key, raw in keys.items() if raw not in used})
 
 
-def refuse_single(file: WeightsFile, module: str, keys: Collection[str], count: int) -> None:
+def refuse_single(file: WeightsFile, module: str, keys: Collection[str]) -> None:
     """Raise UnsupportedAdapterError for a factor that has no partner."""
-    if count != 2:
+    if len(keys) != 2:
         raise UnsupportedAdapterError(
             str(file.path),
             f"module {module!r} has only one factor, {next(iter(keys))!r}",
