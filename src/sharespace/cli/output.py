@@ -196,7 +196,9 @@ def history(versions: Sequence[Version], pruned: Pruned | None, as_json: bool) -
         _say(f"removed {len(pruned.versions)} versions and {human(pruned.bytes)}")
     table = _table("version", "when", "tasks", "what")
     for version in versions:
-        what = f"{version.operation.verb} {_names(version.operation.tasks)}"
+        operation = version.operation
+        to = f"to {operation.version}" if operation.version else _names(operation.tasks)
+        what = f"{operation.verb} {to}"
         table.add_row(str(version.number), version.created, str(version.task_count), what)
     return _console.print(table)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 
 from sharespace.errors import TaskNotFoundError
 from sharespace.linalg.canonical import Updates, canonicalise
-from sharespace.linalg.residual import errors
+from sharespace.linalg.residual import errors as residual_errors
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.layers import read_pairs
 from sharespace.subspace.project import dense_cores
@@ -107,20 +106,19 @@ def fidelity(model: ShareModel, against: Sequence[Adapter] = ()) -> Fidelity:
 
 def _task_fidelity(task: Task, lost: Mapping[str, float] | None) -> TaskFidelity:
     ledger = task.ledger
+    bounds = dict(zip(ledger.modules, ledger.bounds.tolist(), strict=True))
+    measured = lost is not None or ledger.measured
     if lost is None:
         squares = ledger.truncations.square().sum(dim=1).sqrt().tolist()
-        lost = dict(zip(ledger.modules, squares, strict=True))
-        measured = ledger.measured
-    else:
-        measured = True
-    bounds = dict(zip(ledger.modules, ledger.bounds.tolist(), strict=True))
+        lost = bounds if measured else dict(zip(ledger.modules, squares, strict=True))
+    errors = torch.tensor([lost[m] for m in ledger.modules], dtype=torch.float64)
     layers = {
         m: LayerFidelity(_ratio(lost[m], ledger.norm(m)), _ratio(bounds[m], ledger.norm(m)))
         for m in ledger.modules
     }
     worst = max(layers, key=lambda m: layers[m].relative_error, default="")
     return TaskFidelity(
-        relative_error=_ratio(math.hypot(*lost.values()), ledger.total_norm),
+        relative_error=_ratio(float(errors.square().sum().sqrt()), ledger.total_norm),
         worst_layer=worst,
         worst_layer_error=layers[worst].relative_error if worst else 0.0,
         bound=ledger.bound,
@@ -157,12 +155,16 @@ def _layer_errors(
 ) -> list[float]:
     layer = model.layers[module]
     values = [model.tasks[a.name].coefficients[module] for a in members]
-    shared = errors(updates, layer.left_basis, layer.right_basis, dense_cores(values, layer))
+    shared = residual_errors(
+        updates, layer.left_basis, layer.right_basis, dense_cores(values, layer)
+    )
     result = shared.tolist()
     for i, value in enumerate(values):
         if isinstance(value, Private):
             core = torch.eye(value.left.shape[1], dtype=torch.float64)[None]
-            result[i] = float(errors(updates.select([i]), value.left, value.right, core)[0])
+            result[i] = float(
+                residual_errors(updates.select([i]), value.left, value.right, core)[0]
+            )
     return result
 
 

@@ -174,12 +174,12 @@ def _merge_module(
 def merge_layer(model: ShareModel, module: str, new: Side) -> LayerResult:
     """One layer with newcomers in whatever orthonormal coordinates they come."""
     layer = model.layers[module]
-    old, coefficients = _known_side(model, module)
+    old, coefficients = _known_side(model, module, new.framed.left.device)
     target = compute_dtype(layer.left_basis.dtype)
     dropped = tolerance(target) ** 2
-    frames = new.framed.weighed(weights(new.norms.cpu()).to(new.norms.device))
+    frames = new.framed.weighed(weights(new.norms))
     extra = [
-        new_directions(b.to(f.device), f, dropped)
+        new_directions(b, f, dropped)
         for b, f in zip((old.framed.left, old.framed.right), frames, strict=True)
     ]
     grown = layer.k[0] + extra[0].shape[1], layer.k[1] + extra[1].shape[1]
@@ -188,7 +188,9 @@ def merge_layer(model: ShareModel, module: str, new: Side) -> LayerResult:
     return _truncate(layer, extra, old, new, model.settings)
 
 
-def _known_side(model: ShareModel, module: str) -> tuple[Side, tuple[Factors | Core, ...]]:
+def _known_side(
+    model: ShareModel, module: str, device: torch.device
+) -> tuple[Side, tuple[Factors | Core, ...]]:
     """The known tasks that live in the layer's subspace (private updates stay as they are)."""
     layer = model.layers[module]
     found = [
@@ -197,8 +199,12 @@ def _known_side(model: ShareModel, module: str) -> tuple[Side, tuple[Factors | C
         if isinstance(c := t.coefficients.get(module), Factors | Core)
     ]
     pairs = [factor_pair(c) for _, c, _ in found]
-    framed = framed_coefficients(layer.left_basis, layer.right_basis, pairs)
-    norms = torch.tensor([norm for _, _, norm in found], dtype=torch.float64)
+    framed = framed_coefficients(
+        layer.left_basis.to(device),
+        layer.right_basis.to(device),
+        [(e.to(device), f.to(device)) for e, f in pairs],
+    )
+    norms = torch.tensor([norm for _, _, norm in found], dtype=torch.float64, device=device)
     return Side(tuple(n for n, _, _ in found), framed, norms), tuple(c for _, c, _ in found)
 
 
@@ -248,7 +254,7 @@ def _truncate(
         for basis, more in zip((old.framed.left, old.framed.right), extra, strict=True)
     )
     everyone = together(old.framed, new.framed, left, right)
-    norms = torch.cat([old.norms, new.norms.cpu()])
+    norms = torch.cat([old.norms, new.norms])
     problem = Problem(everyone.core, weights(norms), settings.p, settings.seed)
     bases = _bases_of_cores(problem, layer.cap or layer.k, settings)
     moved = replace(
@@ -287,7 +293,9 @@ def _express(
         seen_by(core, left), core, seen_by(core.flipped, right), layer, p
     )  # fmt: skip
     before = (framed.left, framed.right, framed.cores())
-    after = (layer.left_basis, layer.right_basis, dense_cores(found, layer))
+    device = framed.left.device
+    stored = (layer.left_basis, layer.right_basis, dense_cores(found, layer))
+    after = (stored[0].to(device), stored[1].to(device), stored[2].to(device))
     return found, frame_difference(before, after).tolist()
 
 

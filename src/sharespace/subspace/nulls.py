@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sharespace.errors import OptionError
 from sharespace.linalg.budget import Profile, Sizes, own_profile, spend
 from sharespace.linalg.canonical import canonicalise, weights
 from sharespace.linalg.nulls import mean_errors, own_errors, random_errors
@@ -65,9 +66,13 @@ def nulls(model: ShareModel, originals: Sequence[Adapter], seed: int = 0) -> Nul
     """All nulls for a model and the adapters that it was made from.
 
     Args:
-        originals: the adapters, named as the tasks; one layer is in memory at a time.
+        originals: the adapters of all tasks, named as they; one layer is in memory at a time.
         seed: of the random basis.
+
+    Raises:
+        OptionError: the adapters are not those of the model's tasks.
     """
+    _check_complete(model, originals)
     mean, random, norms = _Sums(), _Sums(), _Sums()
     itemsize = torch.empty(0, dtype=model.dtype).element_size()
     profiles: dict[str, Profile] = {}
@@ -92,6 +97,18 @@ def nulls(model: ShareModel, originals: Sequence[Adapter], seed: int = 0) -> Nul
         shared=fractions.pop(ALL),
         shared_fraction=fractions,
     )
+
+
+def _check_complete(model: ShareModel, originals: Sequence[Adapter]) -> None:
+    """Bytes are shared by all tasks, so a comparison at equal bytes needs all of them."""
+    given = {a.name for a in originals}
+    odd = [repr(n) for n in [*model.tasks, *given] if (n in given) != (n in model.tasks)]
+    if odd:
+        raise OptionError(
+            f"nulls for {', '.join(odd[:5])}",
+            "they compare all tasks of the model with their original adapters",
+            "Give every task's adapter, and no other",
+        )
 
 
 def _own_svd(

@@ -1,0 +1,263 @@
+"""Every command, end to end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from cli.conftest import Ran, make_adapter
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def share(run: Run, adapters: Path, tmp_path: Path) -> Path:
+    """A Share model of sst2 and rte with room for more (no cap)."""
+    out = tmp_path / "model.share"
+    assert run("init", out, adapters / "sst2", adapters / "rte", "--variance", 1).code == 0
+    return out
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_init_says_what_is_kept_as_json(run: Run, adapters: Path, tmp_path: Path) -> None:
+    found = run("init", tmp_path / "s", f"{adapters}/*", "--k", 4, "--json").json
+    assert set(found["tasks"]) == {"mrpc", "rte", "sst2"}
+    assert found["version"] == 1
+    assert all(k == [4, 4] for k in found["k"].values())
+    for task in found["tasks"].values():
+        assert 0 < task["relative_error"] <= task["bound"]
+        assert task["relative_error"] <= task["worst_layer_error"] < 1
+    sizes = found["bytes"]
+    assert sizes["total"] == sizes["basis"] + sizes["coefficients"] + sizes["other"]
+
+
+def test_init_keeps_everything_at_full_k(run: Run, adapters: Path, tmp_path: Path) -> None:
+    run("init", tmp_path / "s", f"{adapters}/*", "--k", 100)
+    found = run("fidelity", tmp_path / "s", "--against", *adapters.iterdir(), "--json").json
+    assert found["max_relative_error"] < 1e-5
+    assert set(found) >= {"tasks", "mean_relative_error", "max_relative_error", "bytes"}
+
+
+def test_init_for_people_names_tasks_errors_and_bytes(
+    run: Run, adapters: Path, tmp_path: Path
+) -> None:
+    said = run("init", tmp_path / "s", f"{adapters}/*", "--k", 2).out
+    for word in ("sst2", "rte", "mrpc", "error", "bound", "worst layer", "basis", "kB"):
+        assert word in said
+
+
+def test_init_with_the_papers_method(run: Run, adapters: Path, tmp_path: Path) -> None:
+    found = run(
+        "init",
+        tmp_path / "s",
+        f"{adapters}/*",
+        "--method",
+        "share",
+        "--centred",
+        "--k",
+        3,
+        "--json",
+    ).json
+    assert found["method"] == "share"
+    assert all(k == [3, 3] for k in found["k"].values())
+
+
+def test_init_under_a_budget_stays_within_it(run: Run, adapters: Path, tmp_path: Path) -> None:
+    found = run("init", tmp_path / "s", f"{adapters}/*", "--budget", "0.4kB", "--json").json
+    assert 0 < found["bytes"]["basis"] + found["bytes"]["coefficients"] <= 400
+
+
+def test_names_can_be_given(run: Run, adapters: Path, tmp_path: Path) -> None:
+    name = "../glue/sst-2 \n weird"
+    assert run("init", tmp_path / "s", f"{name}={adapters / 'sst2'}").code == 0
+    assert list(run("info", tmp_path / "s", "--json").json["tasks"]) == [name]
+    assert run("export", tmp_path / "s", name, tmp_path / "out").code == 0
+
+
+def test_plan_writes_nothing_and_judges(run: Run, adapters: Path, tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
+    found = run("plan", f"{adapters}/*", "--k", 3, "--json").json
+    assert found["verdict"] == "not worth it"  # independent random factors share nothing
+    assert set(found["nulls"]) >= {"own_svd", "mean_adapter", "random_basis", "shared_fraction"}
+    assert found["paper_count"]["bytes"] == found["bytes"]["coefficients"]
+    assert "not worth it" in run("plan", f"{adapters}/*", "--k", 3).out
+    assert snapshot(tmp_path) == before
+
+
+def test_add_needs_no_old_adapter_and_loses_nothing_below_the_cap(
+    run: Run, share: Path, adapters: Path
+) -> None:
+    (adapters / "sst2" / "adapter_model.safetensors").unlink()
+    found = run("add", share, adapters / "mrpc", "--json").json
+    assert found["added"] == ["mrpc"]
+    assert found["version"] == 2
+    assert found["max_relative_error"] < 1e-5
+
+
+def test_add_at_a_cap_truncates_and_says_so(run: Run, share: Path, adapters: Path) -> None:
+    found = run("add", share, adapters / "mrpc", "--k", 4, "--json").json
+    assert all(k == [4, 4] for k in found["k"].values())
+    task = run("fidelity", share, "--against", adapters / "sst2", "--json").json["tasks"]["sst2"]
+    assert 0.01 < task["relative_error"] <= task["bound"]
+    assert task["measured"]
+
+
+def test_add_then_fidelity_without_originals_is_marked_estimated(
+    run: Run, adapters: Path, tmp_path: Path
+) -> None:
+    run("init", tmp_path / "s", adapters / "sst2", adapters / "rte", "--k", 2)
+    run("add", tmp_path / "s", adapters / "mrpc")
+    tasks = run("fidelity", tmp_path / "s", "--json").json["tasks"]
+    assert not tasks["sst2"]["measured"]
+    assert tasks["mrpc"]["measured"]
+    assert "~" in run("fidelity", tmp_path / "s").out
+
+
+def test_remove_and_rename(run: Run, share: Path) -> None:
+    assert run("rename", share, "rte", "RTE").code == 0
+    assert run("remove", share, "sst2").code == 0
+    assert list(run("info", share, "--json").json["tasks"]) == ["RTE"]
+    verbs = [v["verb"] for v in run("history", share, "--json").json["versions"]]
+    assert verbs == ["init", "rename", "remove"]
+
+
+def test_info_of_an_earlier_version(run: Run, share: Path) -> None:
+    run("remove", share, "sst2")
+    assert set(run("info", share, "--version", 1, "--json").json["tasks"]) == {"sst2", "rte"}
+    said = run("info", share).out
+    assert "tiny/base" in said
+    assert "rte" in said
+    assert "sst2" not in said
+
+
+def test_rollback_brings_a_task_back(run: Run, share: Path) -> None:
+    run("remove", share, "sst2")
+    assert run("rollback", share, 1).code == 0
+    assert set(run("info", share, "--json").json["tasks"]) == {"sst2", "rte"}
+
+
+def test_history_prunes(run: Run, share: Path, adapters: Path) -> None:
+    run("add", share, adapters / "mrpc")
+    pruned = run("history", share, "--prune", 1, "--json").json
+    assert pruned["pruned"]["versions"] == [1]
+    assert [v["version"] for v in pruned["versions"]] == [2]
+    assert run("verify", share).code == 0
+
+
+def test_union_has_the_tasks_of_both(run: Run, share: Path, adapters: Path, tmp_path: Path) -> None:
+    run("init", tmp_path / "other", adapters / "mrpc", "--variance", 1)
+    found = run("union", tmp_path / "both", share, tmp_path / "other", "--json").json
+    assert set(found["tasks"]) == {"sst2", "rte", "mrpc"}
+    against = run("fidelity", tmp_path / "both", "--against", *adapters.iterdir(), "--json").json
+    assert against["max_relative_error"] < 1e-5
+
+
+def test_export_gives_the_update_and_the_head_back(
+    run: Run, share: Path, adapters: Path, tmp_path: Path
+) -> None:
+    assert run("export", share, "rte", tmp_path / "out", "--json").json["task"] == "rte"
+    was = load_file(adapters / "rte" / "adapter_model.safetensors")
+    now = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert set(was) == set(now)
+    head = "base_model.model.classifier.weight"
+    assert was[head].equal(now[head])
+    for key in was:
+        if key.endswith("lora_A.weight"):
+            other = key.replace("lora_A", "lora_B")
+            dense = was[other] @ was[key]
+            assert (now[other] @ now[key] - dense).norm() < 1e-5 * dense.norm()
+
+
+def test_verify_finds_damage_with_exit_code_2(run: Run, share: Path) -> None:
+    assert run("verify", share).code == 0
+    basis = next((share / "objects").glob("basis-*"))
+    damaged = bytearray(basis.read_bytes())
+    damaged[-1] ^= 1
+    basis.write_bytes(damaged)
+    found = run("verify", share, "--json")
+    assert found.code == 2
+    assert [d["status"] for d in found.json["damaged"]] == ["corrupt"]
+
+
+def test_nulls_are_shown_beside(run: Run, adapters: Path, tmp_path: Path) -> None:
+    run("init", tmp_path / "s", f"{adapters}/*", "--k", 2)
+    found = run("fidelity", tmp_path / "s", "--against", *adapters.iterdir(), "--nulls", "--json")
+    assert found.json["nulls"]["random_basis"]["rte"] > found.json["tasks"]["rte"]["relative_error"]
+
+
+BAD = {
+    "no such adapter": (["init", "{new}", "{adapters}/nope"], "nope"),
+    "glob without match": (["init", "{new}", "{adapters}/x*"], "nothing matches"),
+    "duplicate name": (["init", "{new}", "{adapters}/rte", "{adapters}/../adapters/rte"], "rte"),
+    "store exists": (["init", "{share}", "{adapters}/rte"], "already"),
+    "another base": (["add", "{share}", "{adapters}/../stranger"], "other/base"),
+    "task exists": (["add", "{share}", "{adapters}/rte"], "rte"),
+    "no such task": (["export", "{share}", "nope", "{new}"], "nope"),
+    "no such task to remove": (["remove", "{share}", "nope"], "nope"),
+    "rename onto another": (["rename", "{share}", "rte", "sst2"], "sst2"),
+    "no such version": (["rollback", "{share}", "9"], "9"),
+    "no store": (["info", "{new}"], "Share model"),
+    "k zero": (["plan", "{adapters}/rte", "--k", "0"], "k=0"),
+    "two rules": (["plan", "{adapters}/rte", "--k", "3", "--variance", "0.9"], "variance"),
+    "variance above one": (["plan", "{adapters}/rte", "--variance", "1.5"], "1.5"),
+    "size": (["plan", "{adapters}/rte", "--budget", "much"], "much"),
+    "dtype": (["init", "{new}", "{adapters}/rte", "--dtype", "int8"], "int8"),
+    "device": (["init", "{new}", "{adapters}/rte", "--device", "nonsense"], "nonsense"),
+    "format": (["export", "{share}", "rte", "{new}", "--to", "gguf"], "gguf"),
+    "against a stranger": (["fidelity", "{share}", "--against", "x={adapters}/rte"], "'x'"),
+    "nulls without originals": (["fidelity", "{share}", "--nulls"], "--against"),
+    "nulls of some": (["fidelity", "{share}", "--nulls", "--against", "{adapters}/rte"], "sst2"),
+    "union of one": (["union", "{new}", "{share}"], "two"),
+    "union of the same names": (["union", "{new}", "{share}", "{share}"], "already"),
+    "not a number": (["init", "{new}", "{adapters}/rte", "--k", "x"], "--k"),
+    "unknown command": (["frobnicate"], "frobnicate"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message_exit_code_2_and_nothing_changes(
+    run: Run, share: Path, adapters: Path, tmp_path: Path, case: str
+) -> None:
+    make_adapter(tmp_path / "stranger", 9, base="other/base")
+    before = snapshot(tmp_path)
+    places = {"new": tmp_path / "new", "share": share, "adapters": adapters}
+    arguments, names = BAD[case]
+    ran = run(*(a.format(**places) for a in arguments))
+    assert ran.code == 2
+    assert names in ran.err
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+    assert snapshot(tmp_path) == before
+
+
+def test_help_and_version_do_not_import_torch() -> None:
+    script = (
+        "import sys; sys.argv = ['sharespace', '--help']\n"
+        "from sharespace.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("init", "plan", "add", "export", "demo"):
+        assert command in done.stdout
+
+
+def test_module_entry_point() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sharespace", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "0.1.0"
+
+
+def test_shell_completion_is_there(run: Run) -> None:
+    assert "--install-completion" in run("--help").out
