@@ -326,10 +326,12 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A tiny version.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """The whole method on real data in two minutes: handwritten digits, a small ViT, 6+ tasks."""
+    """The whole method on real data in two minutes: handwritten digits and a small ViT."""
     from sharespace.cli import output
+    from sharespace.demo import run
 
-    output.demo(out, seed=seed, quick=quick, as_json=as_json)
+    result = run(out, seed=seed, quick=quick, log=None if as_json else output.progress_line)
+    output.demo(result, out, as_json)
 
 
 def _load(path: Path, version: int | None = None) -> Share:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +18,9 @@ from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace.nulls import Nulls
 from sharespace.subspace.plan import Plan
+
+if TYPE_CHECKING:
+    from sharespace.demo import DemoResult
 
 _console = Console(highlight=False)
 
@@ -209,10 +213,19 @@ def rolled_back(now: Version, to: int, as_json: bool) -> None:
     return _say(f"version {now.number} is version {to} again; {now.task_count} tasks")
 
 
-def demo(out: Path, *, seed: int, quick: bool, as_json: bool) -> None:
-    from sharespace.demo import run
+def progress_line(text: str) -> None:
+    """A line about work in progress, on standard error."""
+    Console(stderr=True, highlight=False).print(text, style="dim", soft_wrap=True)
 
-    raise SystemExit(f"not wired yet {out} {seed} {quick} {as_json} {run}")
+
+def demo(result: DemoResult, out: Path, as_json: bool) -> None:
+    if as_json:
+        return _json(asdict(result))
+    from sharespace.demo.table import tables
+
+    _console.print(tables(result))
+    _say(f"picture: {escape(str(out / 'demo.png'))}, numbers: {escape(str(out / 'results.json'))}")
+    return _say(f"go on with: sharespace info {escape(str(out / 'share'))}")
 
 
 def _name(name: str) -> str:
