@@ -1,9 +1,10 @@
 """Share models on disk: versions that never change, files named by their content."""
 
 from sharespace.store.directory import refuse_existing
+from sharespace.store.edit import remove, rename, rollback
 from sharespace.store.layout import Manifest, Operation, TaskSummary, Version
 from sharespace.store.prune import Pruned, prune
-from sharespace.store.store import Checkout, checkout, commit, history, load, rollback
+from sharespace.store.store import Checkout, checkout, commit, history, load
 from sharespace.store.verify import Finding, Report, verify
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "load",
     "prune",
     "refuse_existing",
+    "remove",
+    "rename",
     "rollback",
     "verify",
 ]

@@ -64,9 +64,10 @@ def versions_on_disk(root: Path) -> dict[int, ManifestRef]:
 
 
 def committed_versions(root: Path) -> dict[int, ManifestRef]:
-    """Number -> manifest, ascending, up to the current version; pruned ones are missing."""
+    """Number -> manifest, ascending, up to the one that HEAD names; pruned ones are missing."""
     head = read_head(root)
-    return {n: ref for n, ref in versions_on_disk(root).items() if n <= head.number}
+    older = {n: ref for n, ref in versions_on_disk(root).items() if n < head.number}
+    return {**older, head.number: head}
 
 
 def find_version(root: Path, number: int | None) -> ManifestRef:

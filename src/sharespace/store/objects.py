@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sharespace.errors import StoreError
+from sharespace.errors import CorruptStoreError, StoreError
 from sharespace.store.atomic import Blocks, write_files
 from sharespace.store.fields import corrupt
 from sharespace.store.layout import OBJECTS, FileRef, object_ref
@@ -88,6 +88,7 @@ class StoredFile:
     ref: FileRef
 
     def blocks(self) -> Iterator[bytes]:
+        check_file(self.root, self.ref, hashed=False)
         with (self.root / self.ref.file).open("rb") as file:
             while block := file.read(_READ_BLOCK):
                 yield block
@@ -144,21 +145,24 @@ def _header_bytes(header: Mapping[str, object]) -> bytes:
 
 
 def write_objects(root: Path, payloads: Mapping[str, Payload]) -> None:
-    """Write the objects (by path) that the store does not have yet, and make all durable.
+    """Write the objects (by path) that the store does not have whole, and make all durable.
 
     Raises:
         StoreError: the tensors of one changed while it was written.
+        CorruptStoreError: one is to be copied from a store where it is missing.
     """
-    missing = (p for p in payloads.values() if not _is_there(root, p.ref))
+    missing = (p for p in payloads.values() if not _is_whole(root, p))
     write_files(root / OBJECTS, ((p.ref.name, _same(p)) for p in missing))
 
 
-def _is_there(root: Path, ref: FileRef) -> bool:
+def _is_whole(root: Path, payload: Payload) -> bool:
+    """Bytes are compared where they are known anew, so that a commit repairs a damaged object."""
+    known_from_here = isinstance(payload, StoredFile) and payload.root == root
     try:
-        info = (root / ref.file).stat()
-    except FileNotFoundError:
+        check_file(root, payload.ref, hashed=not known_from_here)
+    except CorruptStoreError:
         return False
-    return stat.S_ISREG(info.st_mode) and info.st_size == ref.bytes
+    return True
 
 
 def _same(payload: Payload) -> Blocks:

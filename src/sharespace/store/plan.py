@@ -47,7 +47,7 @@ def plan_commit(model: ShareModel, operation: Operation) -> Plan:
         basis=basis.ref,
         tasks=tuple(entry for entry, _ in planned),
     )
-    _check_writable(content, operation)
+    check_writable(content, operation)
     payloads = [basis, *(payload for _, files in planned for payload in files)]
     return Plan(content, {payload.ref.file: payload for payload in payloads})
 
@@ -108,8 +108,12 @@ def _plan_kept(kept: Mapping[str, Tensor]) -> Payload | None:
     return tensor_file("kept", kept, None) if kept else None
 
 
-def _check_writable(content: Content, operation: Operation) -> None:
-    """Refuse what would not be read back as it is: NaN bounds, surrogate pairs in names ..."""
+def check_writable(content: Content, operation: Operation) -> None:
+    """Refuse what would not be read back as it is: NaN bounds, surrogate pairs in names ...
+
+    Raises:
+        StoreError: there is something of that kind.
+    """
     draft = Manifest(1, None, "2000-01-01T00:00:00Z", "", operation, content)
     try:
         same = manifest_from_json(manifest_to_json(draft), "the Share model") == draft

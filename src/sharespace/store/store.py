@@ -1,4 +1,4 @@
-"""A Share model on disk: commit, load, history, rollback.
+"""A Share model on disk: commit, load, history.
 
 Readers take no lock: what HEAD names never changes. Writers hold the lock, write new files
 beside the old ones, and move HEAD last, in one rename.
@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from hashlib import sha256
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TypeAlias
 
 from sharespace.errors import (
     CorruptStoreError,
     StoreConflictError,
-    StoreNotFoundError,
 )
 from sharespace.store import atomic
 from sharespace.store.directory import (
@@ -26,27 +22,23 @@ from sharespace.store.directory import (
     find_version,
     make_directories,
     manifest_bytes,
-    no_version,
     read_head,
     read_manifest,
     refuse_existing,
     refuse_links,
-    versions_on_disk,
 )
 from sharespace.store.layout import (
-    HEAD,
     LOCK,
-    VERSIONS,
-    Content,
     Manifest,
     ManifestRef,
     Operation,
     Version,
 )
 from sharespace.store.lazy import lazy_model
-from sharespace.store.objects import check_file, write_objects
+from sharespace.store.objects import write_objects
 from sharespace.store.plan import plan_commit
-from sharespace.store.schema import head_to_json, manifest_to_json, summary_from_json
+from sharespace.store.publish import publish, summary_of
+from sharespace.store.schema import summary_from_json
 from sharespace.subspace.state import ShareModel
 
 StorePath: TypeAlias = "str | os.PathLike[str]"
@@ -83,7 +75,7 @@ def checkout(path: StorePath, version: int | None = None, *, verify: bool = True
     with atomic.disk_errors(root, "reading the Share model"):
         ref, manifest = _read_version(root, version)
     model = lazy_model(root, manifest.content, verify=verify)
-    return Checkout(root, _summary(ref, manifest), manifest, model)
+    return Checkout(root, summary_of(ref, manifest), manifest, model)
 
 
 def load(path: StorePath, version: int | None = None, *, verify: bool = True) -> ShareModel:
@@ -100,11 +92,6 @@ def _read_version(root: Path, number: int | None) -> tuple[ManifestRef, Manifest
             # Another process may have committed and pruned between our two reads.
             if number is not None or read_head(root) == ref:
                 raise
-
-
-def _summary(ref: ManifestRef, manifest: Manifest) -> Version:
-    count = len(manifest.content.tasks)
-    return Version(ref.number, ref.sha256, manifest.created, manifest.operation, count)
 
 
 def commit(
@@ -144,7 +131,7 @@ def commit(
             parent = _check_parent(root, expected_parent)
             write_objects(root, plan.payloads)
             number = parent.number + 1 if parent else 1
-            return _publish(root, number, parent, operation, plan.content)
+            return publish(root, number, parent, operation, plan.content)
 
 
 def _refuse_early(root: Path, expected: Version | None) -> None:
@@ -170,23 +157,6 @@ def _check_parent(root: Path, expected: Version | None) -> ManifestRef | None:
     return head
 
 
-def _publish(
-    root: Path,
-    number: int,
-    parent: ManifestRef | None,
-    operation: Operation,
-    content: Content,
-) -> Version:
-    created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    tool = f"sharespace {package_version('sharespace')}"
-    manifest = Manifest(number, parent, created, tool, operation, content)
-    data = manifest_to_json(manifest)
-    ref = ManifestRef(number, sha256(data).hexdigest())
-    atomic.write_files(root / VERSIONS, [(ref.name, [data])])
-    atomic.write_files(root, [(HEAD, [head_to_json(ref)])])
-    return _summary(ref, manifest)
-
-
 def history(path: StorePath) -> list[Version]:
     """The versions that are there, oldest first; the last one is current.
 
@@ -198,46 +168,3 @@ def history(path: StorePath) -> list[Version]:
     with atomic.disk_errors(root, "reading the history"):
         refs = committed_versions(root).values()
         return [summary_from_json(manifest_bytes(root, ref), ref) for ref in refs]
-
-
-def rollback(path: StorePath, version: int, *, timeout: float = 0.0) -> Version:
-    """Go back to the content of an old version, as a new version; history is kept.
-
-    It works also where HEAD is damaged or lost. The old version's files are checked first.
-
-    Raises:
-        StoreNotFoundError: there is no store, or no such version.
-        CorruptStoreError: a file of that version is damaged.
-        StoreLockedError: another writer is at work.
-    """
-    root = Path(path)
-    with atomic.disk_errors(root, "rolling back"):
-        refuse_links(root)
-        _committed(root, version)
-        with atomic.lock(root / LOCK, timeout):
-            head, ref = _committed(root, version)
-            content = read_manifest(root, ref).content
-            for file in content.files.values():
-                check_file(root, file, hashed=True)
-            if head is not None:
-                clear_unfinished(root, head.number)
-            number = max(versions_on_disk(root)) + 1
-            operation = Operation("rollback", version=version)
-            return _publish(root, number, head, operation, content)
-
-
-def _committed(root: Path, number: int) -> tuple[ManifestRef | None, ManifestRef]:
-    """HEAD (None where it is damaged or lost) and the version of that number."""
-    known = versions_on_disk(root)
-    head: ManifestRef | None = None
-    try:
-        head = read_head(root)
-        known = {n: ref for n, ref in known.items() if n <= head.number}
-    except StoreNotFoundError:
-        if not known:
-            raise
-    except CorruptStoreError:
-        pass  # what a rollback repairs
-    if number not in known:
-        raise no_version(root, number, known)
-    return head, known[number]
