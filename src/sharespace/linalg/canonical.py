@@ -29,7 +29,8 @@ class Updates:
     """
 
     left: Tensor
-    """n x c, orthonormal columns within a block; c = sum of the ranks."""
+    """n x c, orthonormal columns within a block; c = sum of the ranks. Column by column in memory
+    (the transpose is contiguous), where ``canonicalise`` made it."""
     sigma: Tensor
     """c, not negative, descending within a block."""
     right: Tensor
@@ -91,18 +92,16 @@ def canonicalise(pairs: Sequence[tuple[Tensor, Tensor]]) -> Updates:
         sigma = 0 where the update is of lower rank.
     """
     dtype = compute_dtype(*(t.dtype for pair in pairs for t in pair))
-    done: dict[int, _Triple] = {}
+    ranks = [min(*left.shape, right.shape[0]) for left, right in pairs]
+    ends = torch.tensor(ranks).cumsum(0).tolist()
+    left, right = (one.new_empty(ends[-1], one.shape[0], dtype=dtype) for one in pairs[0])
+    sigma = left.new_empty(ends[-1])
     for batch in _batches(pairs):
-        left = torch.stack([pairs[i][0].to(dtype) for i in batch])
-        right = torch.stack([pairs[i][1].to(dtype) for i in batch])
-        done.update(zip(batch, zip(*_canonical(left, right), strict=True), strict=True))
-    triples = [done.pop(i) for i in range(len(pairs))]
-    return Updates(
-        torch.cat([y for y, _, _ in triples], dim=1),
-        torch.cat([s for _, s, _ in triples]),
-        torch.cat([z for _, _, z in triples], dim=1),
-        tuple(len(s) for _, s, _ in triples),
-    )
+        found = _canonical(*(torch.stack([pairs[i][s].to(dtype) for i in batch]) for s in (0, 1)))
+        for i, y, s, z in zip(batch, *found, strict=True):
+            block = slice(ends[i] - ranks[i], ends[i])
+            left[block], sigma[block], right[block] = y, s, z
+    return Updates(left.mT, sigma, right.mT, tuple(ranks))
 
 
 def _batches(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[int]]:
@@ -116,12 +115,12 @@ def _batches(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[int]]:
             yield members[start : start + size]
 
 
-def _canonical(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Batched: tasks x n x r and tasks x d x r."""
+def _canonical(left: Tensor, right: Tensor) -> _Triple:
+    """Batched: tasks x n x r and tasks x d x r; the directions come as rows."""
     q_left, r_left = torch.linalg.qr(left)
     q_right, r_right = torch.linalg.qr(right)
     u, s, vh = torch.linalg.svd(r_left.double() @ r_right.double().mT, full_matrices=False)
-    return q_left @ u.to(left.dtype), s.to(left.dtype), q_right @ vh.mT.to(left.dtype)
+    return u.mT.to(left.dtype) @ q_left.mT, s.to(left.dtype), vh.to(left.dtype) @ q_right.mT
 
 
 def concatenate(first: Updates, second: Updates) -> Updates:

@@ -16,6 +16,10 @@ from sharespace.linalg.cores import captured, core_svd, seen_by
 from sharespace.linalg.precision import tolerance
 from sharespace.linalg.truncated import Leading, leading, orthonormal
 
+RIVAL = 4.0
+"""The second start is swept while its weighed squared error is below this many times the first's;
+from farther behind it was never seen to win, and the better of the two unswept is kept anyway."""
+
 
 @dataclass(frozen=True, eq=False)
 class Bases:
@@ -69,14 +73,19 @@ class Problem:
 
     def energy(self, bases: Bases) -> float:
         """Weighed energy that the bases capture, after truncation of the cores to rank p."""
-        left, right = seen_by(self.updates, bases.left), seen_by(self.updates.flipped, bases.right)
+        return self.seen_energy(
+            seen_by(self.updates, bases.left), seen_by(self.updates.flipped, bases.right)
+        )
+
+    def seen_energy(self, left: Tensor, right: Tensor) -> float:
+        """``energy`` of bases from what they see of each task (tasks x r x k)."""
         energies = captured(left, self.sigma, right, self.p)
         return float((self.weights.square() * energies).sum())
 
 
 def hosvd(problem: Problem, k: tuple[int, int]) -> Bases:
     """Leading singular vectors of the two weighed unfoldings, each side alone."""
-    return Bases(_unfolding(problem, k[0]).basis, _unfolding(problem.flipped, k[1]).basis)
+    return _hosvd(problem, k).bases
 
 
 def unfolding_energies(problem: Problem, k: int) -> Tensor:
@@ -90,7 +99,7 @@ def joint(
     *,
     start: Bases | None = None,
     sweeps: int = 8,
-    tol: float = 1e-3,
+    tol: float = 5e-4,
 ) -> Bases:
     """Bases of at most k directions with the least weighed error found.
 
@@ -107,83 +116,112 @@ def joint(
         tol: stop when a sweep lowers the weighed error by less than this fraction.
     """
     total = problem.total
-    best = start or hosvd(problem, k)
-    if total - problem.energy(best) <= max(problem.dropped, 1e-12 * total):
-        return best
+    best = _from_bases(problem, start) if start else _hosvd(problem, k)
+    if total - best.energy <= max(problem.dropped, 1e-12 * total):
+        return best.bases
     best = _sweep(problem, best, k)
-    energy = problem.energy(best)
-    other = _sweep(problem, _own_directions(problem, k), k)
-    if (rival := problem.energy(other)) > energy:
-        best, energy = other, rival
+    other = _own_directions(problem, k)
+    if total - other.energy < RIVAL * (total - best.energy):
+        other = _sweep(problem, other, k)
+    best = max(best, other, key=lambda found: found.energy)
     for _ in range(sweeps):
         swept = _sweep(problem, best, k)
-        now = problem.energy(swept)
-        if now <= energy:
+        gained, lost = swept.energy - best.energy, total - best.energy
+        if gained <= 0:
             break
-        gained, lost = now - energy, total - energy
-        best, energy = swept, now
+        best = swept
         if gained <= tol * lost:
             break
-    return best
+    return best.bases
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Bases, what they see of each task, and the weighed energy that they capture."""
+
+    bases: Bases
+    left_seen: Tensor
+    right_seen: Tensor
+    energy: float
+
+    @classmethod
+    def of(cls, problem: Problem, left: Leading, right: Leading) -> _Found:
+        energy = problem.seen_energy(left.seen, right.seen)
+        return cls(Bases(left.basis, right.basis), left.seen, right.seen, energy)
+
+
+def _from_bases(problem: Problem, bases: Bases) -> _Found:
+    left = seen_by(problem.updates, bases.left)
+    right = seen_by(problem.updates.flipped, bases.right)
+    return _Found(bases, left, right, problem.seen_energy(left, right))
+
+
+def _hosvd(problem: Problem, k: tuple[int, int]) -> _Found:
+    return _Found.of(problem, _unfolding(problem, k[0]), _unfolding(problem.flipped, k[1]))
 
 
 def _unfolding(problem: Problem, k: int) -> Leading:
     gains = torch.diag_embed(problem.sigma * problem.weights.to(problem.sigma)[:, None])
     generator = torch.Generator().manual_seed(problem.seed)
-    found = leading(
+    return leading(
         problem.updates, gains, k, dropped=problem.dropped, tol=1e-2, generator=generator
     )
-    return replace(found, basis=found.basis.to(problem.updates.left.dtype))
 
 
-def _own_directions(problem: Problem, k: tuple[int, int]) -> Bases:
+def _own_directions(problem: Problem, k: tuple[int, int]) -> _Found:
     """Span of the singular vectors that own SVDs would keep with k columns in all."""
     strength = problem.sigma * problem.weights.to(problem.sigma)[:, None]
     order = problem.updates.rows(strength).argsort(descending=True)
     left, right = order[: k[0]], order[: k[1]]
-    return Bases(
+    bases = Bases(
         orthonormal(problem.updates.left[:, left]), orthonormal(problem.updates.right[:, right])
     )
+    return _from_bases(problem, bases)
 
 
-def _sweep(problem: Problem, bases: Bases, k: tuple[int, int]) -> Bases:
+def _sweep(problem: Problem, found: _Found, k: tuple[int, int]) -> _Found:
     """One HOOI sweep: the left basis for the right one, then the right for the new left one."""
-    left = _half(problem, bases, k[0])
-    flipped = _half(problem.flipped, Bases(bases.right, left), k[1])
-    return Bases(left, flipped)
+    left = _half(problem, found.bases.left, found.left_seen, found.right_seen, k[0])
+    right = _half(problem.flipped, found.bases.right, found.right_seen, left.seen, k[1])
+    return _Found.of(problem, left, right)
 
 
-def _half(problem: Problem, bases: Bases, k: int) -> Tensor:
+def _half(problem: Problem, basis: Tensor, seen: Tensor, other: Tensor, k: int) -> Leading:
     """The best left basis for the current right one and the cores' right singular vectors.
 
-    The start is the current left basis, and a step of subspace iteration never lowers what it
-    captures, so a half sweep never raises the weighed error even when it stops early.
+    One step of subspace iteration from the current left basis: it never lowers what is captured,
+    so a half sweep never raises the weighed error. More steps before the other side follows cost
+    as much as more sweeps and gain less.
+
+    Args:
+        basis: the current left basis.
+        seen: what it sees of each task.
+        other: what the right basis sees of each task.
     """
-    found = leading(
+    return leading(
         problem.updates,
-        _gains(problem, bases),
+        _gains(problem, seen, other),
         k,
         dropped=problem.dropped,
-        start=bases.left,
-        max_iterations=2,
+        start=basis,
+        seen=seen,
+        max_iterations=1,
         generator=torch.Generator().manual_seed(problem.seed),
     )
-    return found.basis.to(problem.updates.left.dtype)
 
 
-def _gains(problem: Problem, bases: Bases) -> Tensor:
+def _gains(problem: Problem, seen: Tensor, other: Tensor) -> Tensor:
     """w_i diag(s_i) Z_i^T R_i, tasks x r x m: dW_i R_i in the task's own left directions.
 
     R_i = right V_i(:p) with V_i the right singular vectors of the core; for p >= rank they span
     what ``right`` sees of the task, and V_i can be left out.
     """
-    seen = seen_by(problem.updates.flipped, bases.right)
-    scaled = seen * (problem.sigma * problem.weights.to(problem.sigma)[:, None])[..., None]
-    rank = min(seen.shape[1:])
+    scaled = other * (problem.sigma * problem.weights.to(problem.sigma)[:, None])[..., None]
+    rank = min(other.shape[1:])
     if problem.p is not None and problem.p < rank:
-        svd = core_svd(seen_by(problem.updates, bases.left), problem.sigma, seen)
+        svd = core_svd(seen, problem.sigma, other)
         return scaled @ svd.right[..., : problem.p].to(scaled.dtype)
-    if seen.shape[2] <= seen.shape[1]:
+    if other.shape[2] <= other.shape[1]:
         return scaled
     r: Tensor = torch.linalg.qr(scaled.mT, mode="r")[1]
     return r.mT

@@ -60,7 +60,7 @@ def _split(updates: Updates, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a frame sees of each task (tasks x r x k), the Gram of what it does not, and its R."""
     q, r = torch.linalg.qr(frame.to(updates.left.dtype))
     seen = updates.left.mT @ q
-    hidden = updates.blocks((updates.left - q @ seen.mT).mT)
+    hidden = updates.blocks(torch.addmm(updates.left.mT, seen, q.mT, alpha=-1))
     return updates.blocks(seen).double(), (hidden @ hidden.mT).double(), r.double()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sharespace.linalg.canonical import Updates
+from sharespace.linalg.cores import seen_by
 
 EXACT_SIDE = 192
 """Up to this smaller side the exact way is also the faster one."""
@@ -28,6 +29,8 @@ class Leading:
     """n x k', leading directions first; k' <= k where the stack's numerical rank is smaller."""
     energies: Tensor
     """float64 [k']: energy (squared singular value) along each direction."""
+    seen: Tensor
+    """tasks x r x k': what the basis sees of each task; it falls out of the search."""
 
 
 def leading(
@@ -37,6 +40,7 @@ def leading(
     *,
     dropped: float,
     start: Tensor | None = None,
+    seen: Tensor | None = None,
     tol: float = 1e-4,
     max_iterations: int = 24,
     generator: torch.Generator | None = None,
@@ -50,6 +54,7 @@ def leading(
         dropped: trailing directions are left out while their energy together is at most this.
         start: n x k0 orthonormal columns to start from; the captured energy never falls below
             what they capture.
+        seen: what ``start`` sees of each task, where it is known, to save its cost.
         tol: stop when an iteration raises the captured energy by less than this fraction.
         max_iterations: and after so many in any case.
         generator: of the random start.
@@ -57,12 +62,19 @@ def leading(
     n, c = updates.left.shape
     k = min(k, n, c)
     if k == 0 or not bool((gains != 0).any()):
-        return Leading(updates.left[:, :0], torch.zeros(0, dtype=torch.float64))
+        basis, energies = updates.left[:, :0], torch.zeros(0, dtype=torch.float64)
+        return Leading(basis, energies, seen_by(updates, basis))
     side = min(n, c)
     if side <= EXACT_SIDE or (start is None and 4 * (k + OVERSAMPLING) >= side):
-        return _trimmed(*_exact(updates, gains), k, dropped)
-    block = _block(updates, k, start, generator)
-    return _trimmed(*_iterate(updates, gains, block, k, tol, max_iterations), k, dropped)
+        exact, energies = _exact(updates, gains)
+        basis = exact[:, : _keep(energies, k, dropped)].to(updates.left.dtype)
+        return Leading(basis, energies[: basis.shape[1]], seen_by(updates, basis))
+    gains = gains.to(updates.left.dtype)
+    if start is None or start.shape[1] < k:
+        start, seen = _block(updates, gains, k, start, generator), None
+    found = _iterate(updates, gains, start, seen, k, tol, max_iterations)
+    keep = _keep(found.energies, k, dropped)
+    return Leading(found.basis[:, :keep], found.energies[:keep], found.seen[..., :keep])
 
 
 def _exact(updates: Updates, gains: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,48 +116,55 @@ def _by_gram(stack: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _block(
-    updates: Updates, k: int, start: Tensor | None, generator: torch.Generator | None
+    updates: Updates,
+    gains: Tensor,
+    k: int,
+    start: Tensor | None,
+    generator: torch.Generator | None,
 ) -> Tensor:
+    """The start, filled up with random mixtures of the stack's columns."""
     n, c = updates.left.shape
     width = min(k + max(OVERSAMPLING, k // 2), n, c)
     have = 0 if start is None else start.shape[1]
-    # A random mixture of the stack's own columns is already one half of a power iteration.
-    mix = torch.randn(c, max(width - have, 0), generator=generator, dtype=torch.float32)
-    fresh = updates.left @ mix.to(updates.left)
+    size = (len(gains), gains.shape[2], max(width - have, 0))
+    mix = torch.randn(*size, generator=generator, dtype=torch.float32).to(gains)
+    fresh = updates.left @ updates.rows(gains @ mix)
     return orthonormal(fresh if start is None else torch.cat([start.to(fresh), fresh], dim=1))
 
 
 def _iterate(
-    updates: Updates, gains: Tensor, block: Tensor, k: int, tol: float, max_iterations: int
-) -> tuple[Tensor, Tensor]:
-    captured = -1.0
-    gains = gains.to(updates.left.dtype)
+    updates: Updates,
+    gains: Tensor,
+    block: Tensor,
+    seen: Tensor | None,
+    k: int,
+    tol: float,
+    max_iterations: int,
+) -> Leading:
+    """Subspace iteration, two products with the stack a step; directions by their energy."""
+    seen = seen_by(updates, block) if seen is None else seen
+    energies, vectors = _ritz(gains, seen)
     for _ in range(max_iterations):
-        pushed, ritz = _power(updates, gains, block)
-        now = float(torch.linalg.eigvalsh(ritz)[-k:].sum())
-        block = orthonormal(pushed)
-        if now <= captured * (1 + tol):
+        captured = float(energies[:k].sum())
+        block = orthonormal(updates.left @ updates.rows(gains @ (gains.mT @ seen)))
+        seen = seen_by(updates, block)
+        energies, vectors = _ritz(gains, seen)
+        if float(energies[:k].sum()) <= captured * (1 + tol):
             break
-        captured = now
-    _, ritz = _power(updates, gains, block, push=False)
-    energies, vectors = torch.linalg.eigh(ritz)
-    return block @ vectors.flip(1).to(block.dtype), energies.flip(0).clamp_min(0)
+    turn = vectors.to(block.dtype)
+    return Leading(block @ turn, energies, seen @ turn)
 
 
-def _power(
-    updates: Updates, gains: Tensor, block: Tensor, *, push: bool = True
-) -> tuple[Tensor, Tensor]:
-    """W W^T block, and the float64 Rayleigh quotient block^T W W^T block."""
-    seen = gains.mT @ updates.blocks(updates.left.mT @ block)
-    flat = seen.reshape(-1, block.shape[1])
-    ritz = (flat.mT @ flat).double()
-    return (updates.left @ updates.rows(gains @ seen) if push else block), ritz
+def _ritz(gains: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies within the block, descending, and the directions that have them (float64)."""
+    flat = (gains.mT @ seen).reshape(-1, seen.shape[2])
+    energies, vectors = torch.linalg.eigh((flat.mT @ flat).double())
+    return energies.flip(0).clamp_min(0), vectors.flip(1)
 
 
-def _trimmed(basis: Tensor, energies: Tensor, k: int, dropped: float) -> Leading:
+def _keep(energies: Tensor, k: int, dropped: float) -> int:
     tails = energies.flip(0).cumsum(0).flip(0)
-    keep = min(k, int((tails > dropped).sum()))
-    return Leading(basis[:, :keep], energies[:keep])
+    return min(k, int((tails > dropped).sum()))
 
 
 def orthonormal(columns: Tensor) -> Tensor:
