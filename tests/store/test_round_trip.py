@@ -72,7 +72,7 @@ def test_the_order_of_layers_and_tasks_is_kept(tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(name=st.text(min_size=1, alphabet=st.characters(exclude_categories=())))
 def test_any_name_is_kept_or_refused(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
@@ -89,7 +89,7 @@ def test_any_name_is_kept_or_refused(tmp_path_factory: pytest.TempPathFactory, n
 ZERO = st.sampled_from([0.0, 0.0, 0.0, -0.0, 1.0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(ZERO, min_size=6, max_size=6),
     st.lists(ZERO, min_size=8, max_size=8),

@@ -32,6 +32,7 @@ _BLOCK = 1 << 20
 _POLL_SECONDS = 0.05
 _SYNC_THREADS = 16
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SAFE = "the versions that were committed are as they were"
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -53,10 +54,10 @@ def disk_errors(path: Path, doing: str) -> Iterator[None]:
 
 def _remedy(error: OSError) -> str:
     if error.errno in _NO_ROOM:
-        return "Free some space there and run it again; the committed versions are untouched"
+        return f"Free some space there and run it again; {_SAFE}"
     if error.errno in _NOT_ALLOWED:
-        return "Check the permissions of that path; the committed versions are untouched"
-    return "The committed versions are untouched"
+        return f"Check the permissions of that path; {_SAFE}"
+    return f"Nothing was damaged: {_SAFE}"
 
 
 def make_directory(path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from typing import NoReturn
 
 from sharespace.errors import CorruptStoreError
@@ -111,7 +111,7 @@ class Fields:
         value = self._get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self._refuse(key, "a number", value)
-        if not 0 <= value <= 1.8e308 or not math.isfinite(value):
+        if not 0 <= value <= sys.float_info.max:
             self._refuse(key, "a finite number from 0", value)
         return float(value)
 

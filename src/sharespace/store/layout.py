@@ -23,7 +23,7 @@ VERSIONS = "versions"
 OBJECTS = "objects"
 
 MAX_HEAD_BYTES = 1 << 16
-MAX_MANIFEST_BYTES = 1 << 30
+MAX_MANIFEST_BYTES = 1 << 28
 
 MANIFEST_NAME = re.compile(r"(?P<number>[0-9]{8,18})-(?P<sha256>[0-9a-f]{64})\.json", re.ASCII)
 OBJECT_NAME = re.compile(
@@ -125,6 +125,14 @@ class Content:
     layers: tuple[LayerEntry, ...]
     basis: FileRef
     tasks: tuple[TaskEntry, ...]
+
+    @property
+    def basis_bytes(self) -> int:
+        """Bytes of the bases' numbers."""
+        numbers = sum(
+            la.shape.out_features * la.k[0] + la.shape.in_features * la.k[1] for la in self.layers
+        )
+        return numbers * self.dtype.itemsize
 
     @property
     def files(self) -> dict[str, FileRef]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sharespace.store.fields import corrupt
 from sharespace.store.layout import Content, FileRef, LayerEntry, TaskEntry
-from sharespace.store.objects import OpenedFile, StoredFile
+from sharespace.store.objects import OpenedFile, StoredFile, check_file
 from sharespace.store.taskfile import read_task
 from sharespace.subspace.state import LayerSubspace, ShareModel, Task
 
@@ -89,6 +89,7 @@ class StoredTasks(Mapping[str, Task]):
         self.entries = {entry.name: entry for entry in content.tasks}
         self.layers = {entry.module: entry for entry in content.layers}
         self.dtype = content.dtype
+        self._basis = content.basis
         self._verify = verify
         self._read: dict[str, Task] = {}
 
@@ -98,6 +99,9 @@ class StoredTasks(Mapping[str, Task]):
         return self._read[name]
 
     def _load(self, entry: TaskEntry) -> Task:
+        if not self._read:
+            # Zero rows are added up to k, and it is the basis that shows that k is real.
+            check_file(self.root, self._basis, hashed=False)
         opened = OpenedFile(self.root, entry.coefficients, hashed=self._verify)
         kept: Mapping[str, Tensor] = {}
         if entry.kept is not None:

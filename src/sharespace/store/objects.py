@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sharespace.errors import CorruptStoreError, StoreError
-from sharespace.store.atomic import Blocks, write_files
+from sharespace.store.atomic import Blocks, disk_errors, write_files
 from sharespace.store.fields import corrupt
 from sharespace.store.layout import OBJECTS, FileRef, object_ref
 
@@ -181,18 +181,20 @@ def check_file(root: Path, ref: FileRef, *, hashed: bool) -> Path:
 
     Raises:
         CorruptStoreError: it is missing, has another size, or other bytes.
+        StoreError: the operating system refused to read it.
     """
     path = root / ref.file
-    try:
-        info = path.stat()
+    with disk_errors(path, "reading"):
+        try:
+            info = path.stat()
+        except FileNotFoundError:
+            raise corrupt(str(path), "missing") from None
         if not stat.S_ISREG(info.st_mode):
             raise corrupt(str(path), "not a regular file")
         if info.st_size != ref.bytes:
             raise corrupt(str(path), f"{info.st_size} bytes instead of {ref.bytes}")
         if hashed and _sha256(path) != ref.sha256:
             raise corrupt(str(path), "its bytes are not those that were committed (sha256)")
-    except FileNotFoundError:
-        raise corrupt(str(path), "missing") from None
     return path
 
 

@@ -165,6 +165,8 @@ def _content(fields: Fields) -> Content:
     )
     _refuse_duplicates(fields, "layers", [layer.module for layer in content.layers])
     _refuse_duplicates(fields, "tasks", [task.name for task in content.tasks])
+    if content.basis_bytes > content.basis.bytes:
+        fields.wrong("basis", f"{content.basis.bytes} bytes cannot hold the layers' bases")
     if content.fingerprint != fingerprint({la.module: la.shape for la in content.layers}):
         base.wrong("fingerprint", "not that of the layers")
     return content
@@ -206,10 +208,14 @@ def _layer_to_json(layer: LayerEntry) -> dict[str, object]:
 
 def _layer(fields: Fields) -> LayerEntry:
     cap = None if fields.is_null("cap") else fields.wholes("cap", count=2)
+    shape = _shape(fields)
+    k = fields.whole("k_left"), fields.whole("k_right")
+    if k[0] > shape.out_features or k[1] > shape.in_features:
+        fields.wrong("k_left", f"more directions {k} than {shape} can have")
     return LayerEntry(
         module=fields.text("module"),
-        shape=_shape(fields),
-        k=(fields.whole("k_left"), fields.whole("k_right")),
+        shape=shape,
+        k=k,
         cap=None if cap is None else (cap[0], cap[1]),
         certificate=None if fields.is_null("certificate") else _certificate(fields),
     )

@@ -125,6 +125,8 @@ def misfit(coefficients: Coefficients, layer: LayerEntry, dtype: torch.dtype) ->
         private = isinstance(coefficients, Private)
         rows = (layer.shape.out_features, layer.shape.in_features) if private else layer.k
         wanted = [(rows[0], columns), (rows[1], columns)]
+        if columns > layer.shape.sides:
+            return f"{columns} columns, more than any matrix of {layer.shape} has directions"
     found = [tuple(t.shape) for t in tensors]
     if found != wanted:
         return f"{type(coefficients).__name__} of shapes {found} where {wanted} belongs"
@@ -209,6 +211,9 @@ def _read_module(
 ) -> Coefficients:
     found = _take(names, layer.module)
     tensors = [opened.matrix(f"{layer.module}.{part}", dtype) for part in found]
+    if any(max(t.shape) > layer.shape.sides for t in tensors):
+        # Refused before padding: a matrix without rows may claim any number of columns.
+        raise corrupt(str(opened.path), f"module {layer.module!r}: larger than {layer.shape}")
     coefficients = _padded(found, tensors, layer.k)
     if coefficients is None:
         raise corrupt(str(opened.path), f"module {layer.module!r} has the tensors {found}")

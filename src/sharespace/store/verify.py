@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from sharespace.errors import CorruptStoreError
+from sharespace.errors import CorruptStoreError, StoreError
 from sharespace.store import atomic
 from sharespace.store.directory import (
     committed_versions,
@@ -114,11 +114,13 @@ class _Survey:
         content = manifest.content
         frame = hash((content.dtype, tuple((la.module, la.shape, la.k) for la in content.layers)))
         self._check(ref.number, content.basis, frame, partial(_basis, content))
+        k_is_real = self.findings[content.basis.file].status not in ("missing", "corrupt")
         for entry in content.tasks:
             about = (frame, entry.summary)
-            self._check(ref.number, entry.coefficients, about, partial(_task, content, entry))
+            inspect = partial(_task, content, entry) if k_is_real else _readable
+            self._check(ref.number, entry.coefficients, about, inspect)
             if entry.kept is not None:
-                self._check(ref.number, entry.kept, None, _kept)
+                self._check(ref.number, entry.kept, None, _readable)
 
     def _manifest(self, ref: ManifestRef) -> tuple[Manifest | None, Verdict]:
         if not (self._root / ref.file).exists():
@@ -145,10 +147,8 @@ def _check_file(root: Path, ref: FileRef, inspect: Inspect) -> Verdict:
         return "missing", ""
     try:
         opened = OpenedFile(root, ref, hashed=True)
-    except CorruptStoreError as error:
+    except StoreError as error:
         return "corrupt", error.why
-    except OSError as error:
-        return "corrupt", f"it cannot be read: {error.strerror or error}"
     try:
         return inspect(opened)
     except CorruptStoreError as error:
@@ -200,7 +200,7 @@ def _task(content: Content, entry: TaskEntry, opened: OpenedFile) -> Verdict:
     return _OK
 
 
-def _kept(opened: OpenedFile) -> Verdict:
+def _readable(opened: OpenedFile) -> Verdict:
     for name in opened.names:
         opened.tensor(name)
     return _OK
