@@ -6,7 +6,7 @@ but loses orthogonality in float32 (3e-2 at condition 1e3).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sharespace.linalg.precision import compute_dtype
 
+_Pair: TypeAlias = tuple[Tensor, Tensor]
 _Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
 _BATCH_NUMBERS = 1 << 21
 """Numbers in a batch of factors: 8 MiB in float32, times the copies that LAPACK makes."""
@@ -62,7 +63,7 @@ class Updates:
     def rows(self, blocks: Tensor) -> Tensor:
         """The inverse of ``blocks``: c x m."""
         if len(set(self.ranks)) == 1:
-            return blocks.reshape(-1, *blocks.shape[2:])
+            return blocks.flatten(0, 1)
         return blocks[self.padding[1]]
 
     @cached_property
@@ -81,38 +82,46 @@ class Updates:
         return Updates(self.left[:, index], self.sigma[index], self.right[:, index], ranks)
 
 
-def canonicalise(pairs: Sequence[tuple[Tensor, Tensor]]) -> Updates:
+def canonicalise(pairs: Iterable[_Pair], dtype: torch.dtype | None = None) -> Updates:
     """The canonical form of updates left_i @ right_i^T of one module.
 
     Args:
-        pairs: for each task (n x r_i, d x r_i), any floating dtype, scaling folded in.
+        pairs: for each task (n x r_i, d x r_i), any floating dtype, scaling folded in. An iterator
+            is used up batch by batch, so that not all factors need to be in memory at once.
+        dtype: compute dtype; None: the one that all the pairs need.
 
     Returns:
         Updates in the compute dtype. Rank is kept as it comes: r_i columns, of which some have
         sigma = 0 where the update is of lower rank.
     """
-    dtype = compute_dtype(*(t.dtype for pair in pairs for t in pair))
-    ranks = [min(*left.shape, right.shape[0]) for left, right in pairs]
-    ends = torch.tensor(ranks).cumsum(0).tolist()
-    left, right = (one.new_empty(ends[-1], one.shape[0], dtype=dtype) for one in pairs[0])
-    sigma = left.new_empty(ends[-1])
+    if dtype is None:
+        pairs = list(pairs)
+        dtype = compute_dtype(*(t.dtype for pair in pairs for t in pair))
+    rows: tuple[dict[int, Tensor], ...] = ({}, {}, {})
     for batch in _batches(pairs):
-        found = _canonical(*(torch.stack([pairs[i][s].to(dtype) for i in batch]) for s in (0, 1)))
-        for i, y, s, z in zip(batch, *found, strict=True):
-            block = slice(ends[i] - ranks[i], ends[i])
-            left[block], sigma[block], right[block] = y, s, z
-    return Updates(left.mT, sigma, right.mT, tuple(ranks))
+        left, right = (torch.stack([pair[s].to(dtype) for _, pair in batch]) for s in (0, 1))
+        for by_task, found in zip(rows, _canonical(left, right), strict=True):
+            by_task.update(zip((i for i, _ in batch), found, strict=True))
+    ranks = tuple(len(rows[1][i]) for i in range(len(rows[1])))
+    left, sigma, right = (_in_order(by_task) for by_task in rows)
+    return Updates(left.mT, sigma, right.mT, ranks)
 
 
-def _batches(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[int]]:
+def _in_order(by_task: dict[int, Tensor]) -> Tensor:
+    """The tasks' rows as one tensor; they are dropped on the way, one side after the other."""
+    return torch.cat([by_task.pop(i) for i in range(len(by_task))])
+
+
+def _batches(pairs: Iterable[_Pair]) -> Iterator[list[tuple[int, _Pair]]]:
     """Tasks of equal shape together, as many as keep the working memory small."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+    waiting: dict[tuple[int, ...], list[tuple[int, _Pair]]] = {}
     for i, (left, right) in enumerate(pairs):
-        groups.setdefault((*left.shape, *right.shape), []).append(i)
-    for (n, r, d, _), members in groups.items():
-        size = max(_BATCH_NUMBERS // max((n + d) * r, 1), 1)
-        for start in range(0, len(members), size):
-            yield members[start : start + size]
+        shape = (*left.shape, *right.shape)
+        batch = waiting.setdefault(shape, [])
+        batch.append((i, (left, right)))
+        if (len(batch) + 1) * (left.numel() + right.numel()) > _BATCH_NUMBERS:
+            yield waiting.pop(shape)
+    yield from waiting.values()
 
 
 def _canonical(left: Tensor, right: Tensor) -> _Triple:

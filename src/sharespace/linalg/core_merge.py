@@ -58,11 +58,14 @@ class Framed:
         left = core.blocks(core.left.mT) * core.blocks(core.sigma)[..., None]
         return left.mT @ core.blocks(core.right.mT)
 
-    def weighed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Left and right frames whose columns carry the tasks' weighed energy (n x m, d x m')."""
-        columns = self.core.sigma * self.core.rows(
-            weights[:, None].expand(-1, max(self.core.ranks, default=0))
-        )
+    def weighed(self, weights: Tensor, p: int | None = None) -> tuple[Tensor, Tensor]:
+        """Left and right frames whose columns carry the tasks' weighed energy (n x m, d x m').
+
+        Only of each task's p leading directions: no other can be in its best core of rank p.
+        """
+        kept = torch.ones(len(weights), max(self.core.ranks, default=0)).to(weights)
+        kept[:, p:] = 0.0 if p is not None else 1.0
+        columns = self.core.sigma * self.core.rows(weights[:, None] * kept)
         return (
             self.left @ _square_root(self.core.left * columns),
             self.right @ _square_root(self.core.right * columns),
@@ -70,10 +73,13 @@ class Framed:
 
 
 def _square_root(columns: Tensor) -> Tensor:
-    """An m x m matrix with the same Gram columns columns^T."""
-    values, vectors = torch.linalg.eigh(columns @ columns.mT)
-    root: Tensor = vectors * values.clamp_min(0).sqrt()
-    return root
+    """A matrix of at most m columns with the same Gram columns columns^T.
+
+    By QR: the square root of an eigh of the Gram has noise of sqrt(eps), which a merge in float64
+    would take for new directions.
+    """
+    r: Tensor = torch.linalg.qr(columns.mT, mode="r")[1]
+    return r.mT
 
 
 def framed_updates(updates: Updates) -> Framed:

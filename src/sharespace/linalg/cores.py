@@ -30,7 +30,7 @@ class CoreSvd:
         """
         q = self.values.shape[1] if p is None else min(p, self.values.shape[1])
         root = self.values[:, :q].sqrt()
-        zero = (self.values[:, :1] == 0)[..., None]
+        zero = (self.values == 0).all(dim=1)[:, None, None]
         scaled = self.right[..., :q] * root[:, None]
         return self.left[..., :q] * root[:, None], torch.where(zero, self.right[..., :q], scaled)
 

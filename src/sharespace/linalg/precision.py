@@ -28,6 +28,17 @@ def tolerance(dtype: torch.dtype) -> float:
     return _TOLERANCE[dtype]
 
 
+def stored_rounding(dtype: torch.dtype) -> float:
+    """Relative error that is rounding for what is stored in a dtype.
+
+    Of 16 bits it is the cast's own: adapters that are in a model already must not look new because
+    their directions were rounded when they were stored.
+    """
+    if dtype in (torch.float16, torch.bfloat16):
+        return torch.finfo(dtype).eps
+    return tolerance(compute_dtype(dtype))
+
+
 def canonical_rounding(dtype: torch.dtype) -> float:
     """Relative error that the canonical form of one update may have in a compute dtype.
 

@@ -110,11 +110,19 @@ def build_layers(
 
 
 def new_task(
-    adapter: Adapter, results: Mapping[str, LayerResult], event: str, known: Ledger | None
+    adapter: Adapter,
+    results: Mapping[str, LayerResult],
+    event: str,
+    known: Ledger | None,
+    exact: bool = False,
 ) -> Task:
-    """A task from the layers' results; its ledger continues where it has one."""
+    """A task from the layers' results; its ledger continues where it has one.
+
+    Args:
+        exact: its updates were not rounded on their way into canonical form.
+    """
     mine = {m: r for m, r in results.items() if adapter.name in r.coefficients}
-    rounding = 0.0 if known else canonical_rounding(compute_dtype(adapter.dtype))
+    rounding = 0.0 if exact else canonical_rounding(compute_dtype(adapter.dtype))
     lost = {m: r.lost[adapter.name] + rounding * r.norms[adapter.name] for m, r in mine.items()}
     ledger = known or Ledger(
         modules=tuple(mine),
@@ -140,7 +148,7 @@ def _split_budget(
     budget = build.dimension.budget or 0
     members = {m: [a for a in adapters if m in a.shapes] for m in shapes}
     profiles = {
-        m: profile(read_problem(m, members[m], build)[0], build.itemsize, budget) for m in shapes
+        m: profile(read_problem(m, members[m], build), build.itemsize, budget) for m in shapes
     }
     total = _total_weights(profiles, members)
     module_weights = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 from sharespace.errors import CorruptAdapterError, OptionError
 from sharespace.linalg.allocate import Dimension, smallest_bases
 from sharespace.linalg.budget import Point, refine
-from sharespace.linalg.canonical import canonicalise, weights
+from sharespace.linalg.canonical import Updates, canonicalise, weights
 from sharespace.linalg.cores import core_svd, seen_by
 from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.joint import Bases, Problem, joint
+from sharespace.linalg.precision import canonical_rounding, compute_dtype
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.private import private_layer
@@ -64,13 +65,24 @@ class Build:
 
 def read_pairs(
     adapters: Iterable[Adapter], module: str, device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
-    """(scaling * B, A^T) of one module from every adapter.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(scaling * B, A^T) of one module from every adapter, one after the other.
 
     Raises:
         CorruptAdapterError: a factor holds NaN or infinity.
     """
-    return [_checked_pair(a.name, module, a.layer(module), device) for a in adapters]
+    for adapter in adapters:
+        yield _checked_pair(adapter.name, module, adapter.layer(module), device)
+
+
+def read_updates(adapters: Sequence[Adapter], module: str, device: torch.device) -> Updates:
+    """The updates of one module in canonical form; no more than a batch of factors in memory.
+
+    Raises:
+        CorruptAdapterError: a factor holds NaN or infinity.
+    """
+    dtype = compute_dtype(*(a.dtype for a in adapters))
+    return canonicalise(read_pairs(adapters, module, device), dtype)
 
 
 def _checked_pair(
@@ -78,7 +90,7 @@ def _checked_pair(
 ) -> tuple[Tensor, Tensor]:
     up, down = update.up.to(device), update.down.to(device)
     for factor, label in ((up, "B"), (down, "A")):
-        if not bool(torch.isfinite(factor).all()):
+        if not _finite(factor):
             raise CorruptAdapterError(
                 f"adapter {name!r}, module {module!r}",
                 f"factor {label} holds NaN or infinity",
@@ -89,23 +101,28 @@ def _checked_pair(
     return up.to(wide) * update.scaling, down.to(wide).mT
 
 
-def read_problem(
-    module: str, members: Sequence[Adapter], build: Build
-) -> tuple[Problem, list[tuple[Tensor, Tensor]]]:
-    """The updates of one module with their weights, and the factors as they came."""
-    pairs = read_pairs(members, module, build.device)
-    updates = canonicalise(pairs)
+def _finite(factor: Tensor) -> bool:
+    """One pass without a mask: a sum is only finite where all terms are, unless it overflows."""
+    return bool(torch.isfinite(factor.sum())) or bool(torch.isfinite(factor).all())
+
+
+def read_problem(module: str, members: Sequence[Adapter], build: Build) -> Problem:
+    """The updates of one module with their weights."""
+    updates = read_updates(members, module, build.device)
     norms = updates.norms.clone()
     for i, adapter in enumerate(members):
         norms[i] = build.entry_norms.get(adapter.name, {}).get(module, norms[i])
-    return Problem(updates, weights(norms), build.settings.p, build.settings.seed), pairs
+    return Problem(updates, weights(norms), build.settings.p, build.settings.seed)
 
 
 def build_layer(
     module: str, shape: ModuleShape, members: Sequence[Adapter], build: Build
 ) -> LayerResult:
     """One layer of a Share model from all the adapters that adapt it."""
-    problem, pairs = read_problem(module, members, build)
+    problem = read_problem(module, members, build)
+    # Only the paper's method works on the factors; they are then read a second time.
+    share = build.settings.method == "share"
+    pairs = list(read_pairs(members, module, build.device)) if share else []
     choice = build.split.get(module)
     if choice is not None and not choice.point.k:
         layer, result = private_layer(shape, problem.updates, choice.own_ranks, build.dtype)
@@ -114,7 +131,7 @@ def build_layer(
         bases = _bases(module, problem, pairs, point, build)
         cap = bases.k if point else build.dimension.cap(module)
         layer = _layer(shape, bases, cap, problem, build)
-        if build.settings.method == "share" and build.settings.p is None:
+        if share and build.settings.p is None:
             result = project_factors(pairs, problem.updates, layer)
         else:
             result = project(problem.updates, layer, build.settings.p)
@@ -181,13 +198,25 @@ def certify(problem: Problem, bases: Bases) -> Certificate:
     right = seen_by(problem.updates.flipped, bases.right)
     square = problem.weights.square()
     sigma = problem.sigma.double()
-    slack = torch.finfo(problem.updates.left.dtype).eps * problem.total
-    outside = [
-        float((square[:, None] * (sigma * seen.double().norm(dim=2)).square()).sum())
-        for seen in (left, right)
-    ]
+    rounding = canonical_rounding(problem.updates.left.dtype)
+    slack = rounding**2 * problem.total
+    lost_left, lost_right = (
+        _outside(side, basis, seen) * (1 + rounding) + slack
+        for side, basis, seen in (
+            (problem, bases.left, left),
+            (problem.flipped, bases.right, right),
+        )
+    )
     tail = 0.0
     if problem.p is not None and problem.p < min(left.shape[1], left.shape[2], right.shape[2]):
         tail = float((square * core_svd(left, sigma, right).tail(problem.p)).sum())
-    lost_left, lost_right = (max(problem.total - e, 0.0) + slack for e in outside)
     return Certificate(lost_left, lost_right, tail)
+
+
+def _outside(problem: Problem, basis: Tensor, seen: Tensor) -> float:
+    """Weighed energy outside a left basis; not as a difference, whose floor is eps of the total."""
+    updates = problem.updates
+    hidden = torch.addmm(updates.left.mT, updates.rows(seen), basis.mT, alpha=-1)
+    lengths = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64)
+    energies = updates.blocks((updates.sigma.double() * lengths).square())
+    return float((problem.weights.square() * energies.sum(1)).sum())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sharespace.errors import OptionError
 from sharespace.linalg.allocate import Dimension
-from sharespace.linalg.canonical import canonicalise, weights
+from sharespace.linalg.canonical import weights
 from sharespace.linalg.core_merge import (
     Framed,
     framed_coefficients,
@@ -26,8 +26,9 @@ from sharespace.linalg.core_merge import (
 from sharespace.linalg.cores import seen_by
 from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.joint import Bases, Problem, joint
-from sharespace.linalg.precision import compute_dtype, tolerance, usable_device
+from sharespace.linalg.precision import compute_dtype, stored_rounding, tolerance, usable_device
 from sharespace.linalg.residual import frame_difference
+from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, BaseModel
 from sharespace.subspace.compatible import common_base, common_shapes
 from sharespace.subspace.initialise import Progress, build_layers, new_task
@@ -36,12 +37,13 @@ from sharespace.subspace.layers import (
     LayerResult,
     build_layer,
     certify,
-    read_pairs,
+    read_updates,
     stored_basis,
 )
 from sharespace.subspace.project import coefficients_of, dense_cores
 from sharespace.subspace.reconstruct import as_adapter, factor_pair
 from sharespace.subspace.state import (
+    Certificate,
     Coefficients,
     Core,
     Factors,
@@ -125,7 +127,9 @@ def with_results(
     """
     layers = {**model.layers, **{m: r.layer for m, r in results.items()}}
     known = [_moved(task, results, event) for task in model.tasks.values()]
-    new = [new_task(a, results, event, t.ledger if t else None) for a, t in newcomers]
+    new = [
+        new_task(a, results, event, t.ledger if t else None, t is not None) for a, t in newcomers
+    ]
     return replace(model, layers=layers).with_tasks([*known, *new])
 
 
@@ -156,7 +160,7 @@ def with_cap(model: ShareModel, cap: int | None) -> ShareModel:
 
 
 def _rule_for_new_layers(settings: Settings) -> Dimension:
-    """A module that no known task adapts starts at the cap, or with all that it needs."""
+    """Method ``share``: a module that no known task adapts starts at the cap, or with all."""
     return Dimension(k=settings.cap) if settings.cap else Dimension(variance=1.0)
 
 
@@ -165,27 +169,43 @@ def _merge_module(
 ) -> LayerResult:
     members = [a for a in adapters if module in a.shapes]
     if module not in model.layers:
-        return build_layer(module, members[0].shapes[module], members, build)
-    updates = canonicalise(read_pairs(members, module, build.device))
+        shape = members[0].shapes[module]
+        if build.settings.method == "share":
+            return build_layer(module, shape, members, build)
+        model = replace(model, layers={module: empty_layer(model, shape)})
+    updates = read_updates(members, module, build.device)
     new = Side(tuple(a.name for a in members), framed_updates(updates), updates.norms)
     return merge_layer(model, module, new)
+
+
+def empty_layer(model: ShareModel, shape: ModuleShape) -> LayerSubspace:
+    """A layer that the model does not have yet: no directions, the model's cap."""
+    cap = model.settings.cap
+    return LayerSubspace(
+        shape,
+        torch.zeros(shape.out_features, 0, dtype=model.dtype),
+        torch.zeros(shape.in_features, 0, dtype=model.dtype),
+        cap=None if cap is None else (cap, cap),
+    )
 
 
 def merge_layer(model: ShareModel, module: str, new: Side) -> LayerResult:
     """One layer with newcomers in whatever orthonormal coordinates they come."""
     layer = model.layers[module]
     old, coefficients = _known_side(model, module, new.framed.left.device)
-    target = compute_dtype(layer.left_basis.dtype)
-    dropped = tolerance(target) ** 2
-    frames = new.framed.weighed(weights(new.norms))
-    extra = [
-        new_directions(b, f, dropped)
-        for b, f in zip((old.framed.left, old.framed.right), frames, strict=True)
-    ]
+    dtype = layer.left_basis.dtype
+    extra = _extra(old, new, stored_rounding(dtype), model.settings.p)
     grown = layer.k[0] + extra[0].shape[1], layer.k[1] + extra[1].shape[1]
     if layer.cap is None or (grown[0] <= layer.cap[0] and grown[1] <= layer.cap[1]):
         return _grow(layer, extra, old, coefficients, new, model.settings)
-    return _truncate(layer, extra, old, new, model.settings)
+    return _truncate(layer, old, new, model.settings)
+
+
+def _extra(old: Side, new: Side, rounding: float, p: int | None = None) -> list[Tensor]:
+    """Directions (left, right) that the newcomers need, but for rounding, to keep rank p."""
+    frames = new.framed.weighed(weights(new.norms), p)
+    bases = (old.framed.left, old.framed.right)
+    return [new_directions(b, f, rounding**2) for b, f in zip(bases, frames, strict=True)]
 
 
 def _known_side(
@@ -222,17 +242,31 @@ def _grow(
         layer,
         left_basis=torch.cat([layer.left_basis, stored_basis(extra[0], dtype)], dim=1),
         right_basis=torch.cat([layer.right_basis, stored_basis(extra[1], dtype)], dim=1),
+        certificate=_with_tail(layer.certificate, new, settings.p),
     )
     padded = {
         name: pad(value, grown.k) for name, value in zip(old.names, coefficients, strict=True)
     }
-    newcomers, lost = _express(new.framed, grown, settings.p)
+    newcomers = _express(new.framed, grown, settings.p)
+    lost = _lost(new.framed, grown, newcomers)
     return LayerResult(
         grown,
         {**padded, **dict(zip(new.names, newcomers, strict=True))},
         {**dict.fromkeys(old.names, 0.0), **dict(zip(new.names, lost, strict=True))},
         dict(zip(new.names, new.norms.tolist(), strict=True)),
     )
+
+
+def _with_tail(known: Certificate | None, new: Side, p: int | None) -> Certificate | None:
+    """The certificate after newcomers that lose nothing but what is beyond rank p."""
+    if p is None:
+        return known
+    core = new.framed.core
+    energies = core.blocks(core.sigma)[:, p:].square().sum(1)
+    tail = float((weights(new.norms).square() * energies).sum())
+    if known is None:
+        return Certificate(0.0, 0.0, tail) if tail else None
+    return replace(known, rank_tail=known.rank_tail + tail)
 
 
 def pad(value: Factors | Core, k: tuple[int, int]) -> Factors | Core:
@@ -245,13 +279,14 @@ def pad(value: Factors | Core, k: tuple[int, int]) -> Factors | Core:
     return Factors(left, right)
 
 
-def _truncate(
-    layer: LayerSubspace, extra: Sequence[Tensor], old: Side, new: Side, settings: Settings
-) -> LayerResult:
+def _truncate(layer: LayerSubspace, old: Side, new: Side, settings: Settings) -> LayerResult:
     """At the cap: solve the problem on the cores, rotate the bases once, re-express everybody."""
+    rounding = tolerance(compute_dtype(layer.left_basis.dtype))
     left, right = (
-        torch.cat([basis, more.to(basis)], dim=1)
-        for basis, more in zip((old.framed.left, old.framed.right), extra, strict=True)
+        torch.cat([basis, more], dim=1)
+        for basis, more in zip(
+            (old.framed.left, old.framed.right), _extra(old, new, rounding), strict=True
+        )
     )
     everyone = together(old.framed, new.framed, left, right)
     norms = torch.cat([old.norms, new.norms])
@@ -263,7 +298,13 @@ def _truncate(
         right_basis=stored_basis(right @ bases.right, layer.right_basis.dtype),
         certificate=certify(problem, bases),
     )
-    coefficients, lost = _express(everyone, moved, settings.p)
+    coefficients = _express(everyone, moved, settings.p)
+    known = len(old.names)
+    # In their own frames: what of the newcomers was left out as rounding is counted, too.
+    lost = [
+        *_lost(old.framed, moved, coefficients[:known]),
+        *_lost(new.framed, moved, coefficients[known:]),
+    ]
     names = (*old.names, *new.names)
     return LayerResult(
         moved,
@@ -282,21 +323,21 @@ def _bases_of_cores(problem: Problem, k: tuple[int, int], settings: Settings) ->
     return factor_bases([pair], k, centred=settings.centred, seed=settings.seed)
 
 
-def _express(
-    framed: Framed, layer: LayerSubspace, p: int | None
-) -> tuple[tuple[Coefficients, ...], list[float]]:
-    """Coefficients of tasks in a layer's stored bases, and the norm of what each loses."""
+def _express(framed: Framed, layer: LayerSubspace, p: int | None) -> tuple[Coefficients, ...]:
+    """Coefficients of tasks in a layer's stored bases."""
     left = framed.left.mT @ layer.left_basis.to(framed.left)
     right = framed.right.mT @ layer.right_basis.to(framed.right)
     core = framed.core
-    found = coefficients_of(
-        seen_by(core, left), core, seen_by(core.flipped, right), layer, p
-    )  # fmt: skip
+    return coefficients_of(seen_by(core, left), core, seen_by(core.flipped, right), layer, p)
+
+
+def _lost(framed: Framed, layer: LayerSubspace, found: Sequence[Coefficients]) -> list[float]:
+    """The norm of what each task loses when it is stored so."""
     before = (framed.left, framed.right, framed.cores())
     device = framed.left.device
     stored = (layer.left_basis, layer.right_basis, dense_cores(found, layer))
     after = (stored[0].to(device), stored[1].to(device), stored[2].to(device))
-    return found, frame_difference(before, after).tolist()
+    return [float(x) for x in frame_difference(before, after)]
 
 
 def merge_under_budget(

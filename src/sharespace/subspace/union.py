@@ -10,12 +10,18 @@ from sharespace.linalg.core_merge import framed_coefficients
 from sharespace.linalg.precision import common_dtype
 from sharespace.subspace.compatible import common_base, common_shapes
 from sharespace.subspace.layers import LayerResult
-from sharespace.subspace.merge import Side, merge_layer, merge_under_budget, with_cap, with_results
+from sharespace.subspace.merge import (
+    Side,
+    empty_layer,
+    merge_layer,
+    merge_under_budget,
+    with_cap,
+    with_results,
+)
 from sharespace.subspace.reconstruct import as_adapter, factor_pair
 from sharespace.subspace.state import (
     Core,
     Factors,
-    LayerSubspace,
     Private,
     ShareModel,
     Task,
@@ -46,7 +52,11 @@ def union(first: ShareModel, second: ShareModel, *, cap: int | None = None) -> S
     if first.settings.budget is not None:
         ledgers = {t.name: t.ledger for _, t in newcomers}
         return merge_under_budget(first, adapters, "union", ledgers)
-    room = {m: _empty(first, layer) for m, layer in second.layers.items() if m not in first.layers}
+    room = {
+        m: empty_layer(first, layer.shape)
+        for m, layer in second.layers.items()
+        if m not in first.layers
+    }
     first = replace(first, layers={**first.layers, **room})
     results = {m: _merge_module(first, second, m) for m in second.layers}
     return with_results(first, results, newcomers, "union")
@@ -71,17 +81,6 @@ def _widened_task(task: Task, dtype: torch.dtype) -> Task:
         return replace(value, left=value.left.to(dtype), right=value.right.to(dtype))
 
     return replace(task, coefficients={m: widen(c) for m, c in task.coefficients.items()})
-
-
-def _empty(model: ShareModel, layer: LayerSubspace) -> LayerSubspace:
-    """A layer that the model does not have yet, without directions."""
-    cap = model.settings.cap
-    return LayerSubspace(
-        layer.shape,
-        layer.left_basis[:, :0],
-        layer.right_basis[:, :0],
-        cap=None if cap is None else (cap, cap),
-    )
 
 
 def _merge_module(first: ShareModel, second: ShareModel, module: str) -> LayerResult:
