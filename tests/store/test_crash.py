@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sharespace.errors import StoreNotFoundError
-from sharespace.store import Operation, checkout, commit, load, prune, rollback, verify
+from sharespace.store import Operation, checkout, commit, load, prune, remove, rollback, verify
 from sharespace.store.atomic import TEMPORARY
 from sharespace.subspace.state import ShareModel
 from store.models import assert_same, model, task
@@ -38,11 +38,12 @@ def _add(path: Path) -> object:
     return commit(path, bigger, operation=Operation("add"), expected_parent=opened.version)
 
 
-OLD, NEW = model(("a",)), model(("a", "b"))
+OLD, NEW, NEXT = model(("a",)), model(("a", "b")), model(("next",))
 CASES = [
     Case("init", _init, None, OLD),
     Case("add", _add, NEW, NEW.with_tasks([*NEW.tasks.values(), task("c", 77)])),
     Case("rollback", lambda path: rollback(path, 1), NEW, OLD),
+    Case("remove", lambda path: remove(path, ["b"]), NEW, NEW.without_tasks("b")),
     Case("prune", lambda path: prune(path, keep=1), NEW, NEW),
 ]
 
@@ -91,8 +92,7 @@ def check_next_commit(path: Path) -> None:
         parent = checkout(path).version
     except StoreNotFoundError:
         parent = None
-    wanted = model(("next",))
-    commit(path, wanted, operation=Operation("init"), expected_parent=parent)
-    assert_same(load(path), wanted)
+    commit(path, NEXT, operation=Operation("init"), expected_parent=parent)
+    assert_same(load(path), NEXT)
     assert verify(path, all_versions=True).ok
     assert not [f for f in path.rglob("*") if f.name.startswith(TEMPORARY)]

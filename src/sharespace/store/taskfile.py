@@ -1,8 +1,4 @@
-"""A task <-> its tensor file: coefficients without trailing zero rows, ledger, metadata.
-
-A merge that enlarges the basis adds zero rows to the coefficients of every old task. They are not
-written, and put back on reading, so that such a merge changes no old task's file.
-"""
+"""A task <-> its tensor file: coefficients, ledger, metadata."""
 
 from __future__ import annotations
 
@@ -14,11 +10,12 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import MismatchError, StoreError
+from sharespace.store.coefficients import ALL_PARTS, from_parts, misfit, parts_of
 from sharespace.store.fields import Fields, corrupt, parse_json
 from sharespace.store.layout import LayerEntry, TaskSummary
 from sharespace.store.objects import OpenedFile, TensorFile, tensor_file
 from sharespace.subspace.adapter import Provenance
-from sharespace.subspace.state import Coefficients, Core, Factors, Ledger, Private, Task
+from sharespace.subspace.state import Coefficients, Ledger, Task
 
 NORMS = "ledger.norms"
 TRUNCATIONS = "ledger.truncations"
@@ -44,7 +41,7 @@ def tensors_of(task: Task) -> dict[str, Tensor]:
     coefficients = {
         f"{module}.{part}": tensor
         for module, found in task.coefficients.items()
-        for part, tensor in _parts(found).items()
+        for part, tensor in parts_of(found).items()
     }
     return {**coefficients, NORMS: task.ledger.norms, TRUNCATIONS: task.ledger.truncations}
 
@@ -58,7 +55,7 @@ def summarise(task: Task) -> TaskSummary:
         coefficient_bytes=sum(
             t.numel() * t.element_size()
             for c in task.coefficients.values()
-            for t in _parts(c).values()
+            for t in parts_of(c).values()
         ),
         modules=len(task.coefficients),
         norm=task.ledger.total_norm,
@@ -79,27 +76,6 @@ def refuse_non_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
             raise StoreError(what, why, "Look for a training that diverged, or an overflow in fp16")
 
 
-def _parts(coefficients: Coefficients) -> dict[str, Tensor]:
-    if isinstance(coefficients, Factors):
-        left, right = coefficients.left, coefficients.right
-        return {"left": left[: _rows(left)], "right": right[: _rows(right)]}
-    if isinstance(coefficients, Core):
-        matrix = coefficients.matrix
-        return {"core": matrix[: _rows(matrix), : _rows(matrix.T)]}
-    return {"private_left": coefficients.left, "private_right": coefficients.right}
-
-
-def _rows(matrix: Tensor) -> int:
-    """Number of rows up to the last that is not zero; a row with -0.0 is not zero."""
-    if matrix.numel() == 0:
-        return 0
-    if matrix[-1].any():
-        return matrix.shape[0]
-    used = (matrix != 0) | matrix.signbit()
-    found = used.any(dim=1).nonzero()
-    return int(found[-1]) + 1 if len(found) else 0
-
-
 def _check_fit(
     task: str,
     module: str,
@@ -112,26 +88,6 @@ def _check_fit(
     why = misfit(coefficients, layers[module], dtype)
     if why:
         raise MismatchError(f"task {task!r}, module {module}", why)
-
-
-def misfit(coefficients: Coefficients, layer: LayerEntry, dtype: torch.dtype) -> str:
-    """Why the coefficients do not fit the layer; empty where they do."""
-    k_left, k_right = layer.k
-    if isinstance(coefficients, Core):
-        tensors, wanted = [coefficients.matrix], [(k_left, k_right)]
-    else:
-        tensors = [coefficients.left, coefficients.right]
-        columns = coefficients.left.shape[-1]
-        private = isinstance(coefficients, Private)
-        rows = (layer.shape.out_features, layer.shape.in_features) if private else layer.k
-        wanted = [(rows[0], columns), (rows[1], columns)]
-        if columns > layer.shape.sides:
-            return f"{columns} columns, more than any matrix of {layer.shape} has directions"
-    found = [tuple(t.shape) for t in tensors]
-    if found != wanted:
-        return f"{type(coefficients).__name__} of shapes {found} where {wanted} belongs"
-    dtypes = {t.dtype for t in tensors} - {dtype}
-    return f"dtype {dtypes.pop()} in a model of {dtype}" if dtypes else ""
 
 
 def _check_ledger(task: Task) -> None:
@@ -214,7 +170,7 @@ def _read_module(
     if any(max(t.shape) > layer.shape.sides for t in tensors):
         # Refused before padding: a matrix without rows may claim any number of columns.
         raise corrupt(str(opened.path), f"module {layer.module!r}: larger than {layer.shape}")
-    coefficients = _padded(found, tensors, layer.k)
+    coefficients = from_parts(found, tensors, layer.k)
     if coefficients is None:
         raise corrupt(str(opened.path), f"module {layer.module!r} has the tensors {found}")
     why = misfit(coefficients, layer, dtype)
@@ -223,37 +179,11 @@ def _read_module(
     return coefficients
 
 
-_ALL_PARTS = ("left", "right", "core", "private_left", "private_right")
-
-
 def _take(names: set[str], module: str) -> tuple[str, ...]:
     """The parts that a module has, taken out of the names."""
-    found = tuple(part for part in _ALL_PARTS if f"{module}.{part}" in names)
+    found = tuple(part for part in ALL_PARTS if f"{module}.{part}" in names)
     names.difference_update(f"{module}.{part}" for part in found)
     return found
-
-
-def _padded(
-    parts: tuple[str, ...], tensors: list[Tensor], k: tuple[int, int]
-) -> Coefficients | None:
-    if parts == ("left", "right"):
-        left, right = tensors
-        return Factors(_pad(left, k[0], left.shape[1]), _pad(right, k[1], right.shape[1]))
-    if parts == ("core",):
-        return Core(_pad(tensors[0], *k))
-    if parts == ("private_left", "private_right"):
-        return Private(tensors[0].clone(), tensors[1].clone())
-    return None
-
-
-def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
-    """A copy with zeros below and to the right; one that is too large stays so, to be refused."""
-    if matrix.shape[0] >= rows and matrix.shape[1] >= columns:
-        return matrix.clone()
-    rows, columns = max(rows, matrix.shape[0]), max(columns, matrix.shape[1])
-    padded = matrix.new_zeros((rows, columns))
-    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
-    return padded
 
 
 def _read_ledger(opened: OpenedFile, fields: Fields, needed: set[str]) -> Ledger:
