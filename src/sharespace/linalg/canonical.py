@@ -18,8 +18,8 @@ from sharespace.linalg.precision import compute_dtype
 
 _Pair: TypeAlias = tuple[Tensor, Tensor]
 _Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
-_BATCH_NUMBERS = 1 << 21
-"""Numbers in a batch of factors: 8 MiB in float32, times the copies that LAPACK makes."""
+_BATCH_NUMBERS = 1 << 20
+"""Numbers in a batch of factors: 4 MiB in float32, times the copies that LAPACK makes."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from sharespace.errors import TaskNotFoundError
-from sharespace.linalg.canonical import Updates, canonicalise
+from sharespace.linalg.canonical import Updates
 from sharespace.linalg.residual import errors as residual_errors
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.layers import read_pairs
+from sharespace.subspace.layers import read_updates
 from sharespace.subspace.project import dense_cores
 from sharespace.subspace.state import Private, ShareModel, Task, tensor_bytes
 
@@ -142,7 +142,7 @@ def measure(model: ShareModel, originals: Sequence[Adapter]) -> dict[str, dict[s
             if module in a.shapes and module in model.tasks[a.name].coefficients
         ]
         if members:
-            updates = canonicalise(read_pairs(members, module, _CPU))
+            updates = read_updates(members, module, _CPU)
             for adapter, error in zip(
                 members, _layer_errors(model, module, members, updates), strict=True
             ):

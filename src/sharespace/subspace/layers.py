@@ -217,6 +217,6 @@ def _outside(problem: Problem, basis: Tensor, seen: Tensor) -> float:
     """Weighed energy outside a left basis; not as a difference, whose floor is eps of the total."""
     updates = problem.updates
     hidden = torch.addmm(updates.left.mT, updates.rows(seen), basis.mT, alpha=-1)
-    lengths = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64)
-    energies = updates.blocks((updates.sigma.double() * lengths).square())
+    squares = torch.linalg.vecdot(hidden, hidden).double()  # a norm would copy all of ``hidden``
+    energies = updates.blocks(updates.sigma.double().square() * squares)
     return float((problem.weights.square() * energies.sum(1)).sum())

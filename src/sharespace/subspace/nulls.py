@@ -14,11 +14,11 @@ from torch import Tensor
 
 from sharespace.errors import OptionError
 from sharespace.linalg.budget import Profile, Sizes, own_profile, spend
-from sharespace.linalg.canonical import canonicalise, weights
+from sharespace.linalg.canonical import weights
 from sharespace.linalg.nulls import mean_errors, own_errors, random_errors
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.fidelity import Bytes, measure, sizes
-from sharespace.subspace.layers import read_pairs
+from sharespace.subspace.layers import read_updates
 from sharespace.subspace.state import Private, ShareModel
 
 Errors = Mapping[str, float]
@@ -81,7 +81,7 @@ def nulls(model: ShareModel, originals: Sequence[Adapter], seed: int = 0) -> Nul
         mine = [a for a in originals if module in a.shapes]
         if not mine:
             continue
-        updates = canonicalise(read_pairs(mine, module, torch.device("cpu")))
+        updates = read_updates(mine, module, torch.device("cpu"))
         names = members[module] = [a.name for a in mine]
         norms.add(names, updates.norms)
         mean.add(names, mean_errors(updates))
