@@ -188,7 +188,7 @@ def check_file(root: Path, ref: FileRef, *, hashed: bool) -> Path:
         try:
             info = path.stat()
         except FileNotFoundError:
-            raise corrupt(str(path), "missing") from None
+            raise corrupt(str(path), "missing; was its version pruned?") from None
         if not stat.S_ISREG(info.st_mode):
             raise corrupt(str(path), "not a regular file")
         if info.st_size != ref.bytes:

@@ -1,0 +1,86 @@
+"""A reader of Share models written from docs/format.md alone: numpy and the standard library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "BOOL": "?", "BF16": "<u2"}
+"""bfloat16 is read as its bits, which numpy has no type for."""
+
+
+def read_json(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    data = path.read_bytes()
+    assert sha256 is None or hashlib.sha256(data).hexdigest() == sha256
+    value: dict[str, Any] = json.loads(data)
+    assert value["format"] == "sharespace"
+    assert value["schema_version"] == 1
+    return value
+
+
+def read_current(store: Path) -> dict[str, Any]:
+    head = read_json(store / "share.json")
+    return read_json(store / head["current"], head["sha256"])
+
+
+def read_object(store: Path, ref: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Tensors and metadata."""
+    data = (store / ref["file"]).read_bytes()
+    assert len(data) == ref["bytes"]
+    assert hashlib.sha256(data).hexdigest() == ref["sha256"]
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    metadata = json.loads(header.pop("__metadata__", {"sharespace": "{}"})["sharespace"])
+    tensors: dict[str, Array] = {}
+    for key, about in header.items():
+        first, last = (begin + offset for offset in about["data_offsets"])
+        flat = np.frombuffer(data[first:last], DTYPES[about["dtype"]])
+        tensors[key] = flat.reshape(about["shape"])
+    return tensors, metadata
+
+
+def padded(matrix: Array, rows: int, columns: int) -> NDArray[np.float64]:
+    found = np.zeros((rows, columns))
+    found[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return found
+
+
+def updates(store: Path, manifest: dict[str, Any], name: str) -> dict[str, NDArray[np.float64]]:
+    """Module -> dW of a task, n x d, in float64."""
+    basis, _ = read_object(store, manifest["basis"])
+    (task,) = [task for task in manifest["tasks"] if task["name"] == name]
+    tensors, metadata = read_object(store, task["coefficients"])
+    layers = {layer["module"]: layer for layer in manifest["layers"]}
+    found = {}
+    for module in metadata["modules"]:
+        parts = {
+            part: tensors[f"{module}.{part}"]
+            for part in ("left", "right", "core", "private_left", "private_right")
+            if f"{module}.{part}" in tensors
+        }
+        found[module] = update(parts, basis, layers[module])
+    return found
+
+
+def update(
+    parts: dict[str, Array], basis: dict[str, Array], layer: dict[str, Any]
+) -> NDArray[np.float64]:
+    if "private_left" in parts:
+        left, right = parts["private_left"], parts["private_right"]
+        return np.asarray(left.astype(np.float64) @ right.T.astype(np.float64), dtype=np.float64)
+    k_left, k_right = layer["k_left"], layer["k_right"]
+    if "core" in parts:
+        core = padded(parts["core"], k_left, k_right)
+    else:
+        p = parts["left"].shape[1]
+        core = padded(parts["left"], k_left, p) @ padded(parts["right"], k_right, p).T
+    wide = [
+        basis[f"{layer['module']}.{side}_basis"].astype(np.float64) for side in ("left", "right")
+    ]
+    return np.asarray(wide[0] @ core @ wide[1].T, dtype=np.float64)

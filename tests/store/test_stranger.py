@@ -1,0 +1,50 @@
+"""docs/format.md is enough to read a store: a reader that knows nothing else agrees with ours."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from golden.make_store_v1 import PATH, WEIRD, version
+from sharespace.subspace.state import Core, Factors, LayerSubspace, Private
+from store.stranger import read_current, read_object, updates
+
+
+def our_update(layer: LayerSubspace, found: Factors | Core | Private) -> torch.Tensor:
+    if isinstance(found, Private):
+        return found.left.double() @ found.right.double().T
+    if isinstance(found, Factors):
+        found = Core(found.left.double() @ found.right.double().T)
+    core = found.matrix.double()
+    return layer.left_basis.double() @ core @ layer.right_basis.double().T
+
+
+def test_the_updates_are_ours() -> None:
+    manifest, ours = read_current(PATH), version(2)
+    assert [task["name"] for task in manifest["tasks"]] == [WEIRD, "second"]
+    for name, task in ours.tasks.items():
+        found = updates(PATH, manifest, name)
+        assert list(found) == list(task.coefficients)
+        for module, coefficients in task.coefficients.items():
+            wanted = our_update(ours.layers[module], coefficients)
+            assert np.array_equal(found[module], wanted.numpy())
+
+
+def test_what_is_kept_is_ours() -> None:
+    manifest, ours = read_current(PATH), version(2).tasks[WEIRD]
+    found, metadata = read_object(PATH, manifest["tasks"][0]["kept"])
+    assert metadata == {}
+    assert set(found) == set(ours.kept)
+    for key, tensor in ours.kept.items():
+        flat = tensor.reshape(-1).view(torch.uint8).numpy()
+        assert found[key].tobytes() == flat.tobytes()
+        assert found[key].shape == tuple(tensor.shape)
+
+
+def test_the_metadata_is_ours() -> None:
+    manifest, ours = read_current(PATH), version(2).tasks[WEIRD]
+    tensors, metadata = read_object(PATH, manifest["tasks"][0]["coefficients"])
+    assert metadata["config"] == dict(ours.config)
+    assert metadata["adapter_bytes"] == ours.adapter_bytes
+    assert np.array_equal(tensors["ledger.norms"], ours.ledger.norms.numpy())
+    assert np.array_equal(tensors["ledger.truncations"], ours.ledger.truncations.numpy())
