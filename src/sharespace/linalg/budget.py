@@ -1,7 +1,7 @@
 """Spend a byte budget over modules: joint subspaces or own SVDs, whichever keeps more.
 
-Each module offers two curves of (bytes, energy): its joint subspace at k = 1, 2, ... and the own
-SVDs of its tasks. Greedy along the upper hull of both, by energy per byte, is within one
+Each module offers two curves of (bytes, lost energy): its joint subspace at k = 1, 2, ... and the
+own SVDs of its tasks. Greedy along the lower hull of both, by energy per byte, is within one
 direction of the best split. Energies weigh a task by 1 / |dW_i over all modules|.
 """
 
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from sharespace.linalg.allocate import each_core, energy_table
 from sharespace.linalg.canonical import Updates
+from sharespace.linalg.cores import core_svd, seen_by
 from sharespace.linalg.joint import Bases, Problem, hosvd
+from sharespace.linalg.precision import canonical_rounding
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Point:
     """One way to store a module."""
 
     nbytes: int
-    energy: float
+    lost: float
+    """Weighed energy of the module that is not kept."""
     k: int = 0
     """Dimension of the joint subspace; 0 where the tasks are stored on their own."""
     columns: int = 0
@@ -81,8 +84,8 @@ class Profile:
     sizes: Sizes
     own: Tensor
     """float64 [tasks, r]: energy of each singular direction, descending, zero-padded."""
-    shared: Tensor
-    """float64 [tasks, k]: energy that the leading 1, 2, ... k joint directions capture."""
+    shared_lost: Tensor
+    """float64 [tasks, k]: energy that the leading 1, 2, ... k joint directions lose."""
 
     @property
     def energies(self) -> Tensor:
@@ -90,17 +93,18 @@ class Profile:
         return self.own.sum(1)
 
     def points(self, weights: Tensor, budget: int) -> list[Point]:
-        """Both curves of the module, as far as the budget reaches.
+        """Both curves of the module from nothing at all upwards, as far as the budget reaches.
 
         Args:
             weights: float64 [tasks], 1 / |dW_i over all modules|.
         """
         square = weights.square()[:, None]
-        shared = (square * self.shared).sum(0).tolist()
-        kept = (square * self.own).flatten().sort(descending=True).values.cumsum(0).tolist()
+        shared = (square * self.shared_lost).sum(0).tolist()
+        # Summed from the faintest: what is left after the c strongest columns.
+        left = (square * self.own).flatten().sort().values.cumsum(0).flip(0).tolist()
         joint = [Point(self.sizes.joint(k, k), e, k=k) for k, e in enumerate(shared, 1)]
-        own = [Point(self.sizes.own(c), e, columns=c) for c, e in enumerate(kept, 1)]
-        return [p for p in joint + own if p.nbytes <= budget]
+        own = [Point(self.sizes.own(c), e, columns=c) for c, e in enumerate([*left, 0.0])]
+        return [p for p in own + joint if p.nbytes <= budget]
 
     def own_ranks(self, weights: Tensor, columns: int) -> list[int]:
         """How many singular directions each task keeps when all keep ``columns`` together."""
@@ -122,13 +126,45 @@ def profile(problem: Problem, itemsize: int, budget: int | None = None) -> Profi
     limit = min(size.n, size.d)
     if budget is not None:
         limit = min(limit, budget // (itemsize * (size.n + size.d)))
-    bases = hosvd(problem, (limit, limit))
-    shared = [
-        torch.diagonal(core.square().cumsum(0).cumsum(1)).cpu()
-        for core in each_core(problem, bases)
-    ]
     own = own_profile(problem.updates, itemsize)
-    return replace(own, sizes=size, shared=torch.stack(shared))
+    lost = _nested_lost(problem, hosvd(problem, (limit, limit)), own.energies)
+    return replace(own, sizes=size, shared_lost=lost)
+
+
+def _nested_lost(problem: Problem, bases: Bases, energies: Tensor) -> Tensor:
+    """float64 [tasks, k]: energy that is lost with the leading 1, 2, ... k directions a side."""
+    found = [_outside(core.square().cpu()) for core in each_core(problem, bases)]
+    kept, outside = torch.stack([k for k, _ in found]), torch.stack([o for _, o in found])
+    hidden = energies - kept
+    # A difference of squares: below its rounding the bases hold all of the task.
+    floor = canonical_rounding(problem.updates.left.dtype) * energies
+    lost = outside + torch.where(hidden > floor, hidden, 0.0)[:, None]
+    if problem.p is not None and problem.p < max(problem.updates.ranks):
+        lost = lost + _rank_tails(problem, bases, problem.p)
+    return lost
+
+
+def _outside(squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of a core's squares, and of those outside its leading k x k block for k = 1, 2, ...
+
+    By sums of what is outside, not by differences, so that a faint last direction still counts.
+    """
+    a, b = squares.shape
+    shell = torch.maximum(torch.arange(a)[:, None], torch.arange(b)[None])
+    shells = torch.zeros(max(a, b), dtype=squares.dtype)
+    shells.index_add_(0, shell.flatten(), squares.flatten())
+    outside = shells.flip(0).cumsum(0).flip(0)
+    return squares.sum(), torch.cat([outside[1:], outside.new_zeros(1)])[: min(a, b)]
+
+
+def _rank_tails(problem: Problem, bases: Bases, p: int) -> Tensor:
+    """float64 [tasks, k]: energy beyond rank p of each core's leading k x k block."""
+    left = seen_by(problem.updates, bases.left)
+    right = seen_by(problem.updates.flipped, bases.right)
+    tails = torch.zeros(len(left), min(bases.k), dtype=torch.float64)
+    for k in range(p + 1, tails.shape[1] + 1):
+        tails[:, k - 1] = core_svd(left[..., :k], problem.sigma, right[..., :k]).tail(p).cpu()
+    return tails
 
 
 def refine(problem: Problem, k: int, itemsize: int) -> tuple[Bases, tuple[int, int]]:
@@ -143,21 +179,22 @@ def refine(problem: Problem, k: int, itemsize: int) -> tuple[Bases, tuple[int, i
 
 
 def spend(offers: Sequence[Sequence[Point]], budget: int) -> list[Point]:
-    """One point for each module, within the budget, with as much energy as found.
+    """One point for each module, within the budget, that lose as little energy as found.
 
-    Never less energy than own SVDs alone would keep at the same bytes.
+    Never more than own SVDs alone would lose at the same bytes.
     """
     mixed = _greedy([_hull(points) for points in offers], offers, budget)
     only_own = [[p for p in points if not p.k] for points in offers]
     own = _greedy([_hull(points) for points in only_own], only_own, budget)
-    return max(mixed, own, key=lambda points: sum(p.energy for p in points))
+    return min(mixed, own, key=lambda points: sum(p.lost for p in points))
 
 
 def _hull(points: Sequence[Point]) -> list[Point]:
-    """The upper concave hull, from nothing at all upwards."""
-    hull = [Point(0, 0.0)]
-    for point in sorted(points, key=lambda p: (p.nbytes, -p.energy)):
-        if point.energy <= hull[-1].energy or point.nbytes == hull[-1].nbytes:
+    """The lower convex hull, from nothing at all upwards."""
+    ordered = sorted(points, key=lambda p: (p.nbytes, p.lost))
+    hull = ordered[:1]
+    for point in ordered[1:]:
+        if point.lost >= hull[-1].lost or point.nbytes == hull[-1].nbytes:
             continue
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
             hull.pop()
@@ -166,7 +203,7 @@ def _hull(points: Sequence[Point]) -> list[Point]:
 
 
 def _slope(a: Point, b: Point) -> float:
-    return (b.energy - a.energy) / (b.nbytes - a.nbytes)
+    return (a.lost - b.lost) / (b.nbytes - a.nbytes)
 
 
 def _greedy(
@@ -192,8 +229,8 @@ def _spend_rest(chosen: list[Point], offers: Sequence[Sequence[Point]], left: in
     """What is left goes to points that are not on the hull, module by module."""
     result = []
     for now, points in zip(chosen, offers, strict=True):
-        fits = [p for p in points if p.nbytes - now.nbytes <= left and p.energy > now.energy]
-        best = max(fits, key=lambda p: p.energy, default=now)
+        fits = [p for p in points if p.nbytes - now.nbytes <= left and p.lost < now.lost]
+        best = min(fits, key=lambda p: (p.lost, p.nbytes), default=now)
         left -= best.nbytes - now.nbytes
         result.append(best)
     return result

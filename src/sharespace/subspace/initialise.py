@@ -150,7 +150,7 @@ def _split_budget(
     profiles = {
         m: profile(read_problem(m, members[m], build), build.itemsize, budget) for m in shapes
     }
-    total = _total_weights(profiles, members)
+    total = _total_weights(profiles, members, build.entry_norms)
     module_weights = {
         m: torch.tensor([total[a.name] for a in members[m]], dtype=torch.float64) for m in shapes
     }
@@ -162,12 +162,16 @@ def _split_budget(
 
 
 def _total_weights(
-    profiles: Mapping[str, Profile], members: Mapping[str, Sequence[Adapter]]
+    profiles: Mapping[str, Profile],
+    members: Mapping[str, Sequence[Adapter]],
+    entry_norms: Mapping[str, Mapping[str, float]],
 ) -> dict[str, float]:
-    """1 / |dW_i over all modules| of each task."""
+    """1 / |dW_i over all modules| of each task, as it was at entry."""
     energies: dict[str, float] = {}
     for module, profiled in profiles.items():
         for adapter, energy in zip(members[module], profiled.energies.tolist(), strict=True):
-            energies[adapter.name] = energies.get(adapter.name, 0.0) + energy
+            known = entry_norms.get(adapter.name, {}).get(module)
+            entered = energy if known is None else known**2
+            energies[adapter.name] = energies.get(adapter.name, 0.0) + entered
     norms = torch.tensor(list(energies.values()), dtype=torch.float64).sqrt()
     return dict(zip(energies, weights(norms).tolist(), strict=True))
