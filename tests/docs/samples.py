@@ -1,0 +1,136 @@
+"""What the pages work with: a small RoBERTa of random weights, and adapters saved by PEFT.
+
+The updates are made, not trained: a part that lies in directions common to all tasks, as training
+in a subspace leaves it, and a smaller part of each task's own.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch import Tensor
+
+from sharespace.formats import write_diffusers
+from sharespace.subspace.adapter import BaseModel, LayerUpdate
+
+TASKS = ("sst2", "rte", "mrpc", "cola", "qnli")
+STRANGERS = ("legal", "medical", "sports")
+STYLES = ("ink", "sketch")
+SIZE = 128
+RANK = 8
+COMMON = 5
+"""Directions a side that all tasks use."""
+OWN = 0.03
+"""Size of what a task has of its own, beside the common part."""
+
+
+def make(folder: Path) -> None:
+    """Write ``roberta-base``, ``adapters/<task>``, ``strangers/<task>``, ``styles/<style>`` and
+    ``unusual/<kind>``."""
+    with _quiet(), _inside(folder):
+        _base()
+        for seed, name in enumerate(TASKS):
+            _adapter(f"adapters/{name}", seed)
+        for seed, name in enumerate(STRANGERS, 20):
+            _adapter(f"strangers/{name}", seed, common=0.0)
+        _adapter("unusual/dora", 50, use_dora=True)
+        _adapter("unusual/pissa", 51, init_lora_weights="pissa")
+        _adapter("unusual/half", 52, dtype=torch.float16)
+        for seed, name in enumerate(STYLES):
+            _style(f"styles/{name}", seed)
+
+
+def _base() -> None:
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=200,
+        hidden_size=SIZE,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=SIZE,
+        max_position_embeddings=40,
+    )
+    transformers.RobertaForSequenceClassification(config).save_pretrained("roberta-base")
+
+
+def _adapter(
+    path: str,
+    seed: int,
+    *,
+    common: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> None:
+    base = transformers.AutoModelForSequenceClassification.from_pretrained("roberta-base")
+    config = peft.LoraConfig(
+        r=RANK,
+        lora_alpha=2 * RANK,
+        target_modules=["query", "value"],
+        task_type="SEQ_CLS",
+        **options,
+    )
+    model = peft.get_peft_model(base, config)
+    for at, module in enumerate(m for m in model.modules() if hasattr(m, "lora_A")):
+        up, down = _factors(at, seed, SIZE, SIZE, common)
+        module.lora_A["default"].weight.data = down
+        module.lora_B["default"].weight.data = up
+    torch.manual_seed(seed)
+    for key, parameter in model.named_parameters():
+        if ".modules_to_save." in key:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.to(dtype).save_pretrained(path, save_embedding_layers=False)
+
+
+def _style(path: str, seed: int) -> None:
+    modules = [f"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_{x}" for x in "qkv"]
+    updates = {m: LayerUpdate(*_factors(at, seed, 96, 96)) for at, m in enumerate(modules)}
+    write_diffusers(
+        path,
+        {m.removeprefix("unet."): u for m, u in updates.items()},
+        base=BaseModel("stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        component="unet",
+    )
+
+
+def _factors(module: int, task: int, n: int, d: int, size: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(B, A) whose product has a common part and one of the task's own."""
+    common = torch.Generator().manual_seed(module)
+    own = torch.Generator().manual_seed(1000 * task + module + 1)
+    decay = 0.8 ** torch.arange(RANK)
+    up, down = (
+        size * _directions(side, COMMON, common) @ torch.randn(COMMON, RANK, generator=own) * decay
+        + OWN * torch.randn(side, RANK, generator=own) * decay
+        for side in (n, d)
+    )
+    return 0.3 * up, 0.3 * down.mT.contiguous()
+
+
+def _directions(side: int, count: int, generator: torch.Generator) -> Tensor:
+    basis: Tensor = torch.linalg.qr(torch.randn(side, count, generator=generator)).Q
+    return basis
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' own warnings, and without a trace in the random state."""
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
