@@ -1,0 +1,1 @@
+"""Measurements beside the peers; every script runs as ``python -m benchmarks.NAME``."""

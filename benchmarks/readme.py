@@ -1,0 +1,56 @@
+"""Write the tables of results/*.json into README.md, between their markers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import build, common, equal_bytes, errors, merge
+
+README = Path(__file__).parent / "README.md"
+REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "build": build.report,
+    "merge": merge.report,
+    "errors": errors.report,
+    "equal_bytes": equal_bytes.report,
+}
+
+
+def main() -> None:
+    text = README.read_text()
+    for name, report in REPORTS.items():
+        path = common.RESULTS / f"{name}.json"
+        if path.exists():
+            results = json.loads(path.read_text())
+            text = between(text, name, f"{setting(results)}\n\n{report(results)}")
+    README.write_text(text)
+
+
+def setting(results: dict[str, Any]) -> str:
+    """Hardware, versions and seed in one line."""
+    found = results["environment"]
+    versions = ", ".join(f"{n} {v}" for n, v in found["versions"].items() if v)
+    return (
+        f"*{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB; "
+        f"Python {found['python']}, {versions}; seed {found['seed']}.*"
+    )
+
+
+def between(text: str, name: str, inside: str) -> str:
+    """The text with what stands between a name's markers replaced.
+
+    Raises:
+        ValueError: the markers are not there.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"no markers {start} ... {end}")
+    return f"{before}{start}\n{inside.strip()}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Every benchmark runs, at a tiny size, and writes results that its own report can print."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("psutil", reason="extra 'bench' is not installed")
+
+from benchmarks import build, equal_bytes, errors, merge, readme
+
+TRAINS = pytest.mark.skipif(
+    find_spec("peft") is None or find_spec("sklearn") is None, reason="needs peft and scikit-learn"
+)
+SMALL = ["--count", "3", "--steps", "6"]
+
+
+def results(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    assert found["environment"]["seed"] == 0
+    return found
+
+
+def test_build_measures_every_contender_that_is_installed(tmp_path: Path) -> None:
+    out = tmp_path / "build.json"
+    arguments = ["--sizes", "3x48", "--r", "4", "--k", "8", "--repeats", "1", "--threads", "1"]
+    build.main([*arguments, "--out", str(out)])
+    runs = results(out)["sets"][0]["runs"]
+    expected = ["sharespace"]
+    expected += ["lorashare"] if find_spec("lorashare") else []
+    expected += ["vlora-dev"] if find_spec("vlora") else []
+    assert [r["contender"] for r in runs] == expected
+    assert all(r["seconds"] > 0 and 0 <= r["error_mean"] <= r["error_worst"] for r in runs)
+    assert runs[0]["limit_seconds"] > 0
+
+
+@pytest.mark.parametrize(("name", "module"), [("lorashare", "lorashare"), ("vlora-dev", "vlora")])
+def test_a_peer_keeps_all_where_k_is_the_rank(name: str, module: str, tmp_path: Path) -> None:
+    pytest.importorskip(module, reason=f"peer {name} is not installed")
+    from benchmarks.contenders import build as build_peer
+    from benchmarks.measure import errors as measured
+    from benchmarks.planted import Planted
+
+    paths = Planted(tasks=3, d=24, r=2, rank=4).write(tmp_path)
+    assert measured(build_peer(name, paths, 12 if name == "lorashare" else 3), paths).worst < 0.5
+
+
+def test_merge_times_both_sides_of_the_cap(tmp_path: Path) -> None:
+    out = tmp_path / "merge.json"
+    arguments = [
+        "--tasks",
+        "2",
+        "5",
+        "--d",
+        "32",
+        "--k",
+        "4",
+        "--p",
+        "2",
+        "--repeats",
+        "1",
+        "--no-figure",
+    ]
+    merge.main([*arguments, "--out", str(out)])
+    points = results(out)["points"]
+    assert [(p["tasks"], p["at_cap"]) for p in points] == [
+        (2, False), (5, False), (2, True), (5, True)
+    ]  # fmt: skip
+
+
+@TRAINS
+def test_errors_lists_every_method_for_every_k(tmp_path: Path) -> None:
+    out = tmp_path / "errors.json"
+    errors.main([*SMALL, "--k", "4", "--cache", str(tmp_path / "cache"), "--out", str(out)])
+    found = next(iter(results(out)["sets"].values()))["errors"]["4"]
+    assert list(found) == list(errors.METHODS)
+    assert found["joint"]["mean_task"] <= found["share, centred"]["mean_task"]
+
+
+@TRAINS
+def test_equal_bytes_never_spends_more_than_the_budget(tmp_path: Path) -> None:
+    out = tmp_path / "equal_bytes.json"
+    equal_bytes.main(
+        [*SMALL, "--fractions", "0.5", "--cache", str(tmp_path / "cache"), "--out", str(out)]
+    )
+    for found in results(out)["sets"].values():
+        budget = found["budgets"]["0.5"]
+        rows = [r for r in budget["rows"].values() if "refused" not in r]
+        assert all(r["bytes"] <= budget["budget_bytes"] for r in rows)
+
+
+def test_readme_replaces_what_is_between_markers() -> None:
+    text = "a\n<!-- x -->\nold\n<!-- /x -->\nb"
+    assert readme.between(text, "x", "new") == "a\n<!-- x -->\nnew\n<!-- /x -->\nb"
+    with pytest.raises(ValueError, match="no markers"):
+        readme.between("nothing", "x", "new")
