@@ -50,10 +50,12 @@ def frame_difference(
     r_left = torch.linalg.qr(torch.cat([old[0].double(), new[0].double()], dim=1), mode="r")[1]
     r_right = torch.linalg.qr(torch.cat([old[1].double(), new[1].double()], dim=1), mode="r")[1]
     k_left, k_right = old[0].shape[1], old[1].shape[1]
-    before = r_left[:, :k_left] @ old[2].double() @ r_right[:, :k_right].mT
-    after = r_left[:, k_left:] @ new[2].double() @ r_right[:, k_right:].mT
-    difference: Tensor = torch.linalg.vector_norm(before - after, dim=(1, 2))
-    return difference
+    difference = r_left[:, k_left:] @ new[2].double() @ r_right[:, k_right:].mT
+    # R is triangular: the old tasks have no part below its first rows.
+    before = r_left[:k_left, :k_left] @ old[2].double() @ r_right[:k_right, :k_right].mT
+    difference[:, : before.shape[1], : before.shape[2]] -= before
+    norms: Tensor = torch.linalg.vector_norm(difference, dim=(1, 2))
+    return norms
 
 
 def _split(updates: Updates, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
