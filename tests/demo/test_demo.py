@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from rich.console import Console
 from sharespace import Share, read_adapter
 from sharespace.demo import DemoResult, run
 from sharespace.demo.table import tables
-from sharespace.errors import OptionError
+from sharespace.errors import MissingExtraError, OptionError
 from sharespace.subspace.fidelity import sizes
 
 
@@ -161,3 +162,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="not an earlier demo"):
         run(tmp_path, quick=True)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_missing_extra_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'sharespace\[report\]'"):
+        run(tmp_path / "out", quick=True)
+    assert not list(tmp_path.iterdir())

@@ -30,9 +30,18 @@ from sharespace.demo.result import (
 from sharespace.demo.settings import FULL, QUICK, Settings
 from sharespace.demo.sizes import size_points
 from sharespace.demo.tasks import TASKS, load
+from sharespace.extras import require
 from sharespace.formats import read_adapter
 from sharespace.share import Share
 from sharespace.subspace.fidelity import sizes
+
+_NEEDED = {
+    "sklearn": "train",
+    "accelerate": "train",
+    "transformers": "train",
+    "peft": "train",
+    "matplotlib": "report",
+}
 
 
 class Log:
@@ -81,8 +90,12 @@ def run(
         MissingExtraError: the extras ``train`` and ``report`` are needed.
         OptionError: there is something else at ``out``.
     """
-    clock, settings, folder = Log(log), QUICK if quick else FULL, prepare(out)
+    clock, settings = Log(log), QUICK if quick else FULL
     with isolated(seed):
+        # A missing one is told now, not after a minute of training.
+        for module, extra in _NEEDED.items():
+            require(module, extra)
+        folder = prepare(out)
         jobs = _jobs(folder, settings, seed, clock)
         rows = [_alone(job, folder, clock) for job in jobs]
         stream = _learn(_build(jobs, rows, folder, clock), jobs, clock)
