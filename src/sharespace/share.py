@@ -186,6 +186,8 @@ class Share:
             target, self._model, operation=self._operation(), expected_parent=parent
         )
         self._path, self._pending = target, ()
+        # From here on what a task carries is read from the store: its adapter may be deleted.
+        self._model = checkout(target, self._version.number).model
         return self._version.number
 
     def _operation(self) -> Operation:

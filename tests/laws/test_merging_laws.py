@@ -33,7 +33,8 @@ from builders import (
     worst,
 )
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.merge import merge, pad
+from sharespace.subspace.merge import merge
+from sharespace.subspace.merge_layer import pad
 from sharespace.subspace.state import Core, Factors, Method, Private, ShareModel
 from sharespace.subspace.union import union
 

@@ -182,10 +182,9 @@ def remove(
 ) -> None:
     """Remove tasks; the others stay as they are, bit for bit."""
     from sharespace.cli import output
+    from sharespace.store import remove as remove_tasks
 
-    after = _load(share).remove(*tasks)
-    after.save()
-    output.changed(after, f"removed {', '.join(tasks)}", as_json)
+    output.changed(remove_tasks(share, tasks), f"removed {', '.join(tasks)}", as_json)
 
 
 @app.command()
@@ -197,10 +196,9 @@ def rename(
 ) -> None:
     """Give a task another name."""
     from sharespace.cli import output
+    from sharespace.store import rename as rename_task
 
-    after = _load(share).rename(old, new)
-    after.save()
-    output.changed(after, f"renamed {old} to {new}", as_json)
+    output.changed(rename_task(share, old, new), f"renamed {old} to {new}", as_json)
 
 
 @app.command()

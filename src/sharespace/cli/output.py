@@ -84,10 +84,10 @@ def _growth(k: Mapping[str, tuple[tuple[int, int], tuple[int, int]]]) -> str:
     return text if grown == len(k) else f"{text}, the others kept their k"
 
 
-def changed(share: Share, what: str, as_json: bool) -> None:
+def changed(version: Version, what: str, as_json: bool) -> None:
     if as_json:
-        return _json({"version": share.version, "tasks": list(share.tasks)})
-    return _say(f"version {share.version}: {escape(what)}; {len(share.tasks)} tasks")
+        return _json(records.version_record(version))
+    return _say(f"version {version.number}: {escape(what)}; {version.task_count} tasks")
 
 
 def plan(found: Plan, as_json: bool) -> None:

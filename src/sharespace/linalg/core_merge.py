@@ -51,6 +51,8 @@ class Framed:
     """d x m', orthonormal columns."""
     core: Updates
     """The updates as m x m' matrices, in canonical form."""
+    factors: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Where they are known: (m x r, m' x r) of each task, split between the sides as it came."""
 
     def cores(self) -> Tensor:
         """The updates themselves: tasks x m x m'."""
@@ -82,11 +84,17 @@ def _square_root(columns: Tensor) -> Tensor:
     return r.mT
 
 
-def framed_updates(updates: Updates) -> Framed:
-    """Updates in coordinates of the orthonormalised stack of their own directions."""
+def framed_updates(updates: Updates, pairs: Sequence[tuple[Tensor, Tensor]] = ()) -> Framed:
+    """Updates in coordinates of the orthonormalised stack of their own directions.
+
+    Args:
+        pairs: the factors of the same updates (n x r_i, d x r_i), where their split matters.
+    """
     left, r_left = torch.linalg.qr(updates.left.double())
     right, r_right = torch.linalg.qr(updates.right.double())
-    return Framed(left, right, Updates(r_left, updates.sigma.double(), r_right, updates.ranks))
+    factors = tuple((left.mT @ up.double(), right.mT @ down.double()) for up, down in pairs)
+    core = Updates(r_left, updates.sigma.double(), r_right, updates.ranks)
+    return Framed(left, right, core, factors)
 
 
 def framed_coefficients(
@@ -104,19 +112,20 @@ def framed_coefficients(
     r_left, r_right = left.mT @ left_basis.double(), right.mT @ right_basis.double()
     if not pairs:
         return Framed(left, right, Updates(r_left[:, :0], r_left.new_zeros(0), r_right[:, :0], ()))
-    core = canonicalise([(r_left @ e.double(), r_right @ f.double()) for e, f in pairs])
-    return Framed(left, right, core)
+    factors = tuple((r_left @ e.double(), r_right @ f.double()) for e, f in pairs)
+    return Framed(left, right, canonicalise(factors), factors)
 
 
 def together(old: Framed, new: Framed, left: Tensor, right: Tensor) -> Framed:
     """Both sets of tasks in the coordinates of enlarged bases (n x k', d x k')."""
-    cores = [
-        Updates(
-            left.mT @ part.left @ part.core.left,
-            part.core.sigma,
-            right.mT @ part.right @ part.core.right,
-            part.core.ranks,
-        )
-        for part in (old, new)
-    ]
-    return Framed(left, right, concatenate(cores[0], cores[1]))
+    first, second = (_moved(part, left, right) for part in (old, new))
+    core = concatenate(first.core, second.core)
+    return Framed(left, right, core, first.factors + second.factors)
+
+
+def _moved(part: Framed, left: Tensor, right: Tensor) -> Framed:
+    to_left, to_right = left.mT @ part.left, right.mT @ part.right
+    core = part.core
+    moved = Updates(to_left @ core.left, core.sigma, to_right @ core.right, core.ranks)
+    factors = tuple((to_left @ e, to_right @ f) for e, f in part.factors)
+    return Framed(left, right, moved, factors)

@@ -50,20 +50,28 @@ def project_factors(
 
     The same update as ``project`` gives; but a later merge by ``share`` depends on the split.
     """
-    dtype = layer.left_basis.dtype
-    coefficients = tuple(
-        stored(_onto(left, layer.left_basis), _onto(right, layer.right_basis), dtype)
-        for left, right in pairs
-    )
     device = updates.left.device
+    left, right = layer.left_basis.to(device), layer.right_basis.to(device)
+    seen = [
+        (up.double().mT @ left.double(), down.double().mT @ right.double()) for up, down in pairs
+    ]
+    coefficients = split_coefficients(seen, layer)
     cores = dense_cores(coefficients, layer).to(device)
-    lost = errors(updates, layer.left_basis.to(device), layer.right_basis.to(device), cores)
-    return Projection(coefficients, lost.cpu())
+    return Projection(coefficients, errors(updates, left, right, cores).cpu())
 
 
-def _onto(columns: Tensor, basis: Tensor) -> Tensor:
-    seen = columns.double().mT @ basis.double().to(columns.device)
-    return _least_squares(seen, basis).mT.cpu()
+def split_coefficients(
+    seen: Sequence[tuple[Tensor, Tensor]], layer: LayerSubspace
+) -> tuple[Coefficients, ...]:
+    """Coefficients from what the stored bases see of each factor (r x k_left, r x k_right)."""
+    return tuple(
+        stored(
+            _least_squares(left, layer.left_basis).mT.cpu(),
+            _least_squares(right, layer.right_basis).mT.cpu(),
+            layer.left_basis.dtype,
+        )
+        for left, right in seen
+    )
 
 
 def coefficients_of(

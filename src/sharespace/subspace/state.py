@@ -24,6 +24,15 @@ def tensor_bytes(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def _used_rows(matrix: Tensor) -> int:
+    """Rows up to the last that is not zero.
+
+    An exact merge only appends zero rows to the known tasks' coefficients; they are not stored.
+    """
+    used = matrix.any(dim=1).nonzero()
+    return int(used[-1]) + 1 if len(used) else 0
+
+
 @dataclass(frozen=True)
 class Certificate:
     """An upper bound on a layer's weighed error, known from energies alone.
@@ -85,7 +94,9 @@ class Factors:
 
     @property
     def nbytes(self) -> int:
-        return tensor_bytes(self.left, self.right)
+        """As stored."""
+        rows = _used_rows(self.left) + _used_rows(self.right)
+        return rows * self.p * self.left.element_size()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +108,9 @@ class Core:
 
     @property
     def nbytes(self) -> int:
-        return tensor_bytes(self.matrix)
+        """As stored."""
+        used = _used_rows(self.matrix) * _used_rows(self.matrix.mT)
+        return used * self.matrix.element_size()
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,14 +10,8 @@ from sharespace.linalg.core_merge import framed_coefficients
 from sharespace.linalg.precision import common_dtype
 from sharespace.subspace.compatible import common_base, common_shapes
 from sharespace.subspace.layers import LayerResult
-from sharespace.subspace.merge import (
-    Side,
-    empty_layer,
-    merge_layer,
-    merge_under_budget,
-    with_cap,
-    with_results,
-)
+from sharespace.subspace.merge import empty_layer, merge_under_budget, with_cap, with_results
+from sharespace.subspace.merge_layer import Side, merge_layer
 from sharespace.subspace.reconstruct import as_adapter, factor_pair
 from sharespace.subspace.state import (
     Core,
