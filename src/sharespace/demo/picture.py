@@ -26,8 +26,8 @@ def draw(result: DemoResult, path: Path) -> None:
         },
         [task.name for task in tasks],
         result.sizes,
-        f"a further task adds its head and\n"
-        f"min(2kp, k²) numbers a layer, if k = {result.settings['k']} still suffices",
+        "each task adds its head and\nmin(2kp, k²) numbers a layer,\n"
+        f"if k = {result.settings['k']} still suffices",
         (
             f"One Share model for {len(tasks)} tasks: mean accuracy {found.accuracy:.1f} % "
             f"(own LoRA adapters {own:.1f} %), forgetting {found.forgetting:.1f} points",

@@ -100,7 +100,7 @@ def draw_sizes(axes: Any, points: Sequence[SizePoint], assumption: str) -> None:
     axes.grid(color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
 
 
 def _curve(
