@@ -91,6 +91,15 @@ def strangers(
     return [adapter(f"t{i}", update(n, d, rank, 100 * seed + i, **more)) for i in range(count)]
 
 
+def crossed() -> list[LayerUpdate]:
+    """Four tasks of rank 1: two have their left direction in common, the other two their right
+    one. The leading directions of the two sides belong to different tasks and capture nothing.
+    """
+    left, right = frame(8, 3), frame(7, 3, 1)
+    pairs = [(0, 0), (0, 1), (1, 2), (2, 2)]
+    return [LayerUpdate(left[:, i : i + 1], right[:, j : j + 1].mT.contiguous()) for i, j in pairs]
+
+
 def relatives(
     count: int,
     n: int = 12,

@@ -81,38 +81,34 @@ def smallest_bases(problem: Problem, dimension: Dimension) -> Bases:
         OptionError: the pseudo-rank p alone already costs more than the rule allows.
     """
     _check_reachable(problem, dimension)
-    for start, k in _candidates(problem, dimension):
-        bases = joint(problem, k, start=start.first(k))
-        if _fulfils(problem, dimension, bases):
-            return bases
-    return start
+    limit = max(problem.updates.left.shape[0], problem.updates.right.shape[0])
+    guess = limit if dimension.variance == 1.0 else min(_FIRST_GUESS, limit)
+    while True:
+        start = hosvd(problem, (guess, guess))
+        for k in _candidates(problem, dimension, start):
+            bases = joint(problem, k, start=start.first(k))
+            if _fulfils(problem, dimension, bases):
+                return bases
+        if guess == limit:
+            return start
+        guess = min(4 * guess, limit)
 
 
-def _candidates(problem: Problem, dimension: Dimension) -> Iterator[tuple[Bases, tuple[int, int]]]:
-    """The cheapest (k_left, k_right) that HOSVD needs, then ever larger ones up to the rank."""
-    start, table = _sufficient_start(problem, dimension)
+def _candidates(problem: Problem, dimension: Dimension, start: Bases) -> Iterator[tuple[int, int]]:
+    """The cheapest (k_left, k_right) that the HOSVD needs, then ever larger ones up to its own;
+    none where it is too small. A pseudo-rank may ask for more than the cheapest.
+    """
+    if dimension.variance == 1.0:
+        yield start.k
+        return
+    table = _fulfilled(problem, start, dimension)
+    if not bool(table.any()):
+        return
     k = _cheapest(table, problem)
     while k != start.k:
-        yield start, k
+        yield k
         k = min(k[0] + k[0] // 10 + 1, start.k[0]), min(k[1] + k[1] // 10 + 1, start.k[1])
-    yield start, k
-
-
-def _sufficient_start(problem: Problem, dimension: Dimension) -> tuple[Bases, Tensor]:
-    """A HOSVD large enough for the rule, and which of its (k_left, k_right) fulfil it."""
-    limit = max(problem.updates.left.shape[0], problem.updates.right.shape[0])
-    exact = dimension.variance == 1.0
-    guess = limit if exact else _FIRST_GUESS
-    while True:
-        bases = hosvd(problem, (guess, guess))
-        table = _fulfilled(problem, bases, dimension)
-        if bool(table.any()) or guess >= limit:
-            break
-        guess = min(4 * guess, limit)
-    if exact or not bool(table.any()):
-        table = torch.zeros_like(table)
-        table[-1:, -1:] = True
-    return bases, table
+    yield k
 
 
 def _fulfilled(problem: Problem, bases: Bases, dimension: Dimension) -> Tensor:
@@ -148,8 +144,6 @@ def each_core(problem: Problem, bases: Bases) -> Iterator[Tensor]:
 
 def _cheapest(table: Tensor, problem: Problem) -> tuple[int, int]:
     """The (k_left, k_right) with the fewest numbers in the bases among those allowed."""
-    if table.numel() == 0:
-        return table.shape[0], table.shape[1]
     n, d = problem.updates.left.shape[0], problem.updates.right.shape[0]
     a = torch.arange(1, table.shape[0] + 1)[:, None] * n
     b = torch.arange(1, table.shape[1] + 1)[None] * d
@@ -189,7 +183,7 @@ def _check_reachable(problem: Problem, dimension: Dimension) -> None:
     too_much = (
         float(floor.max()) > dimension.error
         if dimension.error is not None
-        else weighed > (1 - (dimension.variance or 0.0)) * problem.total
+        else weighed > (1 - (dimension.variance or 0.0)) * problem.total + problem.dropped
     )
     if too_much:
         raise OptionError(

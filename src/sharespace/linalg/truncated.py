@@ -103,16 +103,18 @@ def _by_svd(stack: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_gram(stack: Tensor) -> tuple[Tensor, Tensor]:
     n, c = stack.shape
+    gram = stack @ stack.mT if n <= c else stack.mT @ stack
+    vectors = torch.linalg.eigh(gram)[1].flip(1)
+    # Energies from the vectors: eigenvalues are noise below eps of the first one, and directions
+    # that are not there would count as faint ones.
+    pushed = stack.mT @ vectors if n <= c else stack @ vectors
+    lengths = torch.linalg.vector_norm(pushed, dim=0)
     if n <= c:
-        energies, vectors = torch.linalg.eigh(stack @ stack.mT)
-        return vectors.flip(1), energies.flip(0).clamp_min(0)
-    energies, vectors = torch.linalg.eigh(stack.mT @ stack)
-    energies, vectors = energies.flip(0).clamp_min(0), vectors.flip(1)
+        return vectors, lengths.square()
     # Columns of tiny energy are not accurate after the division; a QR makes them orthonormal
     # again and keeps the span of the leading ones.
-    floor = energies[:1].clamp_min(torch.finfo(torch.float64).tiny) * 1e-15
-    scaled = (stack @ vectors) / energies.clamp_min(floor).sqrt()
-    return orthonormal(scaled), energies
+    floor = torch.finfo(torch.float64).tiny
+    return orthonormal(pushed / lengths.clamp_min(floor)), lengths.square()
 
 
 def _block(

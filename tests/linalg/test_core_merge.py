@@ -1,0 +1,124 @@
+"""Enlarging a basis: only what is new, orthogonal, and nothing for what lies in the span."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from builders import canonical, dense_tasks, frame, gauss, law, orthonormality, update
+from sharespace.linalg.core_merge import (
+    Framed,
+    framed_coefficients,
+    framed_updates,
+    new_directions,
+    together,
+)
+
+SEEDS = st.integers(0, 999)
+
+
+def _dense(framed: Framed) -> list[Tensor]:
+    return [framed.left @ c @ framed.right.mT for c in framed.cores()]
+
+
+@law()
+@given(seed=SEEDS, k=st.integers(0, 6), inside=st.integers(0, 3), outside=st.integers(0, 3))
+def test_new_directions_complete_the_span_and_no_more(
+    seed: int, k: int, inside: int, outside: int
+) -> None:
+    basis = frame(12, k, seed)
+    columns = torch.cat([basis @ gauss(seed + 1, k, inside), gauss(seed + 2, 12, outside)], dim=1)
+    found = new_directions(basis, columns, 1e-24)
+    assert found.shape == (12, outside)
+    both = torch.cat([basis, found], dim=1)
+    assert orthonormality(both) <= 1e-12
+    assert float((columns - both @ (both.mT @ columns)).norm()) <= 1e-10
+
+
+def test_new_directions_stop_at_the_side() -> None:
+    assert new_directions(frame(5, 4), gauss(1, 5, 9), 0.0).shape == (5, 1)
+    assert new_directions(frame(5, 5), gauss(1, 5, 9), 0.0).shape == (5, 0)
+
+
+def test_directions_of_rounding_are_dropped_only_together() -> None:
+    columns = frame(9, 4)[:, 1:] * torch.tensor([1e-3, 1e-7, 1e-7]).double()
+    basis = frame(9, 4)[:, :1]
+    assert new_directions(basis, columns, 2.5e-14).shape[1] == 1
+    assert new_directions(basis, columns, 1.5e-14).shape[1] == 2
+
+
+@law()
+@given(seed=SEEDS, ranks=st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_framed_updates_are_the_updates(seed: int, ranks: list[int]) -> None:
+    updates = canonical([update(9, 7, r, seed + i) for i, r in enumerate(ranks)])
+    framed = framed_updates(updates)
+    assert orthonormality(framed.left) <= 1e-12
+    for found, wanted in zip(_dense(framed), dense_tasks(updates), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_framed_coefficients_are_the_stored_tasks_whatever_the_cast_did(dtype: torch.dtype) -> None:
+    left, right = frame(9, 4).to(dtype), frame(8, 3, 1).to(dtype)
+    pairs = [(gauss(1, 4, 2), gauss(2, 3, 2)), (gauss(3, 4, 3), gauss(4, 3, 3))]
+    framed = framed_coefficients(left, right, pairs)
+    assert orthonormality(framed.left) <= 1e-12
+    for found, (e, f) in zip(_dense(framed), pairs, strict=True):
+        torch.testing.assert_close(found, left.double() @ e @ f.mT @ right.double().mT)
+
+
+def test_framed_coefficients_of_no_tasks() -> None:
+    framed = framed_coefficients(frame(9, 4), frame(8, 3), [])
+    assert framed.cores().shape == (0, 4, 3)
+
+
+@law()
+@given(seed=SEEDS)
+def test_the_signs_of_the_old_basis_are_kept(seed: int) -> None:
+    """QR flips signs: without the correction old tasks came out wrong in 86 % of trials."""
+    left, right = frame(9, 4, seed), frame(8, 3, seed + 1)
+    framed = framed_coefficients(left, right, [(gauss(1, 4, 2), gauss(2, 3, 2))])
+    torch.testing.assert_close(framed.left, left, rtol=0, atol=1e-13)
+    torch.testing.assert_close(framed.right, right, rtol=0, atol=1e-13)
+
+
+@law()
+@given(seed=SEEDS, p=st.sampled_from([None, 1, 2]))
+def test_weighed_frames_carry_the_energy_of_the_leading_directions(
+    seed: int, p: int | None
+) -> None:
+    tasks = [update(9, 7, r, seed + r, norm=10.0**r, dtype=torch.float64) for r in (1, 3)]
+    updates = canonical(tasks)
+    weights = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    left, right = framed_updates(updates).weighed(weights, p)
+    wanted = torch.zeros(9, 9, dtype=torch.float64)
+    for i, weight in enumerate(weights.tolist()):
+        one = updates.select([i])
+        scaled = weight * one.left[:, :p] * one.sigma[:p]
+        wanted += scaled @ scaled.mT
+    torch.testing.assert_close(left @ left.mT, wanted, rtol=1e-9, atol=1e-9)
+    assert float(right.square().sum()) == pytest.approx(float(wanted.trace()))
+
+
+def test_weighed_frames_have_no_noise_of_missing_ranks() -> None:
+    """The eigh of a Gram has noise of sqrt(eps); a merge in float64 took it for directions."""
+    deficient = update(20, 15, 2, 1, dtype=torch.float64)
+    wide = canonical([type(deficient)(deficient.up @ gauss(1, 2, 6), gauss(2, 6, 15))] * 2)
+    left, _ = framed_updates(wide).weighed(1 / wide.norms)
+    assert float(torch.linalg.svdvals(left)[2]) <= 1e-14
+
+
+def test_together_puts_both_in_one_frame() -> None:
+    one = canonical([update(9, 7, 2, 1, dtype=torch.float64)])
+    two = canonical([update(9, 7, 3, 2, dtype=torch.float64)])
+    left, right = (
+        torch.linalg.qr(torch.cat([a, b], dim=1))[0]
+        for a, b in ((one.left, two.left), (one.right, two.right))
+    )
+    both = together(framed_updates(one), framed_updates(two), left, right)
+    wanted = [*dense_tasks(one), *dense_tasks(two)]
+    for found, dense in zip(_dense(both), wanted, strict=True):
+        torch.testing.assert_close(found, dense, rtol=0, atol=1e-12)

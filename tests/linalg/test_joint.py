@@ -1,0 +1,103 @@
+"""Joint bases: sweeps only gain, two starts, ties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import (
+    Family,
+    crossed,
+    dense_tasks,
+    families,
+    frame,
+    law,
+    orthonormality,
+    problem,
+    update,
+)
+from sharespace.linalg import joint as module
+from sharespace.linalg import truncated
+from sharespace.linalg.joint import Bases, Problem, hosvd, joint, unfolding_energies
+
+P = st.sampled_from([None, 1, 2, 3])
+
+
+def lost(found: Problem, bases: Bases) -> float:
+    """Weighed squared error after truncation to rank p, by dense arithmetic."""
+    total = 0.0
+    for weight, task in zip(found.weights.tolist(), dense_tasks(found.updates), strict=True):
+        core = bases.left.double().mT @ task @ bases.right.double()
+        values = torch.linalg.svdvals(core)[: found.p].square().sum() if core.numel() else 0.0
+        total += weight**2 * float(task.square().sum() - values)
+    return total
+
+
+@law()
+@given(family=families(tasks=(2, 6)), k=st.tuples(st.integers(1, 6), st.integers(1, 6)), p=P)
+def test_energy_is_what_dense_arithmetic_says(
+    family: Family, k: tuple[int, int], p: int | None
+) -> None:
+    found = problem(family.updates, p)
+    bases = hosvd(found, k)
+    assert found.total - found.energy(bases) == pytest.approx(lost(found, bases), abs=1e-9)
+
+
+@pytest.mark.parametrize("exact_side", [192, 2])
+@law()
+@given(family=families(tasks=(2, 6)), k=st.tuples(st.integers(1, 6), st.integers(1, 6)), p=P)
+def test_a_sweep_never_raises_the_weighed_error(
+    exact_side: int, family: Family, k: tuple[int, int], p: int | None
+) -> None:
+    """Ordinary sweeps, followed by truncation to p, can."""
+    found = problem(family.updates, p)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(truncated, "EXACT_SIDE", exact_side)
+        now = module._hosvd(found, k)
+        for _ in range(3):
+            following = module._sweep(found, now, k)
+            before, after = lost(found, now.bases), lost(found, following.bases)
+            assert after <= before + 1e-9 * max(found.total, 1)
+            assert orthonormality(following.bases.left) <= 1e-9
+            now = following
+
+
+@law()
+@given(family=families(tasks=(2, 5)), k=st.integers(1, 6), p=P)
+def test_joint_is_not_worse_than_hosvd(family: Family, k: int, p: int | None) -> None:
+    found = problem(family.updates, p)
+    bases = joint(found, (k, k))
+    assert max(bases.k) <= k
+    assert lost(found, bases) <= lost(found, hosvd(found, (k, k))) + 1e-9 * max(found.total, 1)
+
+
+def test_sweeps_gain_where_the_sides_depend_on_each_other() -> None:
+    found = problem([update(12, 10, 3, i, dtype=torch.float64) for i in range(6)])
+    start = hosvd(found, (3, 3))
+    assert lost(found, joint(found, (3, 3), start=start)) < 0.99 * lost(found, start)
+
+
+def test_hosvd_alone_can_choose_different_tasks_left_and_right() -> None:
+    found = problem(crossed())
+    assert found.energy(hosvd(found, (1, 1))) < 1e-9
+    assert found.energy(joint(found, (1, 1))) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_the_numerical_rank_limits_k() -> None:
+    found = problem([update(12, 10, 2, 1, dtype=torch.float64)] * 3)
+    assert joint(found, (9, 9)).k == (2, 2)
+
+
+def test_unfolding_energies_are_those_of_the_weighed_stack() -> None:
+    found = problem([update(9, 8, 3, i, norm=10.0**i, dtype=torch.float64) for i in range(3)])
+    stack = torch.cat([t / t.norm() for t in dense_tasks(found.updates)], dim=1)
+    wanted = torch.linalg.svdvals(stack)[:5].square()
+    torch.testing.assert_close(unfolding_energies(found, 5), wanted)
+
+
+def test_bases_first_takes_the_leading_directions() -> None:
+    bases = Bases(frame(6, 4), frame(5, 3))
+    assert bases.first((2, 1)).k == (2, 1)
+    assert torch.equal(bases.first((2, 1)).left, bases.left[:, :2])
