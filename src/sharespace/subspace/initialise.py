@@ -78,7 +78,15 @@ def initialise(
 
 
 def with_rule(settings: Settings, dimension: Dimension) -> Settings:
-    """The settings with what later merges need of the rule."""
+    """The settings with what later merges need of the rule.
+
+    Raises:
+        OptionError: the method has no such rule.
+    """
+    if settings.method == "share" and (dimension.error or dimension.budget):
+        raise OptionError(
+            "method 'share'", "it has no rule for an error or a budget", "Use k or variance"
+        )
     cap = dimension.k if isinstance(dimension.k, int) else settings.cap
     return replace(settings, cap=cap, budget=dimension.budget)
 

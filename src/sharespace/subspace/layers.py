@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sharespace.errors import CorruptAdapterError, OptionError
+from sharespace.errors import CorruptAdapterError
 from sharespace.linalg.allocate import Dimension, smallest_bases
 from sharespace.linalg.budget import Point, refine
 from sharespace.linalg.canonical import Updates, canonicalise, weights
@@ -153,10 +153,6 @@ def _bases(
 ) -> Bases:
     settings, dimension = build.settings, build.dimension
     if settings.method == "share":
-        if dimension.error is not None or dimension.budget is not None:
-            raise OptionError(
-                "method 'share'", "it has no rule for an error or a budget", "Use k or variance"
-            )
         return factor_bases(
             pairs,
             dimension.cap(module),
