@@ -70,10 +70,12 @@ class Fidelity:
 
     @property
     def mean_relative_error(self) -> float:
+        """Mean over the tasks; 0 where there is none."""
         return sum(t.relative_error for t in self.tasks.values()) / max(len(self.tasks), 1)
 
     @property
     def max_relative_error(self) -> float:
+        """That of the task that lost most; 0 where there is none."""
         return max((t.relative_error for t in self.tasks.values()), default=0.0)
 
 

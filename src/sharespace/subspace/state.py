@@ -203,6 +203,7 @@ class Task:
         object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
 
     def with_name(self, name: str) -> Task:
+        """The task under another name."""
         return replace(self, name=name)
 
 
@@ -266,6 +267,7 @@ class ShareModel:
         return self.tasks[name]
 
     def with_layers(self, layers: Mapping[str, LayerSubspace]) -> ShareModel:
+        """The model with exactly these layers."""
         return replace(self, layers=dict(layers))
 
     def with_tasks(self, tasks: Iterable[Task]) -> ShareModel:
