@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TypeAlias
 
 import torch
@@ -82,34 +83,42 @@ class Updates:
         return Updates(self.left[:, index], self.sigma[index], self.right[:, index], ranks)
 
 
-def canonicalise(pairs: Iterable[_Pair], dtype: torch.dtype | None = None) -> Updates:
+def canonicalise(pairs: Sequence[_Pair]) -> Updates:
     """The canonical form of updates left_i @ right_i^T of one module.
 
     Args:
-        pairs: for each task (n x r_i, d x r_i), any floating dtype, scaling folded in. An iterator
-            is used up batch by batch, so that not all factors need to be in memory at once.
-        dtype: compute dtype; None: the one that all the pairs need.
+        pairs: for each task (n x r_i, d x r_i), any floating dtype, scaling folded in.
 
     Returns:
         Updates in the compute dtype. Rank is kept as it comes: r_i columns, of which some have
         sigma = 0 where the update is of lower rank.
     """
-    if dtype is None:
-        pairs = list(pairs)
-        dtype = compute_dtype(*(t.dtype for pair in pairs for t in pair))
-    rows: tuple[dict[int, Tensor], ...] = ({}, {}, {})
+    dtype = compute_dtype(*(t.dtype for pair in pairs for t in pair))
+    ranks = [min(*left.shape, right.shape[0]) for left, right in pairs]
+    return canonicalise_stream(pairs, ranks, dtype)
+
+
+def canonicalise_stream(
+    pairs: Iterable[_Pair], ranks: Sequence[int], dtype: torch.dtype
+) -> Updates:
+    """The same for factors that come one after the other: only a batch is in memory at once.
+
+    Args:
+        pairs: at least one.
+        ranks: min(n, d, r_i) of each pair.
+        dtype: compute dtype.
+    """
+    ends = list(accumulate(ranks))
+    whole: list[Tensor] = []
     for batch in _batches(pairs):
-        left, right = (torch.stack([pair[s].to(dtype) for _, pair in batch]) for s in (0, 1))
-        for by_task, found in zip(rows, _canonical(left, right), strict=True):
-            by_task.update(zip((i for i, _ in batch), found, strict=True))
-    ranks = tuple(len(rows[1][i]) for i in range(len(rows[1])))
-    left, sigma, right = (_in_order(by_task) for by_task in rows)
-    return Updates(left.mT, sigma, right.mT, ranks)
-
-
-def _in_order(by_task: dict[int, Tensor]) -> Tensor:
-    """The tasks' rows as one tensor; they are dropped on the way, one side after the other."""
-    return torch.cat([by_task.pop(i) for i in range(len(by_task))])
+        stacks = (torch.stack([pair[side].to(dtype) for _, pair in batch]) for side in (0, 1))
+        found = _canonical(*stacks)
+        whole = whole or [part.new_empty(ends[-1], *part.shape[2:]) for part in found]
+        for (i, _), *rows in zip(batch, *found, strict=True):
+            for target, part in zip(whole, rows, strict=True):
+                target[ends[i] - ranks[i] : ends[i]] = part
+    left, sigma, right = whole
+    return Updates(left.mT, sigma, right.mT, tuple(ranks))
 
 
 def _batches(pairs: Iterable[_Pair]) -> Iterator[list[tuple[int, _Pair]]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sharespace.errors import CorruptAdapterError
 from sharespace.linalg.allocate import Dimension, smallest_bases
 from sharespace.linalg.budget import Point, refine
-from sharespace.linalg.canonical import Updates, canonicalise, weights
+from sharespace.linalg.canonical import Updates, canonicalise_stream, weights
 from sharespace.linalg.cores import core_svd, seen_by
 from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.joint import Bases, Problem, joint
@@ -81,8 +81,10 @@ def read_updates(adapters: Sequence[Adapter], module: str, device: torch.device)
     Raises:
         CorruptAdapterError: a factor holds NaN or infinity.
     """
+    shape = adapters[0].shapes[module]
+    ranks = [min(a.ranks[module], shape.out_features, shape.in_features) for a in adapters]
     dtype = compute_dtype(*(a.dtype for a in adapters))
-    return canonicalise(read_pairs(adapters, module, device), dtype)
+    return canonicalise_stream(read_pairs(adapters, module, device), ranks, dtype)
 
 
 def _checked_pair(
@@ -213,6 +215,6 @@ def _outside(problem: Problem, basis: Tensor, seen: Tensor) -> float:
     """Weighed energy outside a left basis; not as a difference, whose floor is eps of the total."""
     updates = problem.updates
     hidden = torch.addmm(updates.left.mT, updates.rows(seen), basis.mT, alpha=-1)
-    squares = torch.linalg.vecdot(hidden, hidden).double()  # a norm would copy all of ``hidden``
-    energies = updates.blocks(updates.sigma.double().square() * squares)
+    squares = (hidden[:, None] @ hidden[..., None]).flatten()  # ``norm`` and ``vecdot`` copy it all
+    energies = updates.blocks(updates.sigma.double().square() * squares.double())
     return float((problem.weights.square() * energies.sum(1)).sum())
