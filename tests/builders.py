@@ -55,9 +55,10 @@ def gauss(seed: int, *shape: int) -> Tensor:
 
 
 def frame(rows: int, columns: int, seed: int = 0) -> Tensor:
-    """float64, orthonormal columns."""
+    """float64, orthonormal columns; of random signs, which a second QR would flip."""
     q: Tensor = torch.linalg.qr(gauss(seed, rows, columns))[0]
-    return q
+    signed: Tensor = q * gauss(seed + 17, q.shape[1]).sign()
+    return signed
 
 
 def update(

@@ -109,6 +109,30 @@ def test_spending_fits_and_is_within_one_step_of_the_best(
     assert sum(p.lost for p in chosen) <= best + 1e-12
 
 
+@law(100)
+@given(curves=CURVES, budget=st.integers(0, 60))
+def test_spending_loses_no_more_than_own_svds_alone(
+    curves: list[list[tuple[int, float, bool]]], budget: int
+) -> None:
+    own = [
+        [Point(0, 1.0), *(Point(b, lost, columns=1) for b, lost, joint in curve if not joint)]
+        for curve in curves
+    ]
+    both = [
+        [*offer, *(Point(b, lost, k=1) for b, lost, joint in curve if joint)]
+        for offer, curve in zip(own, curves, strict=True)
+    ]
+    alone = sum(p.lost for p in spend(own, budget))
+    assert sum(p.lost for p in spend(both, budget)) <= alone + 1e-12
+
+
+def test_a_large_joint_step_does_not_crowd_out_own_svds() -> None:
+    """The joint subspace has the better slope, and leaves no bytes for the other module."""
+    shared = [Point(0, 1.0), Point(10, 0.55, columns=1), Point(11, 0.5, k=1)]
+    other = [Point(0, 1.0), Point(10, 0.57, columns=1)]
+    assert [p.nbytes for p in spend([shared, other], 20)] == [10, 10]
+
+
 def test_spending_buys_no_bytes_for_nothing() -> None:
     offer = [Point(0, 1.0), Point(10, 0.0, k=1), Point(90, 0.0, columns=9)]
     assert spend([offer], 100) == [offer[1]]
@@ -125,7 +149,8 @@ def test_refining_spends_on_the_side_that_needs_it() -> None:
     assert found.energy(bases.first(k)) > found.energy(hosvd(found, (4, 4))) + 0.1
 
 
-def test_sizes_count_cores_where_they_are_smaller_than_factors() -> None:
+def test_sizes_count_cores_where_p_is_the_whole_of_a_side() -> None:
     size = Sizes(10, 10, (3,), 4)
-    assert size.coefficients(4, 4) == 4 * 16
+    assert size.coefficients(3, 9) == 4 * 27
+    assert size.coefficients(4, 4) == 4 * 24
     assert size.coefficients(8, 8) == 4 * 48

@@ -21,6 +21,7 @@ from builders import (
 from sharespace.linalg import joint as module
 from sharespace.linalg import truncated
 from sharespace.linalg.joint import Bases, Problem, hosvd, joint, unfolding_energies
+from sharespace.subspace.adapter import LayerUpdate
 
 P = st.sampled_from([None, 1, 2, 3])
 
@@ -64,6 +65,19 @@ def test_a_sweep_never_raises_the_weighed_error(
             now = following
 
 
+@pytest.mark.parametrize("seed", [28, 149, *range(20)])
+@pytest.mark.parametrize("k", [(2, 2), (4, 4)])
+def test_a_sweep_knows_what_truncation_to_p_will_take(seed: int, k: tuple[int, int]) -> None:
+    """A sweep for all of the cores raises the error of their first directions in one of ten."""
+    tasks = [update(6, 5, 4, 1000 * seed + i, dtype=torch.float64) for i in range(4)]
+    found = problem(tasks, 1)
+    now = module._hosvd(found, k)
+    for _ in range(3):
+        following = module._sweep(found, now, k)
+        assert lost(found, following.bases) <= lost(found, now.bases) + 1e-9
+        now = following
+
+
 @law()
 @given(family=families(tasks=(2, 5)), k=st.integers(1, 6), p=P)
 def test_joint_is_not_worse_than_hosvd(family: Family, k: int, p: int | None) -> None:
@@ -83,6 +97,30 @@ def test_hosvd_alone_can_choose_different_tasks_left_and_right() -> None:
     found = problem(crossed())
     assert found.energy(hosvd(found, (1, 1))) < 1e-9
     assert found.energy(joint(found, (1, 1))) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_the_second_start_finds_what_sweeps_from_hosvd_do_not() -> None:
+    """Three weak tasks share much with each side's direction and little with the pair of both; a
+    fourth of rank 1 is worth more than the three together, but no sweep leads there."""
+    found = problem(decoys())
+    now = module._hosvd(found, (1, 1))
+    for _ in range(9):
+        now = module._sweep(found, now, (1, 1))
+    assert now.energy < 0.95
+    assert found.energy(joint(found, (1, 1))) == pytest.approx(1.0, abs=1e-6)
+
+
+def decoys() -> list[LayerUpdate]:
+    """x and y are the leading directions of the two sides; each core has a little energy there."""
+    left, right = frame(8, 5), frame(8, 5, 1)
+    little, much = 0.05**0.5, 0.475**0.5
+    tasks = [LayerUpdate(left[:, 4:], right[:, 4:].mT.contiguous())]
+    for i in (1, 2, 3):
+        x, w = left[:, :1], left[:, i : i + 1]
+        y, z = right[:, :1], right[:, i : i + 1]
+        down = torch.cat([little * y + much * z, much * y], dim=1).mT
+        tasks.append(LayerUpdate(torch.cat([x, w], dim=1), down.contiguous()))
+    return tasks
 
 
 def test_the_numerical_rank_limits_k() -> None:

@@ -45,9 +45,10 @@ class Sizes:
     itemsize: int
 
     def coefficients(self, k_left: int, k_right: int) -> int:
-        """Bytes of all tasks' coefficients."""
+        """Bytes of all tasks' coefficients: E and F, or the core where p is the whole of a side."""
         per_task = (
-            min((k_left + k_right) * min(r, k_left, k_right), k_left * k_right) for r in self.ranks
+            (k_left + k_right) * r if r < min(k_left, k_right) else k_left * k_right
+            for r in self.ranks
         )
         return self.itemsize * sum(per_task)
 
@@ -62,8 +63,8 @@ class Sizes:
         b = torch.arange(1, k_right + 1)[None]
         total = self.n * a + self.d * b
         for rank in set(self.ranks):
-            p = torch.minimum(torch.minimum(a, b), torch.tensor(rank))
-            total = total + self.ranks.count(rank) * torch.minimum((a + b) * p, a * b)
+            numbers = torch.where(torch.minimum(a, b) > rank, (a + b) * rank, a * b)
+            total = total + self.ranks.count(rank) * numbers
         return self.itemsize * total
 
     def own(self, columns: int) -> int:

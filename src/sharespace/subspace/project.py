@@ -97,9 +97,12 @@ def _least_squares(seen: Tensor, basis: Tensor) -> Tensor:
 
 
 def stored(left: Tensor, right: Tensor, dtype: torch.dtype) -> Coefficients:
-    """E and F in the stored dtype, or their core where that is smaller."""
-    k_left, k_right, p = left.shape[0], right.shape[0], left.shape[1]
-    if (k_left + k_right) * p <= k_left * k_right:
+    """E and F in the stored dtype, or their core where p is the whole of a side.
+
+    For a smaller p the core could be up to half the bytes of E and F, but its cast would hide the
+    rank, and an export could not be of rank p.
+    """
+    if left.shape[1] < min(left.shape[0], right.shape[0]):
         return Factors(_cast(left, dtype), _cast(right, dtype))
     return Core(_cast(left @ right.mT, dtype))
 
