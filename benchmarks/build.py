@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -99,17 +100,22 @@ def _work(options: argparse.Namespace) -> None:
     paths = {p.name: p for p in sorted(options.folder.iterdir())}
     built = build(options.worker, paths, options.k)
     peak = common.peak_rss() - bare
+    clock = common.Clock.now()
     repeats = [
         common.seconds(lambda: build(options.worker, paths, options.k))
         for _ in range(options.repeats)
     ]
-    print(json.dumps({**_summary(repeats), "peak_bytes": peak, **_quality(built, options)}))
-
-
-def _summary(repeats: list[float]) -> dict[str, Any]:
-    import statistics
-
-    return {"seconds": statistics.median(repeats), "all_seconds": repeats}
+    times = {"seconds": statistics.median(repeats), "all_seconds": repeats}
+    print(
+        json.dumps(
+            {
+                **times,
+                "others_during": clock.others(),
+                "peak_bytes": peak,
+                **_quality(built, options),
+            }
+        )
+    )
 
 
 def _quality(built: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -137,7 +143,7 @@ def report(results: dict[str, Any]) -> str:
     """Both sets as Markdown tables."""
     header = [
         "contender", "threads", "median s", "by sharespace", "peak MB beyond torch",
-        "by sharespace", "error mean", "worst", "stored MB", "load before",
+        "by sharespace", "error mean", "worst", "stored MB", "others busy: before, during",
     ]  # fmt: skip
     parts = []
     for one in results["sets"]:
@@ -160,7 +166,7 @@ def _row(run: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
         f"{run['error_mean']:.3f}",
         f"{run['error_worst']:.3f}",
         f"{run['stored_bytes'] / 1e6:.1f} of {run['adapter_bytes'] / 1e6:.0f}",
-        f"{run['load_before']:.0%}",
+        f"{run['load_before']:.0%}, {run['others_during']:.0%}",
     ]
 
 

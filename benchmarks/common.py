@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,32 @@ def peak_rss() -> int:
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where the machine's and this process's clocks stood."""
+
+    wall: float
+    own: float
+    """CPU seconds of this process."""
+    busy: float
+    """CPU seconds of all processes."""
+
+    @classmethod
+    def now(cls) -> Clock:
+        import psutil
+
+        times = psutil.cpu_times()
+        steal = getattr(times, "steal", 0.0)
+        busy = times.user + times.system + getattr(times, "nice", 0.0) + steal
+        return cls(time.perf_counter(), time.process_time(), busy)
+
+    def others(self) -> float:
+        """Share of all cores that other processes took since then."""
+        end = Clock.now()
+        taken = (end.busy - self.busy) - (end.own - self.own)
+        return round(max(taken, 0.0) / (end.wall - self.wall) / (os.cpu_count() or 1), 2)
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -179,7 +179,7 @@ def report(results: dict[str, Any]) -> str:
 
 def _cell(row: Mapping[str, Any], budget: int) -> str:
     if "refused" in row:
-        return str(row["refused"]).rstrip(".")
+        return str(row["refused"]).split(". ")[0]
     return f"{row['mean']:.3f} / {row['worst']:.3f} ({row['bytes'] / budget:.0%})"
 
 

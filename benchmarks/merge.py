@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     torch.set_num_threads(options.threads)
     before = common.wait_until_quiet(options.wait)
+    clock = common.Clock.now()
     points = [
         _point(d, tasks, at_cap, options)
         for d in options.d
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = {
         "environment": common.environment(options.seed),
         "load_before": before,
+        "others_during": clock.others(),
         "sizes": {"k": options.k, "p": options.p, "modules": MODULES, "r": options.p},
         "points": points,
     }
