@@ -17,8 +17,9 @@ from sharespace.linalg.precision import tolerance
 from sharespace.linalg.truncated import Leading, leading, orthonormal
 
 RIVAL = 4.0
-"""The second start is swept while its weighed squared error is below this many times the first's;
-from farther behind it was never seen to win, and the better of the two unswept is kept anyway."""
+"""The second start is swept while its weighed squared error is below this many times the first's.
+Sweeping it always was better in 1 of 21 synthetic problems (error 0.00132 instead of 0.00134), and
+the better of the two is kept unswept anyway, so the result is never worse than own SVDs."""
 
 
 @dataclass(frozen=True, eq=False)
