@@ -41,12 +41,13 @@ class Share:
     A value: every verb returns a new Share and leaves this one as it is. Only ``save`` touches the
     disk (and remembers what it wrote, so that the next ``save`` continues there).
 
-    >>> share = Share.from_adapters(["adapters/sst2", "adapters/rte"], k=16)   # doctest: +SKIP
-    >>> share.fidelity().mean_relative_error                                   # doctest: +SKIP
-    >>> share.save("glue.share")                                               # doctest: +SKIP
-    >>> share = Share.load("glue.share").merge(["adapters/mrpc"])              # doctest: +SKIP
-    >>> share.save("glue.share")                                               # doctest: +SKIP
-    >>> share.export("mrpc", "exported/mrpc")                                  # doctest: +SKIP
+    Examples:
+        >>> share = Share.from_adapters(["adapters/sst2", "adapters/rte"], k=16)   # doctest: +SKIP
+        >>> share.fidelity().mean_relative_error                                   # doctest: +SKIP
+        >>> share.save("glue.share")                                               # doctest: +SKIP
+        >>> share = Share.load("glue.share").merge(["adapters/mrpc"])              # doctest: +SKIP
+        >>> share.save("glue.share")                                               # doctest: +SKIP
+        >>> share.export("mrpc", "exported/mrpc")                                  # doctest: +SKIP
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Share:
             device=device,
             progress=progress,
         )
+        _refuse_erased(model)
         return cls(model, pending=(Operation("init", tuple(model.tasks)),))
 
     @classmethod
@@ -222,6 +224,7 @@ class Share:
         new = _adapters(adapters)
         found = BaseModel(base) if base else None
         merged = merge(self._model, new, cap=k, base=found, device=device, progress=progress)
+        _refuse_erased(merged)
         return self._then(merged, "add", [a.name for a in new])
 
     def union(self, other: Share, *, k: int | None = None) -> Share:
@@ -344,6 +347,19 @@ def _dimension(
     if k is None and variance is None and error is None and budget is None:
         variance = DEFAULT_VARIANCE
     return Dimension(k=k, variance=variance, error=error, budget=budget)
+
+
+def _refuse_erased(model: ShareModel) -> None:
+    """A byte budget that leaves nothing of a task is a mistake, not a choice."""
+    budget = model.settings.budget
+    for task in model.tasks.values() if budget is not None else ():
+        ledger = task.ledger
+        if ledger.total_norm and ledger.truncations[:, -1].norm() >= 0.999 * ledger.total_norm:
+            raise OptionError(
+                f"budget of {budget} bytes",
+                f"nothing of task {task.name!r} would be left",
+                "Give more; plan --variance or plan --error say what other rules need",
+            )
 
 
 def _adapters(sources: Sources) -> list[Adapter]:

@@ -209,6 +209,7 @@ BAD = {
     "two rules": (["plan", "{adapters}/rte", "--k", "3", "--variance", "0.9"], "variance"),
     "variance above one": (["plan", "{adapters}/rte", "--variance", "1.5"], "1.5"),
     "size": (["plan", "{adapters}/rte", "--budget", "much"], "much"),
+    "budget for nothing": (["init", "{new}", "{adapters}/rte", "--budget", "10"], "'rte'"),
     "dtype": (["init", "{new}", "{adapters}/rte", "--dtype", "int8"], "int8"),
     "device": (["init", "{new}", "{adapters}/rte", "--device", "nonsense"], "nonsense"),
     "format": (["export", "{share}", "rte", "{new}", "--to", "gguf"], "gguf"),

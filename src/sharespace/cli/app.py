@@ -217,7 +217,7 @@ def info(
 @app.command()
 def fidelity(
     share: o.SharePath,
-    more: Annotated[list[str] | None, typer.Argument(metavar="[ADAPTER...]", hidden=True)] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="ADAPTER...", hidden=True)] = None,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -250,7 +250,9 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
     to: Annotated[str, typer.Option(help="peft or diffusers.")] = "peft",
     rank: Annotated[int | None, typer.Option(help="Pad all layers to this rank.")] = None,
-    dtype: o.DType = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the factors; default the stored dtype.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
     version: Annotated[int | None, typer.Option(help="From an earlier version.")] = None,
     as_json: o.AsJson = False,

@@ -43,8 +43,15 @@ def human(nbytes: float) -> str:
 
 
 def percent(error: float) -> str:
-    """A relative error for people; rounding is called 0 nowhere."""
+    """A relative error for people; only what is exactly nothing is called 0."""
+    if error == 0:
+        return "0"
     return f"{error:.1e}" if error < 1e-3 else f"{error:.1%}"
+
+
+def count(number: int, noun: str) -> str:
+    """1 task, 2 tasks."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def built(share: Share, path: Path, as_json: bool) -> None:
@@ -70,7 +77,7 @@ def merged(before: Share, after: Share, path: Path, as_json: bool) -> None:
         )
     _say(
         f"[bold]{escape(str(path))}[/] version {after.version}: added {_names(new)}; "
-        f"{len(after.tasks)} tasks; {_growth(grown)}"
+        f"{count(len(after.tasks), 'task')}; {_growth(grown)}"
     )
     _fidelity_table(found)
     return _sizes(records.bytes_record(found.bytes))
@@ -80,14 +87,14 @@ def _growth(k: Mapping[str, tuple[tuple[int, int], tuple[int, int]]]) -> str:
     """What a merge did to the subspaces."""
     grown = sum(old != now for old, now in k.values())
     largest = max((max(now) for _, now in k.values()), default=0)
-    text = f"{grown} of {len(k)} layers grew (largest k {largest})"
-    return text if grown == len(k) else f"{text}, the others kept their k"
+    text = f"{grown} of {count(len(k), 'layer')} grew (largest k {largest})"
+    return f"{text}; --k N caps it" if grown else text
 
 
 def changed(version: Version, what: str, as_json: bool) -> None:
     if as_json:
         return _json(records.version_record(version))
-    return _say(f"version {version.number}: {escape(what)}; {version.task_count} tasks")
+    return _say(f"version {version.number}: {escape(what)}; {count(version.task_count, 'task')}")
 
 
 def plan(found: Plan, as_json: bool) -> None:
@@ -96,9 +103,9 @@ def plan(found: Plan, as_json: bool) -> None:
     colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[found.verdict]
     _fidelity_table(found.fidelity, found.nulls)
     _sizes(records.bytes_record(found.fidelity.bytes))
-    count = found.paper_count
-    _say(f"the paper's count (coefficients only): {count.parameters:,} = {human(count.nbytes)}")
-    when = f"{found.break_even} adapters like these" if found.break_even else "never"
+    paper = found.paper_count
+    _say(f"the paper's count (coefficients only): {paper.parameters:,} = {human(paper.nbytes)}")
+    when = f"{count(found.break_even, 'adapter')} like these" if found.break_even else "never"
     _say(f"break-even: {when}; modules kept privately: {found.private_modules}")
     return _say(f"[bold {colour}]{found.verdict}[/]: {escape(found.reason)}")
 
@@ -133,7 +140,7 @@ def _table(first: str, *others: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(first, overflow="fold", no_wrap=len(others) > 3)
     for title in others:
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", overflow="fold")
     return table
 
 
@@ -152,8 +159,8 @@ def info(found: Checkout, as_json: bool) -> None:
     base = record["base_model"]["id"] or "not stated"
     _say(
         f"[bold]{escape(record['share'])}[/] version {record['version']} ({record['created']}): "
-        f"base {escape(base)}, method {record['method']}, {record['dtype']}, "
-        f"{len(record['layers'])} layers, {len(record['tasks'])} tasks"
+        f"base {escape(base)}, method {record['method']}, {record['dtype']}, {_k_span(record)}, "
+        f"{count(len(record['layers']), 'layer')}, {count(len(record['tasks']), 'task')}"
     )
     table = _table("task", "format", "layers", "bound", "coefficients", "adapter")
     for name, task in record["tasks"].items():
@@ -167,6 +174,11 @@ def info(found: Checkout, as_json: bool) -> None:
         )
     _console.print(table)
     return _sizes(record["bytes"])
+
+
+def _k_span(record: Mapping[str, Any]) -> str:
+    sides = [k for layer in record["layers"].values() for k in layer["k"]]
+    return f"k {min(sides)} to {max(sides)}" if sides else "no layers"
 
 
 def exported(task: str, written: Sequence[Path], as_json: bool) -> None:
@@ -201,7 +213,10 @@ def history(versions: Sequence[Version], pruned: Pruned | None, as_json: bool) -
     table = _table("version", "when", "tasks", "what")
     for version in versions:
         operation = version.operation
-        to = f"to {operation.version}" if operation.version else _names(operation.tasks)
+        names = operation.tasks
+        to = f"to {operation.version}" if operation.version else _names(names)
+        if operation.verb == "rename" and len(names) == 2:
+            to = f"{_name(names[0])} to {_name(names[1])}"
         what = f"{operation.verb} {to}"
         table.add_row(str(version.number), version.created, str(version.task_count), what)
     return _console.print(table)
@@ -210,7 +225,7 @@ def history(versions: Sequence[Version], pruned: Pruned | None, as_json: bool) -
 def rolled_back(now: Version, to: int, as_json: bool) -> None:
     if as_json:
         return _json(records.version_record(now))
-    return _say(f"version {now.number} is version {to} again; {now.task_count} tasks")
+    return _say(f"version {now.number} is version {to} again; {count(now.task_count, 'task')}")
 
 
 def progress_line(text: str) -> None:

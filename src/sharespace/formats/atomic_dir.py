@@ -42,7 +42,9 @@ def _refuse_full(target: Path, overwrite: bool) -> None:
     if target.is_dir():
         if any(target.iterdir()) and not overwrite:
             raise OptionError(
-                str(target), "the directory is not empty", "Give another one, or overwrite=True"
+                str(target),
+                "the directory is not empty",
+                "Give another one, or overwrite it (overwrite=True, --overwrite)",
             )
     elif target.exists() or target.is_symlink():
         raise OptionError(str(target), "there is a file of that name", "Give another path")

@@ -80,6 +80,13 @@ class SafetensorsFile:
         return self.ranges.read(*keys)
 
 
+def _umask() -> int:
+    """The process's umask; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file.
 
@@ -88,6 +95,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     try:
         save_file(dict(tensors), path, metadata=dict(metadata))
+        # The library writes files that only the owner can read; a server may be another user.
+        path.chmod(0o666 & ~_umask())
     except SafetensorError as error:
         raise OSError(str(error)) from error
 

@@ -3,9 +3,9 @@
 from sharespace.store.directory import refuse_existing
 from sharespace.store.edit import remove, rename, rollback
 from sharespace.store.layout import Manifest, Operation, TaskSummary, Version
-from sharespace.store.prune import Pruned, prune
+from sharespace.store.pruning import Pruned, prune
 from sharespace.store.store import Checkout, checkout, commit, history, load
-from sharespace.store.verify import Finding, Report, verify
+from sharespace.store.verification import Finding, Report, verify
 
 __all__ = [
     "Checkout",

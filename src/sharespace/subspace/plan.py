@@ -112,8 +112,8 @@ def _no_gain(fraction: float, share: float, own: float) -> str:
             f"{against}. Sharing is made by training in the subspace, not found afterwards"
         )
     return (
-        f"{fraction:.0%} is shared at equal columns, but the same k everywhere spends bytes where "
-        f"little is to be kept; {against}. Give a byte budget instead of k"
+        f"{fraction:.0%} is shared at equal columns, but the bytes are spread badly over the "
+        f"layers; {against}. A byte budget spreads them"
     )
 
 
