@@ -52,8 +52,14 @@ format: .venv/.ready-dev  ## put the code in its standard form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.ready-bench  ## the benchmarks against peers (about half an hour)
-	$(BIN)/python -m benchmarks
+ADAPTERS ?=
+bench: .venv/.ready-bench  ## the benchmarks against peers (half an hour); ADAPTERS="FOLDER ..." for real sets
+	$(BIN)/python -m benchmarks.build --wait 600
+	$(BIN)/python -m benchmarks.merge --wait 600
+	$(BIN)/python -m benchmarks.errors $(if $(ADAPTERS),--adapters $(ADAPTERS))
+	$(BIN)/python -m benchmarks.equal_bytes $(if $(ADAPTERS),--adapters $(ADAPTERS))
+	$(if $(ADAPTERS),$(BIN)/python -m benchmarks.round_trip --adapters $(ADAPTERS))
+	$(BIN)/python -m benchmarks.readme
 
 docs: .venv/.ready-docs  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

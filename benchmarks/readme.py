@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import build, common, equal_bytes, errors, merge
+from benchmarks import build, common, equal_bytes, errors, merge, round_trip
 
 README = Path(__file__).parent / "README.md"
 REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -15,6 +15,7 @@ REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "merge": merge.report,
     "errors": errors.report,
     "equal_bytes": equal_bytes.report,
+    "round_trip": round_trip.report,
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("psutil", reason="extra 'bench' is not installed")
 
-from benchmarks import build, equal_bytes, errors, merge, readme
+from benchmarks import build, equal_bytes, errors, merge, readme, round_trip
 
 TRAINS = pytest.mark.skipif(
     find_spec("peft") is None or find_spec("sklearn") is None, reason="needs peft and scikit-learn"
@@ -70,6 +70,17 @@ def test_merge_times_both_sides_of_the_cap(tmp_path: Path) -> None:
     assert [(p["tasks"], p["at_cap"]) for p in points] == [
         (2, False), (5, False), (2, True), (5, True)
     ]  # fmt: skip
+
+
+def test_round_trip_loses_nothing(tmp_path: Path) -> None:
+    from benchmarks.planted import Planted
+
+    paths = Planted(tasks=3, d=24, r=2, rank=4).write(tmp_path / "set")
+    out = tmp_path / "round_trip.json"
+    round_trip.main(["--adapters", str(tmp_path / "set"), "--out", str(out)])
+    tasks = results(out)["sets"]["set"]
+    assert len(tasks) == len(paths)
+    assert all(t["error"] < 1e-5 and t["lost"] == 0 for t in tasks.values())
 
 
 @TRAINS
