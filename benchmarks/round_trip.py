@@ -1,4 +1,4 @@
-"""Real adapters in, one Share model on disk, plain LoRA out: what is lost, whole sets, every tensor.
+"""Real adapters in, one Share model on disk, plain LoRA out: what is lost, tensor by tensor.
 
 Each set is built with room for everything (k as large as the ranks together), saved, loaded, and
 every task exported. The error compares the *exported file* with the original in float64; every

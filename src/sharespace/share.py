@@ -160,7 +160,8 @@ class Share:
         Raises:
             StoreNotFoundError, CorruptStoreError, SchemaVersionError: see ``sharespace.errors``.
         """
-        origin = checkout(path, version)
+        # Absolute, because tensors are read later, perhaps from another working directory.
+        origin = checkout(Path(path).absolute(), version)
         return cls(origin.model, origin=origin)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> int:
@@ -177,10 +178,10 @@ class Share:
             StoreConflictError: somebody else committed in between; load again and repeat.
             StoreLockedError: another writer is at work.
         """
-        target = Path(path) if path is not None else self._path
+        target = Path(path).absolute() if path is not None else self._path
         if target is None:
             raise OptionError("save", "this Share model has no path yet", "Say where: save(path)")
-        continues = self._path is not None and target.absolute() == self._path.absolute()
+        continues = target == self._path
         if continues and not self._pending and self._version is not None:
             return self._version.number
         parent = self._version if continues else None

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from builders import MODULE, adapter, build, dense, problem, update, worst
+from sharespace.errors import CorruptAdapterError
 from sharespace.linalg.allocate import Dimension
 from sharespace.linalg.joint import hosvd
 from sharespace.subspace.adapter import Adapter, LayerUpdate
+from sharespace.subspace.initialise import initialise
 from sharespace.subspace.layers import Build, certify, read_pairs, read_problem, stored_basis
 from sharespace.subspace.state import Settings
 
@@ -70,3 +72,10 @@ def test_a_stored_basis_owns_contiguous_memory() -> None:
     kept = stored_basis(wide[:, :2], torch.float32)
     assert kept.is_contiguous()
     assert kept.untyped_storage().nbytes() == kept.nbytes
+
+
+def test_factors_too_large_to_compute_with_are_named() -> None:
+    huge = LayerUpdate(torch.full((6, 2), 3e38), torch.full((2, 5), 3e38))
+    adapter = Adapter.from_updates("diverged", {"m": huge})
+    with pytest.raises(CorruptAdapterError, match="diverged"):
+        initialise([adapter], Dimension(k=2))

@@ -79,12 +79,20 @@ def read_updates(adapters: Sequence[Adapter], module: str, device: torch.device)
     """The updates of one module in canonical form; no more than a batch of factors in memory.
 
     Raises:
-        CorruptAdapterError: a factor holds NaN or infinity.
+        CorruptAdapterError: a factor holds NaN or infinity, or numbers too large to compute with.
     """
     shape = adapters[0].shapes[module]
     ranks = [min(a.ranks[module], shape.out_features, shape.in_features) for a in adapters]
     dtype = compute_dtype(*(a.dtype for a in adapters))
-    return canonicalise_stream(read_pairs(adapters, module, device), ranks, dtype)
+    try:
+        return canonicalise_stream(read_pairs(adapters, module, device), ranks, dtype)
+    except torch.linalg.LinAlgError as error:
+        names = ", ".join(repr(a.name) for a in adapters[:5])
+        raise CorruptAdapterError(
+            f"module {module!r} of {names}",
+            "a factor holds numbers too large to compute with",
+            "The training run diverged; use an earlier checkpoint",
+        ) from error
 
 
 def _checked_pair(

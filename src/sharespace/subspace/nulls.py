@@ -156,7 +156,7 @@ def _shared(
     for module, profile in profiles.items():
         names = members[module]
         inverse = weights(profile.energies.sqrt())
-        columns = int(_columns(model, module, profile.sizes))
+        columns = _columns(model, module, profile.sizes)
         own.add(names, inverse * own_errors(profile.own, profile.own_ranks(inverse, columns)))
         mine = torch.tensor([lost[n][module] for n in names], dtype=torch.float64)
         share.add(names, inverse * mine)
@@ -170,7 +170,7 @@ def _fraction(own: float, share: float) -> float:
     return min(max((own - share) / own, 0.0), 1.0) if own > 1e-9 else 0.0
 
 
-def _columns(model: ShareModel, module: str, size: Sizes) -> float:
+def _columns(model: ShareModel, module: str, size: Sizes) -> int:
     """Pairs of directions that a module stores, shared and private."""
     left, right = model.layers[module].k
     private = sum(
@@ -178,4 +178,4 @@ def _columns(model: ShareModel, module: str, size: Sizes) -> float:
         for t in model.tasks.values()
         if isinstance(c := t.coefficients.get(module), Private)
     )
-    return (left * size.n + right * size.d) / (size.n + size.d) + private
+    return (left * size.n + right * size.d) // (size.n + size.d) + private
