@@ -86,7 +86,7 @@ def read_updates(adapters: Sequence[Adapter], module: str, device: torch.device)
     dtype = compute_dtype(*(a.dtype for a in adapters))
     try:
         return canonicalise_stream(read_pairs(adapters, module, device), ranks, dtype)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         names = ", ".join(repr(a.name) for a in adapters[:5])
         raise CorruptAdapterError(
             f"module {module!r} of {names}",
