@@ -64,8 +64,9 @@ class Fidelity:
 
     tasks: Mapping[str, TaskFidelity]
     certificates: Mapping[str, float]
-    """Module -> bound on the root of the summed squared relative errors of all its tasks, from
-    energies alone, at the layer's build or last truncation."""
+    """Module -> bound, from energies alone, on the root of the tasks' summed squared relative
+    errors by the layer's build or its last truncation. What earlier events lost is not in it; the
+    ledger's bounds have everything."""
     bytes: Bytes
 
     @property
