@@ -20,7 +20,7 @@ from builders import (
 )
 from sharespace.linalg import joint as module
 from sharespace.linalg import truncated
-from sharespace.linalg.joint import Bases, Problem, hosvd, joint, unfolding_energies
+from sharespace.linalg.joint import Bases, Problem, hosvd, joint
 from sharespace.subspace.adapter import LayerUpdate
 
 P = st.sampled_from([None, 1, 2, 3])
@@ -126,13 +126,6 @@ def decoys() -> list[LayerUpdate]:
 def test_the_numerical_rank_limits_k() -> None:
     found = problem([update(12, 10, 2, 1, dtype=torch.float64)] * 3)
     assert joint(found, (9, 9)).k == (2, 2)
-
-
-def test_unfolding_energies_are_those_of_the_weighed_stack() -> None:
-    found = problem([update(9, 8, 3, i, norm=10.0**i, dtype=torch.float64) for i in range(3)])
-    stack = torch.cat([t / t.norm() for t in dense_tasks(found.updates)], dim=1)
-    wanted = torch.linalg.svdvals(stack)[:5].square()
-    torch.testing.assert_close(unfolding_energies(found, 5), wanted)
 
 
 def test_bases_first_takes_the_leading_directions() -> None:

@@ -89,11 +89,6 @@ def hosvd(problem: Problem, k: tuple[int, int]) -> Bases:
     return _hosvd(problem, k).bases
 
 
-def unfolding_energies(problem: Problem, k: int) -> Tensor:
-    """float64 [k']: energies along the leading directions of the left weighed unfolding."""
-    return _unfolding(problem, k).energies
-
-
 def joint(
     problem: Problem,
     k: tuple[int, int],

@@ -97,7 +97,7 @@ def with_results(
     new = [
         new_task(a, results, event, t.ledger if t else None, t is not None) for a, t in newcomers
     ]
-    return replace(model, layers=layers).with_tasks([*known, *new])
+    return model.with_layers(layers).with_tasks([*known, *new])
 
 
 def _moved(task: Task, results: Mapping[str, LayerResult], event: str) -> Task:
@@ -185,4 +185,4 @@ def merge_under_budget(
         },
     )
     layers, tasks = build_layers([*known, *adapters], build, event, ledgers, progress)
-    return replace(model, layers=layers).with_tasks(tasks)
+    return model.with_layers(layers).with_tasks(tasks)
