@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sharespace.learn import measures
+from sharespace.evaluate import ScoreMatrix, measures
 from sharespace.report import SizePoint
 
 
@@ -63,7 +63,7 @@ class ShareBytes:
 
 @dataclass(frozen=True)
 class Measures:
-    """As defined in ``sharespace.learn.measures``; percent points, and two fractions."""
+    """As defined in ``sharespace.evaluate.measures``; percent points, and two fractions."""
 
     accuracy: float
     backward_transfer: float
@@ -106,18 +106,26 @@ class DemoResult:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
+def score_matrix(tasks: Sequence[TaskResult], steps: Sequence[StepResult]) -> ScoreMatrix:
+    """R of a run."""
+    return ScoreMatrix(
+        tuple(task.name for task in tasks),
+        tuple(step.name for step in steps),
+        tuple(step.scores for step in steps),
+    )
+
+
 def measure(tasks: Sequence[TaskResult], steps: Sequence[StepResult]) -> Measures:
     """The continual-learning measures of a finished run."""
-    scores = [step.scores for step in steps]
-    first, last = measures.first_scores(scores), measures.last_scores(scores)
-    own, head = [t.own_lora for t in tasks], [t.head_only for t in tasks]
+    scores = score_matrix(tasks, steps)
+    own, head = {t.name: t.own_lora for t in tasks}, {t.name: t.head_only for t in tasks}
     return Measures(
-        accuracy=measures.accuracy(scores),
+        accuracy=measures.acc(scores),
         backward_transfer=measures.backward_transfer(scores),
         forgetting=measures.forgetting(scores),
-        plasticity=fmean(a - b for a, b in zip(first, own, strict=True)),
-        retained=fmean(last) / fmean(own),
-        gain_retained=measures.gain_retained(last, own, head),
+        plasticity=measures.plasticity(scores, own),
+        retained=measures.acc(scores) / fmean(own.values()),
+        gain_retained=measures.gain_retained(scores.last, own, head),
     )
 
 

@@ -7,8 +7,7 @@ from statistics import fmean
 from rich.console import Group
 from rich.table import Table
 
-from sharespace.demo.result import DemoResult, TaskResult
-from sharespace.learn.measures import first_scores, last_scores
+from sharespace.demo.result import DemoResult, TaskResult, score_matrix
 
 _COLUMNS = (
     "head\nonly",
@@ -32,7 +31,8 @@ def score_table(result: DemoResult) -> Table:
     table.add_column("comes as")
     for name in _COLUMNS:
         table.add_column(name, justify="right")
-    first, last = first_scores(result.matrix), last_scores(result.matrix)
+    scores = score_matrix(result.tasks, result.steps)
+    first, last = list(scores.first.values()), list(scores.last.values())
     for task, new, end in zip(result.tasks, first, last, strict=True):
         table.add_row(*_row(task, new, end))
     table.add_section()

@@ -1,0 +1,5 @@
+"""How well a stream was learned: scores, measures, similarity of subspaces, sizes; no training."""
+
+from sharespace.evaluate.matrix import ScoreMatrix
+
+__all__ = ["ScoreMatrix"]
