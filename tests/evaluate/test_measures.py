@@ -149,7 +149,7 @@ def test_forgetting_is_at_least_minus_backward_transfer(matrix: ScoreMatrix) -> 
 def test_scores_that_only_fall_give_forgetting_that_is_minus_backward_transfer(
     matrix: ScoreMatrix,
 ) -> None:
-    columns = [sorted(column, reverse=True) for column in zip(*matrix.scores, strict=True)]  # type: ignore[type-var]
+    columns = [sorted(column, reverse=True) for column in zip(*matrix.scores, strict=True)]
     rows = tuple(zip(*columns, strict=True))
     falling = ScoreMatrix(matrix.tasks, matrix.steps, rows, matrix.learned, "drawn")
     found = measures.forgetting(falling)
