@@ -8,6 +8,7 @@
     |  `- UnsupportedAdapterError      it has something that cannot be kept
     |- MismatchError (ValueError)    things of two base models (or shapes) were put together
     |- OptionError (ValueError)      an argument has no usable value
+    |- RecipeError (ValueError)      a recipe cannot be run; it lists all problems
     |- TaskNotFoundError (KeyError)
     |- TaskExistsError (ValueError)
     |- MissingExtraError (ImportError)
@@ -63,6 +64,28 @@ class MismatchError(SharespaceError, ValueError):
 
 class OptionError(SharespaceError, ValueError):
     """An argument has no usable value."""
+
+
+class RecipeError(SharespaceError, ValueError):
+    """A recipe cannot be run.
+
+    Args:
+        what: its file.
+        problems: all that is wrong with it, one line each.
+        remedy: what the user can do about it; may be empty.
+    """
+
+    def __init__(self, what: str, problems: tuple[str, ...], remedy: str = "") -> None:
+        super().__init__(what, "; ".join(problems), remedy)
+        self.args = (what, problems, remedy)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return super().__str__()
+        lines = (f"  - {problem}" for problem in self.problems)
+        head = f"{self.what}: {len(self.problems)} problems"
+        return "\n".join([head, *lines, *([self.remedy] if self.remedy else [])])
 
 
 class TaskNotFoundError(SharespaceError, KeyError):

@@ -1,0 +1,170 @@
+"""Keys that stand at the top of a recipe for all tasks, or in a task for that one."""
+
+# ruff: noqa: RUF009 (key is dataclasses.field with limits)
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from sharespace.recipe.keys import key
+
+TaskType = Literal["text-classification", "regression", "causal-lm", "image-classification"]
+Metric = Literal[
+    "accuracy",
+    "f1",
+    "macro_f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "pearson_spearman",
+    "mse",
+    "rouge_l",
+    "exact_match",
+    "loss",
+    "perplexity",
+]
+DEFAULT_METRICS: dict[TaskType, Metric] = {
+    "text-classification": "accuracy",
+    "regression": "pearson_spearman",
+    "causal-lm": "loss",
+    "image-classification": "accuracy",
+}
+METRICS: dict[TaskType, tuple[Metric, ...]] = {
+    "text-classification": ("accuracy", "f1", "macro_f1", "matthews", "loss"),
+    "regression": ("pearson", "spearman", "pearson_spearman", "mse"),
+    "causal-lm": ("loss", "perplexity", "rouge_l", "exact_match"),
+    "image-classification": ("accuracy", "f1", "macro_f1", "matthews", "loss"),
+}
+"""What can be measured of each type."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What a task's data holds, and how much of it is used."""
+
+    task_type: TaskType = key("text-classification")
+    """What is learned; it decides the model's head, the columns and the metric."""
+    train_split: str = key("train")
+    """Split to learn from; a single file is the split `train`."""
+    eval_split: str | None = key(None)
+    """Split to score on; left out: the first of `validation`, `valid`, `dev`, `eval`, `test`
+    that the data has."""
+    eval_fraction: float | None = key(None, above=0, below=1)
+    """Part of the train split that is set aside for scoring, chosen by `seed`, where the data has
+    no other split."""
+    max_train_examples: int | None = key(None, least=1)
+    """Learn from this many examples at most, chosen by `seed`."""
+    max_eval_examples: int | None = key(None, least=1)
+    """Score on this many examples at most, chosen by `seed`."""
+    text: str = key("text")
+    """Column of the text; for `causal-lm` without `prompt`: all of it is learned."""
+    text2: str | None = key(None)
+    """Column of the second text of a pair; left out: `text2` where the data has that column."""
+    prompt: str | None = key(None)
+    """`causal-lm` only: column of the text that is given; it is not learned."""
+    completion: str | None = key(None)
+    """`causal-lm` only: column of the text that is learned after the prompt."""
+    image: str = key("image")
+    """`image-classification` only: column of the image."""
+    label: str = key("label")
+    """Column of the label; a number for `regression`."""
+    metric: Metric | None = key(None)
+    """The score; left out: `accuracy` for classification, `pearson_spearman` (their mean) for
+    `regression`, `loss` for `causal-lm`."""
+    max_length: int = key(256, least=4)
+    """Tokens of an example; longer ones are cut."""
+
+    @property
+    def score(self) -> Metric:
+        """The metric, by the task's type where none is named."""
+        return self.metric or DEFAULT_METRICS[self.task_type]
+
+
+@dataclass(frozen=True)
+class SubspaceSettings:
+    """The subspace and how a task is learned in it (see Concepts)."""
+
+    k: int = key(32, least=1)
+    """Cap of the subspace dimension of every layer and side."""
+    p: int = key(8, least=1)
+    """Pseudo-rank of a task that is learned: columns of its coefficients; at most `k`."""
+    phi: int = key(2, least=0)
+    """Temporary directions a side while a task is learned; 0 trains coefficients only."""
+    start: Literal["zero", "mean", "nearest"] = key("zero")
+    """Coefficients that learning starts from: none, the mean of the known tasks', or those of the
+    nearest known task. A task that has an adapter too starts from that."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Keys of transformers' `TrainingArguments` under their own names; the two `early_stopping`
+    keys are those of its `EarlyStoppingCallback`."""
+
+    learning_rate: float = key(4e-3, above=0)
+    """Of coefficients, temporary directions and the head: far above that of a LoRA."""
+    num_train_epochs: float = key(10.0, above=0)
+    """Passes over the train split."""
+    max_steps: int = key(-1, least=-1)
+    """Steps in all; -1: as many as `num_train_epochs` needs."""
+    per_device_train_batch_size: int = key(32, least=1)
+    """Examples of a step on each device."""
+    per_device_eval_batch_size: int = key(64, neutral=True, least=1)
+    """Examples at once when scoring."""
+    gradient_accumulation_steps: int = key(1, least=1)
+    """Batches whose gradients are added up to one step."""
+    weight_decay: float = key(0.1, least=0)
+    """Of AdamW."""
+    warmup_ratio: float = key(0.06, least=0, below=1)
+    """Part of the steps over which the learning rate rises; for `warmup_steps` 0."""
+    warmup_steps: int = key(0, least=0)
+    """Steps over which the learning rate rises; goes before `warmup_ratio`."""
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
+    ] = key("linear")
+    """How the learning rate goes on after the warm-up."""
+    max_grad_norm: float = key(1.0, least=0)
+    """Longer gradients are scaled down to this norm; 0: never."""
+    label_smoothing_factor: float = key(0.0, least=0, below=1)
+    """Part of a label's weight that is spread over all labels."""
+    bf16: bool = key(False)
+    """Compute in bfloat16 (autocast)."""
+    fp16: bool = key(False)
+    """Compute in float16 (autocast with loss scaling)."""
+    gradient_checkpointing: bool = key(False, neutral=True)
+    """Compute activations again in the backward pass: less memory, more time."""
+    early_stopping_patience: int | None = key(None, least=1)
+    """Stop after this many evaluations without a better score and take the best state; left out:
+    train to the end and take the last."""
+    early_stopping_threshold: float = key(0.0, least=0)
+    """How much better counts as better."""
+    eval_steps: int | None = key(None, least=1)
+    """Steps between evaluations for early stopping; left out: one after each epoch."""
+    logging_steps: int = key(50, neutral=True, least=1)
+    """Steps between two entries to the trackers."""
+    dataloader_num_workers: int = key(0, neutral=True, least=0)
+    """Processes that prepare batches."""
+    report_to: tuple[str, ...] = key((), neutral=True)
+    """Trackers: `tensorboard`, `wandb`, `mlflow`, `trackio` and others that transformers knows."""
+    use_cpu: bool = key(False, neutral=True)
+    """Stay on the CPU even where there is an accelerator."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Keywords for ``TrainingArguments``; early stopping is a callback and left out.
+
+        ``warmup_steps`` below 1 is a part of all steps, as transformers 5 has it; with
+        transformers 4, which has ``warmup_ratio``, that is what is given.
+        """
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in ("early_stopping_patience", "early_stopping_threshold", "eval_steps"):
+            del found[name]
+        ratio = found.pop("warmup_ratio")
+        if not self.warmup_steps and ratio:
+            found[_ratio_key()] = ratio
+        return {**found, "report_to": list(self.report_to) or "none"}
+
+
+def _ratio_key() -> str:
+    from sharespace.extras import require
+
+    known = {f.name for f in fields(require("transformers", "train").TrainingArguments)}
+    return "warmup_ratio" if "warmup_ratio" in known else "warmup_steps"
