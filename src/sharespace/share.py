@@ -21,6 +21,7 @@ from sharespace.subspace.initialise import Progress, initialise
 from sharespace.subspace.merge import merge
 from sharespace.subspace.nulls import Nulls, nulls
 from sharespace.subspace.reconstruct import reconstruct
+from sharespace.subspace.retrained import retrained
 from sharespace.subspace.state import Method, Settings, ShareModel, Task
 from sharespace.subspace.union import union
 
@@ -244,6 +245,26 @@ class Share:
     def rename(self, old: str, new: str) -> Share:
         """With a task under another name."""
         return self._then(self._model.with_renamed(old, new), "rename", [old, new])
+
+    def retrained(
+        self,
+        name: str,
+        pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+        kept: Mapping[str, torch.Tensor],
+    ) -> Share:
+        """With a task's coefficients and heads trained further in the same bases.
+
+        See ``sharespace.learn.finetune`` and ``calibrate``, which call it.
+
+        Args:
+            pairs: module -> (E, F), k_left x p and k_right x p.
+            kept: heads, by the key in the adapter's file.
+
+        Raises:
+            TaskNotFoundError: there is none of that name.
+            MismatchError: a pair does not fit its module.
+        """
+        return self._then(retrained(self._model, name, pairs, kept), "finetune", [name])
 
     def task(self, name: str) -> Task:
         """A task's coefficients, ledger and all that it carries.

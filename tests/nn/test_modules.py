@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sharespace.errors import MismatchError
-from sharespace.nn import applied, linear_module, replace_modules
-from sharespace.shapes import ModuleShape
+from sharespace.nn import applied
 from sharespace.subspace.adapter import LayerUpdate
 
 
@@ -67,22 +66,17 @@ def test_applied_changes_nothing_where_an_update_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "message"),
-    [
-        ("7", ModuleShape(7, 5), "not in this model"),
-        ("0", ModuleShape(5, 7), r"Linear of \(7, 5\)"),
-        ("2", ModuleShape(1, 9, "conv", (3, 3)), "Conv2d"),
-    ],
+    ("name", "sides", "message"),
+    [("7", (7, 5), "not in this model"), ("0", (5, 7), r"Linear of \(7, 5\)")],
 )
-def test_modules_that_do_not_fit_are_named(name: str, shape: ModuleShape, message: str) -> None:
-    with pytest.raises(MismatchError, match=message):
-        linear_module(model(), name, shape)
+def test_modules_that_do_not_fit_are_named(name: str, sides: tuple[int, int], message: str) -> None:
+    with pytest.raises(MismatchError, match=message), applied(model(), {name: update(*sides)}):
+        pass
 
 
-def test_replace_gives_the_originals_back() -> None:
-    net = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
-    new = nn.Identity()
-    originals = replace_modules(net, {"0.0": new})
-    assert net.get_submodule("0.0") is new
-    replace_modules(net, originals)
-    assert isinstance(net.get_submodule("0.0"), nn.Linear)
+def test_a_convolution_is_changed_as_a_flattened_matrix() -> None:
+    net, x = model(), torch.randn(1, 1, 3, 3)
+    before, new = net[2](x), update(1, 9)
+    with torch.no_grad(), applied(net, {"2": new}):
+        got = net[2](x)
+    torch.testing.assert_close(got, before + (new.up @ new.down) @ x.reshape(9, 1)[None, None])

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from sharespace.demo.models import HEAD, Base, accuracy, linear_modules, logits, percent
 from sharespace.demo.tasks import Examples, Task
 from sharespace.extras import require
-from sharespace.learn import Recipe, attach, collect, detach, fit
-from sharespace.nn import applied
+from sharespace.learn import Method, Training, adapt, fit, load_task
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter
 
@@ -30,8 +29,8 @@ class Job:
         """The base model with a head for this task; the same start in all four ways."""
         return self.base.model(self.task.labels, self.seed)
 
-    def recipe(self, recipe: Recipe) -> Recipe:
-        return replace(recipe, seed=self.seed)
+    def seeded(self, training: Training) -> Training:
+        return replace(training, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def train_head(job: Job) -> Trained:
     """Nothing but a new head on the frozen base model."""
     model = job.model().requires_grad_(False)
     model.get_submodule(HEAD).requires_grad_(True)
-    fit(model, job.train, job.recipe(job.base.settings.head))
+    fit(model, job.train, job.seeded(job.base.settings.head))
     return Trained(accuracy(model, job.test), _trainable(model))
 
 
@@ -67,7 +66,7 @@ def train_lora(job: Job, folder: Path) -> Trained:
         modules_to_save=[HEAD],
     )
     model = peft.get_peft_model(base, config)
-    fit(model, job.train, job.recipe(settings.lora))
+    fit(model, job.train, job.seeded(settings.lora))
     # "auto" would ask the Hub whether the base model's vocabulary was resized.
     model.save_pretrained(folder, save_embedding_layers=False)
     return Trained(accuracy(model, job.test), _trainable(model))
@@ -76,13 +75,17 @@ def train_lora(job: Job, folder: Path) -> Trained:
 def learn_in_subspace(job: Job, share: Share) -> tuple[Adapter, Trained]:
     """Coefficients, temporary directions and a head; the bases stay as they are."""
     settings = job.base.settings
-    handle = attach(
-        job.model(), share.model, p=settings.p, phi=settings.phi, seed=job.seed, heads=[HEAD]
+    method = Method(p=settings.p, phi=settings.phi, heads=(HEAD,), seed=job.seed)
+    learned = adapt(
+        job.model(),
+        share,
+        job.train,
+        job.seeded(settings.subspace),
+        task=job.task.name,
+        method=method,
     )
-    fit(handle.model, job.train, job.recipe(settings.subspace))
-    trained = Trained(accuracy(handle.model, job.test), handle.trainable)
-    detach(handle)
-    return collect(handle, job.task.name), trained
+    trained = Trained(accuracy(learned.model, job.test), learned.trainable.total)
+    return learned.adapter, trained
 
 
 def score_in_share(job: Job, share: Share) -> float:
@@ -103,10 +106,7 @@ def export_difference(job: Job, share: Share, folder: Path) -> float:
 
 
 def _logits_in_share(job: Job, share: Share) -> Tensor:
-    kept = share.task(job.task.name).kept
-    head = {key.removeprefix("base_model.model."): tensor for key, tensor in kept.items()}
-    with applied(job.model(), share.updates(job.task.name), head) as model:
-        return logits(model, job.test)
+    return logits(load_task(job.model(), share, job.task.name), job.test)
 
 
 def _trainable(model: nn.Module) -> int:

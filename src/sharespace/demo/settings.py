@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sharespace.learn import Recipe
+from sharespace.learn import Training
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Settings:
     """Pseudo-rank of the tasks learned in the subspace."""
     phi: int
     """Temporary directions a side."""
-    pretrain: Recipe
-    head: Recipe
-    lora: Recipe
-    subspace: Recipe
+    pretrain: Training
+    head: Training
+    lora: Training
+    subspace: Training
 
 
 FULL = Settings(
@@ -43,10 +43,10 @@ FULL = Settings(
     k=16,
     p=4,
     phi=1,
-    pretrain=Recipe(steps=400, learning_rate=2e-3, weight_decay=0.05, cpu=True),
-    head=Recipe(steps=150, learning_rate=2e-2, cpu=True),
-    lora=Recipe(steps=200, learning_rate=1e-2, cpu=True),
-    subspace=Recipe(steps=200, learning_rate=2e-2, cpu=True),
+    pretrain=Training(steps=400, learning_rate=2e-3, weight_decay=0.05, cpu=True),
+    head=Training(steps=150, learning_rate=2e-2, cpu=True),
+    lora=Training(steps=200, learning_rate=1e-2, cpu=True),
+    subspace=Training(steps=200, learning_rate=2e-2, cpu=True),
 )
 
 QUICK = Settings(
@@ -60,9 +60,9 @@ QUICK = Settings(
     k=4,
     p=2,
     phi=1,
-    pretrain=Recipe(steps=150, learning_rate=1e-2, batch_size=32, cpu=True),
-    head=Recipe(steps=20, learning_rate=2e-2, batch_size=32, cpu=True),
-    lora=Recipe(steps=40, learning_rate=2e-2, batch_size=32, cpu=True),
-    subspace=Recipe(steps=40, learning_rate=4e-2, batch_size=32, cpu=True),
+    pretrain=Training(steps=150, learning_rate=1e-2, batch_size=32, cpu=True),
+    head=Training(steps=20, learning_rate=2e-2, batch_size=32, cpu=True),
+    lora=Training(steps=40, learning_rate=2e-2, batch_size=32, cpu=True),
+    subspace=Training(steps=40, learning_rate=4e-2, batch_size=32, cpu=True),
 )
 """Too short to learn well: for tests."""

@@ -57,8 +57,12 @@ def download(hub: HubId) -> Path:
     Raises:
         AdapterError: no such repository or revision, no access, or no connection.
     """
+    return _snapshot(hub, FILES)
+
+
+def _snapshot(hub: HubId, files: list[str]) -> Path:
     try:
-        folder = snapshot_download(hub.repository, revision=hub.revision, allow_patterns=FILES)
+        folder = snapshot_download(hub.repository, revision=hub.revision, allow_patterns=files)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AdapterError(
@@ -67,3 +71,18 @@ def download(hub: HubId) -> Path:
             "Check the name, your token and the connection",
         ) from error
     return Path(folder)
+
+
+STORE_FILES = ["share.json", "versions/*.json", "objects/*.safetensors"]
+
+
+def download_store(source: str) -> Path:
+    """A local folder with a Share model's store from the Hub, or the path itself.
+
+    Raises:
+        AdapterError: no such repository or revision, no access, or no connection.
+    """
+    hub = parse_hub_id(source)
+    if hub is None:
+        return Path(source).absolute()
+    return _snapshot(hub, STORE_FILES)

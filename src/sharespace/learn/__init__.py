@@ -1,6 +1,24 @@
-"""Learning new tasks from data, inside the subspace."""
+"""Learning tasks from data, inside the subspace, on the Trainer of transformers."""
 
-from sharespace.learn.adapt import Attached, attach, collect, detach
-from sharespace.learn.training import Fit, Recipe, fit
+from sharespace.learn.adapt import Adapted, Method, Trainable, adapt, merge_from, prepare
+from sharespace.learn.calibrate import Calibrated, calibrate
+from sharespace.learn.finetune import Finetuned, finetune, load_task
+from sharespace.learn.training import Fit, Setup, Training, fit
 
-__all__ = ["Attached", "Fit", "Recipe", "attach", "collect", "detach", "fit"]
+__all__ = [
+    "Adapted",
+    "Calibrated",
+    "Finetuned",
+    "Fit",
+    "Method",
+    "Setup",
+    "Trainable",
+    "Training",
+    "adapt",
+    "calibrate",
+    "finetune",
+    "fit",
+    "load_task",
+    "merge_from",
+    "prepare",
+]

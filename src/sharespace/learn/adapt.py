@@ -1,177 +1,188 @@
-"""Learn one task inside a Share model's subspace: attach, train with any loop, collect.
+"""Learn a new task from data inside a Share model's subspace (method.md, step 2).
 
-The result is an ordinary Adapter whose update holds the temporary directions too, so that
-``sharespace.subspace.merge.merge`` absorbs them (method.md, steps 2 and 3). No earlier task's data,
-coefficients or head is read or changed, but for the mean core if the start asks for it.
+No earlier task's data, coefficients or head is read or changed, but for the cores that ``start``
+names.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sharespace.errors import MismatchError, OptionError
-from sharespace.nn import SubspaceLinear, linear_module, replace_modules
-from sharespace.subspace.adapter import Adapter, BaseModel, Provenance
-from sharespace.subspace.project import dense_cores
-from sharespace.subspace.state import Private, ShareModel
+from sharespace.errors import OptionError, TaskExistsError
+from sharespace.extras import require
+from sharespace.learn.similar import nearest_task
+from sharespace.learn.training import Fit, Setup, Training, fit
+from sharespace.share import Share
+from sharespace.subspace.adapter import Adapter
 
-Start = Literal["zero", "mean"]
 
-PREFIX = "base_model.model."
-"""What PEFT puts before the name of every tensor of the base model."""
+@dataclass(frozen=True)
+class Method:
+    """How a new task is parametrised."""
+
+    p: int = 8
+    """Pseudo-rank."""
+    phi: int = 0
+    """Temporary directions a side; 0 trains coefficients only."""
+    start: str = "zero"
+    """``"zero"`` (dW = 0), ``"mean"`` (of the known tasks' cores), ``"nearest"`` (the known task
+    whose core lowers this task's loss fastest), or a known task's name."""
+    heads: Sequence[str] = ("classifier",)
+    """Modules that are trained whole."""
+    dropout: float = 0.0
+    seed: int = 0
+    """Of the random start."""
+    task_type: str | None = None
+    """PEFT's name for the kind of task; None: the model is wrapped without changes."""
+    component: str | None = None
+    """Part of a pipeline that the model is, such as ``"unet"``."""
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """Numbers that training changes."""
+
+    coefficients: int
+    temporary: int
+    heads: int
+
+    @property
+    def total(self) -> int:
+        return self.coefficients + self.temporary + self.heads
 
 
 @dataclass(frozen=True, eq=False)
-class Attached:
-    """A model made ready for one new task; give it back with ``detach``."""
+class Adapted:
+    """A task that was learned, and not merged yet."""
 
-    model: nn.Module
-    layers: Mapping[str, SubspaceLinear]
-    """Adapted module -> what stands in its place."""
-    heads: Mapping[str, nn.Module]
-    """Module that is trained whole -> the copy that stands in its place."""
-    originals: Mapping[str, nn.Module]
-    """What stood there before."""
-    was_trainable: Mapping[str, bool]
-    """Parameter of the model as it was -> its requires_grad."""
-    was_training: bool
-    base: BaseModel
-
-    @property
-    def trainable(self) -> int:
-        """Numbers that training changes: coefficients, temporary directions and heads."""
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+    adapter: Adapter
+    """Temporary directions and heads included; ``Share.merge`` takes it."""
+    model: Any
+    """The ``PeftModel`` it was trained in; ``sharespace.nn.release`` gives the base model back."""
+    fit: Fit
+    trainable: Trainable
+    start: str
+    """Where it started: what ``"nearest"`` chose."""
 
 
-def attach(
-    model: nn.Module,
-    share: ShareModel,
-    *,
-    p: int,
-    phi: int,
-    seed: int = 0,
-    start: Start = "zero",
-    heads: Sequence[str] = ("classifier",),
-) -> Attached:
-    """Put a trainable layer over every module of the subspace; freeze everything else.
-
-    Args:
-        model: the base model, changed in place until ``detach``; its heads are copied.
-        share: its bases are used as they are; it does not change.
-        p: pseudo-rank of the new task.
-        phi: temporary directions a side; 0 trains coefficients only.
-        seed: of the random start.
-        start: ``"zero"`` (dW = 0) or ``"mean"`` (the mean of the known tasks' cores).
-        heads: modules that are trained whole.
+def prepare(model: nn.Module, share: Share, task: str, method: Method) -> Any:
+    """A ``PeftModel`` over the base model with the new task, ready for any training loop.
 
     Raises:
-        OptionError: p, phi or start is out of range.
-        MismatchError: the model is not the Share model's base; it is unchanged then.
+        TaskExistsError: the Share model knows the task (``finetune`` trains it on).
+        MismatchError: the model is not the Share model's base.
+        OptionError: p, phi or dropout is out of range, or a head is not in the model.
     """
-    _check_options(p, phi, start)
-    _check_heads(model, share, heads)
-    layers = _layers(model, share, p, phi, seed, start)
-    flags = {name: q.requires_grad for name, q in model.named_parameters()}
-    model.requires_grad_(False)
-    copies = {n: copy.deepcopy(model.get_submodule(n)).requires_grad_(True) for n in heads}
-    originals = replace_modules(model, {**layers, **copies})
-    return Attached(model, layers, copies, originals, flags, model.training, share.base)
+    if task in share.tasks:
+        raise TaskExistsError(
+            f"task {task!r}",
+            "the Share model knows it already",
+            "finetune trains a known task on; remove it first to learn it anew",
+        )
+    peft, config_class = require("peft", "train"), require("sharespace.nn", "train").ShareConfig
+    _check_heads(model, share, method.heads)
+    config = config_class(
+        share=require("sharespace.nn", "train").publish(share.model),
+        task=task,
+        p=method.p,
+        phi=method.phi,
+        start=method.start,
+        modules_to_save=list(method.heads) or None,
+        dropout=method.dropout,
+        seed=method.seed,
+        task_type=method.task_type,
+        component=method.component,
+    )
+    return peft.get_peft_model(model, config)
 
 
-def detach(handle: Attached) -> nn.Module:
-    """The model as it was before ``attach``, bit for bit; what was trained stays in the handle."""
-    replace_modules(handle.model, handle.originals)
-    for name, parameter in handle.model.named_parameters():
-        parameter.requires_grad_(handle.was_trainable[name])
-    return handle.model.train(handle.was_training)
-
-
-def collect(handle: Attached, name: str, config: Mapping[str, object] | None = None) -> Adapter:
-    """The task as trained so far, temporary directions and heads included.
+def adapt(
+    model: nn.Module,
+    share: Share,
+    data: Any,
+    training: Training,
+    *,
+    task: str,
+    method: Method | None = None,
+    setup: Setup | None = None,
+) -> Adapted:
+    """Train a new task's coefficients, temporary directions and heads; the bases stay frozen.
 
     Args:
-        handle: attached or detached.
-        name: of the task.
-        config: more fields of PEFT's ``LoraConfig``, for example ``task_type``.
+        model: the base model; PEFT puts its layers into it.
+        share: does not change; ``share.merge(result.adapter)`` absorbs the task.
+        data: examples for Trainer.
+        training: steps, learning rate and the like.
+        task: its name.
+        method: pseudo-rank, temporary directions, start, heads.
+        setup: evaluation, metrics, callbacks, another trainer.
+
+    Raises:
+        TaskExistsError, MismatchError, OptionError: see ``prepare``.
+        MissingExtraError: PEFT, transformers or accelerate is not installed.
     """
-    updates = {module: layer.update() for module, layer in handle.layers.items()}
-    rank = max((u.up.shape[1] for u in updates.values()), default=0)
-    fields: dict[str, object] = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "bias": "none",
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": sorted(updates),
-        "modules_to_save": list(handle.heads) or None,
-    }
-    return Adapter.from_updates(
-        name,
-        updates,
-        base=handle.base,
-        kept=_head_tensors(handle.heads),
-        config={**fields, **(config or {})},
-        provenance=Provenance("learned"),
-    )
+    method = method or Method()
+    if method.start == "nearest":
+        found = nearest_task(model, share, data, training, method.heads, setup)
+        method = replace(method, start=found)
+    peft_model = prepare(model, share, task, method)
+    counted = count_trainable(peft_model)
+    result = fit(peft_model, data, training, setup)
+    collect = require("sharespace.nn", "train").collect
+    adapter = collect(peft_model, task, base=share.model.base)
+    return Adapted(adapter, peft_model, result, counted, method.start)
 
 
-def _check_options(p: int, phi: int, start: Start) -> None:
-    if p < 1 or phi < 0:
-        raise OptionError(f"p={p}, phi={phi}", "p is at least 1 and phi at least 0", "Change them")
-    if start not in ("zero", "mean"):
-        raise OptionError(f"start={start!r}", "not known", "Choose 'zero' or 'mean'")
+def merge_from(
+    share: Share,
+    model: Any,
+    *,
+    task: str | None = None,
+    adapter: str = "default",
+    k: int | None = None,
+) -> Share:
+    """Merge what was trained in a ``PeftModel`` into the Share model (method.md, step 3).
+
+    Args:
+        model: made with ``ShareConfig``, whatever trained it.
+        task: its name; None: the configuration's.
+        adapter: PEFT's name for it.
+        k: a new cap for every layer; None: the caps that it has.
+
+    Raises:
+        OptionError: neither the argument nor the configuration names the task.
+        TaskExistsError: the name is taken.
+    """
+    name = task or model.peft_config[adapter].task
+    if not name:
+        raise OptionError("merge_from", "the task has no name", "Give task=NAME")
+    collect = require("sharespace.nn", "train").collect
+    return share.merge(collect(model, name, adapter=adapter, base=share.model.base), k=k)
 
 
-def _check_heads(model: nn.Module, share: ShareModel, heads: Sequence[str]) -> None:
+def count_trainable(model: nn.Module) -> Trainable:
+    """Numbers that require a gradient, by kind."""
+    counts = {"coefficients": 0, "temporary": 0, "heads": 0}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            counts[_kind(name)] += parameter.numel()
+    return Trainable(**counts)
+
+
+def _kind(name: str) -> str:
+    if "_coefficients." in name:
+        return "coefficients"
+    return "temporary" if "_temporary." in name else "heads"
+
+
+def _check_heads(model: nn.Module, share: Share, heads: Sequence[str]) -> None:
     known = {name for name, _ in model.named_modules()}
     for name in heads:
         if name not in known:
-            raise MismatchError(f"head {name!r}", "not in this model", "Name its module in heads")
-        if name in share.layers:
+            raise OptionError(f"head {name!r}", "not in this model", "Name its module in heads")
+        if name in share.model.layers:
             raise OptionError(f"head {name!r}", "is in the subspace", "Leave it out of heads")
-
-
-def _layers(
-    model: nn.Module, share: ShareModel, p: int, phi: int, seed: int, start: Start
-) -> dict[str, SubspaceLinear]:
-    """A layer for every module of the subspace; an empty subspace without phi has nothing to train.
-
-    Raises:
-        MismatchError: a module is missing or has another shape.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: SubspaceLinear(
-            linear_module(model, name, layer.shape),
-            layer.left_basis,
-            layer.right_basis,
-            p=p,
-            phi=phi,
-            generator=generator,
-            core=_mean_core(share, name) if start == "mean" else None,
-        )
-        for name, layer in share.layers.items()
-        if min(layer.k) + phi > 0
-    }
-
-
-def _mean_core(share: ShareModel, module: str) -> Tensor | None:
-    """Mean over the tasks that have the module in the subspace, float64; None without any."""
-    found = [t.coefficients[module] for t in share.tasks.values() if module in t.coefficients]
-    cores = [c for c in found if not isinstance(c, Private)]
-    return dense_cores(cores, share.layers[module]).mean(dim=0) if cores else None
-
-
-def _head_tensors(heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Copies of the heads' tensors under the keys that PEFT gives them."""
-    return {
-        f"{PREFIX}{name}.{key}": tensor.detach().cpu().clone().contiguous()
-        for name, head in heads.items()
-        for key, tensor in head.state_dict().items()
-    }

@@ -1,6 +1,33 @@
-"""torch modules for learning in the subspace."""
+"""The PEFT method: train and run tasks in a Share model's subspace.
 
-from sharespace.nn.layer import SubspaceLinear
-from sharespace.nn.modules import applied, linear_module, replace_modules
+Importing this package makes the method known to PEFT, so that ``PeftModel.from_pretrained`` and
+``AutoPeftModel`` load what was saved.
+"""
 
-__all__ = ["SubspaceLinear", "applied", "linear_module", "replace_modules"]
+from sharespace.nn.bases import publish
+from sharespace.nn.collect import collect, kept_tensors, layers_of, trained_coefficients
+from sharespace.nn.config import ShareConfig
+from sharespace.nn.layer import SubspaceConv, SubspaceLayer, SubspaceLinear
+from sharespace.nn.model import ShareTuner
+from sharespace.nn.modules import applied, is_transposed
+from sharespace.nn.register import register
+from sharespace.nn.release import release
+
+register()
+
+__all__ = [
+    "ShareConfig",
+    "ShareTuner",
+    "SubspaceConv",
+    "SubspaceLayer",
+    "SubspaceLinear",
+    "applied",
+    "collect",
+    "is_transposed",
+    "kept_tensors",
+    "layers_of",
+    "publish",
+    "register",
+    "release",
+    "trained_coefficients",
+]

@@ -1,114 +1,287 @@
-"""One linear module that learns a new task inside the subspace (method.md, step 2).
+"""The layers of the PEFT method: a frozen module plus tasks' updates in one subspace.
 
 ::
 
-    h = W0 x + [beta, beta'] [E; e] ([F; f]^T [alpha, alpha']^T x)
+    h = W0 x + s [beta, beta'] [E; e] ([F; f]^T [alpha, alpha']^T x)
 
-W0, beta and alpha are frozen and shared by all tasks; E, F, e, f and the phi temporary directions
-a side, beta' and alpha', are trained. Kaushik et al., arXiv 2602.06043, section 3.
+W0, beta and alpha are frozen, beta and alpha are shared by all adapters of the layer; E, F, e, f
+and the temporary directions beta', alpha' belong to one adapter. The factors are multiplied out
+before they meet the inputs, so a step costs what a LoRA of rank p costs, whatever k is.
+Kaushik et al., arXiv 2602.06043, section 3.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import resolve_quantization_backend
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sharespace.errors import MismatchError, OptionError
+from sharespace.nn.modules import is_transposed
+from sharespace.nn.routing import Routing
+from sharespace.nn.start import Values
 from sharespace.subspace.adapter import LayerUpdate
 
-TEMPORARY_SCALE = 0.02
-"""Norm of a column of beta' at the start."""
+_LEFT, _RIGHT = "sharespace_left_coefficients", "sharespace_right_coefficients"
+_NEW_LEFT, _NEW_RIGHT = "sharespace_left_temporary", "sharespace_right_temporary"
 
 
-class SubspaceLinear(nn.Module):
-    """A frozen linear module plus a task's update in the subspace.
+class SubspaceLayer(BaseTunerLayer):
+    """What all kinds of layers have in common; see PEFT's ``BaseTunerLayer``."""
 
-    Args:
-        base: ``nn.Linear`` or Conv1D of transformers; only its forward is used. Whoever wraps it
-            freezes it (``sharespace.learn.attach`` does).
-        left_basis: beta, n x k_left, orthonormal columns.
-        right_basis: alpha, d x k_right, orthonormal columns.
-        p: pseudo-rank; lowered to what k + phi leaves room for.
-        phi: temporary directions a side; lowered to n - k_left and d - k_right.
-        generator: of the random start.
-        core: C, k_left x k_right, that the task starts from; None: dW = 0.
-
-    Trained in float32, or in float64 where the base weight is.
-    """
+    adapter_layer_names = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT)
+    other_param_names = ("sharespace_dropout", "scaling")
 
     left_basis: Tensor
+    """beta, n x k_left; a buffer that all adapters of the layer share."""
     right_basis: Tensor
+    """alpha, d x k_right."""
 
-    def __init__(
-        self,
-        base: nn.Module,
-        left_basis: Tensor,
-        right_basis: Tensor,
-        *,
-        p: int,
-        phi: int,
-        generator: torch.Generator,
-        core: Tensor | None = None,
+    def __init__(self, base_layer: nn.Module, left_basis: Tensor, right_basis: Tensor) -> None:
+        self.base_layer = base_layer
+        self.sharespace_left_coefficients = nn.ParameterDict({})
+        self.sharespace_right_coefficients = nn.ParameterDict({})
+        self.sharespace_left_temporary = nn.ParameterDict({})
+        self.sharespace_right_temporary = nn.ParameterDict({})
+        self.sharespace_dropout = nn.ModuleDict({})
+        self.scaling: dict[str, float] = {}
+        self.routing: Routing | None = None
+        self.quantization_backend = resolve_quantization_backend(self.get_base_layer())
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.cast_input_dtype_enabled = True
+        device = self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
+        # Their names must not contain the method's prefix: transformers rewrites such keys.
+        self.register_buffer("left_basis", left_basis.to(device))
+        self.register_buffer("right_basis", right_basis.to(device))
+
+    def update_layer(
+        self, name: str, values: Values, *, dropout: float, inference_mode: bool
     ) -> None:
+        """Add an adapter, or replace the one of that name."""
+        self.sharespace_left_coefficients[name] = nn.Parameter(values.left_coefficients)
+        self.sharespace_right_coefficients[name] = nn.Parameter(values.right_coefficients)
+        if values.left_temporary.shape[1]:
+            self.sharespace_left_temporary[name] = nn.Parameter(values.left_temporary)
+        if values.right_temporary.shape[1]:
+            self.sharespace_right_temporary[name] = nn.Parameter(values.right_temporary)
+        self.sharespace_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.scaling[name] = 1.0
+        self._move_adapter_to_device_of_base_layer(name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    @property
+    def innermost(self) -> Any:
+        """The module of the base model, below other tuners' layers if there are any."""
+        return self.get_base_layer()
+
+    def has(self, name: str) -> bool:
+        """True where this layer is adapted by that adapter."""
+        return name in self.sharespace_left_coefficients
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """(B^, A^): n x p and d x p with dW = B^ A^^T, in the dtype of the coefficients."""
+        return (
+            _times(
+                self.left_basis,
+                self.sharespace_left_temporary,
+                self.sharespace_left_coefficients,
+                name,
+            ),
+            _times(
+                self.right_basis,
+                self.sharespace_right_temporary,
+                self.sharespace_right_coefficients,
+                name,
+            ),
+        )
+
+    def update(self, name: str) -> LayerUpdate:
+        """The adapter as trained so far, temporary directions included: n x p and p x d."""
+        up, down = (factor.detach().float().cpu() for factor in self.factors(name))
+        return LayerUpdate(up.clone(), down.mT.contiguous(), self.scaling[name])
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """dW in the shape of the base weight, in the dtype of the coefficients."""
+        up, down = self.factors(adapter)
+        # Half precision is multiplied in float32: slow, or not there at all, on CPUs.
+        delta = self.scaling[adapter] * (up.float() @ down.float().mT)
+        return self._as_weight(delta).to(up.dtype)
+
+    def _as_weight(self, delta: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _apply_update(self, name: str, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Weigh one adapter; 1 is as trained. diffusers calls it."""
+        if adapter in self.scaling:
+            self.scaling[adapter] = float(scale)
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the weight of the active adapters."""
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the weight of the active adapters; None: back to 1."""
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.scaling[name] = 1.0 if scale is None else self.scaling[name] / scale
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the active adapters' updates to the base weight.
+
+        Raises:
+            MismatchError: with ``safe_merge``, the result holds NaN or infinity.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if not self.has(name):
+                continue
+            weight = self.get_base_weight()
+            delta = self.get_delta_weight(name).to(weight.device)
+            merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise MismatchError(f"adapter {name!r}", "NaNs detected in the merged weights")
+            self.set_base_weight(merged)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Subtract what ``merge`` added."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            if self.has(name):
+                weight = self.get_base_weight()
+                delta = self.get_delta_weight(name).to(weight.device)
+                self.set_base_weight((weight.to(delta.dtype) - delta).to(weight.dtype))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """True: the update is additive and of low rank (PEFT's ``save_as_lora``)."""
+        return True
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output plus the active adapters', or each row's own (routing)."""
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self._base(x, *args, **kwargs)
+        if self.routing is not None:
+            return self._mixed(x, self.routing.rows(len(x)), *args, **kwargs)
+        result = self._base(x, *args, **kwargs)
+        if self.merged:
+            return result
+        dtype = result.dtype
+        for name in self.active_adapters:
+            if self.has(name):
+                result = result + self._update_of(name, x).to(dtype)
+        return result
+
+    def _base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        return result
+
+    def _update_of(self, name: str, x: Tensor) -> Tensor:
+        dtype = self.sharespace_left_coefficients[name].dtype
+        dropped = self.sharespace_dropout[name](self._cast_input_dtype(x, dtype))
+        return self.scaling[name] * self._apply_update(name, dropped)
+
+    def _mixed(self, x: Tensor, rows: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Every row with its own adapter; a layer that an adapter lacks is the base layer."""
+        if self.merged:
+            raise OptionError(
+                "adapter_names", "there are merged adapters", "Call unmerge_adapter() first"
+            )
+        result = self._base(x, *args, **kwargs)
+        for name in dict.fromkeys(rows):
+            if self.has(name):
+                index = torch.tensor([i for i, r in enumerate(rows) if r == name], device=x.device)
+                update = self._update_of(name, x[index]).to(result.dtype)
+                result = result.index_add(0, index, update)
+        return result
+
+
+class SubspaceLinear(nn.Module, SubspaceLayer):
+    """Over ``nn.Linear``, Conv1D of transformers, or a quantised linear layer."""
+
+    def __init__(self, base_layer: nn.Module, left_basis: Tensor, right_basis: Tensor) -> None:
         super().__init__()
-        self.base = base
-        weight = next(base.parameters())
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        new_left = complement(left_basis, phi, generator) * TEMPORARY_SCALE
-        new_right = complement(right_basis, phi, generator)
-        k_left, k_right = left_basis.shape[1], right_basis.shape[1]
-        sides = (k_left + new_left.shape[1], k_right + new_right.shape[1])
-        left, right = start(sides, min(p, *sides), core, generator)
-        self.register_buffer("left_basis", left_basis.to(weight.device, dtype))
-        self.register_buffer("right_basis", right_basis.to(weight.device, dtype))
-        self.left_temporary = nn.Parameter(new_left.to(weight.device, dtype))
-        self.right_temporary = nn.Parameter(new_right.to(weight.device, dtype))
-        self.left_coefficients = nn.Parameter(left.to(weight.device, dtype))
-        self.right_coefficients = nn.Parameter(right.to(weight.device, dtype))
+        SubspaceLayer.__init__(self, base_layer, left_basis, right_basis)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """B^ (n x p) and A^ (d x p), with dW = B^ A^^T."""
-        left = torch.cat([self.left_basis, self.left_temporary], dim=1)
-        right = torch.cat([self.right_basis, self.right_temporary], dim=1)
-        return left @ self.left_coefficients, right @ self.right_coefficients
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return SubspaceLayer.forward(self, x, *args, **kwargs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., d) -> h (..., n), in the dtype of the base module's output."""
-        up, down = self.factors()
-        hidden: Tensor = self.base(x)
-        return hidden + ((x.to(down.dtype) @ down) @ up.mT).to(hidden.dtype)
+    def _as_weight(self, delta: Tensor) -> Tensor:
+        return delta.mT if is_transposed(self.innermost) else delta
 
-    def update(self) -> LayerUpdate:
-        """dW as trained so far, temporary directions included: up n x p, down p x d, scaling 1."""
-        up, down = self.factors()
-        return LayerUpdate(up.detach().clone(), down.detach().mT.contiguous())
+    def _apply_update(self, name: str, x: Tensor) -> Tensor:
+        up, down = self.factors(name)
+        return functional.linear(functional.linear(x, down.mT), up)
 
 
-def start(
-    sides: tuple[int, int], p: int, core: Tensor | None, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """[E; e] and [F; f] before training: (k_left + phi) x p and (k_right + phi) x p.
+class SubspaceConv(nn.Module, SubspaceLayer):
+    """Over a convolution, its weight seen as c_out x (c_in / groups * kernel cells)."""
 
-    Zero: E = e = 0 and orthonormal [F; f]. With all of them zero there would be no gradient.
-    From a core: C's own split, e = 0; a column that C does not fill starts as in the zero start.
+    def __init__(self, base_layer: nn.Module, left_basis: Tensor, right_basis: Tensor) -> None:
+        super().__init__()
+        SubspaceLayer.__init__(self, base_layer, left_basis, right_basis)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return SubspaceLayer.forward(self, x, *args, **kwargs)
+
+    def _as_weight(self, delta: Tensor) -> Tensor:
+        return delta.reshape(self.innermost.weight.shape)
+
+    def _apply_update(self, name: str, x: Tensor) -> Tensor:
+        up, down = self.factors(name)
+        base = self.innermost
+        if base.groups > 1:
+            # Rows of dW belong to groups, so no common down convolution exists.
+            grouped: Tensor = base._conv_forward(x, self._as_weight(up @ down.mT), None)
+            return grouped
+        kernel = down.mT.reshape(-1, *base.weight.shape[1:])
+        hidden: Tensor = base._conv_forward(x, kernel, None)
+        return functional.linear(hidden.movedim(1, -1), up).movedim(-1, 1)
+
+
+def _times(
+    basis: Tensor, new: nn.ParameterDict, coefficients: nn.ParameterDict, name: str
+) -> Tensor:
+    """[basis, temporary] @ coefficients."""
+    mine = coefficients[name]
+    directions: Tensor = basis.to(mine.dtype)
+    if name in new:
+        directions = torch.cat([directions, new[name].to(mine.dtype)], dim=1)
+    return torch.matmul(directions, mine)
+
+
+def sides(module: Any) -> tuple[int, int]:
+    """(n, d) of a module's weight; Conv1D of transformers and quantised weights as they act.
+
+    Raises:
+        MismatchError: a module of a kind that has no place in a subspace.
     """
-    right = torch.linalg.qr(torch.randn(sides[1], p, generator=generator))[0]
-    left = torch.zeros(sides[0], p)
-    if core is not None and core.numel():
-        u, s, vh = torch.linalg.svd(core.double(), full_matrices=False)
-        filled = int((s[:p] > 1e-6 * s[0]).sum()) if s[0] > 0 else 0
-        root = s[:filled].sqrt()
-        left[: len(u), :filled] = (u[:, :filled] * root).float()
-        right[:, :filled] = 0
-        right[: vh.shape[1], :filled] = (vh[:filled].mT * root).float()
-    return left, right
-
-
-def complement(basis: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Random orthonormal directions orthogonal to a basis: n x min(count, n - k), float64."""
-    n, k = basis.shape
-    draw = torch.randn(n, min(count, n - k), generator=generator).double()
-    known = torch.linalg.qr(basis.cpu().double())[0]
-    # Twice, as one pass leaves what rounding put back into the basis.
-    for _ in range(2):
-        draw = torch.linalg.qr(draw - known @ (known.mT @ draw))[0]
-    return draw
+    if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
+        return module.out_channels, math.prod(module.weight.shape[1:])
+    if is_transposed(module):
+        rows, columns = module.weight.shape
+        return int(columns), int(rows)
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.out_features), int(module.in_features)
+    raise MismatchError(
+        f"module of type {type(module).__name__}",
+        "neither linear nor a convolution",
+        "Leave it out of target_modules; embeddings and heads go into modules_to_save",
+    )

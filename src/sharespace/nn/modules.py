@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from sharespace.errors import MismatchError
-from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import LayerUpdate
 
 
@@ -18,11 +17,11 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
-def linear_module(model: nn.Module, name: str, shape: ModuleShape) -> nn.Module:
-    """The linear module (or Conv1D) of that name.
+def adapted_module(model: nn.Module, name: str, sides: tuple[int, int]) -> nn.Module:
+    """The module of that name, whose weight is n x d (Conv1D: d x n; a convolution: flattened).
 
     Raises:
-        MismatchError: the model has no such module, or it has another shape or kind.
+        MismatchError: the model has no such module, or it has another shape.
     """
     try:
         module = model.get_submodule(name)
@@ -31,24 +30,16 @@ def linear_module(model: nn.Module, name: str, shape: ModuleShape) -> nn.Module:
             f"module {name!r}", "not in this model", "Use the base model the adapters belong to"
         ) from error
     weight = getattr(module, "weight", None)
-    met = tuple(weight.shape) if isinstance(weight, Tensor) else ()
+    flat = weight.flatten(1) if isinstance(weight, Tensor) and weight.ndim > 1 else None
+    met = tuple(flat.shape) if flat is not None else ()
     met = met[::-1] if is_transposed(module) else met
-    if shape.kind != "linear" or met != (shape.out_features, shape.in_features):
+    if met != sides:
         raise MismatchError(
             f"module {name!r}",
-            f"is {type(module).__name__} of {met}, but the update is {shape}",
-            "Only linear modules of the base model the adapters belong to are supported",
+            f"is {type(module).__name__} of {met}, but the update is {sides[0]}x{sides[1]}",
+            "Use the base model the adapters belong to",
         )
     return module
-
-
-def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Put modules in the place of others; returns those others, by name."""
-    originals = {name: model.get_submodule(name) for name in new}
-    for name, module in new.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, module)
-    return originals
 
 
 @contextmanager
@@ -69,11 +60,11 @@ def applied(
     """
     changed: dict[str, Tensor] = dict(tensors or {})
     for name, update in updates.items():
-        shape = ModuleShape(update.up.shape[0], update.down.shape[1])
-        module = linear_module(model, name, shape)
+        module = adapted_module(model, name, (update.up.shape[0], update.down.shape[1]))
         delta = update.scaling * (update.up.double() @ update.down.double())
         weight = model.get_parameter(f"{name}.weight").detach().double()
-        changed[f"{name}.weight"] = weight + (delta.mT if is_transposed(module) else delta)
+        turned = delta.mT if is_transposed(module) else delta
+        changed[f"{name}.weight"] = weight + turned.reshape(weight.shape)
     parameters = {name: model.get_parameter(name) for name in changed}
     before = {name: p.detach().clone() for name, p in parameters.items()}
     try:

@@ -130,6 +130,9 @@ class Private:
 Coefficients: TypeAlias = Factors | Core | Private
 
 
+FINETUNE = "finetune"
+"""Event of a ledger after which a task is what was trained then, and not what it came as."""
+
 _NEGLIGIBLE = 1e-5
 """Of a module's norm: what an exact merge may round away."""
 
@@ -169,24 +172,38 @@ class Ledger:
         return float(self.norms.square().sum().sqrt())
 
     @property
+    def segment(self) -> int:
+        """Index of the first event that counts: the last finetune, which made the task anew."""
+        return max((i for i, event in enumerate(self.events) if event == FINETUNE), default=0)
+
+    @property
     def bounds(self) -> Tensor:
-        """float64 [modules]: absolute bound on each module's error; the sum, by the triangle
-        inequality (a root of the sum of squares would not be a bound)."""
-        return self.truncations.sum(dim=1)
+        """float64 [modules]: absolute bound on each module's error since the last finetune; the
+        sum, by the triangle inequality (a root of the sum of squares would not be a bound)."""
+        return self.truncations[:, self.segment :].sum(dim=1)
 
     @property
     def bound(self) -> float:
-        """Bound on the relative error of the whole task."""
+        """Bound on the relative error of the whole task since the last finetune."""
+        return self._relative(self.bounds)
+
+    @property
+    def earlier_bound(self) -> float:
+        """Bound on the relative error that the task had reached before the last finetune."""
+        return self._relative(self.truncations[:, : self.segment].sum(dim=1))
+
+    def _relative(self, bounds: Tensor) -> float:
         total = self.total_norm
-        return float(self.bounds.square().sum().sqrt()) / total if total else 0.0
+        return float(bounds.square().sum().sqrt()) / total if total else 0.0
 
     @property
     def measured(self) -> bool:
         """True while all but one event took no more than rounding, so that the ledger is the error
         itself."""
-        if not self.events:
+        counted = self.truncations[:, self.segment :]
+        if not counted.shape[1]:
             return True
-        others = self.truncations.sum(dim=1) - self.truncations.amax(dim=1)
+        others = counted.sum(dim=1) - counted.amax(dim=1)
         return bool((others <= _NEGLIGIBLE * self.norms).all())
 
 

@@ -1,0 +1,83 @@
+"""Train a known task on, where its data is at hand: coefficients only, bases frozen.
+
+"Share-full" of the paper: after the stream the coefficients of every task are trained once more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sharespace.extras import require
+from sharespace.learn.adapt import Trainable, count_trainable
+from sharespace.learn.training import Fit, Setup, Training, fit
+from sharespace.share import Share
+
+
+@dataclass(frozen=True, eq=False)
+class Finetuned:
+    """A Share model in which one task was trained on."""
+
+    share: Share
+    """The bases and all other tasks are as they were, bit for bit."""
+    model: Any
+    """The ``PeftModel`` it was trained in."""
+    fit: Fit
+    trainable: Trainable
+
+
+def load_task(model: nn.Module, share: Share, task: str, *, component: str | None = None) -> Any:
+    """The base model as a ``PeftModel`` that runs a known task, its heads included.
+
+    Raises:
+        TaskNotFoundError: there is no such task.
+        MismatchError: the model is not the Share model's base, or a head does not fit.
+    """
+    peft, ours = require("peft", "train"), require("sharespace.nn", "train")
+    known = share.task(task)
+    prefix = f"{component}." if component else ""
+    config = ours.ShareConfig(
+        share=ours.publish(share.model),
+        task=task,
+        target_modules=[m.removeprefix(prefix) for m in known.coefficients],
+        component=component,
+    )
+    return peft.get_peft_model(model, config)
+
+
+def finetune(
+    model: nn.Module,
+    share: Share,
+    data: Any,
+    training: Training,
+    *,
+    task: str,
+    heads: bool = True,
+    component: str | None = None,
+    setup: Setup | None = None,
+) -> Finetuned:
+    """Train a known task's coefficients further; its ledger starts a new segment.
+
+    Args:
+        model: the base model; PEFT puts its layers into it.
+        data: the task's examples.
+        task: its name.
+        heads: train the task's heads, too.
+
+    Raises:
+        TaskNotFoundError: there is no such task.
+        MismatchError: the model is not the Share model's base.
+    """
+    peft_model = load_task(model, share, task, component=component)
+    for name, parameter in peft_model.named_parameters():
+        # A private update is held as temporary directions: not those, but what weighs them.
+        if "_temporary." in name or (not heads and "modules_to_save" in name):
+            parameter.requires_grad_(False)
+    counted = count_trainable(peft_model)
+    result = fit(peft_model, data, training, setup)
+    ours = require("sharespace.nn", "train")
+    pairs = ours.trained_coefficients(peft_model, "default", share.task(task))
+    changed = share.retrained(task, pairs, ours.kept_tensors(peft_model, "default"))
+    return Finetuned(changed, peft_model, result, counted)
