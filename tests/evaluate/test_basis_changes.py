@@ -8,7 +8,7 @@ import pytest
 
 from builders import FULL, MODULE, adapter, build, relatives, strangers, update
 from sharespace.evaluate import settling
-from sharespace.evaluate.settling import step_change
+from sharespace.evaluate.basis_changes import step_change
 from sharespace.subspace.merge import merge
 
 
