@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,7 @@ def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: i
         raise OptionError(f"p={p}", f"the task has p={own}", "Leave p out, or give at least that")
     more = max((p or own) - own, 0)
     generator = torch.Generator().manual_seed(seed)
-    extra = torch.linalg.qr(torch.randn(layer.k[1], more, generator=generator))[0]
+    extra = _unit_scale(layer.k[1], more, generator)
     left = torch.cat([left, torch.zeros(layer.k[0], extra.shape[1])], dim=1)
     right = torch.cat([right, extra], dim=1)
     return Values(left, right, torch.zeros(n, 0), torch.zeros(d, 0))
@@ -79,10 +80,12 @@ def start(
 ) -> tuple[Tensor, Tensor]:
     """[E; e] and [F; f] before training: (k_left + phi) x p and (k_right + phi) x p.
 
-    Zero: E = e = 0 and orthonormal [F; f]. With all of them zero there would be no gradient.
+    Zero: E = e = 0 and [F; f] random, orthogonal, with entries of unit scale (the paper's): the
+    step of an optimizer such as Adam has the same size in every entry, so this is what makes it
+    comparable to LoRA's. With all of them zero there would be no gradient.
     From a core: C's own split, e = 0; a column that C does not fill starts as in the zero start.
     """
-    right = torch.linalg.qr(torch.randn(sides[1], p, generator=generator))[0]
+    right = _unit_scale(sides[1], p, generator)
     left = torch.zeros(sides[0], p)
     if core is not None and core.numel():
         u, s, vh = torch.linalg.svd(core.double(), full_matrices=False)
@@ -92,6 +95,12 @@ def start(
         right[:, :filled] = 0
         right[: vh.shape[1], :filled] = (vh[:filled].mT * root).float()
     return left, right
+
+
+def _unit_scale(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Orthogonal columns whose entries have a root mean square of 1."""
+    drawn = torch.randn(rows, columns, generator=generator)
+    return math.sqrt(rows) * torch.linalg.qr(drawn)[0]
 
 
 def complement(basis: Tensor, count: int, generator: torch.Generator) -> Tensor:
