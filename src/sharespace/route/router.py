@@ -1,0 +1,187 @@
+"""The nearest task by feature statistics: a linear discriminant, without training.
+
+Each task is a Gaussian with its own mean and one covariance for all (Fisher's discriminant; as a
+router of tasks and classes in continual learning: Goswami et al., FeCAM, arXiv 2309.14062;
+McDonnell et al., RanPAC, arXiv 2307.02251). "None of the tasks" is one Gaussian over all inputs
+seen, with their total covariance, so that the margin is a log-likelihood ratio (the relative
+Mahalanobis distance of Ren et al., arXiv 2106.09022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from sharespace.errors import OptionError, TaskExistsError, TaskNotFoundError
+from sharespace.route import files
+from sharespace.route.routing import Routing, choose, margin_for
+from sharespace.route.statistics import Statistics, check_dimension
+
+
+@dataclass(frozen=True, eq=False)
+class _Gaussians:
+    """Gaussians of one covariance, in coordinates where it is the identity."""
+
+    whitening: Tensor
+    """float64 [d, d], lower: covariance = whitening @ whitening.T."""
+    means: Tensor
+    """float64 [Gaussians, d], whitened."""
+
+    @classmethod
+    def of(cls, means: Tensor, covariance: Tensor, shrinkage: float) -> _Gaussians:
+        whitening = torch.linalg.cholesky(_shrunk(covariance, shrinkage))
+        return cls(whitening, _whitened(whitening, means))
+
+    def log_densities(self, x: Tensor) -> Tensor:
+        """[inputs, Gaussians], without the constant that all Gaussians of a dimension share."""
+        apart = torch.cdist(
+            _whitened(self.whitening, x), self.means, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        half_log_det = self.whitening.diagonal().log().sum()
+        return -apart.square() / 2 - half_log_det
+
+
+@dataclass(frozen=True, eq=False)
+class Router:
+    """Statistics of every task, and where to stop trusting them; changed only by copies."""
+
+    tasks: Mapping[str, Statistics] = field(default_factory=dict)
+    """In the order in which they came, which changes nothing but the columns of the scores."""
+    shrinkage: float = 0.01
+    """In (0, 1]: this part of each covariance is replaced by a multiple of the identity with the
+    same trace (Ledoit & Wolf's form with a fixed intensity); 1 compares plain distances."""
+    margin: float | None = None
+    """In nats: an input whose best task is less than this above "none of them" goes to the base
+    model; None never does. See ``with_fallback_rate``."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shrinkage <= 1:
+            raise OptionError(f"shrinkage {self.shrinkage}", "not in (0, 1]", "For example 0.01")
+        if self.margin is not None and math.isnan(self.margin):
+            raise OptionError("margin", "not a number", "Give a number, or None for no fallback")
+        object.__setattr__(self, "tasks", MappingProxyType(dict(self.tasks)))
+        for name, statistics in self.tasks.items():
+            check_dimension(f"task {name!r}", statistics.dimension, self.dimension)
+
+    @property
+    def dimension(self) -> int:
+        """d of the features; 0 without tasks."""
+        return next((s.dimension for s in self.tasks.values()), 0)
+
+    def with_task(self, name: str, statistics: Statistics) -> Router:
+        """The router with one more task; what it knows of the others is not touched.
+
+        Raises:
+            TaskExistsError: the name is empty, or there is such a task.
+            MismatchError: features of another dimension.
+        """
+        if not name or name in self.tasks:
+            why = "there is a task of that name already" if name else "a name must not be empty"
+            raise TaskExistsError(f"task {name!r}", why, "Give it another name")
+        return replace(self, tasks={**self.tasks, name: statistics})
+
+    def without_task(self, name: str) -> Router:
+        """The router as if the task had never come, to the last bit.
+
+        Raises:
+            TaskNotFoundError: there is none of that name.
+        """
+        if name not in self.tasks:
+            known = ", ".join(map(repr, self.tasks)) or "none"
+            raise TaskNotFoundError(f"task {name!r}", "not in the router", f"Known: {known}")
+        return replace(self, tasks={n: s for n, s in self.tasks.items() if n != name})
+
+    def with_fallback_rate(self, rate: float, features: Tensor) -> Router:
+        """The router with the margin at which this part of the tasks' own inputs is given up.
+
+        Args:
+            rate: in [0, 1), for example 0.05.
+            features: [inputs, d] of the tasks' inputs that their statistics have not seen (on
+                those seen the margin comes out too high); as many of each task as are to count.
+
+        Raises:
+            OptionError: the rate is not in [0, 1), or there are no inputs.
+            MismatchError: features of another dimension.
+        """
+        return replace(self, margin=margin_for(self.route(features).margins, rate))
+
+    def route(self, features: Tensor) -> Routing:
+        """The nearest task of each input; task priors are equal.
+
+        Args:
+            features: [inputs, d], from ``route.features`` with the base model and pooling that
+                the statistics were made with.
+
+        Raises:
+            OptionError: no tasks, no inputs, or features that are not finite.
+            MismatchError: features of another dimension.
+        """
+        if not self.tasks:
+            raise OptionError("router", "it has no task", "Add one by with_task")
+        if features.ndim != 2 or not bool(torch.isfinite(features).all()):
+            why = f"shape {tuple(features.shape)} or a value is not finite"
+            raise OptionError("features", why, "Give finite features, one row for each input")
+        check_dimension("features", features.shape[1], self.dimension)
+        x = features.detach().cpu().double()
+        none = self._background.log_densities(x)[:, 0]
+        return choose(tuple(self.tasks), self._nearest.log_densities(x), none, self.margin)
+
+    def save(self, path: str | Path) -> None:
+        """Write the router to one safetensors file, whole or not at all; see ``route.files``.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        files.save(Path(path), files.Contents(self.tasks, self.shrinkage, self.margin))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Router:
+        """Read a router; it gives the same scores to the last bit.
+
+        Raises:
+            StoreNotFoundError: there is no such file.
+            SchemaVersionError: it was written by a newer release.
+            CorruptStoreError: it is no router, or its bytes have changed.
+        """
+        found = files.load(Path(path))
+        return cls(found.tasks, found.shrinkage, found.margin)
+
+    @property
+    def _sorted(self) -> list[Statistics]:
+        """By name, so that sums do not depend, even in rounding, on the order of arrival."""
+        return [self.tasks[name] for name in sorted(self.tasks)]
+
+    @cached_property
+    def _nearest(self) -> _Gaussians:
+        """One Gaussian a task, with the covariance within the tasks."""
+        total = torch.stack([s.scatter for s in self._sorted]).sum(dim=0)
+        count = sum(s.count for s in self._sorted)
+        means = torch.stack([s.mean for s in self.tasks.values()])
+        return _Gaussians.of(means, total / count, self.shrinkage)
+
+    @cached_property
+    def _background(self) -> _Gaussians:
+        """One Gaussian over the inputs of all tasks."""
+        first, *rest = self._sorted
+        for statistics in rest:
+            first = first.add(statistics)
+        return _Gaussians.of(first.mean[None], first.scatter / first.count, self.shrinkage)
+
+
+def _shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
+    # The trace of a single input is 0; any positive scale then makes a usable distance.
+    scale = float(covariance.diagonal().mean()) or 1.0
+    eye = torch.eye(len(covariance), dtype=covariance.dtype)
+    return (1 - shrinkage) * covariance + shrinkage * scale * eye
+
+
+def _whitened(whitening: Tensor, rows: Tensor) -> Tensor:
+    solved: Tensor = torch.linalg.solve_triangular(whitening, rows.mT, upper=False)
+    return solved.mT
