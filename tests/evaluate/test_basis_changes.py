@@ -32,8 +32,10 @@ def test_a_merge_at_the_cap_turns_the_bases() -> None:
         assert step.max_angle is not None
         assert step.mean_angle is not None
         assert 0 < step.mean_angle < step.max_angle <= math.pi / 2
-        assert list(step.angles) == sorted(step.angles)
-        assert len(step.angles) == 8
+        assert step.left_angles == step.left[MODULE].angles
+        assert step.right_angles == step.right[MODULE].angles
+        assert len(step.left_angles) == len(step.right_angles) == 4
+        assert step.max_angle == max(*step.left_angles, *step.right_angles)
 
 
 def test_relatives_settle() -> None:
@@ -47,13 +49,21 @@ def test_relatives_settle() -> None:
     assert steps[-1].max_angle == pytest.approx(0.0, abs=1e-5)
 
 
+def test_angles_of_all_modules_stand_in_one_ascending_row() -> None:
+    both = {m: update(12, 9, 3, s) for s, m in enumerate("mn")}
+    before = build([adapter("a", both)], 2)
+    (step,) = settling([before, merge(before, [adapter("b", update(12, 9, 3, 9))])])
+    assert list(step.left_angles) == sorted(step.left_angles)
+    assert len(step.left_angles) == sum(len(c.angles) for c in step.left.values())
+
+
 def test_modules_without_a_basis_on_both_sides_are_left_out() -> None:
     one = build([adapter("a", {"m": update(8, 6, 2), "n": update(8, 6, 2, 1)})], FULL)
     two = build([adapter("a", {"m": update(8, 6, 2, 5), "o": update(8, 6, 2, 1)})], FULL)
     assert set(step_change(one, two).left) == {"m"}
     nothing = step_change(one, build([adapter("a", {"o": update(8, 6, 2)})], FULL))
     assert (nothing.mean_angle, nothing.max_angle, nothing.overlap) == (None, None, None)
-    assert nothing.angles == ()
+    assert nothing.left_angles == nothing.right_angles == ()
 
 
 def test_one_model_has_no_step() -> None:

@@ -52,6 +52,13 @@ def test_acc_is_the_mean_of_the_last_row() -> None:
     assert measures.acc(R) == 74.0
 
 
+def test_acc_over_steps_counts_the_tasks_learned_by_then() -> None:
+    assert measures.acc_over_steps(R) == [85.0, pytest.approx(241 / 3), 74.0]
+    rows = ((5.0, 7.0), (50.0, 60.0))
+    late = ScoreMatrix(("a", "b"), ("1", "2"), rows, (1, 1), "head on mean core")
+    assert measures.acc_over_steps(late) == [None, 55.0]
+
+
 def test_backward_transfer_leaves_out_the_last_task() -> None:
     assert measures.backward_transfer(R) == pytest.approx((-1 + 1 - 4) / 3)
 

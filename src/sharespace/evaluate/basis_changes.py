@@ -49,9 +49,14 @@ class StepChange:
     right: Mapping[str, BasisChange]
 
     @property
-    def angles(self) -> tuple[float, ...]:
-        """Of all modules and both sides, ascending, in radians; empty where nothing is common."""
-        return tuple(sorted(a for change in self._all for a in change.angles))
+    def left_angles(self) -> tuple[float, ...]:
+        """Of the left bases of all modules, ascending, in radians; empty without any."""
+        return tuple(sorted(a for change in self.left.values() for a in change.angles))
+
+    @property
+    def right_angles(self) -> tuple[float, ...]:
+        """Of the right bases, likewise."""
+        return tuple(sorted(a for change in self.right.values() for a in change.angles))
 
     @property
     def mean_angle(self) -> float | None:

@@ -26,6 +26,15 @@ def acc(matrix: ScoreMatrix) -> float:
     return fmean(matrix.last.values())
 
 
+def acc_over_steps(matrix: ScoreMatrix) -> list[float | None]:
+    """After every step: ACC over the tasks learned by then; None before any."""
+    found: list[float | None] = []
+    for step in range(len(matrix.steps)):
+        known = any(at is not None and at <= step for at in matrix.learned)
+        found.append(acc(matrix.up_to(step)) if known else None)
+    return found
+
+
 def backward_transfer(matrix: ScoreMatrix) -> float:
     """BWT = mean_{i<T} (R[T][i] - R[i][i]); 0 where the last step is the first to know a task."""
     first, last = matrix.first, matrix.last
