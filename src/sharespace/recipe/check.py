@@ -10,7 +10,8 @@ from sharespace.errors import RecipeError, SharespaceError
 from sharespace.extras import require
 from sharespace.formats import read_adapter
 from sharespace.recipe.columns import check_columns, inputs, targets, texts
-from sharespace.recipe.rows import Rows, read_rows, refuse
+from sharespace.recipe.refusal import refuse
+from sharespace.recipe.rows import Rows, read_rows
 from sharespace.recipe.schema import Recipe, TaskSpec
 from sharespace.subspace.adapter import Adapter, BaseModel
 from sharespace.subspace.compatible import common_base, common_shapes

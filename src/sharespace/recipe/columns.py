@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sharespace.recipe.labels import label_names, numbers
-from sharespace.recipe.rows import Rows, refuse
+from sharespace.recipe.refusal import refuse
+from sharespace.recipe.rows import Rows
 from sharespace.recipe.schema import TaskSpec
 from sharespace.recipe.values import hint
 

@@ -9,9 +9,10 @@ from sharespace.errors import RecipeError
 from sharespace.extras import require
 from sharespace.recipe.columns import check_columns, inputs, targets
 from sharespace.recipe.encode import IGNORED, causal_encoder, image_encoder, text_encoder
-from sharespace.recipe.rows import quiet, read_rows
+from sharespace.recipe.rows import read_rows
 from sharespace.recipe.schema import Recipe, TaskSpec
 from sharespace.recipe.settings import TaskType
+from sharespace.recipe.splits import quiet
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sharespace.recipe.rows import Rows, refuse
+from sharespace.recipe.refusal import refuse
+from sharespace.recipe.rows import Rows
 from sharespace.recipe.rules import MOST_LABELS
 from sharespace.recipe.schema import TaskSpec
 

@@ -69,7 +69,7 @@ def _data_problems(settings: DataSettings, labels: tuple[str, ...] | None) -> It
         yield f"labels: {len(labels)} of them; at least 2 are needed"
     if (settings.prompt is None) != (settings.completion is None):
         yield "prompt, completion: both or none of them"
-    if settings.prompt is not None and kind != "causal-lm":
+    elif settings.prompt is not None and kind != "causal-lm":
         yield "prompt, completion: for causal-lm only"
     if settings.metric in ("rouge_l", "exact_match") and settings.prompt is None:
         yield f"metric: {settings.metric} needs prompt and completion"

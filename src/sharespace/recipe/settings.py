@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from sharespace.extras import require
 from sharespace.recipe.keys import key
 
 TaskType = Literal["text-classification", "regression", "causal-lm", "image-classification"]
@@ -151,20 +152,18 @@ class TrainingSettings:
     def arguments(self) -> dict[str, Any]:
         """Keywords for ``TrainingArguments``; early stopping is a callback and left out.
 
-        ``warmup_steps`` below 1 is a part of all steps, as transformers 5 has it; with
-        transformers 4, which has ``warmup_ratio``, that is what is given.
+        Raises:
+            MissingExtraError: transformers is not installed.
         """
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in ("early_stopping_patience", "early_stopping_threshold", "eval_steps"):
             del found[name]
-        ratio = found.pop("warmup_ratio")
+        known = {f.name for f in fields(require("transformers", "train").TrainingArguments)}
+        ratio, recompute = found.pop("warmup_ratio"), found.pop("gradient_checkpointing")
         if not self.warmup_steps and ratio:
-            found[_ratio_key()] = ratio
+            # transformers 5 has one key for both: steps below 1 are a part of all steps.
+            found["warmup_ratio" if "warmup_ratio" in known else "warmup_steps"] = ratio
+        if recompute:
+            new = "activation_checkpointing"
+            found[new if new in known else "gradient_checkpointing"] = True
         return {**found, "report_to": list(self.report_to) or "none"}
-
-
-def _ratio_key() -> str:
-    from sharespace.extras import require
-
-    known = {f.name for f in fields(require("transformers", "train").TrainingArguments)}
-    return "warmup_ratio" if "warmup_ratio" in known else "warmup_steps"

@@ -1,0 +1,150 @@
+"""A task's splits as the `datasets` library reads them: files, folders, or the Hub."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from sharespace.extras import require
+from sharespace.recipe.refusal import refuse
+from sharespace.recipe.schema import TaskSpec
+from sharespace.recipe.source import Source
+
+FORMATS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+LABELS = "labels.txt"
+NOT_DATA = ("readme", "license", "licence", "labels")
+"""Texts that lie beside data."""
+KNOWN = ", ".join(FORMATS)
+Splits = Mapping[str, Callable[[], Any]]
+"""Split -> what reads it as a ``datasets.Dataset``."""
+
+
+def find_splits(spec: TaskSpec, key: str, source: Source) -> Splits:
+    """The splits that are there; a local file is read when its split is asked for.
+
+    Args:
+        key: ``"data"`` or ``"eval_data"``, for errors.
+
+    Raises:
+        RecipeError: there is nothing there, or nothing that can be read.
+        MissingExtraError: ``datasets`` is not installed.
+    """
+    if not source.is_local:
+        options: dict[str, Any] = {"name": spec.data_config, "revision": spec.data_revision}
+        return _taken(_load(spec, key, source.text, **options))
+    for name in ("data_config", "data_revision") if key == "data" else ():
+        if getattr(spec, name) is not None:
+            refuse(spec, name, f"is for the Hub, but {source.text!r} is local")
+    path = source.path
+    if path.is_dir() and spec.settings.task_type == "image-classification" and _has_folders(path):
+        return _taken(_load(spec, key, "imagefolder", local=True, data_dir=str(path)))
+    files = _files(spec, path)
+    if not files:
+        there = f"has no file of a known format ({KNOWN})"
+        why = there if path.exists() else "is no file, folder or data set on the Hub"
+        refuse(spec, key, f"{source.text!r} {why}")
+    # One by one: a split that is not used may have other columns, or be broken.
+    return {name: partial(_read, spec, key, found) for name, found in files.items()}
+
+
+def _taken(splits: Mapping[str, Any]) -> Splits:
+    return {name: partial(splits.__getitem__, name) for name in splits}
+
+
+def _files(spec: TaskSpec, path: Path) -> dict[str, list[Path]]:
+    """Split -> its files: ``test.jsonl.gz``, ``train-00000-of-00002.parquet`` ..."""
+    if path.is_file():
+        name = spec.settings.train_split if spec.learns else "test"
+        return {name: [path]} if _suffix(path) in FORMATS else {}
+    found: dict[str, list[Path]] = {}
+    for file in sorted(path.glob("*")):
+        if file.is_file() and _suffix(file) in FORMATS and file.stem.lower() not in NOT_DATA:
+            found.setdefault(file.name.split(".")[0].split("-0")[0], []).append(file)
+    return found
+
+
+def _read(spec: TaskSpec, key: str, files: list[Path]) -> Any:
+    suffixes = {_suffix(file) for file in files}
+    if len(suffixes) > 1:
+        names = ", ".join(file.name for file in files)
+        refuse(spec, key, f"files of several formats for one split: {names}")
+    (suffix,) = suffixes
+    options = {"sep": "\t"} if suffix == ".tsv" else {}
+    paths = [escape(str(file)) for file in files]
+    return _load(spec, key, FORMATS[suffix], local=True, data_files=paths, **options)["train"]
+
+
+def _has_folders(path: Path) -> bool:
+    return any(p.is_dir() and not p.name.startswith(".") for p in path.glob("*"))
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _load(
+    spec: TaskSpec, key: str, what: str, *, local: bool = False, **options: Any
+) -> Mapping[str, Any]:
+    """``datasets.load_dataset``, quietly; its many ways to fail as one error."""
+    datasets = require("datasets", "train")
+    try:
+        with quiet(), tempfile.TemporaryDirectory() as folder:
+            # A cached copy would outlive the data, which is to be gone once a task is learned.
+            cache = {"cache_dir": folder} if local else {}
+            splits: Mapping[str, Any] = datasets.load_dataset(
+                what, keep_in_memory=local or None, **options, **cache
+            )
+            return splits
+    except StopIteration:
+        refuse(spec, key, "has no rows")
+    except (
+        datasets.exceptions.DatasetsError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        source = getattr(spec, key)
+        tail = "" if local else "; neither a path that exists nor a data set that the Hub gives"
+        refuse(spec, key, f"{source.text!r} cannot be read ({_reason(error)}){tail}")
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, and no log lines beside the one error."""
+    datasets = require("datasets", "train")
+    bars = not datasets.are_progress_bars_disabled()
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    datasets.disable_progress_bars()
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()
