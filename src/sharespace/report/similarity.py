@@ -64,7 +64,7 @@ def draw_cka(axes: Any, names: Sequence[str], values: Sequence[Sequence[float | 
         names: of the adapters.
         values: symmetric.
     """
-    image = axes.imshow(blank_cells(values), cmap=COLOURS, vmin=0, vmax=1)
+    image = axes.imshow(blank_cells(values), cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
     if len(names) <= 16:
         for i, row in enumerate(values):
             for j, value in enumerate(row):
