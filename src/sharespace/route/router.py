@@ -5,6 +5,10 @@ router of tasks and classes in continual learning: Goswami et al., FeCAM, arXiv 
 McDonnell et al., RanPAC, arXiv 2307.02251). "None of the tasks" is one Gaussian over all inputs
 seen, with their total covariance, so that the margin is a log-likelihood ratio (the relative
 Mahalanobis distance of Ren et al., arXiv 2106.09022).
+
+Nearest tasks are found from a few dozen inputs a task. To tell that an input belongs to none of
+them takes more: all tasks together should have seen about as many inputs as features have
+dimensions, or many more strangers pass.
 """
 
 from __future__ import annotations
@@ -100,6 +104,9 @@ class Router:
 
     def with_fallback_rate(self, rate: float, features: Tensor) -> Router:
         """The router with the margin at which this part of the tasks' own inputs is given up.
+
+        As tasks come, "none of them" covers more and a margin that stays gives up fewer inputs,
+        slowly: it is safe without old inputs; where some are at hand, set it again.
 
         Args:
             rate: in [0, 1), for example 0.05.
