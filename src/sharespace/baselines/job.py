@@ -1,0 +1,118 @@
+"""What a method is given: tasks with data, models and scores, and the numbers of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from sharespace.errors import OptionError
+from sharespace.learn import Setup, Training
+
+
+@dataclass(frozen=True, eq=False)
+class TaskJob:
+    """One task: its data, the model that it adapts, and how it is scored.
+
+    Whatever the modality: the model takes the examples' fields and returns a loss, as the Trainer
+    wants it. Raises OptionError for an empty name.
+    """
+
+    name: str
+    data: Any
+    """Training examples, as ``sharespace.learn.fit`` takes them."""
+    model: Callable[[], nn.Module]
+    """The base model with a fresh head for this task, the same at every call (seeded). All jobs'
+    models have the same weights outside their heads. Layers with running statistics (BatchNorm)
+    should be frozen in it."""
+    score: Callable[[nn.Module], float]
+    """A model in evaluation mode -> percent on held-out examples; higher is better."""
+    heads: tuple[str, ...] = ("classifier",)
+    """Modules of the model that belong to this task and are trained whole; may be none."""
+    steps: int | None = None
+    """Steps of its training; None: those of each ``Training``."""
+    setup: Setup = field(default_factory=Setup)
+    """Collator, evaluation data, callbacks and the like."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise OptionError("task ''", "a task's name must not be empty", "Give it a name")
+        object.__setattr__(self, "heads", tuple(self.heads))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Numbers that all methods of one comparison have in common.
+
+    Raises OptionError where one is out of range.
+    """
+
+    head: Training
+    """Of the head alone."""
+    lora: Training
+    """Of everything that trains LoRA factors: own, joint, sequential, O-LoRA, EWC, replay."""
+    coefficients: Training
+    """Of coefficients in the subspace (Share, random basis)."""
+    finetune: Training | None = None
+    """Of Share-full's last step; None: as ``coefficients``."""
+    osf: Training | None = None
+    """Of OSF, which trains whole weights and wants a smaller learning rate; None: as ``lora``."""
+    targets: Sequence[str] | str = "all-linear"
+    """PEFT's ``target_modules``; heads are left out whatever it says."""
+    rank: int = 8
+    lora_alpha: float | None = None
+    """None: as the rank (scaling 1)."""
+    dropout: float = 0.0
+    """Of LoRA and of coefficients."""
+    k: int = 32
+    """Cap of the subspace's dimension, every module and side."""
+    p: int = 8
+    """Pseudo-rank of tasks learned in the subspace."""
+    phi: int = 2
+    """Temporary directions a side."""
+    start: str = "zero"
+    """Where a task in the subspace starts (``sharespace.learn.Method``)."""
+    initial: int = 3
+    """Tasks that Share is built from, by their own LoRAs; the first of the stream."""
+    seed: int = 0
+    """Of everything random; wins over the seeds of each ``Training``."""
+    orthogonality: float = 0.5
+    """O-LoRA's lambda_1."""
+    ewc: float = 1000.0
+    """EWC's lambda."""
+    fisher_examples: int = 200
+    """Examples of each task that its Fisher information is taken over."""
+    replay: float = 0.02
+    """Part of every earlier task's examples that experience replay keeps."""
+    arithmetic: float = 0.4
+    """Task arithmetic's lambda."""
+    density: float = 0.2
+    """Part of the entries that TIES keeps."""
+    ties: str = "ties_svd"
+    """PEFT's combination: ``"ties_svd"`` (of the updates, cut to the rank) or ``"ties"`` (of the
+    factors A and B, each alone: cheap, not what the paper of TIES means)."""
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "k", "p", "initial", "fisher_examples"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("phi", "orthogonality", "ewc"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("replay", "density"):
+            _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "in (0, 1]")
+        _require(self.ties in ("ties", "ties_svd"), "ties", self.ties, "'ties' or 'ties_svd'")
+
+    @property
+    def alpha(self) -> float:
+        """PEFT's ``lora_alpha``."""
+        return self.rank if self.lora_alpha is None else self.lora_alpha
+
+    def training(self, chosen: Training, job: TaskJob) -> Training:
+        """One of the trainings with the seed of all and the task's own steps."""
+        return replace(chosen, seed=self.seed, steps=job.steps or chosen.steps)
+
+
+def _require(good: bool, name: str, value: object, wanted: str) -> None:
+    if not good:
+        raise OptionError(f"{name}={value!r}", f"it must be {wanted}", "Change it")

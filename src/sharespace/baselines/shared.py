@@ -1,0 +1,230 @@
+"""Share itself, and its two controls: projection without training, and a random basis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from sharespace.baselines.bench import Own, Workbench
+from sharespace.baselines.lora import add_lora, shapes_of
+from sharespace.baselines.outcome import Outcome, Stored
+from sharespace.baselines.own import one_step, own_lora, seconds_of, steps_of
+from sharespace.evaluate import ScoreMatrix
+from sharespace.extras import require
+from sharespace.learn import Adapted, Fit, Method, adapt, finetune, load_task
+from sharespace.share import Share
+from sharespace.subspace.adapter import BaseModel
+from sharespace.subspace.fidelity import sizes
+from sharespace.subspace.state import Factors, LayerSubspace, Private, Settings, ShareModel
+
+
+def projection(bench: Workbench) -> Outcome:
+    """All own LoRAs compressed into one Share model of dimension k; nothing is trained then."""
+    own = {name: own_lora(bench, name) for name in bench.tasks}
+    share = _build(bench, own)
+    matrix = one_step({name: _score(bench, share, name) for name in bench.tasks})
+    return _outcome(bench, "projection", matrix, own, {}, [], share)
+
+
+def share_strict(bench: Workbench) -> Outcome:
+    """The stream without any old data: the first tasks by their own LoRAs, later ones learned in
+    the subspace and merged at its cap; every known task is scored after every step."""
+    return _strict(bench).outcome
+
+
+def share_full(bench: Workbench) -> Outcome:
+    """``share_strict``, then every task's coefficients and head trained once more on its data."""
+    strict = _strict(bench)
+    share = strict.share
+    fits, trainable = [], dict(strict.outcome.trainable)
+    training = bench.settings.finetune or bench.settings.coefficients
+    for name, job in bench.jobs.items():
+        chosen = bench.settings.training(training, job)
+        done = finetune(bench.fresh(name), share, job.data, chosen, task=name, setup=job.setup)
+        require("sharespace.nn", "train").release(done.model)
+        share = done.share
+        fits.append(done.fit)
+        trainable[name] = max(trainable[name], done.trainable.coefficients)
+    scores = {name: _score(bench, share, name) for name in bench.tasks}
+    return replace(
+        strict.outcome,
+        method="share_full",
+        matrix=strict.outcome.matrix.with_step("finetune", scores),
+        trainable=trainable,
+        stored=_stored(bench, share),
+        seconds=strict.outcome.seconds + sum(f.seconds for f in fits),
+        steps=strict.outcome.steps + sum(f.steps for f in fits),
+        uses_old_data=True,
+        share=share,
+    )
+
+
+def random_basis(bench: Workbench) -> Outcome:
+    """Coefficients trained in random orthonormal bases of the same k and p; no stream, no merge.
+
+    Temporary directions are left out: they would put what the tasks learn into the basis. The basis
+    is counted as stored, though its seed would do.
+    """
+    share = Share(random_model(bench))
+    scores, learned = {}, {}
+    for name in bench.tasks:
+        learned[name] = _learn(bench, share, name, phi=0, start="zero")
+        scores[name] = _score_learned(bench, name, learned[name])
+    stored = Stored(
+        basis=sizes(share.model).basis,
+        coefficients=4 * sum(a.trainable.coefficients for a in learned.values()),
+        heads=bench.head_bytes,
+    )
+    return Outcome(
+        method="random_basis",
+        matrix=one_step(scores),
+        trainable={name: a.trainable.coefficients for name, a in learned.items()},
+        heads=bench.head_numbers,
+        stored=stored,
+        seconds=sum(a.fit.seconds for a in learned.values()),
+        steps=sum(a.fit.steps for a in learned.values()),
+        paper_count=fmean(a.trainable.coefficients for a in learned.values()),
+    )
+
+
+def random_model(bench: Workbench) -> ShareModel:
+    """A Share model without tasks: random orthonormal bases (Haar) of dimension min(k, side)."""
+    name = bench.tasks[0]
+    wrapped = add_lora(bench.fresh(name), bench.settings, bench.job(name).heads)
+    shapes = shapes_of(wrapped)
+    require("sharespace.nn", "train").release(wrapped)
+    generator = torch.Generator().manual_seed(bench.settings.seed)
+    k = bench.settings.k
+    layers = {
+        module: LayerSubspace(
+            shape,
+            _orthonormal(shape.out_features, k, generator),
+            _orthonormal(shape.in_features, k, generator),
+            cap=(min(k, shape.out_features), min(k, shape.in_features)),
+        )
+        for module, shape in shapes.items()
+    }
+    return ShareModel(BaseModel(), Settings(cap=k), torch.float32, layers, {})
+
+
+def _orthonormal(side: int, k: int, generator: torch.Generator) -> Tensor:
+    draw = torch.randn(side, min(k, side), generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(draw)
+    # QR alone is not uniform: R's signs decide.
+    return torch.mul(q, torch.diagonal(r).sign()).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Strict:
+    """A strict stream that was run."""
+
+    outcome: Outcome
+    share: Share
+
+
+def _strict(bench: Workbench) -> Strict:
+    """Once a workbench: Share-full goes on from it."""
+    if bench.strict is None:
+        bench.strict = _run_strict(bench)
+    found: Strict = bench.strict
+    return found
+
+
+def _run_strict(bench: Workbench) -> Strict:
+    first = bench.tasks[: bench.settings.initial]
+    own = {name: own_lora(bench, name) for name in first}
+    share = _build(bench, own)
+    scores = {name: _score(bench, share, name) for name in first}
+    matrix = ScoreMatrix(bench.tasks).with_step("+".join(first), scores, learned=first)
+    learned: dict[str, Adapted] = {}
+    for name in bench.tasks[len(first) :]:
+        found = _learn(bench, share, name, phi=bench.settings.phi, start=bench.settings.start)
+        require("sharespace.nn", "train").release(found.model)
+        share = share.merge(found.adapter)
+        # Its model would keep the base's modules alive.
+        learned[name] = replace(found, model=None)
+        scores = {known: _score(bench, share, known) for known in share.tasks}
+        matrix = matrix.with_step(name, scores, learned=[name])
+    fits = [found.fit for found in learned.values()]
+    outcome = _outcome(bench, "share_strict", matrix, own, learned, fits, share)
+    return Strict(outcome, share)
+
+
+def _build(bench: Workbench, own: Mapping[str, Own]) -> Share:
+    adapters = [o.adapter for o in own.values()]
+    return Share.from_adapters(adapters, k=bench.settings.k, seed=bench.settings.seed)
+
+
+def _learn(bench: Workbench, share: Share, name: str, *, phi: int, start: str) -> Adapted:
+    job, settings = bench.job(name), bench.settings
+    method = Method(
+        p=settings.p,
+        phi=phi,
+        start=start,
+        heads=job.heads,
+        dropout=settings.dropout,
+        seed=settings.seed,
+    )
+    training = settings.training(settings.coefficients, job)
+    model = bench.fresh(name)
+    found = adapt(model, share, job.data, training, task=name, method=method, setup=job.setup)
+    bench.restore_buffers(name, found.model)
+    return found
+
+
+def _score_learned(bench: Workbench, name: str, found: Adapted) -> float:
+    score = bench.score(name, found.model)
+    require("sharespace.nn", "train").release(found.model)
+    return score
+
+
+def _score(bench: Workbench, share: Share, name: str) -> float:
+    """Of a task as the Share model holds it now."""
+    model = load_task(bench.fresh(name), share, name)
+    score = bench.score(name, model)
+    require("sharespace.nn", "train").release(model)
+    return score
+
+
+def _outcome(
+    bench: Workbench,
+    method: str,
+    matrix: ScoreMatrix,
+    own: Mapping[str, Own],
+    learned: Mapping[str, Adapted],
+    fits: Iterable[Fit],
+    share: Share,
+) -> Outcome:
+    done = list(fits)
+    numbers = {name: o.trainable for name, o in own.items()}
+    numbers |= {n: a.trainable.coefficients + a.trainable.temporary for n, a in learned.items()}
+    counts = [a.trainable.coefficients for a in learned.values()]
+    return Outcome(
+        method=method,
+        matrix=matrix,
+        trainable=numbers,
+        heads=bench.head_numbers,
+        stored=_stored(bench, share),
+        seconds=seconds_of(own) + sum(f.seconds for f in done),
+        steps=steps_of(own) + sum(f.steps for f in done),
+        paper_count=fmean(counts or [_coefficients(share, name) for name in share.tasks]),
+        share=share,
+    )
+
+
+def _coefficients(share: Share, name: str) -> int:
+    """Numbers of a task's coefficients, private updates left out."""
+    return sum(
+        c.left.numel() + c.right.numel() if isinstance(c, Factors) else c.matrix.numel()
+        for c in share.task(name).coefficients.values()
+        if not isinstance(c, Private)
+    )
+
+
+def _stored(bench: Workbench, share: Share) -> Stored:
+    found = sizes(share.model)
+    return Stored(basis=found.basis, coefficients=found.coefficients, heads=bench.head_bytes)
