@@ -251,6 +251,8 @@ class Share:
         name: str,
         pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
         kept: Mapping[str, torch.Tensor],
+        *,
+        event: Literal["finetune", "calibrate"] = "finetune",
     ) -> Share:
         """With a task's coefficients and heads trained further in the same bases.
 
@@ -259,12 +261,14 @@ class Share:
         Args:
             pairs: module -> (E, F), k_left x p and k_right x p.
             kept: heads, by the key in the adapter's file.
+            event: "finetune": the task is now what was trained, and its ledger starts anew;
+                "calibrate": it is still the adapter it came as, and the ledger goes on.
 
         Raises:
             TaskNotFoundError: there is none of that name.
             MismatchError: a pair does not fit its module.
         """
-        return self._then(retrained(self._model, name, pairs, kept), "finetune", [name])
+        return self._then(retrained(self._model, name, pairs, kept, event), event, [name])
 
     def task(self, name: str) -> Task:
         """A task's coefficients, ledger and all that it carries.

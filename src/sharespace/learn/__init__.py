@@ -1,8 +1,10 @@
 """Learning tasks from data, inside the subspace, on the Trainer of transformers."""
 
-from sharespace.learn.adapt import Adapted, Method, Trainable, adapt, merge_from, prepare
+from sharespace.learn.adapt import Adapted, adapt
 from sharespace.learn.calibrate import Calibrated, calibrate
 from sharespace.learn.finetune import Finetuned, finetune, load_task
+from sharespace.learn.merging import merge_from
+from sharespace.learn.prepare import Method, Trainable, prepare
 from sharespace.learn.training import Fit, Setup, Training, fit
 
 __all__ = [

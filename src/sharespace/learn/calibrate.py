@@ -12,20 +12,22 @@ of (y, z), never an n x d or d x d matrix. The rank is cut in the metric of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from sharespace.errors import MismatchError
-from sharespace.extras import require
+from sharespace.errors import MismatchError, OptionError
+from sharespace.learn.inputs import is_grouped
+from sharespace.learn.moments import Moments, collect_moments
+from sharespace.learn.prepare import check_sides
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.project import dense_cores
-from sharespace.subspace.state import Coefficients, Factors, LayerSubspace, Private
+from sharespace.subspace.project import dense_cores, stored
+from sharespace.subspace.state import Factors, LayerSubspace, Private, Task
+
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,23 +36,10 @@ class Calibrated:
 
     share: Share
     before: float
-    """Relative error of the updates' outputs, sum_x |dW^ x - dW x|^2 / sum_x |dW x|^2, its root,
-    over all modules, with the coefficients as they were."""
+    """Relative error of the updates' outputs with the coefficients as they were: the root of
+    sum_x |dW^ x - dW x|^2 / sum_x |dW x|^2, both sums over all fitted modules."""
     after: float
-    """The same after the fit, on the same inputs."""
-
-
-@dataclass(eq=False)
-class Moments:
-    """Sums over all inputs of one module, float64."""
-
-    zz: Tensor
-    """k_right x k_right."""
-    yz: Tensor
-    """k_left x k_right."""
-    energy: float = 0.0
-    """sum |dW x|^2."""
-    count: int = field(default=0)
+    """The same after the fit, on the same inputs, as stored; never larger."""
 
 
 def calibrate(
@@ -60,123 +49,122 @@ def calibrate(
     inputs: Iterable[Mapping[str, Tensor]],
     *,
     ridge: float = 1e-3,
+    component: str | None = None,
 ) -> Calibrated:
     """Fit the coefficients of a task that came as an adapter; no labels are needed.
 
+    The task is still that adapter: its ledger's bound grows by how far each update was moved. A
+    module whose outputs would not come nearer stays as it is, and so do private updates and
+    convolutions in groups.
+
     Args:
-        model: the base model; linear modules and convolutions of kernel 1 are fitted.
+        model: the base model; not changed.
         share: knows the task of the adapter's name.
         adapter: the original.
-        inputs: batches of the model's arguments.
-        ridge: weight of the coefficients as they are, relative to the inputs' mean energy per
-            direction; keeps directions that no input has where they were.
+        inputs: batches of the model's arguments; positions whose ``attention_mask`` is 0 do not
+            count.
+        ridge: above 0, weight of the coefficients as they are, relative to the inputs' mean energy
+            per direction; keeps directions that no input has where they were.
+        component: part of a pipeline that the model is, such as ``"unet"``.
 
     Raises:
         TaskNotFoundError: the Share model does not know the task.
         MismatchError: no module of the task can be fitted, or the model is not the base.
+        OptionError: ridge is not above 0, or the inputs are none or not finite.
     """
+    if not ridge > 0:
+        raise OptionError(f"ridge={ridge}", "it must be above 0", "1e-3 is the default")
     task = share.task(adapter.name)
-    modules = [m for m, c in task.coefficients.items() if not isinstance(c, Private)]
-    updates = {m: adapter.layer(m) for m in adapter.shapes}
-    layers = {m: share.model.layers[m] for m in modules if not share.model.layers[m].shape.kernel}
-    if not layers:
-        raise MismatchError(f"task {adapter.name!r}", "has no linear module in the subspace")
-    moments = _collect(model, layers, updates, inputs)
-    cores = {m: dense_cores([task.coefficients[m]], share.model.layers[m])[0] for m in layers}
-    ranks = {m: _rank(task.coefficients[m]) for m in layers}
-    fitted = {m: reduced_rank(moments[m], cores[m], ranks[m], ridge) for m in layers}
-    pairs = {m: _split(core, ranks[m]) for m, core in fitted.items()}
-    changed = share.retrained(adapter.name, pairs, {})
-    return Calibrated(changed, _error(moments, cores), _error(moments, fitted))
+    prefix = f"{component}." if component else ""
+    updates = _updates(model, adapter, prefix)
+    layers = _fitted_layers(model, share, task, updates, prefix)
+    moments = collect_moments(model, layers, updates, inputs)
+    pairs: dict[str, Pair] = {}
+    before = after = total = 0.0
+    for module, found in moments.items():
+        pair, errors = _fit_module(found, layers[module], task, prefix + module, ridge)
+        if pair is not None:
+            pairs[prefix + module] = pair
+        before, after, total = before + errors[0], after + errors[1], total + found.energy
+    changed = share.retrained(adapter.name, pairs, {}, event="calibrate")
+    return Calibrated(changed, _root_ratio(before, total), _root_ratio(after, total))
 
 
 def reduced_rank(moments: Moments, core: Tensor, p: int, ridge: float) -> Tensor:
-    """The core of rank p with the smallest error on the outputs, float64 k_left x k_right."""
+    """The core of rank p with the smallest error on the outputs, float64 k_left x k_right.
+
+    Args:
+        core: what the ridge keeps the result near to.
+    """
     k = len(moments.zz)
     weight = ridge * float(moments.zz.trace()) / max(k, 1)
     gram = moments.zz + weight * torch.eye(k, dtype=torch.float64)
-    full: Tensor = torch.linalg.solve(gram, (moments.yz + weight * core).mT).mT
-    if p >= min(full.shape):
-        return full
-    root = torch.linalg.cholesky(gram)
-    u = torch.linalg.svd(full @ root, full_matrices=False)[0][:, :p]
-    return torch.matmul(u, u.mT @ full)
+    d: Tensor = torch.linalg.solve(gram, (moments.yz + weight * moments.frame @ core).mT).mT
+    if p < min(d.shape):
+        u = torch.linalg.svd(d @ torch.linalg.cholesky(gram), full_matrices=False)[0][:, :p]
+        d = u @ (u.mT @ d)
+    fitted: Tensor = torch.linalg.solve_triangular(moments.frame, d, upper=True)
+    return fitted
 
 
-def _rank(value: Coefficients) -> int:
-    return value.p if isinstance(value, Factors) else min(value.matrix.shape)  # type: ignore[union-attr]
+def _fit_module(
+    moments: Moments, layer: LayerSubspace, task: Task, module: str, ridge: float
+) -> tuple[Pair | None, tuple[float, float]]:
+    """One module's (E, F), None where they are best left alone, and its errors before and after."""
+    value = task.coefficients[module]
+    core = dense_cores([value], layer)[0]
+    before = moments.squared_error(core)
+    if not float(moments.zz.trace()) > 0:
+        return None, (before, before)
+    p = value.p if isinstance(value, Factors) else min(layer.k)
+    pair = _split(reduced_rank(moments, core, p, ridge), p)
+    # As stored: the cast to the model's dtype may cost more than the fit gains.
+    cast = dense_cores([stored(*pair, layer.left_basis.dtype)], layer)[0]
+    after = moments.squared_error(cast)
+    return (pair, (before, after)) if after < before else (None, (before, before))
 
 
-def _split(core: Tensor, p: int) -> tuple[Tensor, Tensor]:
+def _split(core: Tensor, p: int) -> Pair:
     """C = E F^T of rank p, balanced."""
     u, s, vh = torch.linalg.svd(core, full_matrices=False)
     root = s[:p].sqrt()
     return u[:, :p] * root, vh[:p].mT * root
 
 
-def _error(moments: Mapping[str, Moments], cores: Mapping[str, Tensor]) -> float:
-    """Root of the relative squared error of the outputs, over all modules."""
-    wrong = sum(
-        m.energy + float((cores[n].mT @ cores[n] * m.zz).sum() - 2 * (cores[n] * m.yz).sum())
-        for n, m in moments.items()
-    )
-    total = sum(m.energy for m in moments.values())
-    return (max(wrong, 0.0) / total) ** 0.5 if total else 0.0
+def _updates(model: nn.Module, adapter: Adapter, prefix: str) -> dict[str, LayerUpdate]:
+    """The adapter's updates by module of this model.
 
-
-@torch.no_grad()
-def _collect(
-    model: nn.Module,
-    layers: Mapping[str, LayerSubspace],
-    updates: Mapping[str, LayerUpdate],
-    inputs: Iterable[Mapping[str, Tensor]],
-) -> dict[str, Moments]:
-    """Run the model as the original adapter makes it, and look at what each module is given."""
-    moments = {
-        m: Moments(
-            torch.zeros(x.k[1], x.k[1], dtype=torch.float64),
-            torch.zeros(x.k[0], x.k[1], dtype=torch.float64),
-        )
-        for m, x in layers.items()
+    Raises:
+        MismatchError: one does not fit the model.
+    """
+    found = {
+        m.removeprefix(prefix): adapter.layer(m) for m in adapter.shapes if m.startswith(prefix)
     }
-    with require("sharespace.nn", "train").applied(model, updates) as adapted:
-        device = next(adapted.parameters()).device
-        with _watching(adapted, layers, updates, moments):
-            for batch in inputs:
-                adapted.eval()(**{k: v.to(device) for k, v in batch.items()})
-    return moments
+    check_sides(model, {m: (u.up.shape[0], u.down.shape[1]) for m, u in found.items()})
+    return found
 
 
-@contextmanager
-def _watching(
-    model: nn.Module,
-    layers: Mapping[str, LayerSubspace],
-    updates: Mapping[str, LayerUpdate],
-    moments: Mapping[str, Moments],
-) -> Iterator[None]:
-    handles = [
-        model.get_submodule(m).register_forward_pre_hook(_adder(layer, updates[m], moments[m]))
-        for m, layer in layers.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _fitted_layers(
+    model: nn.Module, share: Share, task: Task, updates: Mapping[str, LayerUpdate], prefix: str
+) -> dict[str, LayerSubspace]:
+    """Modules of this model whose coefficients can be fitted -> subspace.
+
+    Raises:
+        MismatchError: there is none.
+    """
+    found = {
+        m: share.model.layers[prefix + m]
+        for m in updates
+        if not isinstance(task.coefficients.get(prefix + m), Private | None)
+        and min(share.model.layers[prefix + m].k) > 0
+        and not is_grouped(model.get_submodule(m))
+    }
+    if not found:
+        raise MismatchError(
+            f"task {task.name!r}", "has no module in the subspace that could be fitted"
+        )
+    return found
 
 
-def _adder(layer: LayerSubspace, update: LayerUpdate, moments: Moments) -> Any:
-    """A hook that adds a module's inputs (..., d) to its moments."""
-    left, right = layer.left_basis.double(), layer.right_basis.double()
-    up, down = update.scaling * update.up.double(), update.down.double()
-    seen_up, gram_up = left.mT @ up, up.mT @ up
-
-    def add(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        x = arguments[0].reshape(-1, arguments[0].shape[-1]).double().cpu()
-        z, hidden = x @ right, x @ down.mT
-        moments.zz += z.mT @ z
-        moments.yz += seen_up @ (hidden.mT @ z)
-        moments.energy += float((hidden.mT @ hidden * gram_up).sum())
-        moments.count += len(x)
-
-    return add
+def _root_ratio(part: float, whole: float) -> float:
+    return (part / whole) ** 0.5 if whole else 0.0

@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from sharespace.extras import require
-from sharespace.learn.adapt import Trainable, count_trainable
+from sharespace.learn.adapt import released_on_failure
+from sharespace.learn.prepare import Trainable, check_base, count_trainable
 from sharespace.learn.training import Fit, Setup, Training, fit
 from sharespace.share import Share
 
@@ -37,6 +38,7 @@ def load_task(model: nn.Module, share: Share, task: str, *, component: str | Non
     """
     peft, ours = require("peft", "train"), require("sharespace.nn", "train")
     known = share.task(task)
+    check_base(model, share, known.coefficients, component)
     prefix = f"{component}." if component else ""
     config = ours.ShareConfig(
         share=ours.publish(share.model),
@@ -61,23 +63,30 @@ def finetune(
     """Train a known task's coefficients further; its ledger starts a new segment.
 
     Args:
-        model: the base model; PEFT puts its layers into it.
+        model: the base model; PEFT puts its layers into it, and takes them out again where
+            training fails.
         data: the task's examples.
         task: its name.
-        heads: train the task's heads, too.
+        heads: train the task's heads, too; otherwise they stay as they are, bit for bit.
 
     Raises:
         TaskNotFoundError: there is no such task.
         MismatchError: the model is not the Share model's base.
     """
-    peft_model = load_task(model, share, task, component=component)
-    for name, parameter in peft_model.named_parameters():
+    ours = require("sharespace.nn", "train")
+    with released_on_failure(load_task(model, share, task, component=component)) as peft_model:
+        _freeze(peft_model, heads)
+        counted = count_trainable(peft_model)
+        result = fit(peft_model, data, training, setup)
+        pairs = ours.trained_coefficients(peft_model, "default", share.task(task))
+        kept = ours.kept_tensors(peft_model, "default") if heads else {}
+        changed = share.retrained(task, pairs, kept)
+    return Finetuned(changed, peft_model, result, counted)
+
+
+def _freeze(model: nn.Module, heads: bool) -> None:
+    """Leave the coefficients trainable, and the heads where they are wanted."""
+    for name, parameter in model.named_parameters():
         # A private update is held as temporary directions: not those, but what weighs them.
         if "_temporary." in name or (not heads and "modules_to_save" in name):
             parameter.requires_grad_(False)
-    counted = count_trainable(peft_model)
-    result = fit(peft_model, data, training, setup)
-    ours = require("sharespace.nn", "train")
-    pairs = ours.trained_coefficients(peft_model, "default", share.task(task))
-    changed = share.retrained(task, pairs, ours.kept_tensors(peft_model, "default"))
-    return Finetuned(changed, peft_model, result, counted)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,7 +21,11 @@ Metrics = Callable[[Any], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Training:
-    """How to train: AdamW, cosine decay to zero after a linear warm-up."""
+    """How to train: AdamW, cosine decay to zero after a linear warm-up.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
 
     steps: int
     learning_rate: float
@@ -32,12 +38,28 @@ class Training:
     cpu: bool = False
     """Stay on the CPU even where there is an accelerator."""
     patience: int | None = None
-    """Stop after so many evaluations without a better score, and keep the best weights; needs
-    evaluation data, and a metric whose larger value is better."""
+    """Stop after so many evaluations without a better one, and keep the best weights; needs
+    ``Setup.evaluation``."""
+    best: str = "loss"
+    """With ``patience``: which evaluation measure tells what is better, for example
+    ``"accuracy"`` where ``Setup.metrics`` returns one."""
+    smaller_is_better: bool | None = None
+    """Of that measure; None: True where its name ends in ``loss``."""
     evaluate_every: int = 50
-    """Steps between evaluations, with ``patience``."""
+    """Steps between evaluations, where there is evaluation data."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """More of ``TrainingArguments``, such as ``report_to``; they win over the fields above."""
+    """More of ``TrainingArguments``, such as ``report_to``, ``bf16`` or
+    ``gradient_accumulation_steps``; they win over the fields above."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("evaluate_every", 1)):
+            _at_least(name, getattr(self, name), least)
+        if self.patience is not None:
+            _at_least("patience", self.patience, 1)
+        if not self.learning_rate > 0:
+            raise OptionError(f"learning_rate={self.learning_rate}", "must be above 0", "Change it")
+        if not 0 <= self.warmup <= 1:
+            raise OptionError(f"warmup={self.warmup}", "is a part of the steps", "Give 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -48,8 +70,9 @@ class Fit:
     """Mean training loss over all steps."""
     seconds: float
     steps: int
+    """The last step's number; less than asked for after an early stop."""
     history: tuple[Mapping[str, float], ...] = ()
-    """What Trainer logged, in order."""
+    """What Trainer logged, in order; evaluations have keys that start with ``eval_``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +80,7 @@ class Setup:
     """Everything else that a Trainer takes; the defaults are Trainer's own."""
 
     evaluation: Any = None
-    """Dataset to evaluate on."""
+    """Dataset to evaluate on, every ``Training.evaluate_every`` steps and at the end."""
     metrics: Metrics | None = None
     collator: Any = None
     callbacks: Sequence[Any] = ()
@@ -68,6 +91,8 @@ class Setup:
     """The class of its arguments, such as TRL's ``SFTConfig``."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of the trainer, such as ``processing_class``."""
+    resume: str | os.PathLike[str] | None = None
+    """A checkpoint folder that Trainer wrote, to go on from."""
 
 
 def fit(
@@ -75,6 +100,8 @@ def fit(
 ) -> Fit:
     """Train what requires a gradient, in place; nothing is printed, and nothing is kept on disk
     unless ``training.arguments`` names an ``output_dir``.
+
+    Batch norms whose parameters are frozen keep their statistics, which belong to the base model.
 
     Args:
         model: returns a loss when called with the examples' fields.
@@ -85,18 +112,45 @@ def fit(
 
     Raises:
         MissingExtraError: transformers or accelerate is not installed.
-        OptionError: ``patience`` without evaluation data or metric.
+        OptionError: nothing requires a gradient, or ``patience`` has nothing to decide by.
     """
     setup = setup or Setup()
+    if not any(p.requires_grad for p in model.parameters()):
+        raise OptionError("model", "nothing in it requires a gradient", "Name heads, or unfreeze")
+    resume = os.fspath(setup.resume) if setup.resume is not None else None
+    with trainer_for(model, dataset, training, setup) as trainer, fixed_statistics(model):
+        result = trainer.train(resume_from_checkpoint=resume)
+    model.eval()
+    history = tuple(dict(entry) for entry in trainer.state.log_history)
+    return Fit(result.training_loss, result.metrics["train_runtime"], result.global_step, history)
+
+
+@contextmanager
+def trainer_for(model: nn.Module, dataset: Any, training: Training, setup: Setup) -> Iterator[Any]:
+    """The Trainer that ``fit`` trains with; its folder is gone after the block.
+
+    Raises:
+        MissingExtraError, OptionError: see ``fit``.
+    """
     require("accelerate", "train")
     transformers = require("transformers", "train")
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(transformers, model, dataset, training, setup, folder)
         trainer.remove_callback(transformers.PrinterCallback)
-        result = trainer.train()
-    model.eval()
-    history = tuple(dict(entry) for entry in trainer.state.log_history)
-    return Fit(result.training_loss, result.metrics["train_runtime"], result.global_step, history)
+        yield trainer
+
+
+@contextmanager
+def fixed_statistics(model: nn.Module) -> Iterator[None]:
+    """Frozen batch norms work as in evaluation, though Trainer puts the model in training mode."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    frozen = [m for m in norms if not any(p.requires_grad for p in m.parameters())]
+    handles = [m.register_forward_pre_hook(lambda norm, _: norm.eval() and None) for m in frozen]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _trainer(
@@ -107,7 +161,7 @@ def _trainer(
     setup: Setup,
     folder: str,
 ) -> Any:
-    arguments = {**_arguments(training, folder), **_stopping(training, setup), **training.arguments}
+    chosen = {**_arguments(training, folder), **_evaluating(training, setup), **training.arguments}
     callbacks = list(setup.callbacks)
     if training.patience is not None:
         callbacks.append(transformers.EarlyStoppingCallback(training.patience))
@@ -115,7 +169,7 @@ def _trainer(
     make_arguments = cast(Any, setup.arguments or transformers.TrainingArguments)
     return make(
         model=model,
-        args=make_arguments(**arguments),
+        args=make_arguments(**chosen),
         train_dataset=dataset,
         eval_dataset=setup.evaluation,
         compute_metrics=setup.metrics,
@@ -131,6 +185,7 @@ def _arguments(training: Training, folder: str) -> dict[str, Any]:
         "max_steps": training.steps,
         "learning_rate": training.learning_rate,
         "per_device_train_batch_size": training.batch_size,
+        "per_device_eval_batch_size": training.batch_size,
         "weight_decay": training.weight_decay,
         "warmup_steps": round(training.warmup * training.steps),
         "lr_scheduler_type": "cosine",
@@ -144,19 +199,41 @@ def _arguments(training: Training, folder: str) -> dict[str, Any]:
     }
 
 
-def _stopping(training: Training, setup: Setup) -> dict[str, Any]:
-    """Arguments of early stopping; empty without ``patience``.
+def _evaluating(training: Training, setup: Setup) -> dict[str, Any]:
+    """Arguments of evaluation and early stopping.
 
     Raises:
         OptionError: there is nothing to decide by.
     """
-    if training.patience is None:
-        return {}
+    _check_patience(training, setup)
     if setup.evaluation is None:
+        return {}
+    found: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": training.evaluate_every}
+    if training.patience is not None:
+        smaller = training.smaller_is_better
+        found |= {
+            "save_strategy": "steps",
+            "save_steps": training.evaluate_every,
+            "save_total_limit": 1,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": training.best,
+            "greater_is_better": None if smaller is None else not smaller,
+        }
+    return found
+
+
+def _check_patience(training: Training, setup: Setup) -> None:
+    if training.patience is None:
+        return
+    what = f"patience={training.patience}"
+    if setup.evaluation is None:
+        raise OptionError(what, "there is no evaluation data", "Give Setup(evaluation=...)")
+    if training.best.removeprefix("eval_") != "loss" and setup.metrics is None:
         raise OptionError(
-            f"patience={training.patience}", "there is no evaluation data", "Give some, or leave it"
+            what, f"nothing measures {training.best!r}", "Give Setup(metrics=...), or best='loss'"
         )
-    every = {"eval_strategy": "steps", "eval_steps": training.evaluate_every}
-    saved = {"save_strategy": "steps", "save_steps": training.evaluate_every}
-    best = {"load_best_model_at_end": True, "save_total_limit": 1}
-    return {**every, **saved, **best}
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if value < least:
+        raise OptionError(f"{name}={value}", f"must be at least {least}", "Change it")

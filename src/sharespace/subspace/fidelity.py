@@ -112,7 +112,7 @@ def _task_fidelity(task: Task, lost: Mapping[str, float] | None) -> TaskFidelity
     bounds = dict(zip(ledger.modules, ledger.bounds.tolist(), strict=True))
     measured = lost is not None or ledger.measured
     if lost is None:
-        squares = ledger.truncations.square().sum(dim=1).sqrt().tolist()
+        squares = ledger.estimates.tolist()
         lost = bounds if measured else dict(zip(ledger.modules, squares, strict=True))
     errors = torch.tensor([lost[m] for m in ledger.modules], dtype=torch.float64)
     layers = {

@@ -1,74 +1,82 @@
-"""A known task with coefficients that were trained further, in the same bases ("Share-full")."""
+"""A known task with other coefficients in the same bases: trained on ("Share-full") or moved."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from sharespace.errors import MismatchError
-from sharespace.subspace.project import stored
+from sharespace.linalg.residual import frame_difference
+from sharespace.subspace.project import dense_cores, stored
 from sharespace.subspace.state import (
+    CALIBRATE,
     FINETUNE,
     Coefficients,
     Core,
     LayerSubspace,
     Private,
     ShareModel,
+    Task,
 )
+
+Pair = tuple[Tensor, Tensor]
+"""(E, F), k_left x p and k_right x p; of a private update its factors, n x q and d x q."""
 
 
 def retrained(
     model: ShareModel,
     task: str,
-    pairs: Mapping[str, tuple[Tensor, Tensor]],
+    pairs: Mapping[str, Pair],
     kept: Mapping[str, Tensor],
+    event: str = FINETUNE,
 ) -> ShareModel:
     """The model with one task's coefficients and heads replaced; nothing else changes.
 
-    The ledger starts a new segment: the task is now what was trained, so its bound counts only
-    what is lost from here on; the bound before stays on record (method.md, "Ledger").
+    After ``FINETUNE`` the ledger starts a new segment: the task is now what was trained, so its
+    bound counts only what is lost from here on; the bound before stays on record (method.md,
+    "Ledger"). After ``CALIBRATE`` the task is still what it came as, and the bound grows by how far
+    its update was moved.
 
     Args:
-        pairs: module -> (E, F), k x p each; for a private update its factors, n x q and d x q.
+        pairs: module -> (E, F); modules that are not named stay as they are.
         kept: what the task carries besides, by the key in the adapter's file.
+        event: ``FINETUNE`` or ``CALIBRATE``.
 
     Raises:
         TaskNotFoundError: there is no such task.
         MismatchError: a pair does not fit its module's bases, or is of a module the task lacks.
     """
     known = model.task(task)
-    new: dict[str, Coefficients] = {}
-    lost: dict[str, float] = {}
-    for module, (left, right) in pairs.items():
-        if module not in known.coefficients:
-            raise MismatchError(
-                f"module {module!r}", f"task {task!r} does not adapt it", "Leave it out"
-            )
-        layer = model.layers[module]
-        private = isinstance(known.coefficients.get(module), Private)
-        new[module] = _stored(module, layer, left, right, private, model)
-        lost[module] = _cast_loss(new[module], left, right)
+    new = {module: _stored(model, known, module, pair) for module, pair in pairs.items()}
+    if event == CALIBRATE:
+        lost = {m: _distance(model.layers[m], known.coefficients[m], new[m]) for m in new}
+    else:
+        lost = {m: _cast_loss(model.layers[m], new[m], pairs[m]) for m in new}
     changed = replace(
         known,
         coefficients={**known.coefficients, **new},
-        ledger=known.ledger.with_event(FINETUNE, lost),
-        kept={**known.kept, **kept},
+        ledger=known.ledger.with_event(event, lost),
+        kept={**known.kept, **kept} if kept else known.kept,
     )
     return model.with_tasks(changed if t == task else model.tasks[t] for t in model.tasks)
 
 
-def _stored(
-    module: str,
-    layer: LayerSubspace,
-    left: Tensor,
-    right: Tensor,
-    private: bool,
-    model: ShareModel,
-) -> Coefficients:
-    shape = layer.shape
-    rows = (shape.out_features, shape.in_features) if private else layer.k
+def _stored(model: ShareModel, task: Task, module: str, pair: Pair) -> Coefficients:
+    """One module's coefficients as the model stores them.
+
+    Raises:
+        MismatchError: see ``retrained``.
+    """
+    if module not in task.coefficients:
+        raise MismatchError(
+            f"module {module!r}", f"task {task.name!r} does not adapt it", "Leave it out"
+        )
+    left, right = pair
+    layer, private = model.layers[module], isinstance(task.coefficients[module], Private)
+    rows = (layer.shape.out_features, layer.shape.in_features) if private else layer.k
     if (left.shape[0], right.shape[0]) != rows or left.shape[1] != right.shape[1]:
         raise MismatchError(
             f"module {module!r}",
@@ -76,14 +84,25 @@ def _stored(
             "Train them in this version of the Share model, with phi=0",
         )
     if private:
-        return Private(left.to(model.dtype), right.to(model.dtype))
+        return Private(left.to(model.dtype, copy=True), right.to(model.dtype, copy=True))
     return stored(left, right, model.dtype)
 
 
-def _cast_loss(value: Coefficients, left: Tensor, right: Tensor) -> float:
+def _cast_loss(layer: LayerSubspace, value: Coefficients, pair: Pair) -> float:
     """Frobenius norm of what the cast to the stored dtype took away."""
-    if isinstance(value, Core):
-        kept = value.matrix.double()
-    else:
-        kept = value.left.double() @ value.right.double().mT
-    return float((left.double() @ right.double().mT - kept).norm())
+    left, right = (factor.double().cpu() for factor in pair)
+    if isinstance(value, Private):
+        return _distance(layer, Private(left, right), value)
+    return _distance(layer, Core(left @ right.mT), value)
+
+
+def _distance(layer: LayerSubspace, old: Coefficients, new: Coefficients) -> float:
+    """Frobenius norm of the difference of two updates of one module, both private or both not."""
+    return float(frame_difference(_framed(layer, old), _framed(layer, new))[0])
+
+
+def _framed(layer: LayerSubspace, value: Coefficients) -> tuple[Tensor, Tensor, Tensor]:
+    if isinstance(value, Private):
+        core = torch.eye(value.left.shape[1], dtype=torch.float64)
+        return value.left, value.right, core[None]
+    return layer.left_basis, layer.right_basis, dense_cores([value], layer)

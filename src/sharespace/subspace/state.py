@@ -132,6 +132,8 @@ Coefficients: TypeAlias = Factors | Core | Private
 
 FINETUNE = "finetune"
 """Event of a ledger after which a task is what was trained then, and not what it came as."""
+CALIBRATE = "calibrate"
+"""Event of a ledger: coefficients were moved on purpose, so far from what the task came as."""
 
 _NEGLIGIBLE = 1e-5
 """Of a module's norm: what an exact merge may round away."""
@@ -174,7 +176,11 @@ class Ledger:
     @property
     def segment(self) -> int:
         """Index of the first event that counts: the last finetune, which made the task anew."""
-        return max((i for i, event in enumerate(self.events) if event == FINETUNE), default=0)
+        return self._segment_before(len(self.events))
+
+    def _segment_before(self, end: int) -> int:
+        """Index of the last finetune among the events before ``end``, or 0."""
+        return max((i for i, event in enumerate(self.events[:end]) if event == FINETUNE), default=0)
 
     @property
     def bounds(self) -> Tensor:
@@ -189,12 +195,20 @@ class Ledger:
 
     @property
     def earlier_bound(self) -> float:
-        """Bound on the relative error that the task had reached before the last finetune."""
-        return self._relative(self.truncations[:, : self.segment].sum(dim=1))
+        """Bound on the relative error that the task had reached before the last finetune, since
+        the finetune before that one where there was one; 0 without a finetune."""
+        begin = self._segment_before(self.segment)
+        return self._relative(self.truncations[:, begin : self.segment].sum(dim=1))
 
     def _relative(self, bounds: Tensor) -> float:
         total = self.total_norm
         return float(bounds.square().sum().sqrt()) / total if total else 0.0
+
+    @property
+    def estimates(self) -> Tensor:
+        """float64 [modules]: root of the summed squares since the last finetune; what the error is
+        where the events lost things orthogonal to each other."""
+        return self.truncations[:, self.segment :].square().sum(dim=1).sqrt()
 
     @property
     def measured(self) -> bool:

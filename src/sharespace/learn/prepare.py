@@ -1,0 +1,163 @@
+"""A base model made ready to learn a new task in a Share model's subspace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sharespace.errors import MismatchError, OptionError, TaskExistsError, TaskNotFoundError
+from sharespace.extras import require
+from sharespace.share import Share
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a new task is parametrised."""
+
+    p: int = 8
+    """Pseudo-rank."""
+    phi: int = 0
+    """Temporary directions a side; 0 trains coefficients only."""
+    start: str = "zero"
+    """``"zero"`` (dW = 0), ``"mean"`` (of the known tasks' cores), ``"nearest"`` (``adapt`` only:
+    the known task whose core lowers this task's loss fastest), or a known task's name."""
+    heads: Sequence[str] = ("classifier",)
+    """Modules that are trained whole; empty for none."""
+    dropout: float = 0.0
+    seed: int = 0
+    """Of the random start."""
+    task_type: str | None = None
+    """PEFT's name for the kind of task; None: the model is wrapped without changes."""
+    component: str | None = None
+    """Part of a pipeline that the model is, such as ``"unet"``."""
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """Numbers that training changes."""
+
+    coefficients: int
+    temporary: int
+    heads: int
+
+    @property
+    def total(self) -> int:
+        return self.coefficients + self.temporary + self.heads
+
+
+def prepare(model: nn.Module, share: Share, task: str, method: Method | None = None) -> Any:
+    """A ``PeftModel`` over the base model with the new task, ready for any training loop.
+
+    What is refused leaves the model as it was.
+
+    Raises:
+        TaskExistsError: the Share model knows the task (``finetune`` trains it on).
+        TaskNotFoundError: ``start`` names no known task.
+        MismatchError: the model is not the Share model's base, or has PEFT layers already.
+        OptionError: p, phi or dropout is out of range, or a head is not in the model.
+    """
+    method = method or Method()
+    if task in share.tasks:
+        raise TaskExistsError(
+            f"task {task!r}",
+            "the Share model knows it already",
+            "finetune trains a known task on; remove it first to learn it anew",
+        )
+    peft, ours = require("peft", "train"), require("sharespace.nn", "train")
+    config = ours.ShareConfig(
+        share=ours.publish(share.model),
+        task=task,
+        p=method.p,
+        phi=method.phi,
+        start=method.start,
+        modules_to_save=list(method.heads) or None,
+        dropout=method.dropout,
+        seed=method.seed,
+        task_type=method.task_type,
+        component=method.component,
+    )
+    _check_start(share, method.start)
+    check_base(model, share, share.model.layers, method.component)
+    _check_heads(model, share, method)
+    return peft.get_peft_model(model, config)
+
+
+def count_trainable(model: nn.Module) -> Trainable:
+    """Numbers that require a gradient, by kind."""
+    counts = {"coefficients": 0, "temporary": 0, "heads": 0}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            counts[_kind(name)] += parameter.numel()
+    return Trainable(**counts)
+
+
+def _kind(name: str) -> str:
+    if "_coefficients." in name:
+        return "coefficients"
+    return "temporary" if "_temporary." in name else "heads"
+
+
+def check_base(
+    model: nn.Module, share: Share, modules: Iterable[str], component: str | None
+) -> None:
+    """Refuse what is not the Share model's base, before PEFT changes anything in it.
+
+    Raises:
+        MismatchError: a module is not there or has another shape, or PEFT is in it already.
+    """
+    tuned = require("peft.tuners.tuners_utils", "train").BaseTunerLayer
+    if any(isinstance(m, tuned) for m in model.modules()):
+        raise MismatchError(
+            f"model {type(model).__name__}",
+            "has PEFT layers already",
+            "Give the base model; sharespace.nn.release(peft_model) brings it back",
+        )
+    prefix = f"{component}." if component else ""
+    shapes = {name.removeprefix(prefix): share.model.layers[name].shape for name in modules}
+    check_sides(model, {m: (s.out_features, s.in_features) for m, s in shapes.items()})
+
+
+def check_sides(model: nn.Module, expected: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse a model that lacks a module, or has it with other sides (n, d).
+
+    Raises:
+        MismatchError: as said.
+    """
+    sides = require("sharespace.nn.layer", "train").sides
+    known = dict(model.named_modules())
+    for name, wanted in expected.items():
+        met = sides(known[name]) if name in known else None
+        if met != wanted:
+            why = f"is {met[0]}x{met[1]} here" if met else "is not in this model"
+            raise MismatchError(
+                f"module {name!r} ({wanted[0]}x{wanted[1]})",
+                why,
+                "Use the base model that the Share model and its adapters belong to",
+            )
+
+
+def _check_start(share: Share, start: str) -> None:
+    if start == "nearest":
+        raise OptionError("start 'nearest'", "needs data to decide by", "Use adapt")
+    if start not in ("zero", "mean"):
+        try:
+            share.task(start)
+        except TaskNotFoundError as error:
+            raise TaskNotFoundError(
+                f"start {start!r}", "neither 'zero', 'mean', 'nearest' nor a task", error.remedy
+            ) from None
+
+
+def _check_heads(model: nn.Module, share: Share, method: Method) -> None:
+    known = {name for name, _ in model.named_modules()}
+    prefix = f"{method.component}." if method.component else ""
+    for name in method.heads:
+        if name not in known:
+            raise OptionError(
+                f"head {name!r}", "not in this model", "Name its module in heads; () is none"
+            )
+        if prefix + name in share.model.layers:
+            raise OptionError(f"head {name!r}", "is in the subspace", "Leave it out of heads")
