@@ -92,6 +92,24 @@ def test_adapters_are_off_and_the_model_is_left_as_it_was(bert: Any) -> None:
     adapted.unload()
 
 
+def test_parts_in_evaluation_mode_stay_so() -> None:
+    net = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4)).train()
+    net[1].eval()
+    seen = features(_Wrapped(net), [{"x": torch.ones(2, 4)}], layer="last")
+    assert torch.allclose(seen, torch.ones(2, 4), atol=1e-4)
+    assert net[0].training
+    assert not net[1].training
+
+
+class _Wrapped(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x)
+
+
 def test_pooled_outputs_pass_and_the_result_can_be_trained_on() -> None:
     found = features(_Encoder(), [{"x": torch.ones(3, 4).double()}], layer="last")
     assert found.shape == (3, 4)
@@ -107,6 +125,10 @@ def test_what_cannot_be_used_is_refused(bert: Any) -> None:
         features(bert, [_batch()], pooling="max")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="5 hidden states"):
         features(bert, [_batch()], layer=5)
+    with pytest.raises(OptionError, match="'upper'"):
+        features(bert, [_batch()], layer="upper")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="not a layer"):
+        features(bert, [_batch()], layer=())
     with pytest.raises(OptionError, match="no transformers model"):
         features(_Encoder(), [{"x": x}])
     with pytest.raises(OptionError, match="dimensions"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,16 @@ def test_padding_does_not_count_and_no_hook_stays() -> None:
     padded = energy(net, [{"x": x, "attention_mask": mask}], tasks)
     assert torch.allclose(padded, energy(net, [{"x": x[:, :2]}], tasks))
     assert not net.inner._forward_pre_hooks
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_a_peft_model_gives_what_its_base_gives() -> None:
+    net, x = _Net().eval(), torch.randn(2, 3, D)
+    tasks = {"a": directions({"inner": _update()})}
+    plain = energy(net, [{"x": x}], tasks)
+    config = peft.LoraConfig(r=2, target_modules=["inner"], init_lora_weights=False)
+    adapted = peft.PeftModel(net, config)
+    assert torch.equal(energy(adapted, [{"x": x}], tasks), plain)
 
 
 def test_tasks_of_a_share_model_find_the_inputs_that_lie_in_them() -> None:

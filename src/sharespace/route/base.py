@@ -20,7 +20,7 @@ padding."""
 @contextmanager
 def as_base(model: Module) -> Iterator[None]:
     """The model in evaluation mode, with the adapters of a PeftModel off; left as it was."""
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
         adapters_off: Any = getattr(model, "disable_adapter", None)
         if adapters_off is not None:  # a PeftModel
@@ -30,7 +30,14 @@ def as_base(model: Module) -> Iterator[None]:
         try:
             yield
         finally:
-            model.train(training)
+            for module, training in modes.items():  # one by one: parts may be frozen in eval mode
+                module.training = training
+
+
+def base_modules(model: Module) -> dict[str, Module]:
+    """The modules by their paths in the base model, also where a PeftModel is around it."""
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    return dict(base.named_modules())
 
 
 def on_device(model: Module, batch: Batch) -> dict[str, Any]:

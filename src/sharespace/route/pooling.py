@@ -69,6 +69,10 @@ def features(
 
 def _asked(model: Module, layers: Sequence[Layer]) -> dict[str, bool]:
     """What the forward is asked for besides its inputs."""
+    unknown = [x for x in layers if isinstance(x, str) and x not in ("middle", "last")]
+    if unknown or not layers:
+        what = f"layer {unknown[0]!r}" if unknown else "layer"
+        raise OptionError(what, "not a layer", 'Use an index, "middle" or "last"')
     inner = [layer for layer in layers if layer != "last"]
     if inner and not hasattr(model, "config"):
         why = f"a {type(model).__name__} is no transformers model"

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from sharespace.errors import MismatchError, OptionError
-from sharespace.route.base import Batch, as_base, on_device, token_mask
+from sharespace.route.base import Batch, as_base, base_modules, on_device, token_mask
 from sharespace.route.routing import Routing, choose
 from sharespace.subspace.adapter import LayerUpdate
 
@@ -85,7 +85,8 @@ def energy(model: Module, batches: Iterable[Batch], tasks: Mapping[str, Directio
     and averaged over the task's modules.
 
     Args:
-        model: that has the modules by these names; only linear ones (and Conv1D) can be used.
+        model: the base model, or a PeftModel around it, with modules of these names; only linear
+            ones (and Conv1D) can be used.
         batches: keyword arguments of its forward.
         tasks: task -> directions.
 
@@ -116,7 +117,7 @@ def energy(model: Module, batches: Iterable[Batch], tasks: Mapping[str, Directio
 @contextmanager
 def _caught(model: Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """A dict that holds each module's latest input."""
-    modules = dict(model.named_modules())
+    modules = base_modules(model)
     inputs: dict[str, Tensor] = {}
     missing = sorted(set(names) - set(modules))
     if missing:
