@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import nn
 
+from sharespace.errors import OptionError
 from sharespace.extras import require
+from sharespace.learn.directions import informed_frames, place_frames
 from sharespace.learn.prepare import Method, Trainable, count_trainable, prepare
 from sharespace.learn.similar import nearest_task
 from sharespace.learn.training import Fit, Setup, Training, fit
@@ -64,12 +66,44 @@ def adapt(
     method = method or Method()
     if method.start == "nearest":
         method = replace(method, start=_nearest(model, share, data, training, task, method, setup))
+    _check(method)
     with released_on_failure(prepare(model, share, task, method)) as peft_model:
         counted = count_trainable(peft_model)
+        if method.head_steps:
+            _train_heads(peft_model, data, training, method, setup)
+        if method.directions == "gradient":
+            place_frames(peft_model, informed_frames(peft_model, data, training, setup))
         result = fit(peft_model, data, training, setup)
         collect = require("sharespace.nn", "train").collect
         adapter = collect(peft_model, task, base=share.model.base)
     return Adapted(adapter, peft_model, result, counted, method.start)
+
+
+def _check(method: Method) -> None:
+    if method.directions == "gradient" and method.form != "core":
+        raise OptionError(
+            "directions 'gradient'",
+            "they are frozen, and the form 'factors' trains its own",
+            "Give form='core'",
+        )
+    if method.head_steps and not method.heads:
+        raise OptionError(f"head_steps={method.head_steps}", "there are no heads", "Leave it out")
+
+
+def _train_heads(
+    peft_model: Any, data: Any, training: Training, method: Method, setup: Setup | None
+) -> None:
+    """The heads alone, at dW = 0: first a probe, then everything (Kumar et al. 2022)."""
+    trained = {n: p for n, p in peft_model.named_parameters() if p.requires_grad}
+    held = [p for n, p in trained.items() if ".sharespace_" in n]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    rate = training.head_learning_rate or training.learning_rate
+    short = replace(training, steps=method.head_steps, patience=None, learning_rate=rate)
+    silent = replace(setup or Setup(), evaluation=None, metrics=None, callbacks=(), resume=None)
+    fit(peft_model, data, short, silent)
+    for parameter in held:
+        parameter.requires_grad_(True)
 
 
 def _nearest(
@@ -82,7 +116,7 @@ def _nearest(
     setup: Setup | None,
 ) -> str:
     """What "nearest" is for this task; the model is given back as it was."""
-    plain = replace(method, start="zero", p=1, phi=0, dropout=0.0)
+    plain = replace(method, start="zero", form="factors", p=1, phi=0, dropout=0.0)
     with released_on_failure(prepare(model, share, task, plain)) as probe:
         found = nearest_task(probe, share, data, training, setup)
     require("sharespace.nn", "train").release(probe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -21,6 +21,14 @@ class Method:
     """Pseudo-rank."""
     phi: int = 0
     """Temporary directions a side; 0 trains coefficients only."""
+    form: Literal["factors", "core"] = "factors"
+    """``"factors"``: E, F and the temporary directions are trained; ``"core"``: one p x p core
+    between p frozen directions a side, phi of them temporary."""
+    directions: Literal["random", "gradient"] = "random"
+    """Of the form "core": ``"gradient"`` (``adapt`` only) chooses them by the gradient of the new
+    task's loss, where the heads have been trained or ``head_steps`` trains them."""
+    head_steps: int = 0
+    """Steps in which the heads alone are trained before all else (``adapt`` only)."""
     start: str = "zero"
     """``"zero"`` (dW = 0), ``"mean"`` (of the known tasks' cores), ``"nearest"`` (``adapt`` only:
     the known task whose core lowers this task's loss fastest), or a known task's name."""
@@ -72,6 +80,7 @@ def prepare(model: nn.Module, share: Share, task: str, method: Method | None = N
         task=task,
         p=method.p,
         phi=method.phi,
+        form=method.form,
         start=method.start,
         modules_to_save=list(method.heads) or None,
         dropout=method.dropout,
@@ -96,6 +105,8 @@ def count_trainable(model: nn.Module) -> Trainable:
 
 def _kind(name: str) -> str:
     if "_coefficients." in name:
+        return "coefficients"
+    if "sharespace_core." in name:
         return "coefficients"
     return "temporary" if "_temporary." in name else "heads"
 

@@ -29,6 +29,9 @@ class Training:
 
     steps: int
     learning_rate: float
+    head_learning_rate: float | None = None
+    """Of the modules that are trained whole; None: the same. Coefficients want rates that are far
+    too high for a head."""
     batch_size: int = 64
     weight_decay: float = 0.01
     warmup: float = 0.06
@@ -45,6 +48,8 @@ class Training:
     ``"accuracy"`` where ``Setup.metrics`` returns one."""
     smaller_is_better: bool | None = None
     """Of that measure; None: True where its name ends in ``loss``."""
+    threshold: float = 0.0
+    """How much better counts as better, with ``patience``."""
     evaluate_every: int = 50
     """Steps between evaluations, where there is evaluation data."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -56,8 +61,10 @@ class Training:
             _at_least(name, getattr(self, name), least)
         if self.patience is not None:
             _at_least("patience", self.patience, 1)
-        if not self.learning_rate > 0:
-            raise OptionError(f"learning_rate={self.learning_rate}", "must be above 0", "Change it")
+        for name in ("learning_rate", "head_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not rate > 0:
+                raise OptionError(f"{name}={rate}", "must be above 0", "Change it")
         if not 0 <= self.warmup <= 1:
             raise OptionError(f"warmup={self.warmup}", "is a part of the steps", "Give 0 to 1")
 
@@ -164,18 +171,35 @@ def _trainer(
     chosen = {**_arguments(training, folder), **_evaluating(training, setup), **training.arguments}
     callbacks = list(setup.callbacks)
     if training.patience is not None:
-        callbacks.append(transformers.EarlyStoppingCallback(training.patience))
+        callbacks.append(transformers.EarlyStoppingCallback(training.patience, training.threshold))
     make = cast(Any, setup.trainer or transformers.Trainer)
     make_arguments = cast(Any, setup.arguments or transformers.TrainingArguments)
+    arguments = make_arguments(**chosen)
     return make(
         model=model,
-        args=make_arguments(**chosen),
+        args=arguments,
+        optimizers=(_optimizer(make, model, training, arguments), None),
         train_dataset=dataset,
         eval_dataset=setup.evaluation,
         compute_metrics=setup.metrics,
         data_collator=setup.collator,
         callbacks=callbacks,
         **setup.options,
+    )
+
+
+def _optimizer(trainer: Any, model: nn.Module, training: Training, arguments: Any) -> Any:
+    """Trainer's own optimizer with a group for the heads; None: let Trainer make it."""
+    if training.head_learning_rate is None:
+        return None
+    make, options = trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    heads = [p for n, p in trained.items() if ".modules_to_save." in n]
+    others = [p for n, p in trained.items() if ".modules_to_save." not in n]
+    groups = ((others, training.learning_rate), (heads, training.head_learning_rate))
+    decay = arguments.weight_decay
+    return make(
+        [{"params": ps, "lr": rate, "weight_decay": decay} for ps, rate in groups if ps], **options
     )
 
 

@@ -99,8 +99,7 @@ def trained_coefficients(model: Any, adapter: str, task: Task) -> dict[str, tupl
             update = layer.update(adapter)
             found[name] = (update.up, update.down.mT)
         else:
-            left = layer.sharespace_left_coefficients[adapter]
-            right = layer.sharespace_right_coefficients[adapter]
+            left, right = layer.coefficients(adapter)
             found[name] = (left.detach().cpu().clone(), right.detach().cpu().clone())
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from peft import PeftConfig
 
@@ -44,6 +44,13 @@ class ShareConfig(PeftConfig):
     )
     phi: int = field(
         default=0, metadata={"help": "Temporary directions a side; 0 trains coefficients only."}
+    )
+    form: Literal["factors", "core"] = field(
+        default="factors",
+        metadata={
+            "help": "What a new task trains: 'factors' E, F (and the temporary directions), or one "
+            "p x p 'core' between p frozen directions a side, phi of them temporary."
+        },
     )
     start: str = field(
         default="zero",
@@ -90,6 +97,8 @@ class ShareConfig(PeftConfig):
             raise OptionError(f"p={self.p}", "the pseudo-rank is at least 1", "Change it")
         if self.phi < 0:
             raise OptionError(f"phi={self.phi}", "cannot be negative", "0 is coefficients only")
+        if self.form not in ("factors", "core"):
+            raise OptionError(f"form={self.form!r}", "not known", "Choose 'factors' or 'core'")
         if not 0 <= self.dropout < 1:
             raise OptionError(f"dropout={self.dropout}", "it is in [0, 1)", "Change it")
         for name in ("target_modules", "exclude_modules"):

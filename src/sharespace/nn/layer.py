@@ -2,10 +2,12 @@
 
 ::
 
-    h = W0 x + s [beta, beta'] [E; e] ([F; f]^T [alpha, alpha']^T x)
+    h = W0 x + s [beta, beta'] [E; e] ([F; f]^T [alpha, alpha']^T x)         form "factors"
+    h = W0 x + s [beta, beta'] [E; e] C ([F; f]^T [alpha, alpha']^T x)       form "core"
 
 W0, beta and alpha are frozen, beta and alpha are shared by all adapters of the layer; E, F, e, f
-and the temporary directions beta', alpha' belong to one adapter. The factors are multiplied out
+and the temporary directions beta', alpha' belong to one adapter. In the form "core" only C (p x p)
+is trained, and [E; e], [F; f] say which p directions it works in. The factors are multiplied out
 before they meet the inputs, so a step costs what a LoRA of rank p costs, whatever k is.
 Kaushik et al., arXiv 2602.06043, section 3.
 """
@@ -31,12 +33,13 @@ from sharespace.subspace.adapter import LayerUpdate
 
 _LEFT, _RIGHT = "sharespace_left_coefficients", "sharespace_right_coefficients"
 _NEW_LEFT, _NEW_RIGHT = "sharespace_left_temporary", "sharespace_right_temporary"
+_CORE = "sharespace_core"
 
 
 class SubspaceLayer(BaseTunerLayer):
     """What all kinds of layers have in common; see PEFT's ``BaseTunerLayer``."""
 
-    adapter_layer_names = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT)
+    adapter_layer_names = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT, _CORE)
     other_param_names = ("sharespace_dropout", "scaling")
 
     left_basis: Tensor
@@ -50,6 +53,8 @@ class SubspaceLayer(BaseTunerLayer):
         self.sharespace_right_coefficients = nn.ParameterDict({})
         self.sharespace_left_temporary = nn.ParameterDict({})
         self.sharespace_right_temporary = nn.ParameterDict({})
+        self.sharespace_core = nn.ParameterDict({})
+        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.sharespace_dropout = nn.ModuleDict({})
         self.scaling: dict[str, float] = {}
         self.routing: Routing | None = None
@@ -72,6 +77,10 @@ class SubspaceLayer(BaseTunerLayer):
             self.sharespace_left_temporary[name] = nn.Parameter(values.left_temporary)
         if values.right_temporary.shape[1]:
             self.sharespace_right_temporary[name] = nn.Parameter(values.right_temporary)
+        self.frozen_peft_weight_names.pop(name, None)
+        if values.core is not None:
+            self.sharespace_core[name] = nn.Parameter(values.core)
+            self.frozen_peft_weight_names[name] = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT)
         self.sharespace_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()
         self.scaling[name] = 1.0
         self._move_adapter_to_device_of_base_layer(name)
@@ -86,21 +95,19 @@ class SubspaceLayer(BaseTunerLayer):
         """True where this layer is adapted by that adapter."""
         return name in self.sharespace_left_coefficients
 
+    def coefficients(self, name: str) -> tuple[Tensor, Tensor]:
+        """([E; e] C, [F; f]): (k_left + phi) x p and (k_right + phi) x p."""
+        left = self.sharespace_left_coefficients[name]
+        if name in self.sharespace_core:
+            left = left @ self.sharespace_core[name]
+        return left, self.sharespace_right_coefficients[name]
+
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """(B^, A^): n x p and d x p with dW = B^ A^^T, in the dtype of the coefficients."""
+        left, right = self.coefficients(name)
         return (
-            _times(
-                self.left_basis,
-                self.sharespace_left_temporary,
-                self.sharespace_left_coefficients,
-                name,
-            ),
-            _times(
-                self.right_basis,
-                self.sharespace_right_temporary,
-                self.sharespace_right_coefficients,
-                name,
-            ),
+            _times(self.left_basis, self.sharespace_left_temporary, left, name),
+            _times(self.right_basis, self.sharespace_right_temporary, right, name),
         )
 
     def update(self, name: str) -> LayerUpdate:
@@ -196,7 +203,8 @@ class SubspaceLayer(BaseTunerLayer):
     def _update_of(self, name: str, x: Tensor) -> Tensor:
         dtype = self.sharespace_left_coefficients[name].dtype
         dropped = self.sharespace_dropout[name](self._cast_input_dtype(x, dtype))
-        return self.scaling[name] * self._apply_update(name, dropped)
+        update = self._apply_update(name, dropped)
+        return update if self.scaling[name] == 1 else self.scaling[name] * update
 
     def _mixed(self, x: Tensor, rows: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
         """Every row with its own adapter; a layer that an adapter lacks is the base layer."""
@@ -256,15 +264,12 @@ class SubspaceConv(nn.Module, SubspaceLayer):
         return functional.linear(hidden.movedim(1, -1), up).movedim(-1, 1)
 
 
-def _times(
-    basis: Tensor, new: nn.ParameterDict, coefficients: nn.ParameterDict, name: str
-) -> Tensor:
+def _times(basis: Tensor, new: nn.ParameterDict, coefficients: Tensor, name: str) -> Tensor:
     """[basis, temporary] @ coefficients."""
-    mine = coefficients[name]
-    directions: Tensor = basis.to(mine.dtype)
+    directions: Tensor = basis.to(coefficients.dtype)
     if name in new:
-        directions = torch.cat([directions, new[name].to(mine.dtype)], dim=1)
-    return torch.matmul(directions, mine)
+        directions = torch.cat([directions, new[name].to(coefficients.dtype)], dim=1)
+    return torch.matmul(directions, coefficients)
 
 
 def sides(module: Any) -> tuple[int, int]:

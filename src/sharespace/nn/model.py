@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from sharespace.nn.config import DEFAULT_P, ShareConfig
 from sharespace.nn.heads import fill_heads, head_modules
 from sharespace.nn.layer import SubspaceConv, SubspaceLayer, SubspaceLinear, sides
 from sharespace.nn.routing import BASE, Routing
-from sharespace.nn.start import Values, known_task, new_task, starting_core
+from sharespace.nn.start import Values, known_task, new_core, new_task, starting_core
 from sharespace.subspace.state import LayerSubspace, ShareModel, Task
 
 
@@ -107,7 +108,8 @@ class ShareTuner(BaseTuner):
         if task is not None and config.init_weights and name in task.coefficients:
             return layer, known_task(layer, task.coefficients[name], config.p, config.seed)
         core = starting_core(self._share, config.start, name)
-        values = new_task(layer, config.p or DEFAULT_P, config.phi, core, config.seed)
+        make = new_core if config.form == "core" else new_task
+        values = make(layer, config.p or DEFAULT_P, config.phi, core, config.seed)
         return layer, values if config.init_weights else _random(values, config.seed)
 
     def _put(self, new: SubspaceLayer, parent: nn.Module, name: str) -> SubspaceLayer:
@@ -199,10 +201,12 @@ class ShareTuner(BaseTuner):
 
 
 def _random(values: Values, seed: int) -> Values:
-    """With E random instead of zero: an update that changes the output."""
+    """With E (or C) random instead of zero: an update that changes the output."""
     generator = torch.Generator().manual_seed(seed + 1)
+    if values.core is not None:
+        return replace(values, core=torch.randn(values.core.shape, generator=generator))
     left = torch.randn(values.left_coefficients.shape, generator=generator)
-    return Values(left, values.right_coefficients, values.left_temporary, values.right_temporary)
+    return replace(values, left_coefficients=left)
 
 
 def _layer_name(model: ShareModel, key: str, component: str | None) -> str:

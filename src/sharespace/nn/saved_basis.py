@@ -23,7 +23,10 @@ def is_basis(key: str) -> bool:
 
 
 def layout(model: nn.Module, adapter: str) -> dict[str, list[int]]:
-    """Module -> [n, d, k_left, k_right, p, phi_left, phi_right] of an adapter."""
+    """Module -> [n, d, k_left, k_right, p, phi_left, phi_right, core] of an adapter.
+
+    The last is 1 for the form "core" and 0 for "factors".
+    """
     found: dict[str, list[int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, SubspaceLayer) and module.has(adapter):
@@ -32,7 +35,8 @@ def layout(model: nn.Module, adapter: str) -> dict[str, list[int]]:
             left = module.sharespace_left_coefficients[adapter]
             right = module.sharespace_right_coefficients[adapter]
             temporary = [left.shape[0] - k_left, right.shape[0] - k_right]
-            found[name] = [n, d, k_left, k_right, left.shape[1], *temporary]
+            core = int(adapter in module.sharespace_core)
+            found[name] = [n, d, k_left, k_right, left.shape[1], *temporary, core]
     return found
 
 
@@ -46,7 +50,7 @@ def empty(sizes: Mapping[str, Any], key: str) -> tuple[LayerSubspace, Values]:
     """
     if key not in sizes:
         raise CorruptAdapterError(f"module {key!r}", "adapter_config.json has no layout for it")
-    n, d, k_left, k_right, p, phi_left, phi_right = (int(size) for size in sizes[key])
+    n, d, k_left, k_right, p, phi_left, phi_right, core = (int(size) for size in sizes[key])
     layer = LayerSubspace(
         ModuleShape(n, d), torch.full((n, k_left), torch.nan), torch.full((d, k_right), torch.nan)
     )
@@ -55,6 +59,7 @@ def empty(sizes: Mapping[str, Any], key: str) -> tuple[LayerSubspace, Values]:
         torch.zeros(k_right + phi_right, p),
         torch.zeros(n, phi_left),
         torch.zeros(d, phi_right),
+        torch.zeros(p, p) if core else None,
     )
 
 

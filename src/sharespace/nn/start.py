@@ -19,7 +19,7 @@ TEMPORARY_SCALE = 0.02
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """One module of one task, float32: dW = [beta, beta'] [E; e] ([alpha, alpha'] [F; f])^T."""
+    """One module of one task, float32: dW = [beta, beta'] [E; e] C ([alpha, alpha'] [F; f])^T."""
 
     left_coefficients: Tensor
     """[E; e], (k_left + phi_left) x p."""
@@ -29,6 +29,8 @@ class Values:
     """beta', n x phi_left."""
     right_temporary: Tensor
     """alpha', d x phi_right."""
+    core: Tensor | None = None
+    """C, p x p, of the form "core"; None: the form "factors", C = I and not trained."""
 
 
 def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: int) -> Values:
@@ -75,6 +77,43 @@ def new_task(layer: LayerSubspace, p: int, phi: int, core: Tensor | None, seed: 
     return Values(left, right, new_left.float(), new_right.float())
 
 
+def new_core(layer: LayerSubspace, p: int, phi: int, core: Tensor | None, seed: int) -> Values:
+    """A task that trains one core between p directions a side: p^2 numbers, not 2 k p.
+
+    The directions are the bases' leading p - phi and phi temporary ones, random until
+    ``place_directions`` chooses them; they are frozen.
+
+    Args:
+        p: directions a side; lowered to what k + phi leaves room for.
+        phi: temporary ones among them, at most p; lowered to n - k_left and d - k_right.
+        core: k_left x k_right that it starts from, as far as the chosen directions hold it; None:
+            dW = 0.
+        seed: of the random directions.
+
+    Raises:
+        OptionError: phi is more than p.
+    """
+    if phi > p:
+        raise OptionError(f"phi={phi}", f"more than the p={p} directions of the core", "Lower it")
+    generator = torch.Generator().manual_seed(seed)
+    new_left = complement(layer.left_basis, phi, generator).float()
+    new_right = complement(layer.right_basis, phi, generator).float()
+    temporary = min(new_left.shape[1], new_right.shape[1])
+    new_left, new_right = new_left[:, :temporary], new_right[:, :temporary]
+    known = min(p - temporary, *layer.k)
+    left, right = (_leading(k, known, temporary) for k in layer.k)
+    begin = torch.zeros(known + temporary, known + temporary)
+    if core is not None:
+        begin[:known, :known] = core[:known, :known].float()
+    return Values(left, right, new_left, new_right, begin)
+
+
+def _leading(k: int, known: int, temporary: int) -> Tensor:
+    """(k + temporary) x (known + temporary): the first directions of the basis, then the rest."""
+    chosen = [*range(known), *range(k, k + temporary)]
+    return torch.eye(k + temporary)[:, chosen]
+
+
 def start(
     sides: tuple[int, int], p: int, core: Tensor | None, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -100,7 +139,8 @@ def start(
 def _unit_scale(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Orthogonal columns whose entries have a root mean square of 1."""
     drawn = torch.randn(rows, columns, generator=generator)
-    return math.sqrt(rows) * torch.linalg.qr(drawn)[0]
+    q: Tensor = torch.linalg.qr(drawn)[0]
+    return math.sqrt(rows) * q
 
 
 def complement(basis: Tensor, count: int, generator: torch.Generator) -> Tensor:

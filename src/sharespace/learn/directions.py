@@ -1,0 +1,226 @@
+"""Choose the directions a new task works in by the gradient of its loss.
+
+A task that trains one core between p frozen directions a side (``Method(form="core")``) trains p^2
+numbers, so all depends on which directions those are. At dW = 0 the loss falls fastest along
+G = dL/dW, so they are taken from its leading singular vectors: p - phi inside the shared subspace
+(of beta^T G alpha), and phi outside of it, which the merge then absorbs (method.md, step 3). Only
+batches of the new task are needed, and nothing is trained. Starting LoRA from the gradient's
+singular vectors: Wang et al., LoRA-GA, arXiv 2407.05000; a core between fixed frames: Balazy et
+al., LoRA-XS, arXiv 2405.17604.
+
+Never an n x d matrix: outside of the subspace G is seen through random sketches of a few columns
+(Halko, Martinsson and Tropp 2011), of G first and then of G on what the first sketch found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sharespace.extras import require
+from sharespace.learn.inputs import as_output, is_grouped, seen
+from sharespace.learn.training import Setup, Training, fixed_statistics, trainer_for
+
+EXAMPLES = 256
+"""Examples that the gradient is taken over."""
+_OVERSAMPLED = 8
+"""Columns of a sketch beyond what is wanted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """The directions of one module: p a side, in the bases or outside of them."""
+
+    left_known: Tensor
+    """k_left x (p - phi), orthonormal: combinations of the left basis."""
+    right_known: Tensor
+    """k_right x (p - phi), orthonormal."""
+    left_new: Tensor
+    """n x phi, orthonormal, and orthogonal to the left basis."""
+    right_new: Tensor
+    """d x phi, orthonormal, and orthogonal to the right basis."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """What is seen of one module's gradient G, float64."""
+
+    core: Tensor
+    """beta^T G alpha, k_left x k_right."""
+    left: Tensor
+    """G times a d x s test matrix, n x s."""
+    right: Tensor
+    """G^T times an n x s test matrix, d x s."""
+
+
+def informed_frames(
+    model: Any, data: Any, training: Training, setup: Setup | None = None
+) -> dict[str, Frame]:
+    """Frames for every layer of a new task in the form "core"; see ``place_frames``.
+
+    Args:
+        model: a ``PeftModel`` at dW = 0, heads as they should be when training starts.
+        data: the new task's examples.
+        training: its batch size and seed are used.
+        setup: trainer and collator, which give the batches and the loss.
+    """
+    layers = _layers(model)
+    silent = Setup(
+        collator=setup.collator if setup else None,
+        trainer=setup.trainer if setup else None,
+        arguments=setup.arguments if setup else None,
+        options=setup.options if setup else {},
+    )
+    generator = torch.Generator().manual_seed(training.seed)
+    with trainer_for(model, data, training, silent) as trainer, fixed_statistics(model):
+        count = max(EXAMPLES // training.batch_size, 1)
+        batches = list(islice(trainer.get_train_dataloader(), count))
+        tests = {m: _random_tests(layer, generator) for m, layer in layers.items()}
+        first = _sketches(model, layers, tests, trainer, batches)
+        better = {m: (_orthonormal(x.right), _orthonormal(x.left)) for m, x in first.items()}
+        second = _sketches(model, layers, better, trainer, batches)
+    return {m: _frame(layers[m], sketch) for m, sketch in second.items()}
+
+
+@torch.no_grad()
+def place_frames(model: Any, frames: Mapping[str, Frame], adapter: str = "default") -> None:
+    """Put the chosen directions in the place of an adapter's; its core stays as it is.
+
+    Args:
+        model: a ``PeftModel`` whose adapter has the form "core".
+        frames: by module, of the adapter's p and phi.
+    """
+    layers = require("sharespace.nn", "train").layers_of(model, adapter)
+    for module, frame in frames.items():
+        layer = layers[module]
+        _fill(layer.sharespace_left_coefficients[adapter], frame.left_known)
+        _fill(layer.sharespace_right_coefficients[adapter], frame.right_known)
+        if adapter in layer.sharespace_left_temporary:
+            layer.sharespace_left_temporary[adapter].copy_(frame.left_new)
+            layer.sharespace_right_temporary[adapter].copy_(frame.right_new)
+
+
+def _fill(coefficients: Tensor, known: Tensor) -> None:
+    """The block of the basis; the block of the temporary directions is the identity already."""
+    coefficients[: known.shape[0], : known.shape[1]] = known.to(coefficients)
+
+
+def _layers(model: Any) -> dict[str, Any]:
+    """Layers whose gradient can be seen: all but convolutions in groups."""
+    layers = require("sharespace.nn", "train").layers_of(model, "default")
+    return {m: layer for m, layer in layers.items() if not is_grouped(layer.innermost)}
+
+
+def _sizes(layer: Any) -> tuple[int, int]:
+    """(known, new) directions a side of a layer's adapter."""
+    new = layer.sharespace_left_temporary
+    phi = new["default"].shape[1] if "default" in new else 0
+    return layer.sharespace_core["default"].shape[0] - phi, phi
+
+
+def _random_tests(layer: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Test matrices d x s and n x s."""
+    columns = _sizes(layer)[1] + _OVERSAMPLED
+    d, n = layer.right_basis.shape[0], layer.left_basis.shape[0]
+    return (
+        torch.randn(d, min(columns, d), generator=generator),
+        torch.randn(n, min(columns, n), generator=generator),
+    )
+
+
+def _sketches(
+    model: Any,
+    layers: Mapping[str, Any],
+    tests: Mapping[str, tuple[Tensor, Tensor]],
+    trainer: Any,
+    batches: list[Any],
+) -> dict[str, Sketch]:
+    """beta^T G alpha, G R and G^T L of every layer, summed over the batches.
+
+    Each layer adds (beta C alpha^T + X R^T + L Y^T) x to its output, with C = X = Y = 0: their
+    gradients are the answer.
+    """
+    model.eval()
+    with _probes(layers, tests) as probes:
+        wanted = [tensor for probe in probes.values() for tensor in probe]
+        sums = [torch.zeros_like(tensor, dtype=torch.float64, device="cpu") for tensor in wanted]
+        for batch in batches:
+            loss = trainer.compute_loss(model, batch)
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+            for total, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    total += gradient.double().cpu()
+    return {m: Sketch(*sums[3 * i : 3 * i + 3]) for i, m in enumerate(probes)}
+
+
+@contextmanager
+def _probes(
+    layers: Mapping[str, Any], tests: Mapping[str, tuple[Tensor, Tensor]]
+) -> Iterator[dict[str, tuple[Tensor, Tensor, Tensor]]]:
+    """Zero tensors (C, X, Y) through which the layers' outputs pass."""
+    probes, handles = {}, []
+    for module, layer in layers.items():
+        device = layer.left_basis.device
+        right, left = (test.float().to(device) for test in tests[module])
+        (n, k_left), (d, k_right) = layer.left_basis.shape, layer.right_basis.shape
+        sizes = ((k_left, k_right), (n, right.shape[1]), (d, left.shape[1]))
+        probe = tuple(torch.zeros(*s, device=device, requires_grad=True) for s in sizes)
+        probes[module] = (probe[0], probe[1], probe[2])
+        handles.append(layer.register_forward_hook(_adder(probes[module], right, left)))
+    try:
+        yield probes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adder(probe: tuple[Tensor, Tensor, Tensor], right: Tensor, left: Tensor) -> Any:
+    """A hook that adds (beta C alpha^T + X R^T + L Y^T) x to a layer's output."""
+    core, grown_left, grown_right = probe
+
+    def add(layer: Any, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        inner, x = layer.innermost, arguments[0].float()
+        z = seen(inner, torch.cat([layer.right_basis.float(), right], dim=1).mT, x)
+        k = layer.right_basis.shape[1]
+        inside = functional.linear(z[..., :k], layer.left_basis.float() @ core)
+        outside = functional.linear(z[..., k:], grown_left)
+        across = functional.linear(seen(inner, grown_right.mT, x), left)
+        return output + as_output(inner, inside + outside + across).to(output.dtype)
+
+    return add
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    q: Tensor = torch.linalg.qr(columns)[0]
+    return q
+
+
+def _frame(layer: Any, sketch: Sketch) -> Frame:
+    """The leading directions inside the subspace, and outside of it on each side."""
+    known, new = _sizes(layer)
+    u, _, vh = torch.linalg.svd(sketch.core, full_matrices=True)
+    return Frame(
+        u[:, :known],
+        vh[:known].mT,
+        _outside(layer.left_basis, sketch.left, new),
+        _outside(layer.right_basis, sketch.right, new),
+    )
+
+
+def _outside(basis: Tensor, sketch: Tensor, count: int) -> Tensor:
+    """Leading left singular vectors of a sketch without its part in the basis."""
+    q = _orthonormal(basis.double().cpu())
+    rest = sketch
+    # Twice, as one pass leaves what rounding put back into the basis.
+    for _ in range(2):
+        rest = rest - q @ (q.mT @ rest)
+    directions: Tensor = torch.linalg.svd(rest, full_matrices=False)[0][:, :count]
+    directions = directions - q @ (q.mT @ directions)
+    return _orthonormal(directions)
