@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +109,9 @@ class Workbench:
     @property
     def device(self) -> torch.device:
         """Where the backbone is: the Trainer moves it."""
-        return next(next(iter(self._models.values())).parameters()).device
+        first, model = next(iter(self._models.items()))
+        heads = self.jobs[first].heads
+        return next(p.device for n, p in model.named_parameters() if not in_heads(n, heads))
 
     @torch.no_grad()
     def fresh(self, name: str) -> nn.Module:
@@ -138,13 +140,11 @@ class Workbench:
         return float(self.job(name).score(model.to(self.device).eval()))
 
     @contextmanager
-    def changing_backbone(self) -> Iterator[None]:
-        """For methods that write into the base weights: they are as before after the block."""
-        first, model = next(iter(self._models.items()))
-        heads = self.job(first).heads
-        kept = [
-            (p, p.detach().clone()) for n, p in model.named_parameters() if not in_heads(n, heads)
-        ]
+    def changing_backbone(self, modules: Iterable[str]) -> Iterator[None]:
+        """For methods that write into the weights of these modules: they are as before after it."""
+        model = next(iter(self._models.values()))
+        weights = [model.get_parameter(f"{module}.weight") for module in modules]
+        kept = [(weight, weight.detach().clone()) for weight in weights]
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""PEFT's LoRA as all methods use it: put in, counted, read out as an adapter, tied across models."""
+"""PEFT's LoRA as all methods use it: put in, counted, read out as an adapter, tied to others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sharespace.baselines.bench import in_heads
+from sharespace.baselines.bench import Workbench, in_heads
 from sharespace.baselines.job import Settings, TaskJob
 from sharespace.errors import UnsupportedAdapterError
 from sharespace.extras import require
@@ -102,6 +102,16 @@ def shapes_of(wrapped: Any) -> dict[str, ModuleShape]:
         kernel = tuple(getattr(layer.get_base_layer(), "kernel_size", ()))
         found[name] = ModuleShape(n, d, "conv", kernel) if kernel else ModuleShape(n, d)
     return found
+
+
+def target_shapes(bench: Workbench) -> dict[str, ModuleShape]:
+    """Modules that the settings' targets mean -> shape."""
+    name = bench.tasks[0]
+    wrapped = add_lora(bench.fresh(name), bench.settings, bench.job(name).heads)
+    try:
+        return shapes_of(wrapped)
+    finally:
+        require("sharespace.nn", "train").release(wrapped)
 
 
 def read_adapter(wrapped: Any, job: TaskJob, settings: Settings) -> Adapter:

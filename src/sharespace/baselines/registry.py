@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sharespace.baselines.bench import Own, Workbench
+from sharespace.baselines.ewc import ewc
 from sharespace.baselines.job import Settings, TaskJob
+from sharespace.baselines.joint import joint_lora
+from sharespace.baselines.merging import mean_adapter, own_svd, task_arithmetic, ties
+from sharespace.baselines.olora import o_lora
+from sharespace.baselines.osf import osf
 from sharespace.baselines.outcome import Outcome
 from sharespace.baselines.own import head_only, per_task_lora
+from sharespace.baselines.replay import replay
 from sharespace.baselines.sequential import sequential_lora
 from sharespace.baselines.shared import projection, random_basis, share_full, share_strict
 from sharespace.errors import OptionError
@@ -17,7 +23,16 @@ Run = Callable[[Workbench], Outcome]
 _ALL: tuple[Run, ...] = (
     head_only,
     per_task_lora,
+    joint_lora,
     sequential_lora,
+    o_lora,
+    osf,
+    ewc,
+    replay,
+    mean_adapter,
+    task_arithmetic,
+    ties,
+    own_svd,
     projection,
     random_basis,
     share_strict,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sharespace.baselines.bench import Own, Workbench
-from sharespace.baselines.lora import add_lora, shapes_of
+from sharespace.baselines.lora import target_shapes
 from sharespace.baselines.outcome import Outcome, Stored
 from sharespace.baselines.own import one_step, own_lora, seconds_of, steps_of
 from sharespace.evaluate import ScoreMatrix
@@ -25,7 +25,7 @@ from sharespace.subspace.state import Factors, LayerSubspace, Private, Settings,
 def projection(bench: Workbench) -> Outcome:
     """All own LoRAs compressed into one Share model of dimension k; nothing is trained then."""
     own = {name: own_lora(bench, name) for name in bench.tasks}
-    share = _build(bench, own)
+    share = build(bench, own)
     matrix = one_step({name: _score(bench, share, name) for name in bench.tasks})
     return _outcome(bench, "projection", matrix, own, {}, [], share)
 
@@ -93,10 +93,7 @@ def random_basis(bench: Workbench) -> Outcome:
 
 def random_model(bench: Workbench) -> ShareModel:
     """A Share model without tasks: random orthonormal bases (Haar) of dimension min(k, side)."""
-    name = bench.tasks[0]
-    wrapped = add_lora(bench.fresh(name), bench.settings, bench.job(name).heads)
-    shapes = shapes_of(wrapped)
-    require("sharespace.nn", "train").release(wrapped)
+    shapes = target_shapes(bench)
     generator = torch.Generator().manual_seed(bench.settings.seed)
     k = bench.settings.k
     layers = {
@@ -137,7 +134,7 @@ def _strict(bench: Workbench) -> Strict:
 def _run_strict(bench: Workbench) -> Strict:
     first = bench.tasks[: bench.settings.initial]
     own = {name: own_lora(bench, name) for name in first}
-    share = _build(bench, own)
+    share = build(bench, own)
     scores = {name: _score(bench, share, name) for name in first}
     matrix = ScoreMatrix(bench.tasks).with_step("+".join(first), scores, learned=first)
     learned: dict[str, Adapted] = {}
@@ -154,7 +151,8 @@ def _run_strict(bench: Workbench) -> Strict:
     return Strict(outcome, share)
 
 
-def _build(bench: Workbench, own: Mapping[str, Own]) -> Share:
+def build(bench: Workbench, own: Mapping[str, Own]) -> Share:
+    """A Share model of own LoRAs at the cap k; p = min(k, rank), exact for the projection."""
     adapters = [o.adapter for o in own.values()]
     return Share.from_adapters(adapters, k=bench.settings.k, seed=bench.settings.seed)
 

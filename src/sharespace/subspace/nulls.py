@@ -111,10 +111,40 @@ def _check_complete(model: ShareModel, originals: Sequence[Adapter]) -> None:
         )
 
 
+def own_ranks(model: ShareModel, originals: Sequence[Adapter]) -> dict[str, dict[str, int]]:
+    """Module -> task -> columns of its own SVD, at the bytes of the model's bases and coefficients.
+
+    Split over modules and tasks as well as can be, as in ``Nulls.own_svd``.
+
+    Raises:
+        OptionError: the adapters are not those of the model's tasks.
+    """
+    _check_complete(model, originals)
+    norms, profiles, members = _Sums(), {}, {}
+    itemsize = torch.empty(0, dtype=model.dtype).element_size()
+    for module in model.layers:
+        mine = [a for a in originals if module in a.shapes]
+        if not mine:
+            continue
+        updates = read_updates(mine, module, torch.device("cpu"))
+        members[module] = [a.name for a in mine]
+        norms.add(members[module], updates.norms)
+        profiles[module] = own_profile(updates, itemsize)
+    ranks = _spent(profiles, members, norms, sizes(model))
+    return {m: dict(zip(members[m], ranks(m), strict=True)) for m in profiles}
+
+
 def _own_svd(
     profiles: Mapping[str, Profile], members: Mapping[str, list[str]], norms: _Sums, stored: Bytes
 ) -> _Sums:
     """Own SVDs at the bytes of bases and coefficients, split as well as can be."""
+    return _own_sums(profiles, members, _spent(profiles, members, norms, stored))
+
+
+def _spent(
+    profiles: Mapping[str, Profile], members: Mapping[str, list[str]], norms: _Sums, stored: Bytes
+) -> Callable[[str], list[int]]:
+    """Module -> the rank of each task's own SVD there."""
     budget = stored.basis + stored.coefficients
     totals = torch.tensor(list(norms.squares.values()), dtype=torch.float64).sqrt()
     total = dict(zip(norms.squares, weights(totals).tolist(), strict=True))
@@ -128,7 +158,7 @@ def _own_svd(
     def ranks(module: str) -> list[int]:
         return profiles[module].own_ranks(by_module[module], chosen[module].columns)
 
-    return _own_sums(profiles, members, ranks)
+    return ranks
 
 
 def _own_sums(
