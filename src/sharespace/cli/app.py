@@ -334,6 +334,20 @@ def demo(
     output.demo(result, out, as_json)
 
 
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see Recipe.")],
+    as_json: o.AsJson = False,
+) -> None:
+    """Learn a stream of tasks from a recipe; run it again to go on where it was stopped."""
+    from sharespace.cli import output
+    from sharespace.cli.progress import on_terminal
+    from sharespace.stream import run as run_stream
+
+    tell = None if as_json else output.stream_progress
+    output.stream(run_stream(recipe, observe=tell, bars=on_terminal() and not as_json), as_json)
+
+
 def _load(path: Path, version: int | None = None) -> Share:
     from sharespace.share import Share
 

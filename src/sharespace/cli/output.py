@@ -21,6 +21,7 @@ from sharespace.subspace.plan import Plan
 
 if TYPE_CHECKING:
     from sharespace.demo import DemoResult
+    from sharespace.stream import Event, StreamResult
 
 _console = Console(highlight=False)
 
@@ -241,6 +242,44 @@ def demo(result: DemoResult, out: Path, as_json: bool) -> None:
     _console.print(tables(result))
     _say(f"picture: {escape(str(out / 'demo.png'))}, numbers: {escape(str(out / 'results.json'))}")
     return _say(f"go on with: sharespace info {escape(str(out / 'share'))}")
+
+
+def stream_progress(event: Event) -> None:
+    """What a stream is doing, on standard error; a missing score stands out."""
+    text = escape(event.text if event.text.isprintable() else repr(event.text))
+    style = "yellow" if event.stage == "unscored" else "dim"
+    Console(stderr=True, highlight=False).print(text, style=style, soft_wrap=True)
+
+
+def stream(found: StreamResult, as_json: bool) -> None:
+    record = records.stream_record(found)
+    if as_json:
+        return _json(record)
+    table = _table("task", "came as", "metric", "first", "last", "trained", "LoRA", "head")
+    for name, task in record["tasks"].items():
+        scored = record["scores"].get(name) or {"metric": "", "first": None, "last": None}
+        trained = task["coefficients"] + task["temporary"] + task["lora"]
+        table.add_row(
+            _name(name),
+            task["how"],
+            scored["metric"],
+            _score(scored["first"]),
+            _score(scored["last"]),
+            f"{trained:,}",
+            f"{task['own_lora']:,}",
+            f"{task['heads']:,}",
+        )
+    _console.print(table)
+    measures = ", ".join(f"{n} {_score(v)}" for n, v in record["measures"].items())
+    _say(f"after {count(len(record['steps']), 'step')}: {measures}")
+    for notice in record["notices"]:
+        _say(f"[yellow]{escape(notice)}[/]")
+    _say(f"[bold]{escape(record['share'])}[/] version {record['version']}")
+    return _sizes(record["bytes"])
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _name(name: str) -> str:

@@ -7,10 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+def on_terminal() -> bool:
+    """Standard error is read by a person."""
+    return sys.stderr.isatty()
+
+
 @contextmanager
 def layers(doing: str) -> Iterator[Callable[[str, int, int], None] | None]:
     """A progress bar over layers on standard error; None where that is not a terminal."""
-    if not sys.stderr.isatty():
+    if not on_terminal():
         yield None
         return
     from rich.console import Console

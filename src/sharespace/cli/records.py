@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.subspace.fidelity import Bytes, Fidelity
 from sharespace.subspace.nulls import Nulls
 from sharespace.subspace.plan import Plan
+
+if TYPE_CHECKING:
+    from sharespace.stream import StreamResult
 
 
 def bytes_record(sizes: Bytes) -> dict[str, int]:
@@ -163,3 +167,18 @@ def pruned_record(pruned: Pruned | None) -> dict[str, Any] | None:
     if pruned is None:
         return None
     return {"versions": list(pruned.versions), "files": pruned.files, "bytes": pruned.bytes}
+
+
+def stream_record(found: StreamResult) -> dict[str, Any]:
+    tasks = {one.task: asdict(one) for one in found.learned}
+    return {
+        "share": str(found.share),
+        "version": found.version,
+        "tasks": {n: {k: v for k, v in t.items() if k != "task"} for n, t in tasks.items()},
+        "steps": [step.name for step in found.steps],
+        "matrix": found.matrix.to_record() if found.matrix else None,
+        "scores": {name: asdict(score) for name, score in found.scores.items()},
+        "measures": found.measures,
+        "bytes": dict(found.steps[-1].bytes),
+        "notices": list(found.notices),
+    }

@@ -1,0 +1,137 @@
+"""The score of a task on its evaluation data, in the Share model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sharespace.errors import OptionError
+from sharespace.evaluate import metric
+from sharespace.evaluate.metrics import IGNORED
+from sharespace.recipe import TaskData, TaskSpec
+
+
+def evaluation_spec(spec: TaskSpec, labels: tuple[str, ...]) -> TaskSpec:
+    """The task as its evaluation data alone gives it: the training data may be gone.
+
+    Args:
+        labels: names of the classes when it was learned.
+    """
+    known = labels if labels and spec.settings.task_type != "regression" else None
+    if spec.settings.eval_fraction is not None:
+        return replace(spec, labels=known)  # a part of the training data
+    if spec.eval_data is None:
+        return replace(spec, eval_only=True, labels=known)
+    settings = replace(spec.settings, eval_split=None)
+    return replace(
+        spec, data=spec.eval_data, eval_data=None, eval_only=True, labels=known, settings=settings
+    )
+
+
+@torch.no_grad()
+def score(model: Any, spec: TaskSpec, data: TaskData, processor: Any) -> float:
+    """The task's metric on its evaluation data; higher is better.
+
+    Args:
+        model: runs the task, heads included.
+        data: of the task.
+        processor: the tokenizer, for metrics of texts.
+
+    Raises:
+        OptionError: the model gives NaN, or the metric is not defined for the data.
+    """
+    model.eval()
+    wanted = metric(spec.settings.score)
+    if wanted.takes == "texts":
+        pairs = list(_texts(model, spec, data, processor))
+        return wanted.score([p for p, _ in pairs], [r for _, r in pairs])
+    if spec.settings.task_type == "causal-lm":
+        loss = _token_loss(_outputs(model, spec, data))
+        return -math.exp(loss) if wanted.name == "perplexity" else -loss
+    outputs = list(_outputs(model, spec, data))
+    logits = torch.cat([logits for logits, _ in outputs])
+    labels = torch.cat([labels for _, labels in outputs])
+    if not bool(torch.isfinite(logits).all()):
+        raise OptionError(f"task {spec.name!r}", "its model gives NaN", "Lower its learning_rate")
+    if wanted.takes == "values":
+        return wanted.score(logits.reshape(-1).numpy(), labels.reshape(-1).numpy())
+    if wanted.takes == "labels":
+        return wanted.score(logits.argmax(-1).numpy(), labels.numpy())
+    return wanted.score(logits, labels)
+
+
+def _outputs(model: Any, spec: TaskSpec, data: TaskData) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and labels, a batch at a time, on the CPU."""
+    device = next(model.parameters()).device
+    for batch in _batches(spec, data):
+        with _autocast(spec, device):
+            logits = model(**{k: v.to(device) for k, v in batch.items()}).logits
+        yield logits.float().cpu(), batch["labels"]
+
+
+def _batches(spec: TaskSpec, data: TaskData) -> DataLoader[Any]:
+    size = spec.training.per_device_eval_batch_size
+    return DataLoader(data.eval, batch_size=size, collate_fn=data.collator)
+
+
+def _autocast(spec: TaskSpec, device: torch.device) -> AbstractContextManager[Any]:
+    training = spec.training
+    if not (training.bf16 or training.fp16):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if training.bf16 else torch.float16)
+
+
+def _token_loss(outputs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Cross entropy a token, in nats, one batch in memory; logits at a token predict the next."""
+    loss, total = metric("loss"), 0
+    summed = 0.0
+    for logits, labels in outputs:
+        count = int((labels[:, 1:] != IGNORED).sum())
+        if count:
+            summed += count * loss(logits[:, :-1], labels[:, 1:])
+            total += count
+    if not total or not math.isfinite(summed):
+        why = "no token of its evaluation data counts" if not total else "its model gives NaN"
+        raise OptionError("causal-lm", why, "Check its data, max_length and learning_rate")
+    return summed / total
+
+
+def _texts(model: Any, spec: TaskSpec, data: TaskData, tokenizer: Any) -> Iterator[tuple[str, str]]:
+    """What the model writes after each prompt (greedily), and what it should."""
+    device = next(model.parameters()).device
+    size = spec.training.per_device_eval_batch_size
+    for at in range(0, len(data.eval), size):
+        rows = [data.eval[i] for i in range(at, min(at + size, len(data.eval)))]
+        prompts = [_prompt(row) for row in rows]
+        most = max(len(row["input_ids"]) - len(p) for row, p in zip(rows, prompts, strict=True))
+        ids, mask = _padded_left(prompts, tokenizer.pad_token_id)
+        with _autocast(spec, device):
+            written = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max(most, 1),
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        found = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+        wanted = data.eval_rows[at : at + len(rows)][spec.settings.completion]
+        yield from zip(found, wanted, strict=True)
+
+
+def _prompt(row: Mapping[str, list[int]]) -> list[int]:
+    return [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
+
+
+def _padded_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token numbers and mask, both rows x longest: text is written on from the right end."""
+    longest = max(len(row) for row in rows)
+    ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)
