@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
 
-from learn.nets import Points, adapter, net
-from sharespace import Share
-from sharespace.errors import MissingExtraError
-from sharespace.learn import Method, Training, fit, prepare
+from learn.nets import Points, accuracy, logits, net, shared
+from sharespace.errors import MissingExtraError, OptionError
+from sharespace.learn import Method, Setup, Training, adapt, fit, prepare
 
 TRAINING = Training(steps=60, learning_rate=3e-2, batch_size=16, cpu=True)
 
 
-def accuracy(model: torch.nn.Module) -> float:
-    points = Points()
-    with torch.no_grad():
-        found = model(x=points.x)["logits"].argmax(dim=1) == points.labels
-    return float(found.float().mean())
+def wrapped(phi: int = 1, dropout: float = 0.0) -> Any:
+    """A net with a new task. The Share model must live as long as the model's configuration."""
+    return prepare(net(), shared(), "new", Method(p=2, phi=phi, dropout=dropout))
 
 
 def test_trains_in_the_subspace_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    share = Share.from_adapters([adapter("a", 1), adapter("b", 2)], k=4)
-    model = prepare(net(), share, "new", Method(p=2, phi=1))
+    model = wrapped()
     frozen = {n: q.clone() for n, q in model.named_parameters() if not q.requires_grad}
     before = accuracy(model)
     result = fit(model, Points(), TRAINING)
@@ -49,3 +50,186 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'sharespace\[train\]'"):
         fit(net(), Points(), TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0), ("batch_size", 0), ("evaluate_every", 0), ("patience", 0),
+        ("learning_rate", 0.0), ("learning_rate", float("nan")), ("warmup", 1.5),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(field: str, value: float) -> None:
+    with pytest.raises(OptionError, match=field):
+        replace(TRAINING, **{field: value})  # type: ignore[arg-type]
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(OptionError, match="requires a gradient"):
+        fit(net().requires_grad_(False), Points(), TRAINING)
+
+
+class Scripted:
+    """Metrics that come in a given order, and the weights at each evaluation."""
+
+    def __init__(self, name: str, values: list[float]) -> None:
+        self.name, self.left = name, list(values)
+        self.weights: list[Tensor] = []
+
+    def setup(self) -> Setup:
+        outer = self
+
+        class Watch(TrainerCallback):  # type: ignore[misc]
+            def on_evaluate(self, *_args: Any, model: nn.Module, **_kwargs: Any) -> None:
+                outer.weights.append(logits(model))
+
+        return Setup(evaluation=Points(20), metrics=self.metrics, callbacks=[Watch()])
+
+    def metrics(self, _: Any) -> dict[str, float]:
+        return {self.name: self.left.pop(0)}
+
+
+@pytest.mark.parametrize(
+    ("best", "smaller", "values", "stops", "kept"),
+    [
+        ("accuracy", None, [0.1, 0.9, 0.8, 0.7, 1.0], 20, 1),
+        ("mse", True, [3.0, 2.0, 1.0, 2.0, 1.5, 9.0], 25, 2),
+        ("other_loss", None, [1.0, 2.0, 3.0, 4.0], 15, 0),
+    ],
+)
+def test_stops_early_and_keeps_the_best(
+    best: str, smaller: bool | None, values: list[float], stops: int, kept: int
+) -> None:
+    model, script = wrapped(), Scripted(best, values)
+    training = replace(TRAINING, patience=2, evaluate_every=5, best=best, smaller_is_better=smaller)
+    result = fit(model, Points(), training, script.setup())
+    assert result.steps == stops
+    assert torch.equal(logits(model), script.weights[kept])
+    assert not torch.equal(script.weights[kept], script.weights[-1])
+    scores = [entry[f"eval_{best}"] for entry in result.history if f"eval_{best}" in entry]
+    assert scores == values[: stops // 5]
+
+
+def test_the_loss_decides_where_nothing_else_is_named() -> None:
+    model, points = net(), Points()
+    # Learns in the wrong direction: the first evaluation is the best one.
+    training = replace(TRAINING, learning_rate=5.0, patience=1, evaluate_every=2, warmup=0.0)
+    result = fit(model, points, training, Setup(evaluation=points))
+    losses = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
+    with torch.no_grad():
+        kept = float(model(x=points.x, labels=points.labels)["loss"])
+    assert kept == pytest.approx(min(losses), rel=1e-5)
+    assert result.steps < 60
+
+
+def test_patience_needs_something_to_decide_by() -> None:
+    with pytest.raises(OptionError, match="no evaluation data"):
+        fit(net(), Points(), replace(TRAINING, patience=2))
+    with pytest.raises(OptionError, match="nothing measures 'accuracy'"):
+        fit(
+            net(),
+            Points(),
+            replace(TRAINING, patience=2, best="accuracy"),
+            Setup(evaluation=Points()),
+        )
+
+
+def test_evaluation_data_is_evaluated_on() -> None:
+    training = replace(TRAINING, steps=5, evaluate_every=2)
+    result = fit(net(), Points(), training, Setup(evaluation=Points(8)))
+    assert [e["step"] for e in result.history if "eval_loss" in e] == [2, 4, 5]
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_log(self, *_args: Any, logs: dict[str, float], **_kwargs: Any) -> None:
+        self.losses += [logs["loss"]] if "loss" in logs else []
+
+
+LOGGED = {"logging_strategy": "steps", "logging_steps": 2}
+
+
+def test_callbacks_and_the_history_see_what_is_logged() -> None:
+    recorder = Recorder()
+    training = replace(TRAINING, steps=6, arguments=LOGGED)
+    result = fit(wrapped(), Points(), training, Setup(callbacks=[recorder]))
+    assert len(recorder.losses) == 3
+    assert [e["loss"] for e in result.history if "loss" in e] == recorder.losses
+
+
+def test_trackers_get_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard", reason="the tracker of this test is tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "log"))
+    arguments = {**LOGGED, "report_to": "tensorboard"}
+    fit(net(), Points(), replace(TRAINING, steps=4, arguments=arguments))
+    assert list((tmp_path / "log").rglob("events.out.tfevents.*"))
+
+
+class StopAt(TrainerCallback):  # type: ignore[misc]
+    """Somebody pulls the plug."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        control.should_training_stop |= state.global_step >= self.step
+
+
+def test_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    arguments = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 5}
+    training = replace(TRAINING, steps=12, arguments=arguments)
+    share = shared()
+
+    def model() -> Any:
+        return prepare(net(), share, "new", Method(p=2, phi=1, dropout=0.3))
+
+    whole, stopped, resumed = model(), model(), model()
+    fit(whole, Points(), replace(training, arguments={}))
+    fit(stopped, Points(), training, Setup(callbacks=[StopAt(7)]))
+    assert not torch.equal(logits(whole), logits(stopped))
+    result = fit(resumed, Points(), training, Setup(resume=tmp_path / "checkpoint-5"))
+    assert result.steps == 12
+    assert torch.equal(logits(whole), logits(resumed))
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
+    whole, parts = wrapped(), wrapped()
+    fit(whole, Points(), replace(TRAINING, steps=6))
+    arguments = {"gradient_accumulation_steps": 4}
+    fit(parts, Points(), replace(TRAINING, steps=6, batch_size=4, arguments=arguments))
+    assert torch.allclose(logits(whole), logits(parts), atol=1e-4)
+
+
+def test_bf16_is_a_flag() -> None:
+    plain = adapt(net(), shared(), Points(), TRAINING, task="x", method=Method(p=2))
+    training = replace(TRAINING, arguments={"bf16": True})
+    learned = adapt(net(), shared(), Points(), training, task="x", method=Method(p=2))
+    assert accuracy(learned.model) > accuracy(net()) + 0.2
+    assert learned.adapter.dtype == torch.float32
+    assert learned.fit.loss != plain.fit.loss
+    assert learned.fit.loss == pytest.approx(plain.fit.loss, rel=0.05)
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(10, 14), nn.BatchNorm1d(14)
+        self.second, self.classifier = nn.Linear(14, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.classifier(torch.tanh(self.second(self.norm(self.first(x)))))
+        loss = nn.functional.cross_entropy(logits, labels) if labels is not None else logits.sum()
+        return {"loss": loss, "logits": logits}
+
+
+def test_statistics_of_frozen_batch_norms_belong_to_the_base_model() -> None:
+    torch.manual_seed(0)
+    model = Normed()
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    adapt(model, shared(), Points(), replace(TRAINING, steps=4), task="new")
+    assert all(torch.equal(b, dict(model.named_buffers())[n]) for n, b in before.items())
+    free = Normed()
+    fit(free, Points(), replace(TRAINING, steps=4))
+    assert not torch.equal(free.norm.running_mean, before["norm.running_mean"])  # type: ignore[arg-type]

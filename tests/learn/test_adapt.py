@@ -1,0 +1,238 @@
+"""New tasks learned in the subspace, and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from builders import dense
+from learn.nets import (
+    SHAPES,
+    Points,
+    accuracy,
+    adapter,
+    logits,
+    net,
+    only_padded,
+    shared,
+    snapshot,
+    unchanged,
+)
+from sharespace import Share
+from sharespace.errors import (
+    MismatchError,
+    OptionError,
+    SharespaceError,
+    TaskExistsError,
+    TaskNotFoundError,
+)
+from sharespace.learn import Adapted, Method, Setup, Training, adapt, load_task, prepare
+from sharespace.nn import release
+from sharespace.subspace.adapter import Adapter
+
+TRAINING = Training(steps=40, learning_rate=3e-2, batch_size=16, cpu=True)
+
+
+def learn(share: Share, method: Method, training: Training = TRAINING) -> Adapted:
+    return adapt(net(), share, Points(), training, task="new", method=method)
+
+
+def released(learned: Adapted) -> nn.Module:
+    return release(learned.model)
+
+
+@pytest.mark.parametrize(
+    ("phi", "start"),
+    [(0, "zero"), (1, "zero"), (2, "zero"), (0, "a"), (1, "mean"), (2, "nearest")],
+)
+def test_a_merged_task_is_the_trained_one_and_no_other_changes(phi: int, start: str) -> None:
+    share = shared()
+    learned = learn(share, Method(p=3, phi=phi, start=start))
+    assert accuracy(learned.model) > accuracy(net()) + 0.2
+    trained = logits(learned.model)
+    merged = share.merge(learned.adapter, k=20)
+    again = load_task(net(), merged, "new")
+    assert torch.allclose(logits(again), trained, atol=1e-4)
+    for module, layer in share.model.layers.items():
+        grown = merged.model.layers[module]
+        assert torch.equal(grown.left_basis[:, : layer.k[0]], layer.left_basis)
+        assert torch.equal(grown.right_basis[:, : layer.k[1]], layer.right_basis)
+        for name in share.tasks:
+            before, after = (x.task(name).coefficients[module] for x in (share, merged))
+            assert only_padded(before, after)
+    assert learned.start in ("zero", "a", "b") if start == "nearest" else learned.start == start
+
+
+def test_temporary_directions_survive_the_merge() -> None:
+    """The published code drops them: coefficients without the directions they belong to."""
+    share = shared(k=2)
+    learned = learn(share, Method(p=2, phi=2))
+    merged = share.merge(learned.adapter, k=20)
+    dropped = 0.0
+    for module, update in merged.updates("new").items():
+        trained, layer = dense(learned.adapter.layer(module)), share.model.layers[module]
+        left, right = layer.left_basis.double(), layer.right_basis.double()
+        inside = left @ (left.mT @ trained @ right) @ right.mT
+        assert float((dense(update) - trained).norm()) <= 1e-5 * float(trained.norm())
+        dropped = max(dropped, float((inside - trained).norm()) / float(trained.norm()))
+    assert dropped > 0.3, "the case must need the temporary directions"
+
+
+def test_coefficients_only_need_no_new_direction() -> None:
+    share = shared()
+    merged = share.merge(learn(share, Method(p=3, phi=0)).adapter)
+    for module, layer in share.model.layers.items():
+        assert merged.model.layers[module].k == layer.k
+        assert torch.equal(merged.model.layers[module].left_basis, layer.left_basis)
+
+
+def test_at_the_cap_the_model_does_not_grow() -> None:
+    share = shared()
+    learned = learn(share, Method(p=3, phi=2))
+    merged = share.merge(learned.adapter)
+    assert all(layer.k == (4, 4) for layer in merged.model.layers.values())
+    lost = merged.fidelity(against=learned.adapter).tasks["new"]
+    assert 0 < lost.relative_error <= lost.bound
+
+
+def test_what_is_trained_is_counted() -> None:
+    learned = learn(shared(), Method(p=3, phi=2), replace(TRAINING, steps=1))
+    rows = sum(4 + 2 + 4 + 2 for _ in SHAPES)
+    assert learned.trainable.coefficients == 3 * rows
+    assert learned.trainable.temporary == 2 * sum(n + d for n, d in SHAPES.values())
+    assert learned.trainable.heads == 12 * 3 + 3
+    assert learned.trainable.total == sum(
+        p.numel() for p in learned.model.parameters() if p.requires_grad
+    )
+
+
+def test_heads_are_learned_and_kept_or_left_alone() -> None:
+    short = replace(TRAINING, steps=5)
+    base = net()
+    with_head = learn(shared(), Method(p=2), short).adapter
+    key = "base_model.model.classifier.weight"
+    assert not torch.equal(with_head.kept[key], base.classifier.weight)
+    without = learn(shared(), Method(p=2, heads=()), short)
+    assert dict(without.adapter.kept) == {}
+    assert without.trainable.heads == 0
+    assert torch.equal(released(without).get_submodule("classifier").weight, base.classifier.weight)  # type: ignore[arg-type]
+
+
+def test_the_base_model_comes_back_as_it_was() -> None:
+    model = net()
+    before = snapshot(model)
+    learned = adapt(
+        model, shared(), Points(), replace(TRAINING, steps=5), task="x", method=Method(phi=1)
+    )
+    assert unchanged(released(learned), before, flags=False)
+
+
+def test_one_seed_gives_one_result_and_another_another() -> None:
+    method, short = Method(p=2, phi=1, seed=3, dropout=0.2), replace(TRAINING, steps=8, seed=5)
+    first, second = learn(shared(), method, short), learn(shared(), method, short)
+    assert torch.equal(logits(first.model), logits(second.model))
+    assert first.fit.loss == second.fit.loss
+    others = [
+        learn(shared(), replace(method, seed=4), short),
+        learn(shared(), method, replace(short, seed=6)),
+    ]
+    assert all(not torch.equal(logits(first.model), logits(x.model)) for x in others)
+
+
+def test_a_task_type_makes_peft_s_own_model() -> None:
+    model = net()
+    model.config = {"model_type": "net"}  # type: ignore[assignment]
+    model.prepare_inputs_for_generation = None  # type: ignore[assignment]
+    wrapped = prepare(model, shared(), "new", Method(task_type="FEATURE_EXTRACTION"))
+    assert type(wrapped).__name__ == "PeftModelForFeatureExtraction"
+
+
+REFUSED: dict[str, tuple[Method, str, type[SharespaceError]]] = {
+    "known task": (Method(), "a", TaskExistsError),
+    "unknown head": (Method(heads=("score",)), "new", OptionError),
+    "head in the subspace": (Method(heads=("second",)), "new", OptionError),
+    "p": (Method(p=0), "new", OptionError),
+    "phi": (Method(phi=-1), "new", OptionError),
+    "dropout": (Method(dropout=1.0), "new", OptionError),
+    "start": (Method(start="c"), "new", TaskNotFoundError),
+    "nearest needs data": (Method(start="nearest"), "new", OptionError),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_leaves_the_model_as_it_was(case: str) -> None:
+    method, task, error = REFUSED[case]
+    model = net()
+    before = snapshot(model)
+    with pytest.raises(error):
+        prepare(model, shared(), task, method)
+    assert unchanged(model, before)
+    assert prepare(model, shared(), "new", Method()) is not None
+
+
+def test_another_base_model_is_refused_before_anything_is_put_in_it() -> None:
+    model = net(hidden=15)
+    before = snapshot(model)
+    with pytest.raises(MismatchError, match=r"'first' \(14x10\): is 15x10 here"):
+        prepare(model, shared(), "new")
+    smaller = net()
+    del smaller.second
+    with pytest.raises(MismatchError, match=r"'second'.*not in this model"):
+        prepare(smaller, shared(), "new")
+    assert unchanged(model, before)
+    assert type(smaller.first) is nn.Linear
+
+
+def test_a_model_with_peft_layers_is_refused_until_it_is_released() -> None:
+    model, share = net(), shared()
+    first = prepare(model, share, "new")
+    for wrapped in (first, model):
+        with pytest.raises(MismatchError, match="release"):
+            prepare(wrapped, share, "other")
+        with pytest.raises(MismatchError, match="release"):
+            load_task(wrapped, share, "a")
+    assert prepare(release(first), share, "other") is not None
+
+
+class Broken(Points):
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        raise RuntimeError("disk on fire")
+
+
+FAILING: dict[str, Callable[..., Any]] = {
+    "data": lambda m, s, method: adapt(m, s, Broken(), TRAINING, task="new", method=method),
+    "patience": lambda m, s, method: adapt(
+        m, s, Points(), replace(TRAINING, patience=1), task="new", method=method
+    ),
+    "trainer": lambda m, s, method: adapt(
+        m, s, Points(), TRAINING, task="new", method=method, setup=Setup(options={"no": 1})
+    ),
+}
+
+
+@pytest.mark.parametrize("start", ["zero", "nearest"])
+@pytest.mark.parametrize("case", FAILING)
+def test_training_that_fails_gives_the_base_model_back(case: str, start: str) -> None:
+    model, share = net(), shared()
+    before = snapshot(model)
+    with pytest.raises((RuntimeError, OptionError, TypeError)):
+        FAILING[case](model, share, Method(start=start))
+    assert unchanged(model, before, flags=False)
+    assert adapt(model, share, Points(), replace(TRAINING, steps=1), task="new").fit.steps == 1
+
+
+def test_a_component_s_modules_are_found_in_the_model_that_is_it() -> None:
+    made = adapter("a", 1)
+    inside = Adapter.from_updates(
+        "a", {f"unet.{m}": made.layer(m) for m in made.shapes}, base=made.base
+    )
+    share = Share.from_adapters(inside, k=2)
+    method = Method(p=2, component="unet", start="nearest")
+    learned = adapt(net(), share, Points(), replace(TRAINING, steps=5), task="new", method=method)
+    assert set(learned.adapter.shapes) == {"unet.first", "unet.second"}
+    assert share.merge(learned.adapter).tasks == ("a", "new")

@@ -1,0 +1,140 @@
+"""Which known task is nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from builders import dense
+from learn.nets import Points, adapter, net, snapshot, unchanged
+from sharespace import Share
+from sharespace.learn import Method, Setup, Training, adapt, prepare
+from sharespace.learn.similar import core_gradients
+from sharespace.learn.training import trainer_for
+from sharespace.nn import layers_of
+from sharespace.subspace.adapter import Adapter, LayerUpdate
+
+TRAINING = Training(steps=50, learning_rate=1e-2, batch_size=32, cpu=True)
+
+
+class Told(Points):
+    """Points whose labels an adapted net tells."""
+
+    def __init__(self, updates: dict[str, LayerUpdate], count: int = 256) -> None:
+        super().__init__(count)
+        told = net()
+        with torch.no_grad():
+            for module, update in updates.items():
+                told.get_submodule(module).weight += dense(update).float()  # type: ignore[operator]
+            self.labels = told(x=self.x)["logits"].argmax(dim=1)
+
+
+def updates_of(made: Adapter) -> dict[str, LayerUpdate]:
+    return {m: made.layer(m) for m in made.shapes}
+
+
+def test_the_right_relative_is_chosen_whatever_its_place() -> None:
+    right = adapter("right", 11)
+    data = Told(updates_of(right))
+    for others in ([21, 22, 23], [31, 32, 33]):
+        made = [adapter(f"other{s}", s) for s in others]
+        share = Share.from_adapters([*made[:2], right, made[2]], variance=1.0)
+        model = net()
+        before = snapshot(model)
+        method = Method(start="nearest")
+        short = Training(steps=10, learning_rate=1e-3, batch_size=32, cpu=True)
+        assert adapt(model, share, data, short, task="new", method=method).start == "right"
+        assert before["values"].keys()  # type: ignore[attr-defined]
+
+
+def test_no_start_where_no_task_lowers_the_loss() -> None:
+    right = adapter("wrong", 11)
+    opposite = Adapter.from_updates(
+        "wrong", {m: LayerUpdate(-u.up, u.down) for m, u in updates_of(right).items()}
+    )
+    share = Share.from_adapters([opposite], variance=1.0)
+    data, short = Told(updates_of(right)), Training(steps=5, learning_rate=1e-3, cpu=True)
+    method = Method(start="nearest")
+    assert adapt(net(), share, data, short, task="new", method=method).start == "zero"
+    empty = share.remove("wrong")
+    assert adapt(net(), empty, data, short, task="new", method=method).start == "zero"
+
+
+def test_looking_changes_nothing_and_writes_nothing(tmp_path: object) -> None:
+    share, model = Share.from_adapters([adapter("a", 1), adapter("b", 2)], k=3), net()
+    before = snapshot(model)
+    loud = {
+        "output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 1,
+        "eval_strategy": "steps", "eval_steps": 1,
+    }  # fmt: skip
+    called: list[str] = []
+    setup = Setup(evaluation=Points(), metrics=lambda _: called.append("metrics") or {})  # type: ignore[func-returns-value]
+    from sharespace.learn.adapt import _nearest
+
+    training = Training(steps=10, learning_rate=1e-2, cpu=True, arguments=loud)
+    _nearest(model, share, Points(), training, "new", Method(), setup)
+    assert unchanged(model, before, flags=False)
+    assert list(tmp_path.iterdir()) == []  # type: ignore[attr-defined]
+    assert called == []
+
+
+class Mixed(nn.Module):
+    """One module of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.gpt2 = nn.Linear(6, 8), Conv1D(8, 8)
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.grouped = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.classifier = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        h = torch.tanh(self.gpt2(torch.relu_(self.linear(x))))
+        h = self.grouped(torch.relu_(self.conv(h.reshape(-1, 2, 2, 2)))).flatten(1)
+        return {"loss": nn.functional.cross_entropy(self.classifier(h), labels)}
+
+
+def mixed_adapter(name: str, seed: int) -> Adapter:
+    from sharespace.shapes import ModuleShape
+
+    generator = torch.Generator().manual_seed(seed)
+    sides = {"linear": (8, 6), "gpt2": (8, 8), "conv": (4, 18), "grouped": (4, 18)}
+    shapes = {m: ModuleShape(*sides[m], "conv", (3, 3)) for m in ("conv", "grouped")}
+    updates = {
+        m: LayerUpdate(
+            torch.randn(n, 2, generator=generator), torch.randn(2, d, generator=generator)
+        )
+        for m, (n, d) in sides.items()
+    }
+    return Adapter.from_updates(name, updates, shapes=shapes)
+
+
+class Rows(Points):
+    def __init__(self, cast: Callable[[Tensor], Tensor] = Tensor.float) -> None:
+        super().__init__(32)
+        self.x, self.labels = cast(self.x[:, :6]), self.labels % 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_cores_are_those_of_the_weights_projected(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, rows = Mixed().to(dtype), Rows(lambda x: x.to(dtype))
+    share = Share.from_adapters([mixed_adapter("a", 1), mixed_adapter("b", 2)], k=3)
+    batch = {"x": rows.x, "labels": rows.labels}
+    weights = {m: model.get_parameter(f"{m}.weight") for m in ("linear", "gpt2", "conv")}
+    full = torch.autograd.grad(model(**batch)["loss"], list(weights.values()))
+    wrapped = prepare(model, share, "new")
+    with trainer_for(wrapped, rows, TRAINING, Setup()) as trainer:
+        found = core_gradients(wrapped, layers_of(wrapped, "default"), trainer, 32)
+    assert set(found) == set(weights)
+    for module, gradient in zip(weights, full, strict=True):
+        layer = share.model.layers[module]
+        matrix = gradient.mT if module == "gpt2" else gradient.flatten(1)
+        left, right = layer.left_basis.double(), layer.right_basis.double()
+        expected = left.mT @ matrix.double() @ right
+        close = 1e-5 if dtype == torch.float32 else 0.05
+        assert float((found[module] - expected).norm()) <= close * float(expected.norm())
