@@ -108,6 +108,7 @@ def make_gpt(path: Path) -> None:
         bos_token_id=3,
         eos_token_id=3,
         pad_token_id=0,
+        initializer_range=0.5,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

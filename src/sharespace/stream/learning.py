@@ -22,7 +22,7 @@ from sharespace.stream.models import PEFT_TYPES, BaseModels, heads_of
 from sharespace.stream.quiet import seeded
 from sharespace.stream.records import Learned
 from sharespace.stream.training import setup_for, training_for
-from sharespace.subspace.adapter import Adapter
+from sharespace.subspace.adapter import LEARNED, Adapter
 from sharespace.subspace.merge import with_cap
 
 _HEAD_PREFIX = "base_model.model."
@@ -128,7 +128,15 @@ def _first_adapter(
     else:
         counts = shop.folder.counts(path) or {}
         learned = Learned(**{**counts, "labels": tuple(counts["labels"])})
-    return read_adapter(path, spec.name), learned
+    return _as_learned(shop.recipe, read_adapter(path, spec.name)), learned
+
+
+def _as_learned(recipe: Recipe, adapter: Adapter) -> Adapter:
+    """Without paths of this machine, and without the order of PEFT's sets, which changes."""
+    names = {n: adapter.config.get(n) for n in ("target_modules", "modules_to_save")}
+    ordered = {n: sorted(set(v)) for n, v in names.items() if isinstance(v, list)}
+    config = {**adapter.config, **ordered, "base_model_name_or_path": recipe.base.text}
+    return replace(adapter, config=config, provenance=LEARNED)
 
 
 def _own_lora(shop: Workshop, number: int, spec: TaskSpec, data: TaskData) -> Learned:
@@ -153,6 +161,7 @@ def _own_lora(shop: Workshop, number: int, spec: TaskSpec, data: TaskData) -> Le
     learned = Learned(spec.name, "lora", data.label_names, lora=lora, heads=heads)
     learned = replace(learned, **learned.trained(result))
     shop.folder.keep_counts(path, _plain(learned))
+    model.peft_config["default"].base_model_name_or_path = recipe.base.text
     with new_directory(path) as aside:
         model.save_pretrained(aside, save_embedding_layers=False)
     require("sharespace.nn", "train").release(model)

@@ -87,5 +87,5 @@ def _steps_of_epoch(settings: TrainingSettings, rows: int) -> int:
     """On all devices of this machine and run."""
     make = require("transformers", "train").TrainingArguments
     known = make(**{**settings.arguments(), "output_dir": "unused", "report_to": "none"})
-    batches = math.ceil(rows / (known.train_batch_size * known.world_size))
+    batches = math.ceil(rows / int(known.train_batch_size * known.world_size))
     return max(math.ceil(batches / settings.gradient_accumulation_steps), 1)
