@@ -119,8 +119,9 @@ class Workbench:
 
         Adapters that were put into it must have been released.
         """
+        heads = self.job(name).heads
         model = self._models[name].requires_grad_(False).eval().to(self.device)
-        current = dict(_own_tensors(model, self.job(name).heads))
+        current = dict(_own_tensors(model, heads))
         for key, value in self._fresh[name].items():
             current[key].copy_(value)
         return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -50,7 +50,7 @@ class Settings:
     """
 
     head: Training
-    """Of the head alone."""
+    """Of the head alone, which learns at its ``learning_rate`` (no ``head_learning_rate``)."""
     lora: Training
     """Of everything that trains LoRA factors: own, joint, sequential, O-LoRA, EWC, replay."""
     coefficients: Training
@@ -72,6 +72,9 @@ class Settings:
     """Pseudo-rank of tasks learned in the subspace."""
     phi: int = 2
     """Temporary directions a side."""
+    form: Literal["factors", "core"] = "factors"
+    """How a task in the subspace is trained (``sharespace.learn.Method``); likewise below."""
+    directions: Literal["random", "gradient"] = "random"
     start: str = "zero"
     """Where a task in the subspace starts (``sharespace.learn.Method``)."""
     initial: int = 3

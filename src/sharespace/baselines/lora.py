@@ -22,10 +22,7 @@ _PREFIX = "base_model.model."
 
 
 def add_lora(model: nn.Module, settings: Settings, heads: Sequence[str]) -> Any:
-    """The model as a ``PeftModel`` with a new LoRA; its factors and the heads are trainable.
-
-    The heads stay the model's own modules (no copies as with ``modules_to_save``).
-    """
+    """The model as a ``PeftModel`` with a new LoRA and copies of the heads, both trainable."""
     peft = require("peft", "train")
     targets = settings.targets
     config = peft.LoraConfig(
@@ -34,12 +31,11 @@ def add_lora(model: nn.Module, settings: Settings, heads: Sequence[str]) -> Any:
         lora_dropout=settings.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         exclude_modules=_pattern(heads),
+        modules_to_save=list(heads) or None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        wrapped = peft.get_peft_model(model, config)
-    train_heads(wrapped, heads)
-    return wrapped
+        return peft.get_peft_model(model, config)
 
 
 def _pattern(heads: Sequence[str]) -> str | None:
@@ -51,7 +47,13 @@ def _pattern(heads: Sequence[str]) -> str | None:
 def train_heads(wrapped: Any, heads: Sequence[str], on: bool = True) -> None:
     """Let the heads be trained, or not."""
     for head in heads:
-        wrapped.base_model.model.get_submodule(head).requires_grad_(on)
+        trained_head(wrapped, head).requires_grad_(on)
+
+
+def trained_head(wrapped: Any, head: str) -> nn.Module:
+    """The copy of a head that is trained."""
+    found: nn.Module = wrapped.base_model.model.get_submodule(head).modules_to_save[DEFAULT]
+    return found
 
 
 def count(model: nn.Module, heads: Sequence[str]) -> int:
@@ -123,7 +125,7 @@ def read_adapter(wrapped: Any, job: TaskJob, settings: Settings) -> Adapter:
         updates_of(wrapped),
         base=BaseModel(getattr(base, "name_or_path", None) or None),
         shapes=shapes,
-        kept=head_tensors(base, job.heads),
+        kept=head_tensors(wrapped, job.heads),
         config={
             "peft_type": "LORA",
             "task_type": None,
@@ -136,12 +138,12 @@ def read_adapter(wrapped: Any, job: TaskJob, settings: Settings) -> Adapter:
     )
 
 
-def head_tensors(base: nn.Module, heads: Sequence[str]) -> dict[str, Tensor]:
+def head_tensors(wrapped: Any, heads: Sequence[str]) -> dict[str, Tensor]:
     """The heads' tensors under PEFT's keys, on the CPU."""
     return {
         f"{_PREFIX}{head}.{key}": value.detach().cpu().clone().contiguous()
         for head in heads
-        for key, value in base.get_submodule(head).state_dict().items()
+        for key, value in trained_head(wrapped, head).state_dict().items()
     }
 
 

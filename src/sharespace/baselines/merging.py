@@ -92,7 +92,7 @@ def _sum(own: Mapping[str, Own], weight: float) -> Updates:
 def _by_peft(bench: Workbench, combination: str, weight: float, **options: Any) -> Updates:
     """PEFT's combination of all own LoRAs."""
     own, first = _own(bench), bench.tasks[0]
-    wrapped = add_lora(bench.fresh(first), bench.settings, bench.job(first).heads)
+    wrapped = add_lora(bench.fresh(first), bench.settings, ())
     try:
         # Names of tasks may have characters that names of modules cannot.
         names = [f"task{i}" for i in range(len(own))]

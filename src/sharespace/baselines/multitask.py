@@ -21,6 +21,8 @@ from sharespace.extras import require
 from sharespace.learn import Fit, Setup, Training, fit
 
 _TASK = "task"
+_ORDER = ("group_by_length", "train_sampling_strategy", "length_column_name")
+"""Of ``TrainingArguments``: how examples are put into batches, which is done here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,8 @@ def fit_together(
     """
     size = int(training.arguments.get("per_device_train_batch_size", training.batch_size))
     batches = TaskBatches(parts, size, training.seed)
-    arguments = {**training.arguments, "per_device_train_batch_size": 1}
+    given = {k: v for k, v in training.arguments.items() if k not in _ORDER}
+    arguments = {**given, "per_device_train_batch_size": 1}
     chosen = replace(training, steps=len(batches), batch_size=1, patience=None, arguments=arguments)
     routed = Routed([models[part.job.name] for part in parts])
     return fit(routed, batches, chosen, Setup(collator=_collator(models, parts), trainer=trainer))

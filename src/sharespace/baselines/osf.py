@@ -8,7 +8,7 @@ from torch import nn
 
 from sharespace.baselines.bench import Workbench
 from sharespace.baselines.job import TaskJob
-from sharespace.baselines.lora import count, target_shapes, train_heads
+from sharespace.baselines.lora import count, target_shapes
 from sharespace.baselines.outcome import Outcome, Stored
 from sharespace.baselines.own import train
 from sharespace.errors import OptionError
@@ -65,8 +65,7 @@ def _wrap(model: nn.Module, shapes: dict[str, ModuleShape], frozen: float, job: 
     kept = {m: max(1, int(frozen * min(s.out_features, s.in_features))) for m, s in shapes.items()}
     config = peft.OSFConfig(
         target_modules=list(shapes),
+        modules_to_save=list(job.heads) or None,
         rank_pattern={rf"^{name}$".replace(".", r"\."): rank for name, rank in kept.items()},
     )
-    wrapped = peft.get_peft_model(model, config)
-    train_heads(wrapped, job.heads)
-    return wrapped
+    return peft.get_peft_model(model, config)
