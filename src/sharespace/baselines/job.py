@@ -25,8 +25,7 @@ class TaskJob:
     """Training examples, as ``sharespace.learn.fit`` takes them."""
     model: Callable[[], nn.Module]
     """The base model with a fresh head for this task, the same at every call (seeded). All jobs'
-    models have the same weights outside their heads. Layers with running statistics (BatchNorm)
-    should be frozen in it."""
+    models have the same weights outside their heads."""
     score: Callable[[nn.Module], float]
     """A model in evaluation mode -> percent on held-out examples; higher is better."""
     heads: tuple[str, ...] = ("classifier",)
@@ -72,11 +71,12 @@ class Settings:
     """Pseudo-rank of tasks learned in the subspace."""
     phi: int = 2
     """Temporary directions a side."""
-    form: Literal["factors", "core"] = "factors"
-    """How a task in the subspace is trained (``sharespace.learn.Method``); likewise below."""
-    directions: Literal["random", "gradient"] = "random"
     start: str = "zero"
     """Where a task in the subspace starts (``sharespace.learn.Method``)."""
+    form: Literal["factors", "core"] = "factors"
+    """What a task in the subspace trains (``sharespace.learn.Method``)."""
+    directions: Literal["random", "gradient"] = "random"
+    """How the directions of the form "core" are chosen."""
     initial: int = 3
     """Tasks that Share is built from, by their own LoRAs; the first of the stream."""
     seed: int = 0

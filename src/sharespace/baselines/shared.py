@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,17 +67,22 @@ def share_full(bench: Workbench) -> Outcome:
 def random_basis(bench: Workbench) -> Outcome:
     """Coefficients trained in random orthonormal bases of the same k and p; no stream, no merge.
 
-    Temporary directions are left out: they would put what the tasks learn into the basis. The basis
-    is counted as stored, though its seed would do.
+    Temporary directions that are trained are left out: they would put what the tasks learn into the
+    basis. Those of the form "core" are chosen and frozen, as for Share; they are never merged, so
+    each task stores its own. The basis is counted as stored, though its seed would do.
     """
     share = Share(random_model(bench))
-    scores, learned = {}, {}
+    scores, learned, coefficients, temporary = {}, {}, 0, 0
     for name in bench.tasks:
-        learned[name] = _learn(bench, share, name, phi=0, start="zero")
+        phi = bench.settings.phi if bench.settings.form == "core" else 0
+        learned[name] = _learn(bench, share, name, phi=phi, start="zero")
+        coefficients += _held(learned[name].model, "_coefficients.")
+        temporary += _held(learned[name].model, "_temporary.")
         scores[name] = _score_learned(bench, name, learned[name])
     stored = Stored(
+        adapters=temporary,
         basis=sizes(share.model).basis,
-        coefficients=4 * sum(a.trainable.coefficients for a in learned.values()),
+        coefficients=coefficients,
         heads=bench.head_bytes,
     )
     return Outcome(
@@ -152,9 +158,12 @@ def _run_strict(bench: Workbench) -> Strict:
 
 
 def build(bench: Workbench, own: Mapping[str, Own]) -> Share:
-    """A Share model of own LoRAs at the cap k; p = min(k, rank), exact for the projection."""
+    """A Share model of own LoRAs at the cap k; p = min(k, rank), exact for the projection, and what
+    tasks that are learned later are kept at."""
     adapters = [o.adapter for o in own.values()]
-    return Share.from_adapters(adapters, k=bench.settings.k, seed=bench.settings.seed)
+    settings = bench.settings
+    p = min(settings.k, settings.rank)
+    return Share.from_adapters(adapters, k=settings.k, p=p, seed=settings.seed)
 
 
 def _learn(bench: Workbench, share: Share, name: str, *, phi: int, start: str) -> Adapted:
@@ -163,6 +172,8 @@ def _learn(bench: Workbench, share: Share, name: str, *, phi: int, start: str) -
         p=settings.p,
         phi=phi,
         start=start,
+        form=settings.form,
+        directions=settings.directions,
         heads=job.heads,
         dropout=settings.dropout,
         seed=settings.seed,
@@ -172,6 +183,11 @@ def _learn(bench: Workbench, share: Share, name: str, *, phi: int, start: str) -
     found = adapt(model, share, job.data, training, task=name, method=method, setup=job.setup)
     bench.restore_buffers(name, found.model)
     return found
+
+
+def _held(model: Any, kind: str) -> int:
+    """Bytes of a task's coefficients or temporary directions, trained or not."""
+    return sum(p.numel() * p.element_size() for n, p in model.named_parameters() if kind in n)
 
 
 def _score_learned(bench: Workbench, name: str, found: Adapted) -> float:
