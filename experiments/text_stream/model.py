@@ -1,0 +1,90 @@
+"""The upper layers of the encoder with a classification head: the base model of the experiment."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Head(nn.Module):
+    """A linear classifier on standardised features."""
+
+    mean: Tensor
+    """float32 [width], of the base model's features on the task's training data."""
+    deviation: Tensor
+    """float32 [width]."""
+
+    def __init__(self, features: Tensor, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", features.mean(0))
+        self.register_buffer("deviation", features.std(0))
+        self.linear = nn.Linear(features.shape[1], classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        standardised: Tensor = (pooled.float() - self.mean) / self.deviation
+        logits: Tensor = self.linear(standardised)
+        return logits
+
+
+class UpperEncoder(nn.Module):
+    """Layers ``lower`` to the last of a ``BertModel``, mean pooling, and a head.
+
+    Frozen weights are bfloat16; adapters and head are float32.
+    """
+
+    def __init__(self, encoder: Any, lower: int, classifier: Head) -> None:
+        super().__init__()
+        self.lower = lower
+        self.layer = nn.ModuleDict(
+            {str(i): encoder.encoder.layer[i] for i in range(lower, len(encoder.encoder.layer))}
+        )
+        self.classifier = classifier
+
+    def forward(
+        self, hidden: Tensor, attention_mask: Tensor, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        weight = next(self.layer.parameters())
+        states = hidden.to(weight.dtype)
+        blocked = torch.zeros_like(attention_mask, dtype=states.dtype)
+        blocked = blocked.masked_fill(~attention_mask, torch.finfo(states.dtype).min)
+        for layer in self.layer.values():
+            found = layer(states, attention_mask=blocked[:, None, None, :])
+            states = found[0] if isinstance(found, tuple) else found
+        kept = attention_mask[..., None].float()
+        logits = self.classifier((states.float() * kept).sum(1) / kept.sum(1))
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def upper_encoder(encoder: Any, lower: int, head: Head) -> UpperEncoder:
+    """A model of its own: nothing that is put into it touches another task's."""
+    model = UpperEncoder(copy.deepcopy(encoder), lower, copy.deepcopy(head))
+    model.layer.to(torch.bfloat16)
+    return model.eval()
+
+
+def train_head(features: Tensor, labels: Tensor, classes: int, seed: int) -> Head:
+    """The head alone, on the base model's features: where every method starts from.
+
+    Args:
+        features: float32 [examples, width].
+        labels: int64 [examples].
+    """
+    head = Head(features, classes)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=1e-2)
+    steps = 600
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    for _ in range(steps):
+        rows = torch.randint(len(features), (256,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(head(features[rows]), labels[rows]).backward()
+        optimizer.step()
+        schedule.step()
+    return head
