@@ -8,7 +8,8 @@
 W0, beta and alpha are frozen, beta and alpha are shared by all adapters of the layer; E, F, e, f
 and the temporary directions beta', alpha' belong to one adapter. In the form "core" only C (p x p)
 is trained, and [E; e], [F; f] say which p directions it works in. The factors are multiplied out
-before they meet the inputs, so a step costs what a LoRA of rank p costs, whatever k is.
+before they meet the inputs, so that a row costs what it costs in a LoRA of rank p, whatever k is;
+only in training the right one may take the way through alpha^T x, which saves memory.
 Kaushik et al., arXiv 2602.06043, section 3.
 """
 
@@ -31,6 +32,8 @@ from sharespace.nn.routing import Routing
 from sharespace.nn.start import Values
 from sharespace.subspace.adapter import LayerUpdate
 
+_MUCH_SMALLER = 4
+"""So many times smaller than x must alpha^T x be to go through it."""
 _LEFT, _RIGHT = "sharespace_left_coefficients", "sharespace_right_coefficients"
 _NEW_LEFT, _NEW_RIGHT = "sharespace_left_temporary", "sharespace_right_temporary"
 _CORE = "sharespace_core"
@@ -58,6 +61,7 @@ class SubspaceLayer(BaseTunerLayer):
         self.sharespace_dropout = nn.ModuleDict({})
         self.scaling: dict[str, float] = {}
         self.routing: Routing | None = None
+        self.out_features, self.in_features = sides(self.get_base_layer())
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer())
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -104,11 +108,15 @@ class SubspaceLayer(BaseTunerLayer):
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """(B^, A^): n x p and d x p with dW = B^ A^^T, in the dtype of the coefficients."""
-        left, right = self.coefficients(name)
-        return (
-            _times(self.left_basis, self.sharespace_left_temporary, left, name),
-            _times(self.right_basis, self.sharespace_right_temporary, right, name),
-        )
+        return self._left(name), self._right(name)
+
+    def _left(self, name: str) -> Tensor:
+        mine = self.coefficients(name)[0]
+        return _times(self.left_basis, self.sharespace_left_temporary, mine, name)
+
+    def _right(self, name: str) -> Tensor:
+        mine = self.sharespace_right_coefficients[name]
+        return _times(self.right_basis, self.sharespace_right_temporary, mine, name)
 
     def update(self, name: str) -> LayerUpdate:
         """The adapter as trained so far, temporary directions included: n x p and p x d."""
@@ -210,7 +218,10 @@ class SubspaceLayer(BaseTunerLayer):
         """Every row with its own adapter; a layer that an adapter lacks is the base layer."""
         if self.merged:
             raise OptionError(
-                "adapter_names", "there are merged adapters", "Call unmerge_adapter() first"
+                "adapter_names",
+                "an update that is merged into the weights acts on every row",
+                "Cannot pass `adapter_names` when there are merged adapters, please call "
+                "`unmerge_adapter` first.",
             )
         result = self._base(x, *args, **kwargs)
         for name in dict.fromkeys(rows):
@@ -235,8 +246,20 @@ class SubspaceLinear(nn.Module, SubspaceLayer):
         return delta.mT if is_transposed(self.innermost) else delta
 
     def _apply_update(self, name: str, x: Tensor) -> Tensor:
-        up, down = self.factors(name)
-        return functional.linear(functional.linear(x, down.mT), up)
+        return functional.linear(self._coordinates(name, x), self._left(name))
+
+    def _coordinates(self, name: str, x: Tensor) -> Tensor:
+        """A^^T x; in training by way of alpha^T x where that is much smaller than x.
+
+        Autograd then keeps k numbers a row for the gradient of F, not d. Temporary directions need
+        x itself for theirs.
+        """
+        mine = self.sharespace_right_coefficients[name]
+        d, k = self.right_basis.shape
+        learns = torch.is_grad_enabled() and mine.requires_grad
+        if not learns or name in self.sharespace_right_temporary or d < _MUCH_SMALLER * k:
+            return functional.linear(x, self._right(name).mT)
+        return functional.linear(functional.linear(x, self.right_basis.to(mine.dtype).mT), mine.mT)
 
 
 class SubspaceConv(nn.Module, SubspaceLayer):

@@ -35,6 +35,7 @@ class Routing:
             return tuple(name for name in self.names for _ in range(self.beams))
         raise OptionError(
             "adapter_names",
-            f"{len(self.names)} names for a batch of {count} rows",
-            "Length of `adapter_names` should be the same as the number of inputs",
+            "every row needs the name of one adapter",
+            "Length of `adapter_names` should be the same as the number of inputs, but got "
+            f"{len(self.names)} and {count} respectively.",
         )
