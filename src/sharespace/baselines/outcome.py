@@ -57,6 +57,8 @@ class Outcome:
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     """Task -> adapter, where there is one a task."""
     share: Share | None = None
+    history: tuple[Share, ...] = ()
+    """Share after each step, where the method has steps."""
 
     @property
     def cost(self) -> Cost:

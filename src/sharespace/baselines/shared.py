@@ -144,17 +144,19 @@ def _run_strict(bench: Workbench) -> Strict:
     scores = {name: _score(bench, share, name) for name in first}
     matrix = ScoreMatrix(bench.tasks).with_step("+".join(first), scores, learned=first)
     learned: dict[str, Adapted] = {}
+    history = [share]
     for name in bench.tasks[len(first) :]:
         found = _learn(bench, share, name, phi=bench.settings.phi, start=bench.settings.start)
         require("sharespace.nn", "train").release(found.model)
         share = share.merge(found.adapter)
+        history.append(share)
         # Its model would keep the base's modules alive.
         learned[name] = replace(found, model=None)
         scores = {known: _score(bench, share, known) for known in share.tasks}
         matrix = matrix.with_step(name, scores, learned=[name])
     fits = [found.fit for found in learned.values()]
     outcome = _outcome(bench, "share_strict", matrix, own, learned, fits, share)
-    return Strict(outcome, share)
+    return Strict(replace(outcome, history=tuple(history)), share)
 
 
 def build(bench: Workbench, own: Mapping[str, Own]) -> Share:
@@ -186,7 +188,8 @@ def _learn(bench: Workbench, share: Share, name: str, *, phi: int, start: str) -
 
 
 def _held(model: Any, kind: str) -> int:
-    """Bytes of a task's coefficients or temporary directions, trained or not."""
+    """Bytes of a task's coefficients or temporary directions, trained or not (the p x p core of the
+    form "core" is multiplied into the coefficients)."""
     return sum(p.numel() * p.element_size() for n, p in model.named_parameters() if kind in n)
 
 
