@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_refused_and_nothing_is_written(
     folder: Path,
     snapshot: Callable[[Path], dict[str, bytes]],
     tasks: tuple[str, ...],
-    keys: dict[str, object],
+    keys: dict[str, Any],
     message: str,
 ) -> None:
     world.make_adapter(folder / "adapters" / "wide", 3, side=24)

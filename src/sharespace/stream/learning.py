@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -156,6 +157,7 @@ def _own_lora(shop: Workshop, number: int, spec: TaskSpec, data: TaskData) -> Le
         model = peft.get_peft_model(base, lora_config(recipe, spec, heads_of_task(base, data)))
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         result = fit(model, data.train, training, setup_for(spec, data))
+    _tidy(shop, spec)
     lora = sum(p.numel() for n, p in trained if ".lora_" in n)
     heads = sum(p.numel() for _, p in trained) - lora
     learned = Learned(spec.name, "lora", data.label_names, lora=lora, heads=heads)
@@ -243,6 +245,7 @@ def _adapted(
         found = adapt(
             model, share, data.train, training, task=spec.name, method=method, setup=setup
         )
+    _tidy(shop, spec)
     require("sharespace.nn", "train").release(found.model)
     learned = Learned(spec.name, "data", data.label_names, start=found.start)
     learned = replace(learned, **learned.trained(found.fit, found.trainable))
@@ -268,6 +271,7 @@ def _train_on(
     model = shop.model(spec, data.num_labels)
     with seeded(spec.seed):
         found = finetune(model, share, data.train, training, task=spec.name, setup=setup)
+    _tidy(shop, spec)
     require("sharespace.nn", "train").release(found.model)
     first = None if learned.steps else found.trainable
     learned = replace(learned, **learned.trained(found.fit, first))
@@ -306,6 +310,12 @@ def _plain(learned: Learned) -> dict[str, Any]:
 
 def _told(learned: Learned) -> str:
     return f"{learned.steps} steps in {learned.seconds:.1f} s, mean loss {learned.loss:.3f}"
+
+
+def _tidy(shop: Workshop, spec: TaskSpec) -> None:
+    """Remove Trainer's checkpoints of early stopping; what trackers wrote stays."""
+    for folder in shop.folder.trackers(spec.name).glob("checkpoint-*"):
+        shutil.rmtree(folder)
 
 
 def _say(shop: Workshop, stage: Any, spec: TaskSpec, text: str) -> None:

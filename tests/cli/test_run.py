@@ -1,0 +1,96 @@
+"""``sharespace run``: a recipe from the shell."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+from cli.conftest import Ran
+from stream import world
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    datasets: Any = pytest.importorskip("datasets")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    world.make(tmp_path)
+    return tmp_path
+
+
+def test_a_stream_for_people_and_again_as_json(run: Run, folder: Path) -> None:
+    recipe = world.recipe(folder, max_steps=2)
+    said = run("run", recipe)
+    assert said.code == 0
+    for word in ("colour", "legal", "size", "mood", "accuracy", "acc ", "bwt 0.00", "version 4"):
+        assert word in said.out
+    assert "mood: committed as version 4" in said.err
+    again = run("run", recipe, "--json")
+    assert again.err == ""
+    found = again.json
+    assert list(found["tasks"]) == ["colour", "legal", "size", "mood"]
+    assert [task["how"] for task in found["tasks"].values()] == ["lora", "adapter", "data", "both"]
+    assert found["version"] == 4
+    assert len(found["matrix"]["scores"]) == 4
+    assert set(found["measures"]) == {"acc", "bwt", "forgetting"}
+    assert found["bytes"]["total"] > 0
+    assert found["notices"] == []
+    info = run("info", folder / "out.share", "--json").json
+    assert list(info["tasks"]) == list(found["tasks"])
+    assert str(folder) not in (folder / "out.share" / "share.json").read_text()
+    for path in (folder / "out.share" / "objects").iterdir():
+        assert str(folder).encode() not in path.read_bytes()
+
+
+def test_missing_scores_are_told(run: Run, folder: Path) -> None:
+    run("run", world.recipe(folder, world.DATA, max_steps=2))
+    shutil.rmtree(folder / "data")
+    said = run("run", world.recipe(folder, world.DATA, world.LEGAL, max_steps=2))
+    assert said.code == 0
+    assert "colour: not scored, its evaluation data is gone" in said.err
+    assert "colour: not scored, its evaluation data is gone" in said.out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rat": 1e-3}, "did you mean learning_rate"),
+        ({"k": 0}, "must be at least 1"),
+        ({"base": "nowhere"}, "nowhere"),
+        ({"target_modules": ["nothing"]}, "no LoRA can be made"),
+    ],
+)
+def test_bad_recipes_are_one_message(
+    run: Run, folder: Path, change: dict[str, Any], message: str
+) -> None:
+    said = run("run", world.recipe(folder, world.DATA, **change))
+    assert said.code == 2
+    assert said.out == ""
+    error = [line for line in said.err.splitlines() if line.startswith("sharespace: ")]
+    assert len(error) == 1
+    assert message in error[0]
+    assert "Traceback" not in said.err
+    assert not list(folder.glob("out.share*"))
+
+
+def test_a_missing_recipe(run: Run, tmp_path: Path) -> None:
+    said = run("run", tmp_path / "none.yaml")
+    assert said.code == 2
+    assert said.err.count("\n") == 1
+    assert "cannot be read" in said.err
