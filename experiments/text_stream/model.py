@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Head(nn.Module):
+class Head(nn.Linear):
     """A linear classifier on standardised features."""
 
     mean: Tensor
@@ -18,17 +18,14 @@ class Head(nn.Module):
     """float32 [width]."""
 
     def __init__(self, features: Tensor, classes: int) -> None:
-        super().__init__()
+        super().__init__(features.shape[1], classes)
         self.register_buffer("mean", features.mean(0))
         self.register_buffer("deviation", features.std(0))
-        self.linear = nn.Linear(features.shape[1], classes)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        standardised: Tensor = (pooled.float() - self.mean) / self.deviation
-        logits: Tensor = self.linear(standardised)
-        return logits
+        return super().forward((pooled.float() - self.mean) / self.deviation)
 
 
 class UpperEncoder(nn.Module):

@@ -116,6 +116,16 @@ class ShareTuner(BaseTuner):
         self._replace_module(parent, name, new, new.base_layer)
         return new
 
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: Any, child: Any
+    ) -> None:
+        """Unloading puts back the module itself: PEFT would set a ``weight`` that heads made of
+        several modules do not have."""
+        if isinstance(new_module, SubspaceLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            setattr(parent, child_name, new_module)
+
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
