@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from sharespace import Share
-from sharespace.learn import Method, Setup, Training, adapt, finetune, load_task
+from sharespace.learn import Method, Setup, Training, adapt, load_task
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 
 trl = pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
@@ -21,7 +21,7 @@ datasets = pytest.importorskip("datasets", reason="TRL needs datasets")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*")
 
 SENTENCES = [f"the {a} {b} the {c}" for a in "abcd" for b in ("sees", "hears") for c in "xyz"]
-TRAINING = Training(steps=12, learning_rate=3e-2, batch_size=8, cpu=True)
+TRAINING = Training(steps=8, learning_rate=3e-2, batch_size=8, cpu=True)
 
 
 def tokenizer() -> Any:
@@ -61,7 +61,7 @@ def share() -> Share:
     return Share.from_adapters([made("a", 1), made("b", 2)], k=4)
 
 
-def test_sft_trainer_learns_a_task_that_merges_and_is_trained_on() -> None:
+def test_sft_trainer_learns_a_task_that_merges() -> None:
     words, known = tokenizer(), share()
     data = datasets.Dataset.from_dict({"text": SENTENCES})
     setup = Setup(
@@ -74,7 +74,7 @@ def test_sft_trainer_learns_a_task_that_merges_and_is_trained_on() -> None:
     learned = adapt(
         llama(len(words)), known, data, training, task="new", method=method, setup=setup
     )
-    assert learned.fit.steps == 12
+    assert learned.fit.steps == 8
     assert learned.start in ("a", "b", "zero")
     ids = words(SENTENCES, return_tensors="pt").input_ids
 
@@ -86,5 +86,3 @@ def test_sft_trainer_learns_a_task_that_merges_and_is_trained_on() -> None:
     merged = known.merge(learned.adapter, k=20)
     again = load_task(llama(len(words)), merged, "new")
     assert loss(again) == pytest.approx(loss(learned.model), rel=1e-4)
-    further = finetune(llama(len(words)), merged, data, training, task="new", setup=setup)
-    assert loss(further.model) < loss(again)
