@@ -52,6 +52,16 @@ class Features(Dataset[dict[str, Tensor]]):
             self.hidden[:end], self.offsets[: count + 1], self.pooled[:count], self.labels[:count]
         )
 
+    def after(self, count: int) -> Features:
+        """All but the first examples."""
+        begin = self.offsets[count]
+        return Features(
+            self.hidden[int(begin) :],
+            self.offsets[count:] - begin,
+            self.pooled[count:],
+            self.labels[count:],
+        )
+
 
 def collate(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """hidden (batch, longest, width), attention_mask (batch, longest), labels (batch,)."""
@@ -106,7 +116,7 @@ def _compute(
     width = encoder.config.hidden_size
     hidden = torch.empty(int(offsets[-1]), width, dtype=torch.bfloat16)
     pooled = torch.empty(len(lengths), width)
-    for rows in lengths.argsort(stable=True).split(_BATCH):
+    for rows in torch.split(lengths.argsort(stable=True), _BATCH):
         batch = tokenizer.pad(
             [{key: tokens[key][i] for key in tokens} for i in rows.tolist()], return_tensors="pt"
         )

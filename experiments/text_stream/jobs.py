@@ -102,7 +102,7 @@ def accuracy(model: nn.Module, test: Features) -> float:
     """Percent of the examples."""
     order = torch.tensor(test.lengths).argsort(stable=True)
     right = 0
-    for rows in order.split(_EVALUATED):
+    for rows in torch.split(order, _EVALUATED):
         batch = collate([test[i] for i in rows.tolist()])
         labels = batch.pop("labels")
         with torch.autocast("cpu", torch.bfloat16):

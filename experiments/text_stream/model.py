@@ -81,7 +81,8 @@ def train_head(features: Tensor, labels: Tensor, classes: int, seed: int) -> Hea
     for _ in range(steps):
         rows = torch.randint(len(features), (256,), generator=generator)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(head(features[rows]), labels[rows]).backward()
+        loss = nn.functional.cross_entropy(head(features[rows]), labels[rows])
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return head

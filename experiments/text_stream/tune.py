@@ -1,0 +1,86 @@
+"""Learning rates, chosen on examples that neither training nor the reported scores use.
+
+    python -m experiments.text_stream.tune --data DATA/text
+
+The last 600 training examples of three tasks are held out; each rate trains on the rest. Seed 0.
+Run after ``run`` has made the own LoRAs of seed 0: the core is trained in the subspace of those of
+the three tasks that begin the stream ``glue-first`` (without the task itself).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+from benchmarks.common import environment
+from experiments.text_stream import own as own_files
+from experiments.text_stream.jobs import Base, accuracy, load_base, make_job
+from experiments.text_stream.run import write
+from experiments.text_stream.settings import FULL, ORDERS, settings
+from experiments.text_stream.transfer import core_curve, lora_curve, subspace
+
+from sharespace.baselines import TaskJob
+
+HERE = Path(__file__).parent
+HELD_OUT = 600
+LORA = (3e-3, 6e-3, 1e-2)
+CORE = (3e-2, 6e-2, 1e-1)
+TASKS = ("qnli", "amazon5", "boolq")
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--base")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/text_stream"))
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "tune.json")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = options()
+    torch.set_num_threads(chosen.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    base = load_base(chosen.base)
+    found = {task: rates(base, task, chosen) for task in chosen.tasks}
+    write(chosen.out, {"environment": environment(0), "held_out": HELD_OUT, "scores": found})
+
+
+def rates(base: Base, task: str, chosen: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Percent of the held-out examples, by kind and rate."""
+    job = held_out(make_job(base, chosen.data / task, FULL, 0, chosen.cache))
+    numbers = settings(FULL, 0)
+    own = own_files.load(chosen.cache / "own" / f"{base.name}-{FULL.steps}-0")
+    others = [name for name in ORDERS["glue-first"] if name != task][:3]
+    share = subspace(job, numbers, [own[name] for name in others])
+    found: dict[str, dict[str, float]] = {"lora": {}, "core": {}}
+    for rate in LORA:
+        tried = replace(numbers, lora=replace(numbers.lora, learning_rate=rate))
+        found["lora"][str(rate)] = lora_curve(job, tried, FULL.steps).scores[-1]
+    for rate in CORE:
+        tried = replace(numbers, coefficients=replace(numbers.coefficients, learning_rate=rate))
+        found["core"][str(rate)] = core_curve(job, share, tried, FULL.steps).scores[-1]
+    print(task, found, flush=True)
+    return found
+
+
+def held_out(job: TaskJob) -> TaskJob:
+    """The task with its last training examples in the place of its test examples."""
+    data: Any = job.data
+    count = len(data) - HELD_OUT
+    validation = data.after(count)
+    return replace(job, data=data.subset(count), score=lambda model: accuracy(model, validation))
+
+
+if __name__ == "__main__":
+    main()
