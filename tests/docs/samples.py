@@ -6,7 +6,9 @@ in a subspace leaves it, and a smaller part of each task's own.
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,9 @@ from typing import Any
 import peft
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
 from sharespace.formats import write_diffusers
@@ -28,15 +33,19 @@ SIZE = 128
 RANK = 8
 COMMON = 5
 """Directions a side that all tasks use."""
+WORDS = ("the", "film", "meal", "was", "very", "rather", "dull", "cold", "great", "fresh")
+"""Of the texts in ``data``; the last two are praise."""
 OWN = 0.03
 """Size of what a task has of its own, beside the common part."""
 
 
 def make(folder: Path) -> None:
-    """Write ``roberta-base``, ``adapters/<task>``, ``strangers/<task>``, ``styles/<style>`` and
-    ``unusual/<kind>``."""
+    """Write ``roberta-base``, ``adapters/<task>``, ``strangers/<task>``, ``styles/<style>``,
+    ``unusual/<kind>`` and ``data/reviews``."""
     with _quiet(), _inside(folder):
         _base()
+        _tokenizer("roberta-base")
+        _reviews(Path("data/reviews"))
         for seed, name in enumerate(TASKS):
             _adapter(f"adapters/{name}", seed)
         for seed, name in enumerate(STRANGERS, 20):
@@ -59,6 +68,30 @@ def _base() -> None:
         max_position_embeddings=40,
     )
     transformers.RobertaForSequenceClassification(config).save_pretrained("roberta-base")
+
+
+def _tokenizer(path: str) -> None:
+    words = {word: at for at, word in enumerate(("<s>", "<pad>", "</s>", "<unk>", *WORDS))}
+    made = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", model_max_length=32
+    ).save_pretrained(path)
+
+
+def _reviews(folder: Path) -> None:
+    """``train.jsonl`` and ``test.jsonl``: a text and whether it praises."""
+    draw = random.Random(0)
+    folder.mkdir(parents=True)
+    for split, count in (("train", 64), ("test", 32)):
+        rows = [_review(draw, WORDS[6 + at % 4], at % 4 > 1) for at in range(count)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(text)
+
+
+def _review(draw: random.Random, word: str, praise: bool) -> dict[str, str]:
+    text = f"the {draw.choice(WORDS[1:3])} was {draw.choice(WORDS[4:6])} {word}"
+    return {"text": text, "label": "praise" if praise else "blame"}
 
 
 def _adapter(

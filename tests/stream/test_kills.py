@@ -98,6 +98,15 @@ def test_kills_while_a_lora_is_saved_leave_no_half_of_it(
     assert_same(folder / "out.share", found, undisturbed)
 
 
+def test_a_record_that_a_kill_left_half_written_is_not_read(folder: Path) -> None:
+    recipe = world.recipe(folder, world.LEGAL)
+    first = run(recipe)
+    steps = folder / "out.share.run" / "steps"
+    for text in ((steps / "0001.json").read_text(), "{"):
+        (steps / ".tmp-0001.json").write_text(text)
+        assert run(recipe).steps == first.steps
+
+
 def test_a_second_run_at_the_same_time_is_refused(
     folder: Path, snapshot: Callable[[Path], dict[str, bytes]]
 ) -> None:

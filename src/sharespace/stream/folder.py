@@ -115,7 +115,7 @@ class RunFolder:
             return ()
         current = content_digest(opened.manifest.content)
         chain: list[Step] = []
-        for path in sorted(self._steps.glob("*.json")):
+        for path in self._records():
             step = Step.from_record(_read(path), str(path))
             if step.parent != (chain[-1].content if chain else None):
                 break
@@ -129,6 +129,11 @@ class RunFolder:
             "Roll back to the stream's last version (sharespace history, rollback), or take "
             "another share",
         )
+
+    def _records(self) -> list[Path]:
+        """In order; not what a kill left half-written."""
+        numbered = (p for p in self._steps.glob("*.json") if p.stem.isdecimal())
+        return sorted(numbered, key=lambda p: int(p.stem))
 
     def _has_initial(self) -> bool:
         return any(p.is_dir() and not p.name.startswith(".") for p in self._initial.glob("*"))
