@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
-from sharespace.errors import MissingExtraError, OptionError
+from sharespace.errors import OptionError
+from sharespace.extras import require
 from sharespace.formats import default_name, read_adapter, write_diffusers, write_peft
 from sharespace.linalg.allocate import Dimension
 from sharespace.store import Checkout, Operation, checkout, commit
@@ -345,12 +346,7 @@ class Share:
             MissingExtraError: PEFT is not installed.
             OptionError: the task spans several components of a pipeline.
         """
-        try:
-            from peft import PeftModel
-        except ImportError as error:
-            raise MissingExtraError(
-                "merge_into_base", "PEFT is not installed", "pip install 'sharespace[train]'"
-            ) from error
+        peft = require("peft", "train")
         with tempfile.TemporaryDirectory() as folder:
             written = self.export(task, Path(folder) / "adapter")
             if len(written) > 1:
@@ -358,7 +354,7 @@ class Share:
                 raise OptionError(
                     f"task {task!r}", f"it spans components {names}", "Export it and load each"
                 )
-            merged: Module = PeftModel.from_pretrained(model, written[0]).merge_and_unload(
+            merged: Module = peft.PeftModel.from_pretrained(model, written[0]).merge_and_unload(
                 safe_merge=True
             )
         return merged
