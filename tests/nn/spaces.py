@@ -61,7 +61,7 @@ def adapted(model: nn.Module, **options: Any) -> Any:
     """A ``PeftModel`` whose update is not zero."""
     options.setdefault("init_weights", False)
     share = options.pop("share", None) or published(model)
-    return get_peft_model(model, ShareConfig(share=share, **options))
+    return get_peft_model(model, ShareConfig(share=share, **options)).eval()
 
 
 def update_of(layer: Any, name: str = "default") -> Tensor:

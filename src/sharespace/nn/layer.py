@@ -45,6 +45,7 @@ class SubspaceLayer(BaseTunerLayer):
     adapter_layer_names = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT, _CORE)
     other_param_names = ("sharespace_dropout", "scaling")
 
+    training: bool
     left_basis: Tensor
     """beta, n x k_left; a buffer that all adapters of the layer share."""
     right_basis: Tensor
@@ -252,11 +253,11 @@ class SubspaceLinear(nn.Module, SubspaceLayer):
         """A^^T x; in training by way of alpha^T x where that is much smaller than x.
 
         Autograd then keeps k numbers a row for the gradient of F, not d. Temporary directions need
-        x itself for theirs.
+        x itself for theirs. Evaluation rounds in one way, whether or not gradients are wanted.
         """
         mine = self.sharespace_right_coefficients[name]
         d, k = self.right_basis.shape
-        learns = torch.is_grad_enabled() and mine.requires_grad
+        learns = self.training and torch.is_grad_enabled() and mine.requires_grad
         if not learns or name in self.sharespace_right_temporary or d < _MUCH_SMALLER * k:
             return functional.linear(x, self._right(name).mT)
         return functional.linear(functional.linear(x, self.right_basis.to(mine.dtype).mT), mine.mT)

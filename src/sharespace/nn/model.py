@@ -12,6 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sharespace.errors import MismatchError, OptionError
 from sharespace.nn import saved_basis
@@ -149,9 +150,8 @@ class ShareTuner(BaseTuner):
         if names is not None:
             self._check_names(names)
             routing = Routing(tuple(names), int(kwargs.get("num_beams") or 1))
-        for module in self.modules():
-            if isinstance(module, SubspaceLayer):
-                module.routing = routing
+        layers = [module for module in self.modules() if isinstance(module, SubspaceLayer)]
+        _route(layers, routing)
         handles = [
             module.register_forward_pre_hook(
                 partial(_with_names, routing=routing), with_kwargs=True
@@ -159,15 +159,20 @@ class ShareTuner(BaseTuner):
             for module in self.modules()
             if routing is not None and isinstance(module, AuxiliaryTrainingWrapper)
         ]
+        if torch.is_grad_enabled() and (routing is not None or self._recomputes()):
+            hook = partial(_route_in_backward, layers=layers, routing=routing)
+            handles.append(self.model.register_forward_hook(hook))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            if routing is not None and not torch.is_grad_enabled():
-                for module in self.modules():
-                    if isinstance(module, SubspaceLayer):
-                        module.routing = None
+            if not torch.is_grad_enabled():
+                _route(layers, None)
+
+    def _recomputes(self) -> bool:
+        """True with gradient checkpointing, as transformers and diffusers mark it."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     def _check_names(self, names: Any) -> None:
         unknown = sorted({n for n in names if n != BASE} - set(self.peft_config))
@@ -249,6 +254,31 @@ def _check_shape(key: str, module: nn.Module, layer: LayerSubspace) -> None:
             f"is {type(module).__name__} of {sides(module)}, but its subspace is for {shape}",
             "Use the base model that the Share model belongs to",
         )
+
+
+def _route(layers: list[SubspaceLayer], routing: Routing | None) -> None:
+    for layer in layers:
+        layer.routing = routing
+
+
+def _route_in_backward(
+    module: nn.Module,
+    args: Any,
+    output: Any,
+    layers: list[SubspaceLayer],
+    routing: Routing | None,
+) -> None:
+    """Forward hook: the backward pass runs layers again with the routing of *its* forward pass.
+
+    Another pass may come in between (a reference model's, an evaluation).
+    """
+
+    def restore(gradient: Tensor) -> None:
+        _route(layers, routing)
+
+    for found in tree_leaves(output):
+        if isinstance(found, Tensor) and found.requires_grad:
+            found.register_hook(restore)
 
 
 def _with_names(module: nn.Module, args: Any, kwargs: dict[str, Any], routing: Routing) -> Any:
