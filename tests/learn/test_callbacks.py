@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 from learn.nets import Points, adapter, logits, net, shared
 from sharespace import Share
 from sharespace.errors import OptionError, StoreConflictError, StoreNotFoundError, TaskExistsError
-from sharespace.learn import callbacks, load_task
+from sharespace.learn import callbacks, load_task, merge_from
 from sharespace.learn.callbacks import MergeIntoShare
 from sharespace.nn import ShareConfig
 
@@ -48,14 +48,14 @@ def test_the_trained_task_is_committed(store: Path, tmp_path: Path) -> None:
 
 def commits_in_between(monkeypatch: pytest.MonkeyPatch, store: Path, times: int) -> None:
     """Somebody else commits after the store was read and before the merge is saved."""
-    real, left = callbacks.merge_from, list(range(times))
+    real, left = merge_from, list(range(times))
 
-    def merge_from(share: Share, *args: Any, **kwargs: Any) -> Share:
+    def merge(share: Share, *args: Any, **kwargs: Any) -> Share:
         if left:
             Share.load(store).merge(adapter(f"other{left.pop()}", len(left) + 7)).save()
         return real(share, *args, **kwargs)
 
-    monkeypatch.setattr(callbacks, "merge_from", merge_from)
+    monkeypatch.setattr(callbacks, "merge_from", merge)
 
 
 def test_what_others_commit_meanwhile_is_kept(
