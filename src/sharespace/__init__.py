@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sharespace.errors import SharespaceError
     from sharespace.formats import read_adapter
     from sharespace.linalg.allocate import Dimension
+    from sharespace.nn import ShareConfig
     from sharespace.share import Share
     from sharespace.store import history, prune, rollback, verify
     from sharespace.subspace.adapter import Adapter, LayerUpdate
@@ -33,6 +34,7 @@ _HOMES = {
     "LayerUpdate": "sharespace.subspace.adapter",
     "Plan": "sharespace.subspace.plan",
     "Share": "sharespace.share",
+    "ShareConfig": "sharespace.nn",
     "ShareModel": "sharespace.subspace.state",
     "SharespaceError": "sharespace.errors",
     "Task": "sharespace.subspace.state",
@@ -50,6 +52,7 @@ __all__ = [
     "LayerUpdate",
     "Plan",
     "Share",
+    "ShareConfig",
     "ShareModel",
     "SharespaceError",
     "Task",
