@@ -278,7 +278,7 @@ def _route_in_backward(
 
     for found in tree_leaves(output):
         if isinstance(found, Tensor) and found.requires_grad:
-            found.register_hook(restore)
+            found.register_hook(restore)  # type: ignore[no-untyped-call]
 
 
 def _with_names(module: nn.Module, args: Any, kwargs: dict[str, Any], routing: Routing) -> Any:
