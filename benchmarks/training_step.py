@@ -196,7 +196,8 @@ def _space(base: nn.Module, targets: list[str], k: int) -> Any:
 
 
 def _alone(options: argparse.Namespace) -> None:
-    step = Step(*options.only, options)
+    shape, targets, name = options.only
+    step = Step(shape, targets, name, options)
     for _ in range(3):
         step()
     print(json.dumps(common.peak_rss()))

@@ -336,6 +336,10 @@ def test_a_private_update_is_loaded_exactly_and_can_be_trained() -> None:
     new = model.base_model.model.first.sharespace_left_temporary["default"]
     assert new.grad is not None
     assert float(new.grad.norm()) > 0
+    before = own.left.clone()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    assert not torch.equal(new, before)
+    assert torch.equal(own.left, before), "the stored task was changed"
 
 
 def test_a_module_that_the_subspace_lacks_or_of_another_shape_is_named() -> None:

@@ -124,7 +124,7 @@ def test_trainer_resumes_and_loads_the_best(saved: Path) -> None:
         )  # fmt: skip
         data = _examples()
         model = get_peft_model(load(saved), config)
-        return Trainer(model, arguments, train_dataset=data, eval_dataset=data)  # type: ignore[arg-type]
+        return Trainer(model, arguments, train_dataset=data, eval_dataset=data)
 
     whole = trainer(6)
     whole.train()
@@ -141,7 +141,7 @@ def test_trainer_resumes_and_loads_the_best(saved: Path) -> None:
 
 def test_trl_sft_trainer_with_gradient_checkpointing(tmp_path: Path) -> None:
     trl = pytest.importorskip("trl", reason="TRL is not installed")
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-untyped]
     from peft import get_peft_model
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

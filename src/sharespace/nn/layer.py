@@ -69,22 +69,22 @@ class SubspaceLayer(BaseTunerLayer):
         self.cast_input_dtype_enabled = True
         device = self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
         # Their names must not contain the method's prefix: transformers rewrites such keys.
-        self.register_buffer("left_basis", left_basis.to(device))
-        self.register_buffer("right_basis", right_basis.to(device))
+        self.register_buffer("left_basis", left_basis.to(device).contiguous())
+        self.register_buffer("right_basis", right_basis.to(device).contiguous())
 
     def update_layer(
         self, name: str, values: Values, *, dropout: float, inference_mode: bool
     ) -> None:
         """Add an adapter, or replace the one of that name."""
-        self.sharespace_left_coefficients[name] = nn.Parameter(values.left_coefficients)
-        self.sharespace_right_coefficients[name] = nn.Parameter(values.right_coefficients)
+        self.sharespace_left_coefficients[name] = _parameter(values.left_coefficients)
+        self.sharespace_right_coefficients[name] = _parameter(values.right_coefficients)
         if values.left_temporary.shape[1]:
-            self.sharespace_left_temporary[name] = nn.Parameter(values.left_temporary)
+            self.sharespace_left_temporary[name] = _parameter(values.left_temporary)
         if values.right_temporary.shape[1]:
-            self.sharespace_right_temporary[name] = nn.Parameter(values.right_temporary)
+            self.sharespace_right_temporary[name] = _parameter(values.right_temporary)
         self.frozen_peft_weight_names.pop(name, None)
         if values.core is not None:
-            self.sharespace_core[name] = nn.Parameter(values.core)
+            self.sharespace_core[name] = _parameter(values.core)
             self.frozen_peft_weight_names[name] = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT)
         self.sharespace_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()
         self.scaling[name] = 1.0
@@ -286,6 +286,11 @@ class SubspaceConv(nn.Module, SubspaceLayer):
         kernel = down.mT.reshape(-1, *base.weight.shape[1:])
         hidden: Tensor = base._conv_forward(x, kernel, None)
         return functional.linear(hidden.movedim(1, -1), up).movedim(-1, 1)
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    """A copy, as the value may be a stored task's own; contiguous, as FSDP cuts no other."""
+    return nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format))
 
 
 def _times(basis: Tensor, new: nn.ParameterDict, coefficients: Tensor, name: str) -> Tensor:
