@@ -91,6 +91,28 @@ class SubspaceLayer(BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """To the base layer's device, in float32 as it is.
+
+        PEFT's goes through the base layer's dtype: in 16 bits that rounds the coefficients of known
+        tasks, and makes new parameters, so that what is frozen would be trained.
+        """
+        target = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
+        for parameter in self._parameters_of(adapter_name):
+            if target is not None and parameter.device.type != "meta":
+                parameter.data = parameter.data.to(target)
+
+    def cast(self, adapter_name: str, dtype: torch.dtype) -> None:
+        """Keep an adapter's parameters in another dtype; they stay the same objects."""
+        for parameter in self._parameters_of(adapter_name):
+            parameter.data = parameter.data.to(dtype)
+
+    def _parameters_of(self, adapter_name: str) -> list[nn.Parameter]:
+        found = (getattr(self, name) for name in self.adapter_layer_names)
+        return [parameters[adapter_name] for parameters in found if adapter_name in parameters]
+
     @property
     def innermost(self) -> Any:
         """The module of the base model, below other tuners' layers if there are any."""

@@ -142,6 +142,14 @@ class ShareTuner(BaseTuner):
         finally:
             self._share = None
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Parameters are made in float32, which is what PEFT casts to; without it, the base's."""
+        for layer in self.modules():
+            if isinstance(layer, SubspaceLayer) and layer.has(adapter_name):
+                dtype = layer._get_base_layer_device_and_dtype(layer.innermost)[1]
+                if not autocast_adapter_dtype and dtype is not None and dtype.is_floating_point:
+                    layer.cast(adapter_name, dtype)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Tell the layers which adapter each row goes through (PEFT's ``adapter_names``)."""
