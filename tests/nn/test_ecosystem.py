@@ -175,7 +175,7 @@ def test_compiled_forward_and_backward(options: dict[str, Any]) -> None:
     expected.square().sum().backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    compiled = torch.compile(model.base_model.model, backend="aot_eager", fullgraph=True)
+    compiled: Any = torch.compile(model.base_model.model, backend="aot_eager", fullgraph=True)
     got = compiled(points())
     torch.testing.assert_close(got, expected)
     got.square().sum().backward()

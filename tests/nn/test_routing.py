@@ -14,12 +14,14 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
 )
 
 from nn.spaces import gradients, published, randomise, seeded
-from sharespace.errors import OptionError
+from sharespace.errors import MismatchError, OptionError
 from sharespace.nn import ShareConfig, SubspaceLayer
 
 pytestmark = [
@@ -199,3 +201,43 @@ def test_an_exception_in_the_forward_pass_leaves_no_routing() -> None:
     torch.testing.assert_close(
         model(input_ids=x).logits, alone(model, "default", input_ids=x).logits
     )
+
+
+def roberta(labels: int = 3) -> Any:
+    """Its head is two layers."""
+    config = RobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=24, num_labels=labels, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return seeded(lambda: RobertaForSequenceClassification(config))
+
+
+@pytest.mark.parametrize("active", ["default", "other"])
+def test_heads_of_several_layers_and_adapters_without_one(active: str) -> None:
+    """ "other" has no head of its own: its rows get the base model's, whichever is active."""
+    model = two_tasks(roberta(), ["query"], ["value"])
+    with_head = ShareConfig(
+        share=model.peft_config["default"].share, target_modules=["query"],
+        modules_to_save=["classifier"], seed=9,
+    )  # fmt: skip
+    model.add_adapter("headed", with_head)
+    model.set_adapter("headed")
+    randomise(model, seed=11)
+    x, rows = tokens(4), ["headed", "other", "__base__", "headed"]
+    model.eval().set_adapter(active)
+    mixed = model(input_ids=x, adapter_names=rows).logits
+    for i, name in enumerate(rows):
+        one = alone(model, name, input_ids=x).logits[i]
+        torch.testing.assert_close(mixed[i], one, rtol=1e-4, atol=1e-5)
+    with model.disable_adapter():
+        plain = model(input_ids=x, adapter_names=rows).logits
+    torch.testing.assert_close(plain, roberta()(input_ids=x).logits)
+
+
+def test_heads_for_different_numbers_of_labels_are_named() -> None:
+    model, x = bert_model(), tokens(2)
+    head = model.base_model.model.classifier
+    head.modules_to_save["other"] = torch.nn.Linear(16, 5)
+    with pytest.raises(MismatchError, match="same number of labels"):
+        model(input_ids=x, adapter_names=["default", "other"])

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from sharespace.errors import MismatchError, OptionError
 from sharespace.nn import saved_basis
@@ -20,6 +17,7 @@ from sharespace.nn.bases import find
 from sharespace.nn.config import DEFAULT_P, ShareConfig
 from sharespace.nn.heads import fill_heads, head_modules
 from sharespace.nn.layer import SubspaceConv, SubspaceLayer, SubspaceLinear, sides
+from sharespace.nn.mixing import mixing
 from sharespace.nn.routing import BASE, Routing
 from sharespace.nn.start import Values, known_task, new_core, new_task, starting_core
 from sharespace.subspace.state import LayerSubspace, ShareModel, Task
@@ -158,29 +156,8 @@ class ShareTuner(BaseTuner):
         if names is not None:
             self._check_names(names)
             routing = Routing(tuple(names), int(kwargs.get("num_beams") or 1))
-        layers = [module for module in self.modules() if isinstance(module, SubspaceLayer)]
-        _route(layers, routing)
-        handles = [
-            module.register_forward_pre_hook(
-                partial(_with_names, routing=routing), with_kwargs=True
-            )
-            for module in self.modules()
-            if routing is not None and isinstance(module, AuxiliaryTrainingWrapper)
-        ]
-        if torch.is_grad_enabled() and (routing is not None or self._recomputes()):
-            hook = partial(_route_in_backward, layers=layers, routing=routing)
-            handles.append(self.model.register_forward_hook(hook))
-        try:
+        with mixing(self.model, routing):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            if not torch.is_grad_enabled():
-                _route(layers, None)
-
-    def _recomputes(self) -> bool:
-        """True with gradient checkpointing, as transformers and diffusers mark it."""
-        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     def _check_names(self, names: Any) -> None:
         unknown = sorted({n for n in names if n != BASE} - set(self.peft_config))
@@ -262,34 +239,3 @@ def _check_shape(key: str, module: nn.Module, layer: LayerSubspace) -> None:
             f"is {type(module).__name__} of {sides(module)}, but its subspace is for {shape}",
             "Use the base model that the Share model belongs to",
         )
-
-
-def _route(layers: list[SubspaceLayer], routing: Routing | None) -> None:
-    for layer in layers:
-        layer.routing = routing
-
-
-def _route_in_backward(
-    module: nn.Module,
-    args: Any,
-    output: Any,
-    layers: list[SubspaceLayer],
-    routing: Routing | None,
-) -> None:
-    """Forward hook: the backward pass runs layers again with the routing of *its* forward pass.
-
-    Another pass may come in between (a reference model's, an evaluation).
-    """
-
-    def restore(gradient: Tensor) -> None:
-        _route(layers, routing)
-
-    for found in tree_leaves(output):
-        if isinstance(found, Tensor) and found.requires_grad:
-            found.register_hook(restore)  # type: ignore[no-untyped-call]
-
-
-def _with_names(module: nn.Module, args: Any, kwargs: dict[str, Any], routing: Routing) -> Any:
-    """Pre-forward hook of heads: PEFT's wrapper routes by the argument ``adapter_names``."""
-    rows = routing.rows(len(args[0])) if args else routing.names
-    return args, {**kwargs, "adapter_names": list(rows)}
