@@ -32,7 +32,7 @@ from torch import nn
 from sharespace import Share
 from sharespace.baselines import Own, TaskJob, Workbench
 from sharespace.baselines.lora import add_lora
-from sharespace.baselines.shared import random_model
+from sharespace.baselines.random_basis import random_model
 from sharespace.learn import Method, Training, adapt, fit
 from sharespace.nn import release
 

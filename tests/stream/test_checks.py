@@ -40,7 +40,7 @@ CASES = {
     "a wrong column": ((world.DATA,), {"text": "txt"}, "did you mean text"),
     "an unknown key": ((world.DATA,), {"learning_rat": 1}, "did you mean learning_rate"),
     "a base that is not there": ((world.DATA,), {"base": "nowhere"}, "nowhere"),
-    "a router": ((world.DATA,), {"router": True}, "router"),
+    "a router without inputs": ((world.LEGAL,), {"router": True}, "no task has data to learn from"),
 }
 
 

@@ -80,14 +80,14 @@ def test_sigkill_at_any_step_of_a_write(folder: Path, undisturbed: Undisturbed) 
 def test_kills_while_a_lora_is_saved_leave_no_half_of_it(
     folder: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sharespace.stream.learning as learning
+    import sharespace.stream.lora as lora
 
     def kill(_: Path) -> object:
         raise Killed
 
     recipe = world.recipe(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(learning, "new_directory", kill)
+        patch.setattr(lora, "new_directory", kill)
         with pytest.raises(Killed):
             run(recipe)
     stale = folder / "out.share.run" / "initial" / ".001-colour.0123"

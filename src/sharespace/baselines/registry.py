@@ -13,9 +13,10 @@ from sharespace.baselines.olora import o_lora
 from sharespace.baselines.osf import osf
 from sharespace.baselines.outcome import Outcome
 from sharespace.baselines.own import head_only, per_task_lora
+from sharespace.baselines.random_basis import random_basis
 from sharespace.baselines.replay import replay
 from sharespace.baselines.sequential import sequential_lora
-from sharespace.baselines.shared import projection, random_basis, share_full, share_strict
+from sharespace.baselines.shared import projection, share_full, share_strict
 from sharespace.errors import OptionError
 
 Run = Callable[[Workbench], Outcome]

@@ -1,26 +1,20 @@
-"""Share itself, and its two controls: projection without training, and a random basis."""
+"""Share itself, and its control without training: the projection."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from sharespace.baselines.bench import Own, Workbench
-from sharespace.baselines.lora import target_shapes
 from sharespace.baselines.outcome import Outcome, Stored
 from sharespace.baselines.own import one_step, own_lora, seconds_of, steps_of
 from sharespace.evaluate import ScoreMatrix
 from sharespace.extras import require
 from sharespace.learn import Adapted, Fit, Method, adapt, finetune, load_task
 from sharespace.share import Share
-from sharespace.subspace.adapter import BaseModel
 from sharespace.subspace.fidelity import sizes
-from sharespace.subspace.state import Factors, LayerSubspace, Private, Settings, ShareModel
+from sharespace.subspace.state import Factors, Private
 
 
 def projection(bench: Workbench) -> Outcome:
@@ -64,63 +58,6 @@ def share_full(bench: Workbench) -> Outcome:
     )
 
 
-def random_basis(bench: Workbench) -> Outcome:
-    """Coefficients trained in random orthonormal bases of the same k and p; no stream, no merge.
-
-    Temporary directions that are trained are left out: they would put what the tasks learn into the
-    basis. Those of the form "core" are chosen and frozen, as for Share; they are never merged, so
-    each task stores its own. The basis is counted as stored, though its seed would do.
-    """
-    share = Share(random_model(bench))
-    scores, learned, coefficients, temporary = {}, {}, 0, 0
-    for name in bench.tasks:
-        phi = bench.settings.phi if bench.settings.form == "core" else 0
-        learned[name] = _learn(bench, share, name, phi=phi, start="zero")
-        coefficients += _held(learned[name].model, "_coefficients.")
-        temporary += _held(learned[name].model, "_temporary.")
-        scores[name] = _score_learned(bench, name, learned[name])
-    stored = Stored(
-        adapters=temporary,
-        basis=sizes(share.model).basis,
-        coefficients=coefficients,
-        heads=bench.head_bytes,
-    )
-    return Outcome(
-        method="random_basis",
-        matrix=one_step(scores),
-        trainable={name: a.trainable.coefficients for name, a in learned.items()},
-        heads=bench.head_numbers,
-        stored=stored,
-        seconds=sum(a.fit.seconds for a in learned.values()),
-        steps=sum(a.fit.steps for a in learned.values()),
-        paper_count=fmean(a.trainable.coefficients for a in learned.values()),
-    )
-
-
-def random_model(bench: Workbench) -> ShareModel:
-    """A Share model without tasks: random orthonormal bases (Haar) of dimension min(k, side)."""
-    shapes = target_shapes(bench)
-    generator = torch.Generator().manual_seed(bench.settings.seed)
-    k = bench.settings.k
-    layers = {
-        module: LayerSubspace(
-            shape,
-            _orthonormal(shape.out_features, k, generator),
-            _orthonormal(shape.in_features, k, generator),
-            cap=(min(k, shape.out_features), min(k, shape.in_features)),
-        )
-        for module, shape in shapes.items()
-    }
-    return ShareModel(BaseModel(), Settings(cap=k), torch.float32, layers, {})
-
-
-def _orthonormal(side: int, k: int, generator: torch.Generator) -> Tensor:
-    draw = torch.randn(side, min(k, side), generator=generator, dtype=torch.float64)
-    q, r = torch.linalg.qr(draw)
-    # QR alone is not uniform: R's signs decide.
-    return torch.mul(q, torch.diagonal(r).sign()).float()
-
-
 @dataclass(frozen=True, eq=False)
 class Strict:
     """A strict stream that was run."""
@@ -146,7 +83,7 @@ def _run_strict(bench: Workbench) -> Strict:
     learned: dict[str, Adapted] = {}
     history = [share]
     for name in bench.tasks[len(first) :]:
-        found = _learn(bench, share, name, phi=bench.settings.phi, start=bench.settings.start)
+        found = learn(bench, share, name, phi=bench.settings.phi, start=bench.settings.start)
         require("sharespace.nn", "train").release(found.model)
         share = share.merge(found.adapter)
         history.append(share)
@@ -168,7 +105,8 @@ def build(bench: Workbench, own: Mapping[str, Own]) -> Share:
     return Share.from_adapters(adapters, k=settings.k, p=p, seed=settings.seed)
 
 
-def _learn(bench: Workbench, share: Share, name: str, *, phi: int, start: str) -> Adapted:
+def learn(bench: Workbench, share: Share, name: str, *, phi: int, start: str) -> Adapted:
+    """A task learned in the subspace; its model is still with it."""
     job, settings = bench.job(name), bench.settings
     method = Method(
         p=settings.p,
@@ -185,18 +123,6 @@ def _learn(bench: Workbench, share: Share, name: str, *, phi: int, start: str) -
     found = adapt(model, share, job.data, training, task=name, method=method, setup=job.setup)
     bench.restore_buffers(name, found.model)
     return found
-
-
-def _held(model: Any, kind: str) -> int:
-    """Bytes of a task's coefficients or temporary directions, trained or not (the p x p core of the
-    form "core" is multiplied into the coefficients)."""
-    return sum(p.numel() * p.element_size() for n, p in model.named_parameters() if kind in n)
-
-
-def _score_learned(bench: Workbench, name: str, found: Adapted) -> float:
-    score = bench.score(name, found.model)
-    require("sharespace.nn", "train").release(found.model)
-    return score
 
 
 def _score(bench: Workbench, share: Share, name: str) -> float:

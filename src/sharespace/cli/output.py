@@ -272,10 +272,24 @@ def stream(found: StreamResult, as_json: bool) -> None:
     _console.print(table)
     measures = ", ".join(f"{n} {_score(v)}" for n, v in record["measures"].items())
     _say(f"after {count(len(record['steps']), 'step')}: {measures}")
+    if record["router"]:
+        _router(record["router"])
     for notice in record["notices"]:
         _say(f"[yellow]{escape(notice)}[/]")
     _say(f"[bold]{escape(record['share'])}[/] version {record['version']}")
     return _sizes(record["bytes"])
+
+
+def _router(record: Mapping[str, Any]) -> None:
+    """Percentages of the evaluation data; see ``RoutedTask``."""
+    table = _table("task", "routed right", "to base", "oracle", "with router", "among all classes")
+    rows = {**{_name(n): s for n, s in record["scores"].items()}, "[bold]mean[/]": record["means"]}
+    columns = ("routing", "fallback", "oracle", "routed", "class_incremental")
+    for name, scores in rows.items():
+        table.add_row(name, *(_score(scores[column]) for column in columns))
+    _console.print(table)
+    margin, rate = _score(record["margin"]), percent(record["fallback_rate"])
+    _say(f"router: {escape(record['path'])}, margin {margin} for a fallback rate of {rate}")
 
 
 def _score(value: float | None) -> str:

@@ -12,7 +12,7 @@ from sharespace.subspace.nulls import Nulls
 from sharespace.subspace.plan import Plan
 
 if TYPE_CHECKING:
-    from sharespace.stream import StreamResult
+    from sharespace.stream import RouterResult, StreamResult
 
 
 def bytes_record(sizes: Bytes) -> dict[str, int]:
@@ -180,5 +180,11 @@ def stream_record(found: StreamResult) -> dict[str, Any]:
         "scores": {name: asdict(score) for name, score in found.scores.items()},
         "measures": found.measures,
         "bytes": dict(found.steps[-1].bytes),
+        "router": router_record(found.router) if found.router else None,
         "notices": list(found.notices),
     }
+
+
+def router_record(found: RouterResult) -> dict[str, Any]:
+    record = {k: v for k, v in found.to_record().items() if k != "notices"}
+    return {"path": str(found.path), **record, "means": found.means}

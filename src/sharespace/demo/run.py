@@ -18,7 +18,6 @@ from sharespace.demo.adapting import (
 from sharespace.demo.folder import Folder, prepare
 from sharespace.demo.models import pretrain
 from sharespace.demo.picture import draw
-from sharespace.demo.quiet import isolated
 from sharespace.demo.result import (
     DemoResult,
     ShareBytes,
@@ -32,6 +31,7 @@ from sharespace.demo.sizes import size_points
 from sharespace.demo.tasks import TASKS, load
 from sharespace.extras import require
 from sharespace.formats import read_adapter
+from sharespace.learn.quiet import one_thread, quiet, seeded
 from sharespace.share import Share
 from sharespace.subspace.fidelity import sizes
 
@@ -91,7 +91,7 @@ def run(
         OptionError: there is something else at ``out``.
     """
     clock, settings = Log(log), QUICK if quick else FULL
-    with isolated(seed):
+    with quiet(), seeded(seed), one_thread():
         # A missing one is told now, not after a minute of training.
         for module, extra in _NEEDED.items():
             require(module, extra)

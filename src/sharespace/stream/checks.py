@@ -10,7 +10,7 @@ from sharespace.extras import require
 from sharespace.formats import read_adapter
 from sharespace.recipe import Recipe, TaskCheck, TaskSpec, check, load_processor
 from sharespace.stream.events import Event, Observer
-from sharespace.stream.learning import lora_config
+from sharespace.stream.lora import lora_config
 from sharespace.stream.models import heads_of, num_labels, skeleton
 from sharespace.subspace.adapter import Adapter
 
@@ -30,8 +30,9 @@ def check_stream(recipe: Recipe, done: Sequence[str], observe: Observer) -> None
     for module in ("transformers", "peft", "accelerate", "datasets"):
         require(module, "train")
     where = str(recipe.file or "recipe")
-    if recipe.router:
-        raise RecipeError(where, ("router: a stream makes none yet",), "Leave it out")
+    if recipe.router and not any(spec.learns for spec in recipe.tasks):
+        why = "router: no task has data to learn from, and adapters do not show their inputs"
+        raise RecipeError(where, (why,), "Leave it out, or give a task data")
     found = check(recipe, done=done, progress=lambda name: _say(observe, name))
     for kind in dict.fromkeys(s.settings.task_type for s in recipe.tasks if s.data is not None):
         load_processor(recipe, kind)

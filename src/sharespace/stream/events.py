@@ -17,6 +17,7 @@ Stage = Literal[
     "scored",
     "recorded",
     "committed",
+    "routed",
 ]
 
 
@@ -26,7 +27,8 @@ class Event:
 
     stage: Stage
     """``kept``: an initial task's LoRA is on disk. ``recorded``: the step's record is on disk, its
-    version is not. ``committed``: both are. ``unscored``: a task's evaluation data is gone."""
+    version is not. ``committed``: both are. ``unscored``: a task's evaluation data is gone.
+    ``routed``: the router is on disk, with its scores; the task is the last step's."""
     task: str
     """Its name; for the initial step of several tasks their names, joined by ``+``."""
     text: str
@@ -38,3 +40,8 @@ Observer: TypeAlias = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """An observer that does nothing."""
+
+
+def reason(error: Exception) -> str:
+    """Why data cannot be read, one line."""
+    return "; ".join(getattr(error, "problems", ())) or str(error)

@@ -7,7 +7,11 @@
       stream.json           the recipe that it was started with
       initial/001-sst2      an initial task's LoRA, in PEFT's form; there as soon as it is trained
       initial/001-sst2.json   what was counted of its training; written before it
+      features/1f0c...      what a router takes of a task, named by its sha256; written before
+                            the record that names it
       steps/0001.json       a step's record; written before the step's version is committed
+      router.safetensors    the router of all tasks, where the recipe asks for one
+      router.json           its scores, and the version that they are of; written after it
       trackers/sst2         what trackers write
 
 A step's record holds the digest of the version that it belongs to. It counts once the store's
@@ -17,10 +21,6 @@ or not at all.
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,12 +34,13 @@ from sharespace.errors import (
 )
 from sharespace.recipe import Recipe, record, refuse_other
 from sharespace.store import atomic, checkout, refuse_existing
+from sharespace.stream.files import clear, plain, read_json, write_json
 from sharespace.stream.records import Step, content_digest
+from sharespace.stream.router_files import RouterFiles
 
 FORMAT = "sharespace.stream"
 VERSION = 1
 _RECIPE = "stream.json"
-_MOST_BYTES = 1 << 28
 
 
 class RunFolder:
@@ -58,13 +59,24 @@ class RunFolder:
     def _steps(self) -> Path:
         return self.path / "steps"
 
+    @property
+    def _folders(self) -> list[Path]:
+        """Where files are written."""
+        needed = [self.path, self._initial, self._steps]
+        return [*needed, self.router.features] if self.recipe.router else needed
+
+    @property
+    def router(self) -> RouterFiles:
+        """What is kept for a router, and the router."""
+        return RouterFiles(self.path)
+
     def trackers(self, task: str) -> Path:
         """Where trackers write of a task."""
-        return self.path / "trackers" / _plain(task)
+        return self.path / "trackers" / plain(task)
 
     def initial_adapter(self, number: int, task: str) -> Path:
         """Where the LoRA of the initial task of that number (from 1) goes."""
-        return self._initial / f"{number:03d}-{_plain(task)}"
+        return self._initial / f"{number:03d}-{plain(task)}"
 
     def finished(self) -> tuple[Step, ...]:
         """The steps that are committed, in order.
@@ -99,7 +111,7 @@ class RunFolder:
         path = self.path / _RECIPE
         if not path.exists():
             return None
-        found = _read(path)
+        found = read_json(path)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise CorruptStoreError(str(path), "no record of a stream", "Bring it back as it was")
         if found.get("version") != VERSION:
@@ -116,7 +128,7 @@ class RunFolder:
         current = content_digest(opened.manifest.content)
         chain: list[Step] = []
         for path in self._records():
-            step = Step.from_record(_read(path), str(path))
+            step = Step.from_record(read_json(path), str(path))
             if step.parent != (chain[-1].content if chain else None):
                 break
             chain.append(step)
@@ -147,60 +159,29 @@ class RunFolder:
             StoreError: the disk refuses.
         """
         with atomic.disk_errors(self.path, "writing the run"):
-            for folder in (self.path, self._initial, self._steps):
+            for folder in self._folders:
                 atomic.make_directory(folder)
             with atomic.lock(self.path / "lock"):
-                for folder in (self.path, self._initial, self._steps):
-                    _clear(folder)
+                for folder in self._folders:
+                    clear(folder)
                 yield
 
     def begin(self) -> None:
         """Write down the recipe, appended tasks included."""
         found = {"format": FORMAT, "version": VERSION, **record(self.recipe)}
-        _write(self.path, _RECIPE, found)
+        write_json(self.path, _RECIPE, found)
 
     def keep_counts(self, adapter: Path, counts: Mapping[str, Any]) -> None:
         """Write down what was counted of an initial LoRA, before it appears itself."""
-        _write(adapter.parent, f"{adapter.name}.json", counts)
+        write_json(adapter.parent, f"{adapter.name}.json", counts)
 
     def counts(self, adapter: Path) -> Mapping[str, Any] | None:
         """What was counted of an initial LoRA; None: it is not there."""
         if not adapter.is_dir():
             return None
-        found: Mapping[str, Any] = _read(adapter.with_name(f"{adapter.name}.json"))
+        found: Mapping[str, Any] = read_json(adapter.with_name(f"{adapter.name}.json"))
         return found
 
     def write_step(self, step: Step) -> None:
         """Before its version is committed."""
-        _write(self._steps, f"{step.number:04d}.json", step.to_record())
-
-
-def _plain(task: str) -> str:
-    """A task's name as part of a file's name."""
-    return re.sub(r"[^\w.-]", "_", task)[:60]
-
-
-def _write(folder: Path, name: str, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True)
-    atomic.write_files(folder, [(name, [text.encode()])])
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(atomic.read_bytes(path, _MOST_BYTES))
-    except FileNotFoundError as error:
-        raise CorruptStoreError(str(path), "missing", "Bring it back as it was") from error
-    except ValueError as error:
-        why = f"no JSON ({error})"
-        raise CorruptStoreError(str(path), why, "Bring it back as it was") from error
-
-
-def _clear(folder: Path) -> None:
-    """Half-written files and folders; only for the holder of the lock."""
-    names = os.listdir(folder)  # noqa: PTH208
-    files = [n for n in names if n.startswith(atomic.TEMPORARY)]
-    if files:
-        atomic.remove_files(folder, files)
-    for name in names:
-        if name.startswith(".") and name not in files and (folder / name).is_dir():
-            shutil.rmtree(folder / name)
+        write_json(self._steps, f"{step.number:04d}.json", step.to_record())

@@ -2,69 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from sharespace.extras import require
 from sharespace.formats import read_adapter
-from sharespace.formats.atomic_dir import new_directory
-from sharespace.learn import Method, adapt, finetune, fit
-from sharespace.recipe import Recipe, TaskData, TaskSpec, load_processor, load_task_data
+from sharespace.recipe import Recipe, TaskData, TaskSpec
 from sharespace.share import Share
 from sharespace.store import Operation
-from sharespace.stream.events import Event, Observer
-from sharespace.stream.folder import RunFolder
-from sharespace.stream.models import PEFT_TYPES, BaseModels, heads_of
-from sharespace.stream.quiet import seeded
+from sharespace.stream.lora import own_lora
+from sharespace.stream.models import heads_of
 from sharespace.stream.records import Learned
-from sharespace.stream.training import setup_for, training_for
-from sharespace.subspace.adapter import LEARNED, Adapter
+from sharespace.stream.shop import Workshop
+from sharespace.stream.subspace import adapted, full, train_on
+from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.merge import with_cap
 
 _HEAD_PREFIX = "base_model.model."
-
-
-@dataclass(eq=False)
-class Workshop:
-    """What learning needs beside a task; data and processors are read once."""
-
-    recipe: Recipe
-    folder: RunFolder
-    models: BaseModels
-    observe: Observer
-    bars: bool = False
-
-    @cached_property
-    def _processors(self) -> dict[str, Any]:
-        return {}
-
-    def processor(self, spec: TaskSpec) -> Any:
-        """The tokenizer or image processor for a task."""
-        kind = spec.settings.task_type
-        if kind not in self._processors:
-            self._processors[kind] = load_processor(self.recipe, kind)
-        return self._processors[kind]
-
-    def data(self, spec: TaskSpec) -> TaskData:
-        """A task's data, read now.
-
-        Raises:
-            RecipeError: it is gone, or cannot be used.
-        """
-        return load_task_data(spec, self.processor(spec))
-
-    def model(self, spec: TaskSpec, outputs: int) -> Any:
-        """The base model with a new head, which pads as the tokenizer does."""
-        model: Any = self.models.model(spec, outputs)
-        if getattr(model.config, "pad_token_id", None) is None:
-            pad = getattr(self.processor(spec), "pad_token_id", None)
-            model.config.pad_token_id = pad
-        return model
 
 
 def learn_first(
@@ -83,8 +39,8 @@ def learn_first(
     share = _build(shop.recipe, adapters)
     for at, spec in enumerate(specs):
         if spec.learns and spec.adapter is not None:
-            share, learned[at] = _train_on(shop, share, spec, data[spec.name], learned[at])
-        share, learned[at] = _full(shop, share, spec, data.get(spec.name), learned[at])
+            share, learned[at] = train_on(shop, share, spec, data[spec.name], learned[at])
+        share, learned[at] = full(shop, share, spec, data.get(spec.name), learned[at])
     return share, tuple(_counted(shop.recipe, share, one) for one in learned)
 
 
@@ -103,91 +59,27 @@ def learn_next(
         learned = Learned(spec.name, "both" if spec.learns else "adapter", labels)
         adapter = _given(shop, spec, data)
         share = share.merge(adapter, k=cap, base=base)
-        _say(shop, "merged", spec, "adapter merged")
+        shop.say("merged", spec, "adapter merged")
         if spec.learns and data is not None:
-            share, learned = _train_on(shop, share, spec, data, learned)
+            share, learned = train_on(shop, share, spec, data, learned)
     else:
         assert data is not None  # a recipe's task has an adapter or data
-        adapter, learned = _adapted(shop, share, spec, data)
+        adapter, learned = adapted(shop, share, spec, data)
         share = share.merge(adapter, k=cap, base=base)
-        _say(shop, "merged", spec, "merged")
-    share, learned = _full(shop, share, spec, data, learned)
+        shop.say("merged", spec, "merged")
+    share, learned = full(shop, share, spec, data, learned)
     return share, (_counted(shop.recipe, share, learned),)
 
 
 def _first_adapter(
     shop: Workshop, number: int, spec: TaskSpec, data: TaskData | None
 ) -> tuple[Adapter, Learned]:
+    if spec.adapter is None:
+        assert data is not None  # a recipe's task has an adapter or data
+        return own_lora(shop, number, spec, data)
     labels = data.label_names if data else ()
-    if spec.adapter is not None:
-        how = Learned(spec.name, "both" if spec.learns else "adapter", labels)
-        return _given(shop, spec, data), how
-    assert data is not None
-    path = shop.folder.initial_adapter(number, spec.name)
-    if shop.folder.counts(path) is None:
-        learned = _own_lora(shop, number, spec, data)
-    else:
-        counts = shop.folder.counts(path) or {}
-        learned = Learned(**{**counts, "labels": tuple(counts["labels"])})
-    return _as_learned(shop.recipe, read_adapter(path, spec.name)), learned
-
-
-def _as_learned(recipe: Recipe, adapter: Adapter) -> Adapter:
-    """Without paths of this machine, and without the order of PEFT's sets, which changes."""
-    names = {n: adapter.config.get(n) for n in ("target_modules", "modules_to_save")}
-    ordered = {n: sorted(set(v)) for n, v in names.items() if isinstance(v, list)}
-    config = {**adapter.config, **ordered, "base_model_name_or_path": recipe.base.text}
-    return replace(adapter, config=config, provenance=LEARNED)
-
-
-def _own_lora(shop: Workshop, number: int, spec: TaskSpec, data: TaskData) -> Learned:
-    """Train a LoRA by PEFT; it is on disk, whole, when this returns."""
-    recipe, peft = shop.recipe, require("peft", "train")
-    path = shop.folder.initial_adapter(number, spec.name)
-    _say(shop, "learning", spec, f"training its own LoRA on {len(data.train)} examples")
-    training = training_for(
-        spec,
-        data,
-        shop.folder.trackers(spec.name),
-        learning_rate=recipe.lora_learning_rate,
-        bars=shop.bars,
-    )
-    base = shop.model(spec, data.num_labels)
-    with seeded(spec.seed):
-        model = peft.get_peft_model(base, lora_config(recipe, spec, heads_of_task(base, data)))
-        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        result = fit(model, data.train, training, setup_for(spec, data))
-    _tidy(shop, spec)
-    lora = sum(p.numel() for n, p in trained if ".lora_" in n)
-    heads = sum(p.numel() for _, p in trained) - lora
-    learned = Learned(spec.name, "lora", data.label_names, lora=lora, heads=heads)
-    learned = replace(learned, **learned.trained(result))
-    shop.folder.keep_counts(path, _plain(learned))
-    model.peft_config["default"].base_model_name_or_path = recipe.base.text
-    with new_directory(path) as aside:
-        model.save_pretrained(aside, save_embedding_layers=False)
-    require("sharespace.nn", "train").release(model)
-    _say(shop, "kept", spec, f"own LoRA trained, {_told(learned)}")
-    return learned
-
-
-def lora_config(recipe: Recipe, spec: TaskSpec, heads: Sequence[str]) -> Any:
-    """PEFT's configuration of an initial task's LoRA."""
-    targets = recipe.target_modules
-    only = targets[0] if targets == ("all-linear",) else None
-    return require("peft", "train").LoraConfig(
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,
-        lora_dropout=recipe.lora_dropout,
-        target_modules=only or (list(targets) if targets else None),
-        modules_to_save=list(heads) or None,
-        task_type=PEFT_TYPES[spec.settings.task_type],
-    )
-
-
-def heads_of_task(model: Any, data: TaskData) -> tuple[str, ...]:
-    """Modules of the model that are trained whole with a task."""
-    return heads_of(model) if data.num_labels else ()
+    how = Learned(spec.name, "both" if spec.learns else "adapter", labels)
+    return _given(shop, spec, data), how
 
 
 def _given(shop: Workshop, spec: TaskSpec, data: TaskData | None) -> Adapter:
@@ -225,98 +117,8 @@ def _build(recipe: Recipe, adapters: Sequence[Adapter]) -> Share:
     return Share(with_cap(share.model, cap), pending=(Operation("init", names),))
 
 
-def _adapted(
-    shop: Workshop, share: Share, spec: TaskSpec, data: TaskData
-) -> tuple[Adapter, Learned]:
-    """A task learned from data in the subspace (method.md, step 2)."""
-    _say(shop, "learning", spec, f"learning in the subspace from {len(data.train)} examples")
-    model = shop.model(spec, data.num_labels)
-    method = Method(
-        p=spec.subspace.p,
-        phi=spec.subspace.phi,
-        start=spec.subspace.start,
-        heads=heads_of_task(model, data),
-        seed=spec.seed,
-        task_type=PEFT_TYPES[spec.settings.task_type],
-    )
-    training = training_for(spec, data, shop.folder.trackers(spec.name), bars=shop.bars)
-    setup = setup_for(spec, data)
-    with seeded(spec.seed):
-        found = adapt(
-            model, share, data.train, training, task=spec.name, method=method, setup=setup
-        )
-    _tidy(shop, spec)
-    require("sharespace.nn", "train").release(found.model)
-    learned = Learned(spec.name, "data", data.label_names, start=found.start)
-    learned = replace(learned, **learned.trained(found.fit, found.trainable))
-    _say(shop, "learned", spec, f"learned, {_told(learned)}")
-    return found.adapter, learned
-
-
-def _train_on(
-    shop: Workshop,
-    share: Share,
-    spec: TaskSpec,
-    data: TaskData,
-    learned: Learned,
-    **changed: Any,
-) -> tuple[Share, Learned]:
-    """A known task's coefficients and head trained further, the bases frozen."""
-    _say(shop, "learning", spec, f"training its coefficients on {len(data.train)} examples")
-    trackers = shop.folder.trackers(spec.name)
-    training = training_for(spec, data, trackers, bars=shop.bars, **changed)
-    setup = setup_for(spec, data)
-    if "max_steps" in changed:
-        setup = replace(setup, evaluation=None, metrics=None)
-    model = shop.model(spec, data.num_labels)
-    with seeded(spec.seed):
-        found = finetune(model, share, data.train, training, task=spec.name, setup=setup)
-    _tidy(shop, spec)
-    require("sharespace.nn", "train").release(found.model)
-    first = None if learned.steps else found.trainable
-    learned = replace(learned, **learned.trained(found.fit, first))
-    _say(shop, "learned", spec, f"coefficients trained, {_told(learned)}")
-    return found.share, learned
-
-
-def _full(
-    shop: Workshop, share: Share, spec: TaskSpec, data: TaskData | None, learned: Learned
-) -> tuple[Share, Learned]:
-    """Share-full: once more after the merge, where the recipe says so and there is data."""
-    recipe = shop.recipe
-    if not recipe.finetune or not spec.learns or data is None:
-        return share, learned
-    return _train_on(
-        shop,
-        share,
-        spec,
-        data,
-        learned,
-        max_steps=recipe.finetune_max_steps,
-        learning_rate=recipe.finetune_learning_rate,
-    )
-
-
 def _counted(recipe: Recipe, share: Share, learned: Learned) -> Learned:
     """With what a LoRA of the recipe's rank would train at the same modules."""
     shapes = [share.model.layers[m].shape for m in share.task(learned.task).coefficients]
     sides = sum(shape.out_features + shape.in_features for shape in shapes)
     return replace(learned, own_lora=recipe.lora_rank * sides)
-
-
-def _plain(learned: Learned) -> dict[str, Any]:
-    return {**vars(learned), "labels": list(learned.labels)}
-
-
-def _told(learned: Learned) -> str:
-    return f"{learned.steps} steps in {learned.seconds:.1f} s, mean loss {learned.loss:.3f}"
-
-
-def _tidy(shop: Workshop, spec: TaskSpec) -> None:
-    """Remove Trainer's checkpoints of early stopping; what trackers wrote stays."""
-    for folder in shop.folder.trackers(spec.name).glob("checkpoint-*"):
-        shutil.rmtree(folder)
-
-
-def _say(shop: Workshop, stage: Any, spec: TaskSpec, text: str) -> None:
-    shop.observe(Event(stage, spec.name, f"{spec.name}: {text}"))

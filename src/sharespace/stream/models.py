@@ -9,8 +9,8 @@ from torch import nn
 
 from sharespace.errors import RecipeError
 from sharespace.extras import require
+from sharespace.learn.quiet import seeded
 from sharespace.recipe import Recipe, TaskSpec
-from sharespace.stream.quiet import seeded
 
 AUTO_CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -40,6 +40,11 @@ def heads_of(model: Any) -> tuple[str, ...]:
     children = dict(model.named_children())
     own = [n for n, m in children.items() if any(True for _ in m.parameters())]
     return tuple(n for n in own if n != model.base_model_prefix)
+
+
+def heads_of_task(model: Any, outputs: int) -> tuple[str, ...]:
+    """Modules of the model that are trained whole with a task of that many outputs."""
+    return heads_of(model) if outputs else ()
 
 
 def skeleton(recipe: Recipe, spec: TaskSpec, outputs: int) -> Any:

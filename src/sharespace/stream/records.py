@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -42,6 +42,12 @@ class Learned:
     start: str = "zero"
     """Coefficients that it was learned from: what ``nearest`` chose."""
 
+    @property
+    def told(self) -> str:
+        """The training, for people."""
+        loss = "-" if self.loss is None else f"{self.loss:.3f}"
+        return f"{self.steps} steps in {self.seconds:.1f} s, mean loss {loss}"
+
     def trained(self, fit: Fit, counted: Trainable | None = None) -> dict[str, Any]:
         """The fields that a training run fills in."""
         counts = asdict(counted) if counted else {}
@@ -68,6 +74,9 @@ class Step:
     """``basis``, ``coefficients``, ``other``, ``total``, ``adapters``."""
     notices: tuple[str, ...] = ()
     """Why scores are missing."""
+    features: Mapping[str, str] = field(default_factory=dict)
+    """Task with training data -> name of the file of what a router takes of it; empty where the
+    recipe asks for none."""
 
     @property
     def tasks(self) -> tuple[str, ...]:

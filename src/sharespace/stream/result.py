@@ -12,6 +12,7 @@ from sharespace.evaluate import ScoreMatrix, metric
 from sharespace.evaluate.measures import acc, backward_transfer, forgetting
 from sharespace.recipe import Recipe
 from sharespace.stream.records import Learned, Step
+from sharespace.stream.routed import RouterResult
 
 _MEASURES: dict[str, Callable[[ScoreMatrix], float]] = {
     "acc": acc,
@@ -46,6 +47,8 @@ class StreamResult:
     has data."""
     scores: Mapping[str, TaskScore]
     """Task with data -> its scores."""
+    router: RouterResult | None = None
+    """None: the recipe asks for none."""
 
     @property
     def learned(self) -> tuple[Learned, ...]:
@@ -54,8 +57,9 @@ class StreamResult:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Why scores are missing, each once."""
-        return tuple(dict.fromkeys(text for step in self.steps for text in step.notices))
+        """Why scores are missing, and which tasks the router does not know, each once."""
+        found = [text for step in self.steps for text in step.notices]
+        return tuple(dict.fromkeys([*found, *(self.router.notices if self.router else ())]))
 
     @property
     def measures(self) -> dict[str, float | None]:
@@ -63,7 +67,9 @@ class StreamResult:
         return {name: _measured(self.matrix, of) for name, of in _MEASURES.items()}
 
 
-def result_of(recipe: Recipe, steps: Sequence[Step], version: int) -> StreamResult:
+def result_of(
+    recipe: Recipe, steps: Sequence[Step], version: int, router: RouterResult | None
+) -> StreamResult:
     """The result of a stream whose steps are all committed."""
     columns = tuple(spec.name for spec in recipe.tasks if spec.data is not None)
     matrix = _matrix(columns, steps) if columns else None
@@ -83,7 +89,7 @@ def result_of(recipe: Recipe, steps: Sequence[Step], version: int) -> StreamResu
             None if first is None else sign * first,
             None if last is None else sign * last,
         )
-    return StreamResult(recipe.share, version, tuple(steps), matrix, found)
+    return StreamResult(recipe.share, version, tuple(steps), matrix, found, router)
 
 
 def _matrix(columns: tuple[str, ...], steps: Sequence[Step]) -> ScoreMatrix:

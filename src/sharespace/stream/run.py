@@ -9,26 +9,29 @@ killed ends bit by bit where an undisturbed one does.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sharespace.errors import RecipeError
 from sharespace.extras import require
 from sharespace.learn import load_task
+from sharespace.learn.quiet import quiet
 from sharespace.recipe import Recipe, TaskData, TaskSpec, load_recipe
 from sharespace.share import Share
 from sharespace.store import Operation
 from sharespace.store.plan import plan_commit
 from sharespace.stream.checks import check_stream
-from sharespace.stream.events import Event, Observer, ignore
+from sharespace.stream.events import Event, Observer, ignore, reason
 from sharespace.stream.folder import RunFolder
-from sharespace.stream.learning import Workshop, learn_first, learn_next
+from sharespace.stream.inputs import take
+from sharespace.stream.learning import learn_first, learn_next
 from sharespace.stream.models import BaseModels, num_labels
-from sharespace.stream.quiet import quiet
 from sharespace.stream.records import Learned, Step, content_digest
 from sharespace.stream.result import StreamResult, result_of
+from sharespace.stream.routing import finish
 from sharespace.stream.scoring import evaluation_spec, score
+from sharespace.stream.shop import Workshop
 
 
 def run(
@@ -96,7 +99,10 @@ class _Stream:
             share = self._step(share, specs)
         assert share is not None  # a recipe has at least one step
         assert share.version is not None
-        return result_of(self.recipe, self.steps, share.version)
+        router = None
+        if self.recipe.router:
+            router = finish(self.shop, share, self.steps, self._evaluation)
+        return result_of(self.recipe, self.steps, share.version, router)
 
     def _groups(self) -> list[tuple[TaskSpec, ...]]:
         """The tasks of each step: the initial ones together, then one by one."""
@@ -106,6 +112,7 @@ class _Stream:
     def _step(self, share: Share | None, specs: Sequence[TaskSpec]) -> Share:
         """Learn, score, record, commit."""
         data = {spec.name: self.shop.data(spec) for spec in specs if spec.data is not None}
+        taken = self._taken(specs, data) if self.recipe.router else {}
         if share is None:
             after, learned = learn_first(self.shop, specs, data)
         else:
@@ -113,6 +120,8 @@ class _Stream:
         for name, found in data.items():
             self.held[name] = replace(found, train=None)
         step = self._scored(after, learned)
+        kept = {name: self.folder.router.keep_features(data) for name, data in taken.items()}
+        step = replace(step, features=kept)
         self.folder.write_step(step)
         self._say("recorded", step.name, f"{step.name}: scores recorded")
         version = after.save(self.recipe.share if share is None else None)
@@ -151,20 +160,29 @@ class _Stream:
                 scores[one.task] = self._score(share, spec, one.labels)
             except (RecipeError, OSError) as error:
                 scores[one.task] = None
-                text = f"{one.task}: not scored, its evaluation data is gone ({_reason(error)})"
+                text = f"{one.task}: not scored, its evaluation data is gone ({reason(error)})"
                 notices.append(text)
                 self._say("unscored", one.task, text)
         return scores, notices
 
-    def _score(self, share: Share, spec: TaskSpec, labels: tuple[str, ...]) -> float:
+    def _evaluation(self, spec: TaskSpec, labels: tuple[str, ...]) -> TaskData:
         if spec.name not in self.held:
             self.held[spec.name] = self.shop.data(evaluation_spec(spec, labels))
-        data = self.held[spec.name]
+        return self.held[spec.name]
+
+    def _score(self, share: Share, spec: TaskSpec, labels: tuple[str, ...]) -> float:
+        data = self._evaluation(spec, labels)
         model = load_task(self.shop.model(spec, num_labels(spec, labels)), share, spec.name)
         try:
             return score(model, spec, data, self.shop.processor(spec))
         finally:
             require("sharespace.nn", "train").release(model)
+
+    def _taken(self, specs: Sequence[TaskSpec], data: Mapping[str, TaskData]) -> dict[str, bytes]:
+        """Of each task that learns; before it does, so that a base that cannot be routed by is
+        refused soon."""
+        found = {s.name: take(self.shop, s, data[s.name]) for s in specs if s.learns}
+        return {name: taken.to_bytes() for name, taken in found.items()}
 
     def _say(self, stage: Any, task: str, text: str) -> None:
         self.observe(Event(stage, task, text))
@@ -172,7 +190,3 @@ class _Stream:
 
 def _tasks(steps: Sequence[Step]) -> list[str]:
     return [name for step in steps for name in step.tasks]
-
-
-def _reason(error: Exception) -> str:
-    return "; ".join(getattr(error, "problems", ())) or str(error)

@@ -67,12 +67,30 @@ def score(model: Any, spec: TaskSpec, data: TaskData, processor: Any) -> float:
     return wanted.score(logits, labels)
 
 
+@torch.no_grad()
+def classes(model: Any, spec: TaskSpec, data: TaskData, rows: Sequence[int]) -> list[int]:
+    """Numbers of the classes that a model gives to rows of a task's evaluation data.
+
+    Args:
+        model: of this task or another; heads included.
+    """
+    model.eval()
+    chosen = replace(data, eval=data.eval.select(rows))
+    logits = torch.cat([logits for logits, _ in _outputs(model, spec, chosen)])
+    numbers: list[int] = logits.argmax(-1).tolist()
+    return numbers
+
+
 def _outputs(model: Any, spec: TaskSpec, data: TaskData) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and labels, a batch at a time, on the CPU."""
+    """Logits and labels, a batch at a time, on the CPU.
+
+    The labels stay away from the model: it would make a loss of them, and they may be another's.
+    """
     device = next(model.parameters()).device
     for batch in _batches(spec, data):
         with _autocast(spec, device):
-            logits = model(**{k: v.to(device) for k, v in batch.items()}).logits
+            inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+            logits = model(**inputs).logits
         yield logits.float().cpu(), batch["labels"]
 
 

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sharespace.evaluate import compute_metrics_for, metric
 from sharespace.extras import require
 from sharespace.learn import Setup, Training
@@ -85,7 +87,17 @@ def _steps(settings: TrainingSettings, epoch: int) -> int:
 
 def _steps_of_epoch(settings: TrainingSettings, rows: int) -> int:
     """On all devices of this machine and run."""
-    make = require("transformers", "train").TrainingArguments
-    known = make(**{**settings.arguments(), "output_dir": "unused", "report_to": "none"})
+    known = _known(settings)
     batches = math.ceil(rows / int(known.train_batch_size * known.world_size))
     return max(math.ceil(batches / settings.gradient_accumulation_steps), 1)
+
+
+def device(spec: TaskSpec) -> torch.device:
+    """Where Trainer puts the model."""
+    found: torch.device = _known(spec.training).device
+    return found
+
+
+def _known(settings: TrainingSettings) -> Any:
+    make = require("transformers", "train").TrainingArguments
+    return make(**{**settings.arguments(), "output_dir": "unused", "report_to": "none"})

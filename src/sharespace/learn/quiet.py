@@ -1,4 +1,4 @@
-"""Seeds for a block, and other libraries kept from talking; all as it was afterwards."""
+"""Seeds, silence and one thread for a block; all as it was afterwards."""
 
 from __future__ import annotations
 
@@ -44,3 +44,15 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
         if shown:
             bars.enable_progress_bar()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small matrices gain nothing from a second thread, and sums come in one order then: figures
+    do not depend on the number of cores, and a busy machine does not slow them down tenfold."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
