@@ -17,7 +17,7 @@ class TaskJob:
     """One task: its data, the model that it adapts, and how it is scored.
 
     Whatever the modality: the model takes the examples' fields and returns a loss, as the Trainer
-    wants it. Raises OptionError for an empty name.
+    wants it. Raises OptionError for an empty name or a rate that is not above 0.
     """
 
     name: str
@@ -32,12 +32,15 @@ class TaskJob:
     """Modules of the model that belong to this task and are trained whole; may be none."""
     steps: int | None = None
     """Steps of its training; None: those of each ``Training``."""
+    rate: float = 1.0
+    """Factor on the learning rates of each ``Training``."""
     setup: Setup = field(default_factory=Setup)
     """Collator, evaluation data, callbacks and the like."""
 
     def __post_init__(self) -> None:
         if not self.name:
             raise OptionError("task ''", "a task's name must not be empty", "Give it a name")
+        _require(self.rate > 0, "rate", self.rate, "above 0")
         object.__setattr__(self, "heads", tuple(self.heads))
 
 
@@ -55,7 +58,8 @@ class Settings:
     coefficients: Training
     """Of coefficients in the subspace (Share, random basis)."""
     finetune: Training | None = None
-    """Of Share-full's last step; None: as ``coefficients``."""
+    """Of Share-full's last step: steps and rate are these for every job. None: as
+    ``coefficients``, where a job may have its own."""
     osf: Training | None = None
     """Of OSF, which trains whole weights and wants a smaller learning rate; None: as ``lora``."""
     targets: Sequence[str] | str = "all-linear"
@@ -112,8 +116,17 @@ class Settings:
         return self.rank if self.lora_alpha is None else self.lora_alpha
 
     def training(self, chosen: Training, job: TaskJob) -> Training:
-        """One of the trainings with the seed of all and the task's own steps."""
-        return replace(chosen, seed=self.seed, steps=job.steps or chosen.steps)
+        """One of the trainings with the seed of all and the task's own steps and rate."""
+        if chosen is self.finetune:
+            return replace(chosen, seed=self.seed)
+        head = chosen.head_learning_rate
+        return replace(
+            chosen,
+            seed=self.seed,
+            steps=job.steps or chosen.steps,
+            learning_rate=chosen.learning_rate * job.rate,
+            head_learning_rate=None if head is None else head * job.rate,
+        )
 
 
 def _require(good: bool, name: str, value: object, wanted: str) -> None:

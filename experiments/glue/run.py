@@ -1,0 +1,108 @@
+"""Per-task LoRA, Share strict and Share-full on the tasks of a recipe, over several seeds.
+
+    python -m experiments.glue.run --seeds 0 1 2
+
+One file of results a seed; a method that is in it already is not run again, so that a run goes on
+where it was cut off. At the end the table of ``experiments.glue.table`` is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from benchmarks.common import environment
+from experiments.glue import table
+from experiments.glue.jobs import make, with_seed
+
+from sharespace.baselines import Outcome, Workbench, method, methods
+from sharespace.errors import SharespaceError
+from sharespace.learn.quiet import quiet
+from sharespace.recipe import Recipe, check, load_recipe, record, refuse_other
+
+HERE = Path(__file__).parent
+METHODS = ("head_only", "per_task_lora", "share_strict", "share_full")
+
+
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", nargs="?", type=Path, default=HERE / "full.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--methods", nargs="+", choices=list(methods()), default=list(METHODS))
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = options(arguments)
+    try:
+        with quiet():
+            recipe = load_recipe(chosen.recipe)
+            check(recipe)
+            files = [run(with_seed(recipe, s), chosen.methods, chosen.out) for s in chosen.seeds]
+    except SharespaceError as error:
+        sys.exit(str(error))
+    print(table.text(files))
+
+
+def run(recipe: Recipe, names: Sequence[str], folder: Path) -> Path:
+    """All methods with one seed; the file of their results."""
+    file = folder / f"seed-{recipe.seed}.json"
+    results = _begin(file, recipe)
+    missing = [name for name in names if name not in results["methods"]]
+    if not missing:
+        return file
+    bench = Workbench(*make(recipe))
+    for name in missing:
+        outcome = method(name)(bench)
+        results["methods"][name] = result(outcome)
+        _write(file, results)
+        mean = fmean(outcome.matrix.last.values())
+        print(f"seed {recipe.seed} {name}: mean {mean:.2f}, {outcome.seconds:.0f} s", flush=True)
+    return file
+
+
+def result(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as JSON, with what its line in the table needs."""
+    return {**outcome.to_record(), "cost": asdict(outcome.cost)}
+
+
+def _begin(file: Path, recipe: Recipe) -> dict[str, Any]:
+    """What is in the file already, or an empty record.
+
+    Raises:
+        RecipeError: the file is of another recipe.
+    """
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text())
+        refuse_other(recipe, found["recipe"])
+        return found
+    return {
+        "base": recipe.base.text,
+        "recipe": record(recipe),
+        "environment": {**environment(recipe.seed), "accelerator": _accelerator()},
+        "methods": {},
+    }
+
+
+def _accelerator() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _write(file: Path, results: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".part")
+    unfinished.write_text(json.dumps(results, indent=1) + "\n")
+    unfinished.replace(file)
+
+
+if __name__ == "__main__":
+    main()

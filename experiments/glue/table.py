@@ -1,0 +1,102 @@
+"""What was run here, and what the paper printed: two tables, never one.
+
+python -m experiments.glue.table experiments/glue/results/*.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import table
+
+from sharespace.evaluate import Comparison, Cost, Row, ScoreMatrix, markdown
+from sharespace.recipe import load_recipe, record
+
+HERE = Path(__file__).parent
+_UNLIKE = ("share", "seed")
+
+
+def text(files: Sequence[Path]) -> str:
+    """Markdown: our runs, the paper's table, and whether the one may be held against the other.
+
+    Args:
+        files: results of ``experiments.glue.run``, one a seed.
+    """
+    results = [json.loads(file.read_text()) for file in files]
+    paper = printed()
+    parts = [markdown(comparison(results)), _paper_table(paper)]
+    if all(is_published(found["recipe"]) for found in results):
+        parts.append(_differences(comparison(results), paper))
+    else:
+        parts.append("Another recipe than full.yaml was run: don't hold one against the other.\n")
+    return "\n".join(["## Run here\n", parts[0], "## Printed in the paper\n", *parts[1:]])
+
+
+def printed() -> dict[str, Any]:
+    """The paper's table."""
+    found: dict[str, Any] = json.loads((HERE / "paper.json").read_text())
+    return found
+
+
+def comparison(results: Sequence[Mapping[str, Any]]) -> Comparison:
+    """All runs of all files."""
+    return Comparison(tuple(row for found in results for row in _rows(found)))
+
+
+def is_published(recipe: Mapping[str, Any]) -> bool:
+    """The record of a recipe is that of full.yaml, with whatever seed."""
+    return bool(_plain(recipe) == _plain(record(load_recipe(HERE / "full.yaml"))))
+
+
+def _plain(recipe: Mapping[str, Any]) -> Any:
+    kept = {k: v for k, v in recipe["recipe"].items() if k not in _UNLIKE}
+    return json.loads(json.dumps({**recipe, "recipe": kept}))
+
+
+def _rows(results: Mapping[str, Any]) -> Iterator[Row]:
+    """One a method."""
+    matrices = {
+        name: ScoreMatrix.from_record(found["matrix"]) for name, found in results["methods"].items()
+    }
+    last = {name: matrix.last for name, matrix in matrices.items()}
+    own, head = last.get("per_task_lora"), last.get("head_only")
+    for name, found in results["methods"].items():
+        cost, seed = Cost(**found["cost"]), results["environment"]["seed"]
+        yield Row.from_matrix(name, matrices[name], cost, own=own, head=head, seed=seed)
+
+
+def _paper_table(paper: Mapping[str, Any]) -> str:
+    header = ["method", *paper["tasks"], "mean", "trained", "MB"]
+    rows = [
+        [
+            row["name"],
+            *(f"{score:.2f}" for score in (*row["scores"], row["mean"])),
+            row["trained"],
+            str(row["megabytes"]),
+        ]
+        for row in paper["rows"]
+    ]
+    return f"{table(header, rows)}\n\n{paper['base']}. Source: {paper['source']}.\n"
+
+
+def _differences(ours: Comparison, paper: Mapping[str, Any]) -> str:
+    """Points of ours above the paper's; for the methods that both have."""
+    means = {found.method: found for found in ours.summary()}
+    rows = []
+    for row in paper["rows"]:
+        if row["method"] in means:
+            found = means[row["method"]]
+            mine = [found.scores[task].mean for task in paper["tasks"]] + [found.mean.mean]
+            theirs = [*row["scores"], row["mean"]]
+            points = [f"{a - b:+.2f}" for a, b in zip(mine, theirs, strict=True)]
+            rows.append([row["name"], *points])
+    header = ["run here minus printed", *paper["tasks"], "mean"]
+    return f"{table(header, rows)}\n"
+
+
+if __name__ == "__main__":
+    print(text([Path(name) for name in sys.argv[1:]]))
