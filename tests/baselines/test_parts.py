@@ -213,6 +213,22 @@ def test_convolutions_and_running_statistics() -> None:
     assert all(torch.equal(now[k], before[k]) for k in floats)
 
 
+def test_jobs_may_have_steps_and_rates_of_their_own() -> None:
+    lora = replace(settings().lora, head_learning_rate=1e-2)
+    finetune = replace(lora, steps=7)
+    chosen = settings(lora=lora, finetune=finetune, seed=3)
+    own = job(0, steps=11, rate=1.5)
+    found = chosen.training(lora, own)
+    assert (found.steps, found.seed) == (11, 3)
+    assert found.learning_rate == pytest.approx(1.5 * lora.learning_rate)
+    assert found.head_learning_rate == pytest.approx(1.5e-2)
+    # Share-full's last step is the same for every job.
+    assert chosen.training(finetune, own) == replace(finetune, seed=3)
+    assert chosen.training(lora, job(0)) == replace(lora, seed=3)
+    with pytest.raises(OptionError, match="rate"):
+        job(0, rate=0.0)
+
+
 def test_bad_input_is_named() -> None:
     with pytest.raises(OptionError, match=r"unknown.*share_strict"):
         run(jobs(1), settings(), ["share_srict"])
