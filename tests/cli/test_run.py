@@ -35,9 +35,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_stream_for_people_and_again_as_json(run: Run, folder: Path) -> None:
-    recipe = world.recipe(folder, max_steps=2)
+    recipe = world.recipe(folder, max_steps=2, router=True)
     said = run("run", recipe)
     assert said.code == 0
+    for word in ("routed right", "with router", "among all classes", "router.safetensors"):
+        assert word in said.out
+    assert "legal: no training data was at hand: the router sends nothing to it" in said.out
+    assert "router saved: 3 tasks" in said.err
     for word in ("colour", "legal", "size", "mood", "accuracy", "acc ", "bwt 0.00", "version 4"):
         assert word in said.out
     assert "mood: committed as version 4" in said.err
@@ -50,9 +54,13 @@ def test_a_stream_for_people_and_again_as_json(run: Run, folder: Path) -> None:
     assert len(found["matrix"]["scores"]) == 4
     assert set(found["measures"]) == {"acc", "bwt", "forgetting"}
     assert found["bytes"]["total"] > 0
-    assert found["notices"] == []
+    assert found["router"]["tasks"] == ["colour", "size", "mood"]
+    assert found["router"]["path"] == str(folder / "out.share.run" / "router.safetensors")
+    assert set(found["router"]["scores"]["size"]) == set(found["router"]["means"])
+    assert [text.partition(":")[0] for text in found["notices"]] == ["legal"]
     info = run("info", folder / "out.share", "--json").json
     assert list(info["tasks"]) == list(found["tasks"])
+    assert run("run", recipe, "--json").json == found
     assert str(folder) not in (folder / "out.share" / "share.json").read_text()
     for path in (folder / "out.share" / "objects").iterdir():
         assert str(folder).encode() not in path.read_bytes()

@@ -56,11 +56,14 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def undisturbed(
     made: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, StreamResult, tuple[str, ...]]:
-    """The stream of ``world.TASKS`` run without a stop: its store, result and stages."""
+    """The stream of ``world.TASKS``, with a router, run without a stop: its store, result and
+    stages."""
     place = tmp_path_factory.mktemp("undisturbed") / "world"
     shutil.copytree(made, place)
     stages: list[str] = []
-    result = run(world.recipe(place), observe=lambda e: stages.append(f"{e.stage} {e.task}"))
+    result = run(
+        world.recipe(place, router=True), observe=lambda e: stages.append(f"{e.stage} {e.task}")
+    )
     return place / "out.share", result, tuple(stages)
 
 

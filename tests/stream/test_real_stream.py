@@ -12,7 +12,7 @@ from sharespace.stream import run
 from stream import world
 
 TEXTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "text"
-NAMES = ("boolq", "agnews", "rte")
+NAMES = ("boolq", "agnews")
 HEAD = """\
 base: {base}
 share: out.share
@@ -21,14 +21,15 @@ p: 4
 phi: 2
 lora_rank: 4
 target_modules: [query, value]
-max_length: 24
-max_train_examples: 128
-max_eval_examples: 40
+max_length: 20
+max_train_examples: 96
+max_eval_examples: 32
 lora_learning_rate: 2e-3
 max_steps: 3
 learning_rate: 2e-2
 per_device_train_batch_size: 8
 use_cpu: true
+router: true
 """
 
 
@@ -47,7 +48,7 @@ def test_public_texts_on_minilm(base: Path, folder: Path) -> None:
     tasks = [f"- {{name: {n}, data: {TEXTS / n}{more.get(n, '')}}}\n" for n in NAMES]
     found = run(world.recipe(folder, *tasks, head=HEAD.format(base=base)))
     assert Share.load(folder / "out.share").tasks == NAMES
-    assert [len(one.labels) for one in found.learned] == [2, 4, 2]
+    assert [len(one.labels) for one in found.learned] == [2, 4]
     assert found.matrix is not None
     assert all(0 <= s <= 100 for s in found.matrix.last.values())
     assert found.matrix.last["agnews"] > 40  # 25 by chance
@@ -56,3 +57,8 @@ def test_public_texts_on_minilm(base: Path, folder: Path) -> None:
     assert learned.own_lora == 4 * 2 * side * modules
     assert learned.coefficients == 2 * (4 + 2) * 4 * modules  # the first LoRA spans 4
     assert learned.temporary == 2 * 2 * side * modules
+    assert found.router is not None
+    scores = found.router.scores.values()
+    assert all(s.routing > 60 for s in scores)
+    assert all(s.routing + s.fallback > 90 for s in scores)  # few inputs make the margin wide
+    assert any("fewer than its features have dimensions" in text for text in found.notices)

@@ -289,7 +289,8 @@ def _router(record: Mapping[str, Any]) -> None:
         table.add_row(name, *(_score(scores[column]) for column in columns))
     _console.print(table)
     margin, rate = _score(record["margin"]), percent(record["fallback_rate"])
-    _say(f"router: {escape(record['path'])}, margin {margin} for a fallback rate of {rate}")
+    size = human(record["bytes"])
+    _say(f"router: {escape(record['path'])} ({size}), margin {margin} for a fallback of {rate}")
 
 
 def _score(value: float | None) -> str:

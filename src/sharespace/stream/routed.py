@@ -33,6 +33,8 @@ class RouterResult:
     path: Path
     tasks: tuple[str, ...]
     """That it knows."""
+    bytes: int
+    """Of its file."""
     margin: float | None
     """In nats, see ``Router.margin``; None: no example could be held out."""
     fallback_rate: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 import torch
@@ -49,9 +49,17 @@ def finish(
     labels = {one.task: one.labels for step in steps for one in step.learned}
     data, notices = _routable(shop, router, labels, evaluation)
     scores = score_router(shop, share, router, labels, data)
+    router.save(files.router)
     known = tuple(router.tasks)
-    found = RouterResult(files.router, known, router.margin, FALLBACK_RATE, scores, notices)
-    router.save(found.path)
+    found = RouterResult(
+        path=files.router,
+        tasks=known,
+        bytes=files.router.stat().st_size,
+        margin=router.margin,
+        fallback_rate=FALLBACK_RATE,
+        scores=scores,
+        notices=(*notices, *_too_few(router)),
+    )
     files.keep_record(found.to_record(), last.content)
     text = f"{len(known)} tasks, routing accuracy {_told(found.means['routing'])}"
     shop.observe(Event("routed", last.name, f"router saved: {text}"))
@@ -75,6 +83,16 @@ def _routable(
         except (RecipeError, OSError) as error:
             notices.append(f"{name}: not routed, its evaluation data is gone ({reason(error)})")
     return data, tuple(notices)
+
+
+def _too_few(router: Router) -> Iterator[str]:
+    """See ``route.router``: strangers are known only from enough inputs."""
+    seen = sum(one.count for one in router.tasks.values())
+    if seen < router.dimension:
+        yield (
+            f"router: made of {seen} inputs, fewer than its features have dimensions "
+            f"({router.dimension}): inputs of no task may be sent to one"
+        )
 
 
 def router_of(files: RouterFiles, steps: Sequence[Step]) -> Router:
