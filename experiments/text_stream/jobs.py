@@ -54,13 +54,17 @@ def load_base(model: str | None) -> Base:
     return Base(encoder.eval().requires_grad_(False), tokenizer, model or "all-MiniLM-L6-v2")
 
 
-def make_job(base: Base, folder: Path, size: Size, seed: int, cache: Path) -> TaskJob:
+def make_job(
+    base: Base, folder: Path, size: Size, seed: int, cache: Path, *, held_out: int = 0
+) -> TaskJob:
     """One task. Its head starts from what is best on the frozen encoder, for every method.
 
     Args:
         folder: of the set.
         seed: of the head.
         cache: of features.
+        held_out: so many of the training examples take the place of the test examples, and
+            nothing is trained on them.
     """
     train, test = (
         features(
@@ -74,6 +78,9 @@ def make_job(base: Base, folder: Path, size: Size, seed: int, cache: Path) -> Ta
         )
         for split, limit in (("train", size.train), ("test", size.test))
     )
+    if held_out:
+        kept = len(train) - held_out
+        train, test = train.subset(kept), train.after(kept)
     head = train_head(train.pooled, train.labels, label_count(folder), seed)
     return TaskJob(
         name=folder.name,

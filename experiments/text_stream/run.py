@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,7 +25,15 @@ import transformers
 from benchmarks.common import environment
 from experiments.text_stream import own as own_files
 from experiments.text_stream.jobs import Base, load_base, make_jobs
-from experiments.text_stream.settings import FULL, METHODS, ORDERS, QUICK, Size, settings
+from experiments.text_stream.settings import (
+    FULL,
+    METHODS,
+    ORDER_FREE,
+    ORDERS,
+    QUICK,
+    Size,
+    settings,
+)
 
 from sharespace.baselines import Outcome, Workbench, method
 from sharespace.evaluate import adapters_cka, settling
@@ -62,6 +71,7 @@ def run(base: Base, order: str, seed: int, chosen: argparse.Namespace) -> None:
     size = QUICK if chosen.quick else FULL
     file = chosen.out / f"{order}-{seed}.json"
     results = _begin(file, base, order, seed, size)
+    _take_over(results, chosen.out, seed)
     missing = [name for name in chosen.methods if name not in results["methods"]]
     if not missing:
         return
@@ -72,6 +82,10 @@ def run(base: Base, order: str, seed: int, chosen: argparse.Namespace) -> None:
         began = time.perf_counter()
         outcome = method(name)(bench)
         own_files.save(place, bench.own)
+        if name == "share_strict" and outcome.share is not None:
+            store = chosen.cache / "share" / f"{order}-{seed}"
+            shutil.rmtree(store, ignore_errors=True)
+            outcome.share.save(store)
         results["methods"][name] = record(outcome)
         write(file, results)
         scores = outcome.matrix.last
@@ -97,6 +111,15 @@ def _begin(file: Path, base: Base, order: str, seed: int, size: Size) -> dict[st
         "environment": environment(seed),
         "methods": {},
     }
+
+
+def _take_over(results: dict[str, Any], folder: Path, seed: int) -> None:
+    """Methods that do not depend on the order, from another order's file of the same seed."""
+    for file in sorted(folder.glob(f"*-{seed}.json")):
+        found = json.loads(file.read_text())["methods"]
+        for name in ORDER_FREE:
+            if name in found:
+                results["methods"].setdefault(name, found[name])
 
 
 def record(outcome: Outcome) -> dict[str, Any]:

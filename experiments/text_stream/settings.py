@@ -36,6 +36,19 @@ METHODS = (
     "projection",
 )
 
+ORDER_FREE = (
+    "head_only",
+    "per_task_lora",
+    "joint_lora",
+    "random_basis",
+    "mean_adapter",
+    "task_arithmetic",
+    "ties",
+    "own_svd",
+    "projection",
+)
+"""Methods that know no order: run once a seed."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -74,9 +87,9 @@ def settings(size: Size, seed: int) -> Settings:
     return Settings(
         # The jobs' heads are trained already (model.train_head): this is as good as nothing.
         head=training(1e-6, steps=1),
-        lora=training(6e-3),
-        coefficients=training(1e-1),
-        finetune=training(2e-2, steps=max(size.steps // 3, 1)),
+        lora=training(4e-3),
+        coefficients=training(2e-2),
+        finetune=training(1e-2, steps=max(size.steps // 3, 1)),
         osf=training(1e-4),
         targets=["query", "value"],
         rank=8,

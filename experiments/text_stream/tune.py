@@ -13,7 +13,6 @@ import argparse
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -21,17 +20,15 @@ import torch
 import transformers
 from benchmarks.common import environment
 from experiments.text_stream import own as own_files
-from experiments.text_stream.jobs import Base, accuracy, load_base, make_job
+from experiments.text_stream.jobs import Base, load_base, make_job
 from experiments.text_stream.run import write
 from experiments.text_stream.settings import FULL, ORDERS, settings
 from experiments.text_stream.transfer import core_curve, lora_curve, subspace
 
-from sharespace.baselines import TaskJob
-
 HERE = Path(__file__).parent
 HELD_OUT = 600
-LORA = (3e-3, 6e-3, 1e-2)
-CORE = (3e-2, 6e-2, 1e-1)
+LORA = (2e-3, 4e-3, 8e-3)
+CORE = (1e-2, 3e-2, 8e-2)
 TASKS = ("qnli", "amazon5", "boolq")
 
 
@@ -58,7 +55,7 @@ def main() -> None:
 
 def rates(base: Base, task: str, chosen: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Percent of the held-out examples, by kind and rate."""
-    job = held_out(make_job(base, chosen.data / task, FULL, 0, chosen.cache))
+    job = make_job(base, chosen.data / task, FULL, 0, chosen.cache, held_out=HELD_OUT)
     numbers = settings(FULL, 0)
     own = own_files.load(chosen.cache / "own" / f"{base.name}-{FULL.steps}-0")
     others = [name for name in ORDERS["glue-first"] if name != task][:3]
@@ -72,14 +69,6 @@ def rates(base: Base, task: str, chosen: argparse.Namespace) -> dict[str, dict[s
         found["core"][str(rate)] = core_curve(job, share, tried, FULL.steps).scores[-1]
     print(task, found, flush=True)
     return found
-
-
-def held_out(job: TaskJob) -> TaskJob:
-    """The task with its last training examples in the place of its test examples."""
-    data: Any = job.data
-    count = len(data) - HELD_OUT
-    validation = data.after(count)
-    return replace(job, data=data.subset(count), score=lambda model: accuracy(model, validation))
 
 
 if __name__ == "__main__":
