@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-ADAPTERS = Path(__file__).resolve().parents[2] / "shared" / "adapters"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+ADAPTERS = SHARED / "adapters"
+TEXT = SHARED / "data" / "text"
+"""Folders with a text set each."""
 
 
 def public_adapters(base: str) -> list[Path]:

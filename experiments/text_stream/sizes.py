@@ -1,0 +1,173 @@
+"""What is saved, counted two ways, for 6, 100 and 1000 tasks: stores are written and weighed.
+
+    python -m experiments.text_stream.sizes
+
+Starts from the Share model that ``run`` left in the cache (seed 0, order glue-first). Further tasks
+are derived from its own ones (sums of two of them at random, with the head of one), merged at the
+cap, in batches of 100: what they take is what trained ones would take, whatever they can do. One of
+them is exported as plain LoRA of rank 8, which is weighed as often as there are tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.common import environment
+from experiments.text_stream.run import write
+
+from sharespace import Share
+from sharespace.evaluate import Layout, bytes_on_disk, claims, claims_markdown, reach
+from sharespace.report import CountedPoint, Panel, draw_counts, picture
+from sharespace.subspace.adapter import Adapter, LayerUpdate
+
+HERE = Path(__file__).parent
+FIGURES = HERE.parents[1] / "docs" / "figures"
+TASKS = (6, 100, 1000)
+RANK = 8
+BATCH = 100
+TRAINED = 17 * 17
+"""Numbers that a task trains per module (settings.py: p = 17)."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path(".cache/text_stream"))
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "sizes.json")
+    parser.add_argument("--figures", type=Path, default=FIGURES)
+    parser.add_argument("--tasks", type=int, nargs="+", default=list(TASKS))
+    chosen = parser.parse_args()
+    share = Share.load(chosen.cache / "share" / "glue-first-0")
+    measured = measure(share, chosen.tasks)
+    layout = layout_of(share, measured)
+    found: dict[str, Any] = {
+        "environment": environment(0),
+        "measured": measured,
+        "trained": {"lora": lora_numbers(share), "share": TRAINED * len(share.model.layers)},
+    }
+    write(chosen.out, found)
+    text = claims_markdown(
+        claims(layout, chosen.tasks),
+        [(reach(layout, ratio, "paper"), reach(layout, ratio, "bytes")) for ratio in (10, 20, 100)],
+    )
+    chosen.out.with_suffix(".md").write_text(f"{text}\n\n{table(measured)}\n")
+    draw(layout, chosen.figures / "text-stream-sizes.png")
+
+
+def measure(share: Share, counts: list[int]) -> dict[str, Any]:
+    """Bytes on disk of a store with so many tasks, and of as many plain adapters."""
+    names = list(share.tasks)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        share.export(names[0], Path(folder) / "adapter", rank=RANK)
+        adapter = bytes_on_disk(Path(folder) / "adapter")
+        for count in sorted(counts):
+            share = with_tasks(share, names, count)
+            store = Path(folder) / f"store-{count}"
+            # A copy, so that the store has one version only.
+            Share(share.model).save(store)
+            found[str(count)] = {"share": bytes_on_disk(store), "lora": adapter * count}
+    return found
+
+
+def with_tasks(share: Share, names: list[str], count: int) -> Share:
+    """The model with exactly so many tasks."""
+    if count < len(share.tasks):
+        return share.remove(*share.tasks[count:])
+    for begin in range(len(share.tasks), count, BATCH):
+        more = range(begin, min(begin + BATCH, count))
+        share = share.merge([derived(share, names, i) for i in more])
+    return share
+
+
+def derived(share: Share, names: list[str], index: int) -> Adapter:
+    """The sum of two known tasks at random, as an adapter."""
+    draw = random.Random(index)
+    known = [name for name in names if name in share.tasks]
+    first, second = draw.sample(known, 2)
+    weights = draw.uniform(0.3, 1.0), draw.uniform(0.3, 1.0)
+    one, other = share.updates(first), share.updates(second)
+    updates = {
+        module: LayerUpdate(
+            torch.cat([weights[0] * one[module].up, weights[1] * other[module].up], dim=1),
+            torch.cat([one[module].down, other[module].down]),
+        )
+        for module in one
+    }
+    task = share.task(first)
+    return Adapter.from_updates(
+        f"derived-{index}", updates, base=share.model.base, kept=task.kept, config=task.config
+    )
+
+
+def lora_numbers(share: Share) -> int:
+    """Of one LoRA adapter's factors."""
+    return sum(RANK * shape.sides for shape in share.model.shapes.values())
+
+
+def layout_of(share: Share, measured: dict[str, Any]) -> Layout:
+    """What a task looks like; its overheads are what was measured beyond the formula."""
+    head = sum(t.numel() for t in share.task(share.tasks[0]).kept.values())
+    plain = Layout(
+        shapes=tuple(share.model.shapes.values()),
+        k=max(max(layer.k) for layer in share.model.layers.values()),
+        p=RANK,
+        rank=RANK,
+        head=head,
+    )
+    largest = max(measured, key=int)
+    found, count = measured[largest], int(largest)
+    exact = claims(plain, (count,))[0].total
+    return Layout(
+        **{
+            **{name: getattr(plain, name) for name in ("shapes", "k", "p", "rank", "head")},
+            "share_overhead": max((found["share"] - exact.share) // count, 0),
+            "lora_overhead": max((found["lora"] - exact.lora) // count, 0),
+        }
+    )
+
+
+def table(measured: dict[str, Any]) -> str:
+    """Measured bytes."""
+    lines = [
+        "| tasks | LoRA adapters, bytes | one Share model, bytes | ratio |",
+        "|--:|--:|--:|--:|",
+    ]
+    for count, sizes in measured.items():
+        ratio = sizes["lora"] / sizes["share"]
+        lines.append(f"| {count} | {sizes['lora']:,} | {sizes['share']:,} | {ratio:.2f}x |")
+    return "\n".join(lines)
+
+
+def draw(layout: Layout, path: Path) -> None:
+    """Both counts against the number of tasks."""
+    points = []
+    for count in (1, 2, 6, 10, 30, 100, 300, 1000):
+        claim = claims(layout, (count,))[0]
+        points.append(
+            CountedPoint(
+                tasks=count,
+                lora=claim.total.lora,
+                share=claim.total.share,
+                lora_factors=claim.paper.lora,
+                share_coefficients=claim.paper.share,
+            )
+        )
+    panels = [Panel("bytes against the number of tasks", partial(draw_counts, points=points))]
+    picture(path, "MiniLM, q and v of three layers, k = 32, p = 8, rank 8", panels, columns=1)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The results."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+if __name__ == "__main__":
+    main()
