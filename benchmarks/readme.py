@@ -7,7 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import build, common, equal_bytes, errors, merge, round_trip
+from benchmarks import (
+    build,
+    common,
+    equal_bytes,
+    errors,
+    merge,
+    merge_cost,
+    round_trip,
+    training_step,
+)
 
 README = Path(__file__).parent / "README.md"
 REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -16,6 +25,8 @@ REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "errors": errors.report,
     "equal_bytes": equal_bytes.report,
     "round_trip": round_trip.report,
+    "training_step": training_step.report,
+    "merge_cost": merge_cost.report,
 }
 
 
