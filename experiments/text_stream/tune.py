@@ -27,8 +27,8 @@ from experiments.text_stream.transfer import core_curve, lora_curve, subspace
 
 HERE = Path(__file__).parent
 HELD_OUT = 600
-LORA = (2e-3, 4e-3, 8e-3)
-CORE = (1e-2, 3e-2, 8e-2)
+LORA = (3e-3, 6e-3)
+CORE = (3e-2, 6e-2, 1.2e-1)
 TASKS = ("qnli", "amazon5", "boolq")
 
 

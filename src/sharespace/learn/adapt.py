@@ -86,6 +86,12 @@ def _check(method: Method) -> None:
             "they are frozen, and the form 'factors' trains its own",
             "Give form='core'",
         )
+    if method.directions == "gradient" and method.start != "zero":
+        raise OptionError(
+            f"start {method.start!r}",
+            "a core of other directions than the gradient's means nothing",
+            "Give start='zero'",
+        )
     if method.head_steps and not method.heads:
         raise OptionError(f"head_steps={method.head_steps}", "there are no heads", "Leave it out")
 

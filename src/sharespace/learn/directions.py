@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -30,6 +30,8 @@ from sharespace.learn.training import Setup, Training, fixed_statistics, trainer
 
 EXAMPLES = 256
 """Examples that the gradient is taken over."""
+_SCALE_BATCHES = 4
+"""Batches over which the size of the inputs is taken."""
 _OVERSAMPLED = 8
 """Columns of a sketch beyond what is wanted."""
 
@@ -46,6 +48,8 @@ class Frame:
     """n x phi, orthonormal, and orthogonal to the left basis."""
     right_new: Tensor
     """d x phi, orthonormal, and orthogonal to the right basis."""
+    right_scale: Tensor
+    """p: what the right directions are multiplied by, so that each sees inputs of unit size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +90,8 @@ def informed_frames(
         first = _sketches(model, layers, tests, trainer, batches)
         better = {m: (_orthonormal(x.right), _orthonormal(x.left)) for m, x in first.items()}
         second = _sketches(model, layers, better, trainer, batches)
-    return {m: _frame(layers[m], sketch) for m, sketch in second.items()}
+        frames = {m: _frame(layers[m], sketch) for m, sketch in second.items()}
+        return _scaled(model, layers, frames, trainer, batches)
 
 
 @torch.no_grad()
@@ -101,7 +106,9 @@ def place_frames(model: Any, frames: Mapping[str, Frame], adapter: str = "defaul
     for module, frame in frames.items():
         layer = layers[module]
         _fill(layer.sharespace_left_coefficients[adapter], frame.left_known)
-        _fill(layer.sharespace_right_coefficients[adapter], frame.right_known)
+        right = layer.sharespace_right_coefficients[adapter]
+        _fill(right, frame.right_known)
+        right.mul_(frame.right_scale.to(right))
         if adapter in layer.sharespace_left_temporary:
             layer.sharespace_left_temporary[adapter].copy_(frame.left_new)
             layer.sharespace_right_temporary[adapter].copy_(frame.right_new)
@@ -197,6 +204,53 @@ def _adder(probe: tuple[Tensor, Tensor, Tensor], right: Tensor, left: Tensor) ->
     return add
 
 
+@torch.no_grad()
+def _scaled(
+    model: Any,
+    layers: Mapping[str, Any],
+    frames: Mapping[str, Frame],
+    trainer: Any,
+    batches: list[Any],
+) -> dict[str, Frame]:
+    """The frames with right directions that see inputs of unit root mean square.
+
+    Adam moves every number of the core by the same step, so without this the few directions in
+    which transformers' hidden states are large would take the step size for themselves.
+    """
+    sums = {m: torch.zeros(len(f.right_scale), dtype=torch.float64) for m, f in frames.items()}
+    counts = dict.fromkeys(frames, 0)
+
+    def watch(module: str) -> Any:
+        frame, layer = frames[module], layers[module]
+        basis = layer.right_basis.double()
+        directions = torch.cat([basis @ frame.right_known.to(basis), frame.right_new.to(basis)], 1)
+        seen_by = directions.float().mT.contiguous()
+
+        def add(layer: Any, arguments: tuple[Any, ...]) -> None:
+            z = seen(layer.innermost, seen_by, arguments[0].float()).flatten(0, -2)
+            sums[module] += z.double().square().sum(0).cpu()
+            counts[module] += len(z)
+
+        return add
+
+    handles = [layers[m].register_forward_pre_hook(watch(m)) for m in frames]
+    try:
+        for batch in batches[:_SCALE_BATCHES]:
+            trainer.compute_loss(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {m: replace(f, right_scale=_inverse_size(sums[m], counts[m])) for m, f in frames.items()}
+
+
+def _inverse_size(energy: Tensor, count: int) -> Tensor:
+    """1 / root mean square of each coordinate; small ones as if they were a tenth of the largest,
+    so that noise is not blown up."""
+    size = (energy / max(count, 1)).sqrt()
+    largest = float(size.max()) if len(size) else 0.0
+    return 1 / size.clamp(min=largest / 10) if largest else torch.ones_like(size)
+
+
 def _orthonormal(columns: Tensor) -> Tensor:
     q: Tensor = torch.linalg.qr(columns)[0]
     return q
@@ -211,6 +265,7 @@ def _frame(layer: Any, sketch: Sketch) -> Frame:
         vh[:known].mT,
         _outside(layer.left_basis, sketch.left, new),
         _outside(layer.right_basis, sketch.right, new),
+        torch.ones(known + new, dtype=torch.float64),
     )
 
 
