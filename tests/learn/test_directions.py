@@ -1,0 +1,126 @@
+"""Directions chosen by the gradient: what they are, and what a core between them learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from learn.nets import Points, adapter, net
+from sharespace import Share
+from sharespace.errors import OptionError
+from sharespace.learn import Method, Training, adapt, load_task, prepare
+from sharespace.learn.directions import Frame, informed_frames, place_frames
+from sharespace.nn import layers_of
+
+TRAINING = Training(steps=60, learning_rate=3e-2, batch_size=16, cpu=True)
+CORE = Method(p=4, phi=2, form="core", directions="gradient", head_steps=20)
+
+
+def share() -> Share:
+    return Share.from_adapters([adapter("a", 1), adapter("b", 2)], variance=1.0)
+
+
+def trained_head(model: Any) -> Any:
+    """A head with which the gradient means something."""
+    torch.manual_seed(3)
+    torch.nn.init.normal_(model.classifier.weight)
+    return model
+
+
+def frames(p: int = 4, phi: int = 2) -> tuple[Any, dict[str, Frame]]:
+    method = Method(p=p, phi=phi, form="core")
+    model = prepare(trained_head(net()), share(), "new", method)
+    return model, informed_frames(model, Points(96), TRAINING)
+
+
+def exact_gradients(count: int) -> dict[str, Tensor]:
+    """dL/dW of both modules over the same examples, n x d."""
+    model, points = trained_head(net()), Points(count)
+    model(points.x, points.labels)["loss"].backward()
+    return {m: model.get_parameter(f"{m}.weight").grad for m in ("first", "second")}
+
+
+def test_frames_are_orthonormal_and_new_directions_leave_the_basis() -> None:
+    model, found = frames()
+    for module, layer in layers_of(model, "default").items():
+        frame = found[module]
+        for known, new, basis in (
+            (frame.left_known, frame.left_new, layer.left_basis),
+            (frame.right_known, frame.right_new, layer.right_basis),
+        ):
+            together = torch.cat([basis.double() @ known, new], dim=1)
+            torch.testing.assert_close(
+                together.mT @ together, torch.eye(4).double(), atol=1e-5, rtol=0
+            )
+            assert (basis.double().mT @ new).abs().max() < 1e-6
+
+
+def test_new_directions_are_the_gradients_leading_ones_outside_the_bases() -> None:
+    model, found = frames()
+    # 96 examples in batches of 16 are all examples once, so the sum is the whole gradient.
+    for module, gradient in exact_gradients(96).items():
+        layer = layers_of(model, "default")[module]
+        rest = gradient.double()
+        rest = rest - layer.left_basis.double() @ (layer.left_basis.double().mT @ rest)
+        best = torch.linalg.svd(rest)[1][:2].square().sum()
+        seen = (found[module].left_new.mT @ rest).square().sum()
+        assert seen > 0.98 * best
+
+
+def test_known_directions_are_those_of_the_core_gradient() -> None:
+    model, found = frames()
+    for module, gradient in exact_gradients(96).items():
+        layer = layers_of(model, "default")[module]
+        core = layer.left_basis.double().mT @ gradient.double() @ layer.right_basis.double()
+        best = torch.linalg.svd(core)[1][:2].square().sum()
+        frame = found[module]
+        seen = torch.linalg.svd(frame.left_known.mT @ core @ frame.right_known)[1].square().sum()
+        assert seen > 0.999 * best
+
+
+def test_right_directions_see_inputs_of_unit_size() -> None:
+    model, found = frames()
+    place_frames(model, found)
+    layer = layers_of(model, "default")["first"]
+    z = Points(64).x @ layer.factors("default")[1]
+    assert 0.7 < float(z.square().mean().sqrt()) < 1.4
+
+
+def test_placing_does_not_change_the_output_and_only_the_core_is_trained() -> None:
+    model, found = frames()
+    x = Points(8).x
+    before = model(x=x)["logits"]
+    place_frames(model, found)
+    assert torch.equal(model(x=x)["logits"], before)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {n.split(".")[-2] for n in trained if "sharespace" in n} == {"sharespace_core"}
+
+
+def test_a_core_of_few_numbers_learns_and_is_merged_whole() -> None:
+    known = share()
+    done = adapt(net(), known, Points(), TRAINING, task="new", method=CORE)
+    assert done.trainable.coefficients == 2 * 4 * 4
+    assert done.trainable.temporary == 0
+    points = Points()
+    expected = done.model(x=points.x)["logits"]
+    accuracy = (expected.argmax(dim=1) == points.labels).float().mean()
+    assert accuracy > 0.7
+    merged = load_task(net(), known.merge(done.adapter), "new")
+    torch.testing.assert_close(merged(x=points.x)["logits"], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Method(directions="gradient"), "form='core'"),
+        (Method(form="core", directions="gradient", start="mean"), "start='zero'"),
+        (Method(head_steps=5, heads=()), "no heads"),
+        (Method(form="core", p=2, phi=3), "phi=3"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(method: Method, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        adapt(net(), share(), Points(), TRAINING, task="new", method=method)
