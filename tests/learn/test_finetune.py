@@ -70,9 +70,9 @@ def test_only_the_task_s_coefficients_and_heads_change(kind: str) -> None:
     again = load_task(net(), after, "a")
     assert torch.allclose(logits(again), logits(result.model), atol=1e-4)
     assert result.trainable.temporary == 0
-    p = {"factors": 2, "core": 3, "private": 2}[kind]
-    rows = {"factors": 4, "core": 3, "private": 4 + 2}[kind]
-    assert result.trainable.coefficients == 2 * 2 * rows * p
+    # A module: E and F, k x p each; the core as it is, k x k; what weighs two private directions.
+    numbers = {"factors": 2 * 4 * 2, "core": 3 * 3, "private": 2 * (4 + 2) * 2}[kind]
+    assert result.trainable.coefficients == 2 * numbers
 
 
 def test_heads_stay_bit_for_bit_where_they_are_not_wanted() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sharespace.errors import OptionError, TaskNotFoundError
 from sharespace.subspace.project import dense_cores
 from sharespace.subspace.reconstruct import factor_pair
-from sharespace.subspace.state import Coefficients, LayerSubspace, Private, ShareModel
+from sharespace.subspace.state import Coefficients, Core, LayerSubspace, Private, ShareModel
 
 TEMPORARY_SCALE = 0.02
 """Norm of a column of beta' at the start."""
@@ -48,6 +48,11 @@ def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: i
         left = torch.cat([torch.zeros(layer.k[0], q), torch.eye(q)])
         right = torch.cat([torch.zeros(layer.k[1], q), torch.eye(q)])
         return Values(left, right, value.left.float(), value.right.float())
+    if isinstance(value, Core) and p is None and layer.k[0] == layer.k[1]:
+        # Trained as it is stored: k^2 numbers, where its factors would be 2 k^2.
+        identity = torch.eye(layer.k[0])
+        none = torch.zeros(n, 0), torch.zeros(d, 0)
+        return Values(identity, identity.clone(), *none, value.matrix.float())
     left, right = (factor.float() for factor in factor_pair(value))
     own = left.shape[1]
     if p is not None and p < own:

@@ -135,8 +135,11 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, and no log lines beside the one error."""
+    """No progress bars, no log lines beside the one error, and no request that counts a download:
+    it would go to the Hub for local files, too."""
     datasets = require("datasets", "train")
+    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     bars = not datasets.are_progress_bars_disabled()
     logger = logging.getLogger("datasets")
     level = logger.level
@@ -145,6 +148,7 @@ def quiet() -> Iterator[None]:
     try:
         yield
     finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()
