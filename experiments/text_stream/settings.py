@@ -88,7 +88,7 @@ def settings(size: Size, seed: int) -> Settings:
         # The jobs' heads are trained already (model.train_head): this is as good as nothing.
         head=training(1e-6, steps=1),
         lora=training(4e-3),
-        coefficients=training(6e-2),
+        coefficients=training(3e-2),
         finetune=training(2e-3, steps=max(size.steps // 2, 1)),
         osf=training(1e-4),
         targets=["query", "value"],
