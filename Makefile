@@ -4,10 +4,10 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types architecture unit format bench docs clean
+.PHONY: help demo test check lint types architecture unit format bench peft-suite docs clean
 
 help:  ## what there is
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -59,7 +59,12 @@ bench: .venv/.ready-bench  ## the benchmarks against peers (half an hour); ADAPT
 	$(BIN)/python -m benchmarks.errors $(if $(ADAPTERS),--adapters $(ADAPTERS))
 	$(BIN)/python -m benchmarks.equal_bytes $(if $(ADAPTERS),--adapters $(ADAPTERS))
 	$(if $(ADAPTERS),$(BIN)/python -m benchmarks.round_trip --adapters $(ADAPTERS))
+	$(BIN)/python -m benchmarks.training_step --wait 600
+	$(BIN)/python -m benchmarks.merge_cost --wait 600
 	$(BIN)/python -m benchmarks.readme
+
+peft-suite: .venv/.ready-dev  ## PEFT's own behaviour tests against ShareConfig (fetches PEFT's source distribution)
+	$(BIN)/python tests/nn/peft_suite.py
 
 docs: .venv/.ready-docs  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

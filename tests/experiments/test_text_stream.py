@@ -14,7 +14,7 @@ import pytest
 from shared_data import TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = ("head_only", "per_task_lora", "joint_lora", "share_strict", "share_full")
+METHODS: tuple[str, ...] = ("head_only", "per_task_lora", "joint_lora", "share_strict", "share_full")
 METHODS += ("random_basis", "sequential_lora")
 
 pytestmark = [

@@ -141,7 +141,7 @@ def test_trainer_resumes_and_loads_the_best(saved: Path) -> None:
 
 def test_trl_sft_trainer_with_gradient_checkpointing(tmp_path: Path) -> None:
     trl = pytest.importorskip("trl", reason="TRL is not installed")
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
     from peft import get_peft_model
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
