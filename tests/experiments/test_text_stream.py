@@ -14,8 +14,8 @@ import pytest
 from shared_data import TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS: tuple[str, ...] = ("head_only", "per_task_lora", "joint_lora", "share_strict", "share_full")
-METHODS += ("random_basis", "sequential_lora")
+METHODS: tuple[str, ...] = ("head_only", "per_task_lora", "joint_lora", "share_strict")
+METHODS += ("share_full", "random_basis", "sequential_lora")
 
 pytestmark = [
     pytest.mark.skipif(not TEXT.is_dir(), reason="the text sets are not here"),
