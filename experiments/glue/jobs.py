@@ -92,6 +92,8 @@ def _settings(recipe: Recipe, first: Training) -> Settings:
         k=subspace.k,
         p=subspace.p,
         phi=subspace.phi,
+        form=subspace.form,
+        directions=subspace.directions,
         start=subspace.start,
         initial=recipe.initial,
         seed=recipe.seed,
@@ -104,6 +106,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     for name in _DEFAULT_ONLY:
         if getattr(recipe, name) != defaults[name]:
             yield f"{name}: only {defaults[name]} is compared"
+    if any(spec.subspace.head_steps for spec in recipe.tasks):
+        yield "head_steps: the baselines have none"
     if recipe.target_modules is None:
         yield "target_modules: name them, so that all methods adapt the same"
     for spec in recipe.tasks:
@@ -119,7 +123,7 @@ def _task_problems(recipe: Recipe, spec: TaskSpec) -> Iterator[str]:
     if spec.training.early_stopping_patience is not None:
         yield "early_stopping_patience: every method trains to the end"
     if spec.subspace != first.subspace:
-        yield "k, p, phi, start: other than those of the first task"
+        yield "k, p, phi, form, directions, start: other than those of the first task"
     for name in (f.name for f in fields(spec.training) if f.name not in _OF_EACH_TASK):
         if getattr(spec.training, name) != getattr(first.training, name):
             yield f"{name}: other than that of the first task"

@@ -97,12 +97,10 @@ def _run_strict(bench: Workbench) -> Strict:
 
 
 def build(bench: Workbench, own: Mapping[str, Own]) -> Share:
-    """A Share model of own LoRAs at the cap k; p = min(k, rank), exact for the projection, and what
-    tasks that are learned later are kept at."""
+    """A Share model of own LoRAs at the cap k; p = min(k, rank of each task), which is exact for
+    the projection. A trained core has a flat spectrum: cutting its rank cost points."""
     adapters = [o.adapter for o in own.values()]
-    settings = bench.settings
-    p = min(settings.k, settings.rank)
-    return Share.from_adapters(adapters, k=settings.k, p=p, seed=settings.seed)
+    return Share.from_adapters(adapters, k=bench.settings.k, seed=bench.settings.seed)
 
 
 def learn(bench: Workbench, share: Share, name: str, *, phi: int, start: str) -> Adapted:

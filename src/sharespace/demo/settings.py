@@ -46,7 +46,7 @@ FULL = Settings(
     pretrain=Training(steps=400, learning_rate=2e-3, weight_decay=0.05, cpu=True),
     head=Training(steps=150, learning_rate=2e-2, cpu=True),
     lora=Training(steps=200, learning_rate=1e-2, cpu=True),
-    subspace=Training(steps=200, learning_rate=2e-2, cpu=True),
+    subspace=Training(steps=200, learning_rate=1e-2, cpu=True),
 )
 
 QUICK = Settings(

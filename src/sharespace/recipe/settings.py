@@ -91,18 +91,36 @@ class SubspaceSettings:
     """Pseudo-rank of a task that is learned: columns of its coefficients; at most `k`."""
     phi: int = key(2, least=0)
     """Temporary directions a side while a task is learned; 0 trains coefficients only."""
+    form: Literal["factors", "core"] = key("factors")
+    """What a task trains: the `factors` of its coefficients and the temporary directions, or one
+    `core` of p x p numbers between p frozen directions a side, `phi` of them temporary."""
+    directions: Literal["random", "gradient"] = key("random")
+    """How the directions of the form `core` are chosen: `gradient` takes those in which the loss
+    falls fastest, after `head_steps`."""
+    head_steps: int = key(0, least=0)
+    """Steps in which the head alone is trained before all else."""
     start: Literal["zero", "mean", "nearest"] = key("zero")
     """Coefficients that learning starts from: none, the mean of the known tasks', or those of the
     nearest known task. A task that has an adapter too starts from that."""
 
 
+_NOT_OF_TRAINER = (
+    "early_stopping_patience",
+    "early_stopping_threshold",
+    "eval_steps",
+    "head_learning_rate",
+)
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """Keys of transformers' `TrainingArguments` under their own names; the two `early_stopping`
-    keys are those of its `EarlyStoppingCallback`."""
+    keys are those of its `EarlyStoppingCallback`, and `head_learning_rate` is our own."""
 
     learning_rate: float = key(4e-3, above=0)
     """Of coefficients, temporary directions and the head: far above that of a LoRA."""
+    head_learning_rate: float | None = key(None, above=0)
+    """Of the head; none: the same. A core wants rates that are far too high for a head."""
     num_train_epochs: float = key(10.0, above=0)
     """Passes over the train split."""
     max_steps: int = key(-1, least=-1)
@@ -156,7 +174,7 @@ class TrainingSettings:
             MissingExtraError: transformers is not installed.
         """
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("early_stopping_patience", "early_stopping_threshold", "eval_steps"):
+        for name in _NOT_OF_TRAINER:
             del found[name]
         known = {f.name for f in fields(require("transformers", "train").TrainingArguments)}
         ratio, recompute = found.pop("warmup_ratio"), found.pop("gradient_checkpointing")

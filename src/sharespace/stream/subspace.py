@@ -26,6 +26,9 @@ def adapted(
     method = Method(
         p=spec.subspace.p,
         phi=spec.subspace.phi,
+        form=spec.subspace.form,
+        directions=spec.subspace.directions,
+        head_steps=spec.subspace.head_steps,
         start=spec.subspace.start,
         heads=heads_of_task(model, data.num_labels),
         seed=spec.seed,

@@ -48,6 +48,7 @@ def training_for(
     return Training(
         steps=max_steps or _steps(s, every),
         learning_rate=arguments["learning_rate"],
+        head_learning_rate=s.head_learning_rate,
         batch_size=s.per_device_train_batch_size,
         seed=spec.seed,
         cpu=s.use_cpu,
