@@ -12,6 +12,7 @@ from sharespace.recipe import Recipe, TaskCheck, TaskSpec, check, load_processor
 from sharespace.stream.events import Event, Observer
 from sharespace.stream.lora import lora_config
 from sharespace.stream.models import heads_of, num_labels, skeleton
+from sharespace.stream.present import present
 from sharespace.subspace.adapter import Adapter
 
 _HEAD_PREFIX = "base_model.model."
@@ -46,8 +47,7 @@ def _say(observe: Observer, name: str) -> None:
 
 
 def _task_problems(recipe: Recipe, found: TaskCheck) -> Iterator[str]:
-    spec = recipe.task(found.name)
-    assert spec is not None
+    spec = present(recipe.task(found.name), f"task {found.name!r} of the recipe")
     outputs = num_labels(spec, found.labels)
     model = skeleton(recipe, spec, outputs or 2)
     if spec.adapter is not None:

@@ -14,6 +14,7 @@ from sharespace.share import Share
 from sharespace.store import Operation
 from sharespace.stream.lora import own_lora
 from sharespace.stream.models import heads_of
+from sharespace.stream.present import present
 from sharespace.stream.records import Learned
 from sharespace.stream.shop import Workshop
 from sharespace.stream.subspace import adapted, full, train_on
@@ -63,8 +64,8 @@ def learn_next(
         if spec.learns and data is not None:
             share, learned = train_on(shop, share, spec, data, learned)
     else:
-        assert data is not None  # a recipe's task has an adapter or data
-        adapter, learned = adapted(shop, share, spec, data)
+        # A recipe's task has an adapter or data.
+        adapter, learned = adapted(shop, share, spec, present(data, f"data of {spec.name!r}"))
         share = share.merge(adapter, k=cap, base=base)
         shop.say("merged", spec, "merged")
     share, learned = full(shop, share, spec, data, learned)
@@ -75,8 +76,7 @@ def _first_adapter(
     shop: Workshop, number: int, spec: TaskSpec, data: TaskData | None
 ) -> tuple[Adapter, Learned]:
     if spec.adapter is None:
-        assert data is not None  # a recipe's task has an adapter or data
-        return own_lora(shop, number, spec, data)
+        return own_lora(shop, number, spec, present(data, f"data of {spec.name!r}"))
     labels = data.label_names if data else ()
     how = Learned(spec.name, "both" if spec.learns else "adapter", labels)
     return _given(shop, spec, data), how

@@ -11,6 +11,7 @@ from sharespace.errors import OptionError
 from sharespace.evaluate import ScoreMatrix, metric
 from sharespace.evaluate.measures import acc, backward_transfer, forgetting
 from sharespace.recipe import Recipe
+from sharespace.stream.present import present
 from sharespace.stream.records import Learned, Step
 from sharespace.stream.routed import RouterResult
 
@@ -75,9 +76,8 @@ def result_of(
     matrix = _matrix(columns, steps) if columns else None
     found = {}
     for at, name in enumerate(columns):
-        spec = recipe.task(name)
-        assert spec is not None
-        assert matrix is not None
+        spec = present(recipe.task(name), f"task {name!r} of the recipe")
+        matrix = present(matrix, "the scores")
         wanted = metric(spec.settings.score)
         sign = 1 if wanted.higher_is_better else -1
         step = matrix.learned[at] or 0

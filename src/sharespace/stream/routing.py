@@ -16,6 +16,7 @@ from sharespace.share import Share
 from sharespace.stream.events import Event, reason
 from sharespace.stream.inputs import Taken, base_features
 from sharespace.stream.models import num_labels
+from sharespace.stream.present import present
 from sharespace.stream.records import Step
 from sharespace.stream.routed import RoutedTask, RouterResult
 from sharespace.stream.router_files import RouterFiles
@@ -145,9 +146,8 @@ def score_router(
 
 
 def _spec(shop: Workshop, name: str) -> TaskSpec:
-    spec = shop.recipe.task(name)
-    assert spec is not None  # a recipe that goes on has all tasks that are done
-    return spec
+    # A recipe that goes on has all tasks that are done.
+    return present(shop.recipe.task(name), f"task {name!r} of the recipe")
 
 
 def _examples(name: str, data: TaskData) -> Examples:

@@ -27,6 +27,7 @@ from sharespace.stream.folder import RunFolder
 from sharespace.stream.inputs import take
 from sharespace.stream.learning import learn_first, learn_next
 from sharespace.stream.models import BaseModels, num_labels
+from sharespace.stream.present import present
 from sharespace.stream.records import Learned, Step, content_digest
 from sharespace.stream.result import StreamResult, result_of
 from sharespace.stream.routing import finish
@@ -97,12 +98,12 @@ class _Stream:
             self._say("resumed", names, text)
         for specs in self._groups()[len(self.steps) :]:
             share = self._step(share, specs)
-        assert share is not None  # a recipe has at least one step
-        assert share.version is not None
+        share = present(share, "the Share model: a recipe has at least one step")
+        version = present(share.version, "the version that was committed")
         router = None
         if self.recipe.router:
             router = finish(self.shop, share, self.steps, self._evaluation)
-        return result_of(self.recipe, self.steps, share.version, router)
+        return result_of(self.recipe, self.steps, version, router)
 
     def _groups(self) -> list[tuple[TaskSpec, ...]]:
         """The tasks of each step: the initial ones together, then one by one."""
