@@ -106,7 +106,8 @@ def learned_table(runs: Sequence[Run]) -> str:
     lines = [
         "## Tasks learned in the subspace alone",
         "",
-        f"Share's first {INITIAL} tasks are own LoRAs, compressed; these are the others.",
+        f"Share's first {INITIAL} tasks are own LoRAs, compressed; these are the others. Mean over "
+        "the tasks, ± sample standard deviation over the seeds (how many).",
         "",
         "| order | tasks | " + " | ".join(names) + " | numbers trained, LoRA / Share |",
         "|---|---|" + "---|" * (len(names) + 1),
@@ -114,11 +115,18 @@ def learned_table(runs: Sequence[Run]) -> str:
     for order in dict.fromkeys(run["order"] for run in runs):
         mine = [run for run in runs if run["order"] == order]
         tasks = mine[0]["tasks"][INITIAL:]
-        cells = [spread([fmean(scores(r, n)[t] for t in tasks) for r in mine]) for n in names]
+        cells = [of_tasks(mine, name, tasks) for name in names]
         trained = [mine[0]["methods"][n]["trainable"][tasks[-1]] for n in names[1:3]]
         ratio = f"{trained[0]:,} / {trained[1]:,} = {trained[0] / trained[1]:.1f}x"
         lines.append(f"| {order} | {', '.join(tasks)} | {' | '.join(cells)} | {ratio} |")
     return "\n".join(lines) + "\n"
+
+
+def of_tasks(runs: Sequence[Run], method: str, tasks: Sequence[str]) -> str:
+    """Mean over some tasks, over the runs that have the method."""
+    known = [run for run in runs if method in run["methods"]]
+    found = [fmean(scores(run, method)[t] for t in tasks) for run in known]
+    return f"{spread(found)} ({len(found)})" if found else "-"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -135,6 +143,7 @@ def goals(runs: Sequence[Run]) -> str:
     full = [
         max(mean_of(r, "per_task_lora"), mean_of(r, "joint_lora")) - mean_of(r, "share_full")
         for r in runs
+        if "share_full" in r["methods"]
     ]
     lines = ["## Goals", "", "| goal | measured (mean of the runs; worst) | met |", "|---|---|---|"]
     lines += [
@@ -249,7 +258,7 @@ def draw_order(runs: Sequence[Run], path: Path) -> None:
         Panel("forgetting", partial(draw_forgetting, methods=lost)),
     ]
     seed = first["environment"]["seed"]
-    title = f"Stream {first['order']}: {len(runs)} seeds; heat maps of seed {seed}"
+    title = f"Stream {first['order']}, {len(runs)} seeds (heat maps: seed {seed})"
     picture(path, title, panels, columns=2)
 
 
