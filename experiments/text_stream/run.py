@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,13 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import torch
-import transformers
 from benchmarks.common import environment
 from experiments.text_stream import own as own_files
-from experiments.text_stream.jobs import Base, load_base, make_jobs
+from experiments.text_stream import script
+from experiments.text_stream.jobs import Base, make_jobs
 from experiments.text_stream.settings import (
     FULL,
     METHODS,
@@ -38,29 +34,19 @@ from experiments.text_stream.settings import (
 from sharespace.baselines import Outcome, Workbench, method
 from sharespace.evaluate import adapters_cka, settling
 
-HERE = Path(__file__).parent
-
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with one folder a set")
-    parser.add_argument("--base", help="path or Hub id of a BERT-like encoder; default MiniLM")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/text_stream"))
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "runs")
+    parser = script.parser(__doc__, "runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--orders", nargs="+", choices=list(ORDERS), default=list(ORDERS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="tiny: for tests")
     return parser.parse_args()
 
 
 def main() -> None:
     chosen = options()
-    torch.set_num_threads(chosen.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    base = load_base(chosen.base)
+    base = script.begin(chosen)
     for seed in chosen.seeds:
         for order in chosen.orders:
             run(base, order, seed, chosen)

@@ -9,19 +9,14 @@ its test examples. Nothing was chosen by these figures. Run after ``run`` (it us
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import torch
-import transformers
 from benchmarks.common import environment
 from experiments.text_stream import own as own_files
-from experiments.text_stream.jobs import Base, load_base, make_job
+from experiments.text_stream import script
+from experiments.text_stream.jobs import Base, make_job
 from experiments.text_stream.run import write
 from experiments.text_stream.settings import FULL, ORDERS, settings
 
@@ -29,7 +24,6 @@ from sharespace import Share
 from sharespace.learn import Method, adapt
 from sharespace.nn import release
 
-HERE = Path(__file__).parent
 TASKS = {"amazon5": "glue-first", "yelp5": "glue-first", "qnli": "reviews-first"}
 """Task -> the order whose first three tasks make its subspace."""
 REFERENCE: Mapping[str, Any] = {}
@@ -68,18 +62,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--base")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/text_stream"))
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "sweep.json")
+    parser = script.parser(__doc__, "sweep.json")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    base = load_base(chosen.base)
+    base = script.begin(chosen)
     own = own_files.load(chosen.cache / "own" / f"{base.name}-{FULL.steps}-0")
     found: dict[str, Any] = {"environment": environment(0), "tasks": {}}
     for task in chosen.tasks:

@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import torch
 import transformers
 from benchmarks.common import environment
 from experiments.text_stream import own as own_files
-from experiments.text_stream.jobs import Base, load_base, make_job
+from experiments.text_stream import script
+from experiments.text_stream.jobs import Base, make_job
 from experiments.text_stream.run import write
 from experiments.text_stream.settings import FULL, ORDERS, QUICK, settings
 from torch import nn
@@ -36,7 +33,6 @@ from sharespace.baselines.random_basis import random_model
 from sharespace.learn import Method, Training, adapt, fit
 from sharespace.nn import release
 
-HERE = Path(__file__).parent
 TARGETS = ("qnli", "amazon5", "mnli")
 EARLIER = (0, 1, 3, 6)
 PARTS = (0.95, 0.9, 0.8)
@@ -74,25 +70,17 @@ class Watch(transformers.TrainerCallback):
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--base")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/text_stream"))
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "transfer")
+    parser = script.parser(__doc__, "transfer")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
     parser.add_argument("--every", type=int, default=20, help="steps between scores")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
     return parser.parse_args()
 
 
 def main() -> None:
     chosen = options()
-    torch.set_num_threads(chosen.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    base = load_base(chosen.base)
+    base = script.begin(chosen)
     for seed in chosen.seeds:
         for target in chosen.targets:
             file = chosen.out / f"{target}-{seed}.json"

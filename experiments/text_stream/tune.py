@@ -10,22 +10,16 @@ the three tasks that begin the stream ``glue-first`` (without the task itself).
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
-from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import torch
-import transformers
 from benchmarks.common import environment
 from experiments.text_stream import own as own_files
-from experiments.text_stream.jobs import Base, load_base, make_job
+from experiments.text_stream import script
+from experiments.text_stream.jobs import Base, make_job
 from experiments.text_stream.run import write
 from experiments.text_stream.settings import FULL, ORDERS, settings
 from experiments.text_stream.transfer import core_curve, lora_curve, subspace
 
-HERE = Path(__file__).parent
 HELD_OUT = 600
 LORA = (3e-3, 6e-3)
 CORE = (3e-2, 6e-2, 1.2e-1)
@@ -33,22 +27,14 @@ TASKS = ("qnli", "amazon5", "boolq")
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--base")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/text_stream"))
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "tune.json")
+    parser = script.parser(__doc__, "tune.json")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
 def main() -> None:
     chosen = options()
-    torch.set_num_threads(chosen.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    base = load_base(chosen.base)
+    base = script.begin(chosen)
     found = {task: rates(base, task, chosen) for task in chosen.tasks}
     write(chosen.out, {"environment": environment(0), "held_out": HELD_OUT, "scores": found})
 
