@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from experiments.text_stream.settings import (
     settings,
 )
 
-from sharespace.baselines import Outcome, Workbench, method
+from sharespace.baselines import Outcome, Settings, Workbench, method
 from sharespace.evaluate import adapters_cka, settling
 
 
@@ -40,6 +40,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--orders", nargs="+", choices=list(ORDERS), default=list(ORDERS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--k", type=int, help="another cap of the subspaces")
+    parser.add_argument("--phi", type=int, help="another number of new directions a task")
     parser.add_argument("--quick", action="store_true", help="tiny: for tests")
     return parser.parse_args()
 
@@ -56,14 +58,15 @@ def run(base: Base, order: str, seed: int, chosen: argparse.Namespace) -> None:
     """One seed and order."""
     size = QUICK if chosen.quick else FULL
     file = chosen.out / f"{order}-{seed}.json"
-    results = _begin(file, base, order, seed, size)
+    numbers = _numbers(size, seed, chosen)
+    results = _begin(file, base, order, numbers, size)
     _take_over(results, chosen.out, seed)
     missing = [name for name in chosen.methods if name not in results["methods"]]
     if not missing:
         return
     jobs = make_jobs(base, chosen.data, ORDERS[order], size, seed, chosen.cache)
     place = chosen.cache / "own" / f"{base.name.replace('/', '_')}-{size.steps}-{seed}"
-    bench = Workbench(jobs, settings(size, seed), own_files.load(place))
+    bench = Workbench(jobs, numbers, own_files.load(place))
     for name in missing:
         began = time.perf_counter()
         outcome = method(name)(bench)
@@ -82,19 +85,24 @@ def run(base: Base, order: str, seed: int, chosen: argparse.Namespace) -> None:
         )
 
 
-def _begin(file: Path, base: Base, order: str, seed: int, size: Size) -> dict[str, Any]:
+def _numbers(size: Size, seed: int, chosen: argparse.Namespace) -> Settings:
+    """The settings, but for what the command line changes."""
+    changed = {n: getattr(chosen, n) for n in ("k", "phi") if getattr(chosen, n) is not None}
+    return replace(settings(size, seed), **changed)
+
+
+def _begin(file: Path, base: Base, order: str, numbers: Settings, size: Size) -> dict[str, Any]:
     """What is in the file already, or an empty record."""
     if file.is_file():
         found: dict[str, Any] = json.loads(file.read_text())
         return found
-    numbers = json.loads(json.dumps(asdict(settings(size, seed)), default=str))
     return {
         "order": order,
         "tasks": list(ORDERS[order]),
         "base": base.name,
         "size": asdict(size),
-        "settings": numbers,
-        "environment": environment(seed),
+        "settings": json.loads(json.dumps(asdict(numbers), default=str)),
+        "environment": environment(numbers.seed),
         "methods": {},
     }
 
