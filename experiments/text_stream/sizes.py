@@ -3,16 +3,15 @@
     python -m experiments.text_stream.sizes
 
 Starts from the Share model that ``run`` left in the cache (seed 0, order glue-first). Further tasks
-are derived from its own ones (sums of two of them at random, with the head of one), merged at the
-cap, in batches of 100: what they take is what trained ones would take, whatever they can do. One of
-them is exported as plain LoRA of rank 8, which is weighed as often as there are tasks.
+are derived from those that were learned in the subspace (the same directions with another core, at
+random, and the same head), merged in batches of 100: what they take is what trained ones would
+take, whatever they can do. A LoRA of rank 8 with a head is weighed as often as there are tasks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ HERE = Path(__file__).parent
 FIGURES = HERE.parents[1] / "docs" / "figures"
 TASKS = (6, 100, 1000)
 RANK = 8
+INITIAL = 3
 BATCH = 100
 TRAINED = 17 * 17
 """Numbers that a task trains per module (settings.py: p = 17)."""
@@ -65,6 +65,7 @@ def measure(share: Share, counts: list[int]) -> dict[str, Any]:
     names = list(share.tasks)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
+        # An initial task: it is a LoRA of rank 8.
         share.export(names[0], Path(folder) / "adapter", rank=RANK)
         adapter = bytes_on_disk(Path(folder) / "adapter")
         for count in sorted(counts):
@@ -87,20 +88,16 @@ def with_tasks(share: Share, names: list[str], count: int) -> Share:
 
 
 def derived(share: Share, names: list[str], index: int) -> Adapter:
-    """The sum of two known tasks at random, as an adapter."""
-    draw = random.Random(index)
+    """A learned task with another core between its directions."""
+    generator = torch.Generator().manual_seed(index)
     known = [name for name in names if name in share.tasks]
-    first, second = draw.sample(known, 2)
-    weights = draw.uniform(0.3, 1.0), draw.uniform(0.3, 1.0)
-    one, other = share.updates(first), share.updates(second)
-    updates = {
-        module: LayerUpdate(
-            torch.cat([weights[0] * one[module].up, weights[1] * other[module].up], dim=1),
-            torch.cat([one[module].down, other[module].down]),
-        )
-        for module in one
-    }
-    task = share.task(first)
+    chosen = known[-1 - index % max(len(known) - INITIAL, 1)]
+    updates = {}
+    for module, update in share.updates(chosen).items():
+        rank = update.up.shape[1]
+        turn = torch.linalg.qr(torch.randn(rank, rank, generator=generator))[0]
+        updates[module] = LayerUpdate(update.up @ turn, update.down)
+    task = share.task(chosen)
     return Adapter.from_updates(
         f"derived-{index}", updates, base=share.model.base, kept=task.kept, config=task.config
     )
@@ -117,7 +114,7 @@ def layout_of(share: Share, measured: dict[str, Any]) -> Layout:
     plain = Layout(
         shapes=tuple(share.model.shapes.values()),
         k=max(max(layer.k) for layer in share.model.layers.values()),
-        p=RANK,
+        p=max(c.p for t in share.model.tasks.values() for c in t.coefficients.values()),  # type: ignore[union-attr]
         rank=RANK,
         head=head,
     )
@@ -160,7 +157,8 @@ def draw(layout: Layout, path: Path) -> None:
             )
         )
     panels = [Panel("bytes against the number of tasks", partial(draw_counts, points=points))]
-    picture(path, "MiniLM, q and v of three layers, k = 32, p = 8, rank 8", panels, columns=1)
+    title = f"MiniLM, q and v of three layers: k = {layout.k}, p = {layout.p}; LoRA of rank 8"
+    picture(path, title, panels, columns=1)
 
 
 def load(path: Path) -> dict[str, Any]:
