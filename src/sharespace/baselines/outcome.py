@@ -82,8 +82,10 @@ class Outcome:
         """The run as a row of ``evaluate.Comparison``.
 
         Args:
-            own, head: task -> score of own LoRA and of the head alone.
-            seed, order: of the run.
+            own: task -> score of own LoRA.
+            head: task -> score of the head alone.
+            seed: of the run.
+            order: of its tasks.
         """
         return Row.from_matrix(
             self.method, self.matrix, self.cost, own=own, head=head, seed=seed, order=order

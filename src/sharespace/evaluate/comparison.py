@@ -70,8 +70,10 @@ class Row:
             method: its name.
             matrix: every task learned and scored at the end.
             cost: of the method.
-            own, head: task -> score of own LoRA and of the head alone, of the same seed.
-            seed, order: of the run.
+            own: task -> score of own LoRA, of the same seed.
+            head: task -> score of the head alone.
+            seed: of the run.
+            order: of its tasks.
 
         Raises:
             OptionError: the matrix is not complete, or ``own`` or ``head`` are of other tasks.

@@ -12,7 +12,7 @@ from sharespace.errors import OptionError
 
 @dataclass(frozen=True)
 class ScoreMatrix:
-    """R[t][i]: score on task i after step t (method.md, "Continual-learning measures").
+    """``R[t][i]``: score on task i after step t (method.md, "Continual-learning measures").
 
     Higher is better: put in a loss with its sign turned. A step may learn several tasks at once,
     for example the build from three adapters. Raises OptionError where the parts do not fit.
@@ -125,7 +125,7 @@ class ScoreMatrix:
 
     @property
     def first(self) -> dict[str, float]:
-        """Task -> R[i][i], its score after the step that first learned it.
+        """Task -> ``R[i][i]``, its score after the step that first learned it.
 
         Raises:
             OptionError: a task was not learned, or not scored then.
@@ -134,7 +134,7 @@ class ScoreMatrix:
 
     @property
     def last(self) -> dict[str, float]:
-        """Task -> R[T][i], its score after the last step.
+        """Task -> ``R[T][i]``, its score after the last step.
 
         Raises:
             OptionError: a task was not learned, or not scored then.

@@ -147,7 +147,8 @@ def adapters_cka(
 
     Args:
         adapters: of one base model; read module by module.
-        side, centred: see ``linear_cka``.
+        side: see ``linear_cka``.
+        centred: likewise.
 
     Raises:
         MismatchError: a module has different shapes.
