@@ -241,7 +241,9 @@ def draw_order(runs: Sequence[Run], path: Path) -> None:
     """R of the first seed, the mean step by step, and what was forgotten, of one order."""
     first, tasks = runs[0], runs[0]["tasks"]
     known = [name for name in SHOWN if name in first["methods"]]
-    by_method = {name: [matrix_of(run, name) for run in runs] for name in known}
+    by_method = {
+        name: [matrix_of(run, name) for run in runs if name in run["methods"]] for name in known
+    }
     heat = {n: dict(zip(m[0].steps, m[0].scores, strict=True)) for n, m in by_method.items()}
     means = {n: [aligned(m, len(tasks)) for m in found] for n, found in by_method.items()}
     levels = {
