@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from experiments.text_stream.settings import METHODS
+from experiments.text_stream.settings import METHODS, ORDER_FREE
 
 from sharespace.evaluate import Comparison, Cost, Row, ScoreMatrix, markdown
 from sharespace.evaluate.measures import acc_over_steps, task_forgetting
@@ -61,13 +61,14 @@ def scores(run: Run, method: str) -> dict[str, float]:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """One a run and method."""
+    """One a run and method; methods that know no order once a seed."""
     found = []
     for run in runs:
         own, head = scores(run, "per_task_lora"), scores(run, "head_only")
         seed = run["environment"]["seed"]
         for name in METHODS:
-            if name in run["methods"]:
+            again = name in ORDER_FREE and run["order"] != runs[0]["order"]
+            if name in run["methods"] and not again:
                 record = run["methods"][name]
                 matrix = ScoreMatrix.from_record(record["matrix"])
                 found.append(
