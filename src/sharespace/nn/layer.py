@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,11 +154,13 @@ class SubspaceLayer(BaseTunerLayer):
         delta = self.scaling[adapter] * (up.float() @ down.float().mT)
         return self._as_weight(delta).to(up.dtype)
 
+    @abstractmethod
     def _as_weight(self, delta: Tensor) -> Tensor:
-        raise NotImplementedError
+        """dW (n x d) in the shape of the base weight."""
 
+    @abstractmethod
     def _apply_update(self, name: str, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """dW x, in the layout of the base layer's output."""
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Weigh one adapter; 1 is as trained. diffusers calls it."""
