@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 from experiments.text_stream.jobs import Base, load_base
+from experiments.text_stream.settings import Size
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,3 +39,8 @@ def begin(chosen: argparse.Namespace) -> Base:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return load_base(chosen.base)
+
+
+def own_folder(cache: Path, base: Base, size: Size, seed: int) -> Path:
+    """Where the own LoRAs of a seed are kept, so that all orders and scripts use the same."""
+    return cache / "own" / f"{base.name.replace('/', '_')}-{size.steps}-{seed}"

@@ -17,38 +17,6 @@ ORDERS = {
 """The first three of each come as adapters, the others are learned from data, one by one. The
 second begins as order 6 of O-LoRA's long stream does (yelp, amazon, mnli, ...)."""
 
-METHODS = (
-    "head_only",
-    "per_task_lora",
-    "joint_lora",
-    "share_strict",
-    "share_full",
-    "random_basis",
-    "sequential_lora",
-    "o_lora",
-    "ewc",
-    "osf",
-    "replay",
-    "mean_adapter",
-    "task_arithmetic",
-    "ties",
-    "own_svd",
-    "projection",
-)
-
-ORDER_FREE = (
-    "head_only",
-    "per_task_lora",
-    "joint_lora",
-    "random_basis",
-    "mean_adapter",
-    "task_arithmetic",
-    "ties",
-    "own_svd",
-    "projection",
-)
-"""Methods that know no order: run once a seed."""
-
 
 @dataclass(frozen=True)
 class Size:

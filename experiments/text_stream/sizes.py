@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from benchmarks.common import environment
-from experiments.text_stream.run import write
+from experiments.common.runs import write
 
 from sharespace import Share
 from sharespace.evaluate import Layout, bytes_on_disk, claims, claims_markdown, reach

@@ -14,10 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.common import environment
-from experiments.text_stream import own as own_files
+from experiments.common import own as own_files
+from experiments.common.runs import write
 from experiments.text_stream import script
 from experiments.text_stream.jobs import Base, make_job
-from experiments.text_stream.run import write
 from experiments.text_stream.settings import FULL, ORDERS, settings
 
 from sharespace import Share
@@ -28,14 +28,14 @@ TASKS = {"amazon5": "glue-first", "yelp5": "glue-first", "qnli": "reviews-first"
 """Task -> the order whose first three tasks make its subspace."""
 REFERENCE: Mapping[str, Any] = {}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "as in the stream (core 17, phi 8, rate 0.03)": REFERENCE,
+    "as in the stream (core 17, phi 6, rate 0.03)": REFERENCE,
     "rate 0.01": {"rate": 1e-2},
     "rate 0.1": {"rate": 1e-1},
     "directions at random": {"directions": "random"},
     "phi 0: directions of the subspace only": {"phi": 0},
     "phi 17: none of the subspace": {"phi": 17},
     "core 6 (phi 3): 171 times fewer": {"p": 6, "phi": 3},
-    "core 32 (phi 8): 6 times fewer": {"p": 32},
+    "core 32 (phi 6): 6 times fewer": {"p": 32},
     "factors k 24, p 6, phi 0, rate 0.01": {
         "form": "factors",
         "p": 6,
@@ -66,10 +66,10 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     chosen = parser.parse_args()
     base = script.begin(chosen)
-    own = own_files.load(chosen.cache / "own" / f"{base.name}-{FULL.steps}-0")
+    own = own_files.load(script.own_folder(chosen.cache, base, FULL, 0))
     found: dict[str, Any] = {"environment": environment(0), "tasks": {}}
     for task in chosen.tasks:
-        share = Share.from_adapters([own[n].adapter for n in ORDERS[TASKS[task]][:3]], k=32)
+        share = Share.from_adapters([own[n].adapter for n in ORDERS[TASKS[task]][:3]], k=48)
         found["tasks"][task] = {"own LoRA": own[task].score}
         job = make_job(base, chosen.data / task, FULL, 0, chosen.cache)
         found["tasks"][task]["head only"] = job.score(job.model())

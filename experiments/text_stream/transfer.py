@@ -19,10 +19,10 @@ from typing import Any
 
 import transformers
 from benchmarks.common import environment
-from experiments.text_stream import own as own_files
+from experiments.common import own as own_files
+from experiments.common.runs import write
 from experiments.text_stream import script
 from experiments.text_stream.jobs import Base, make_job
-from experiments.text_stream.run import write
 from experiments.text_stream.settings import FULL, ORDERS, QUICK, settings
 from torch import nn
 
@@ -93,8 +93,7 @@ def measure(base: Base, target: str, seed: int, chosen: argparse.Namespace) -> d
     size = QUICK if chosen.quick else FULL
     every = 1 if chosen.quick else chosen.every
     numbers = settings(size, seed)
-    place = chosen.cache / "own" / f"{base.name.replace('/', '_')}-{size.steps}-{seed}"
-    own = own_files.load(place)
+    own = own_files.load(script.own_folder(chosen.cache, base, size, seed))
     earlier = [name for name in ORDERS["glue-first"] if name != target]
     job = make_job(base, chosen.data / target, size, seed, chosen.cache)
     curves = {"own LoRA": lora_curve(job, numbers, every)}

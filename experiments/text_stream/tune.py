@@ -13,10 +13,10 @@ import argparse
 from dataclasses import replace
 
 from benchmarks.common import environment
-from experiments.text_stream import own as own_files
+from experiments.common import own as own_files
+from experiments.common.runs import write
 from experiments.text_stream import script
 from experiments.text_stream.jobs import Base, make_job
-from experiments.text_stream.run import write
 from experiments.text_stream.settings import FULL, ORDERS, settings
 from experiments.text_stream.transfer import core_curve, lora_curve, subspace
 
@@ -43,7 +43,7 @@ def rates(base: Base, task: str, chosen: argparse.Namespace) -> dict[str, dict[s
     """Percent of the held-out examples, by kind and rate."""
     job = make_job(base, chosen.data / task, FULL, 0, chosen.cache, held_out=HELD_OUT)
     numbers = settings(FULL, 0)
-    own = own_files.load(chosen.cache / "own" / f"{base.name}-{FULL.steps}-0")
+    own = own_files.load(script.own_folder(chosen.cache, base, FULL, 0))
     others = [name for name in ORDERS["glue-first"] if name != task][:3]
     share = subspace(job, numbers, [own[name] for name in others])
     found: dict[str, dict[str, float]] = {"lora": {}, "core": {}}

@@ -1,0 +1,94 @@
+"""Figures of results files: R, means step by step, forgetting, and how the subspace settles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+from experiments.common.tables import Results, mean_of
+from sharespace.evaluate import ScoreMatrix
+from sharespace.evaluate.measures import acc_over_steps, task_forgetting
+from sharespace.report import (
+    Panel,
+    draw_cka,
+    draw_forgetting,
+    draw_settling,
+    draw_steps,
+    matrix_panels,
+    picture,
+)
+
+SHOWN = ("share_strict", "sequential_lora", "o_lora", "osf", "ewc", "replay")
+"""Methods with steps, in the figures."""
+
+
+def draw_order(runs: Sequence[Results], path: Path) -> None:
+    """R of the first seed, the mean step by step, and what was forgotten, of one order."""
+    first, tasks = runs[0], runs[0]["tasks"]
+    known = [name for name in SHOWN if name in first["methods"]]
+    by_method = {
+        name: [matrix_of(run, name) for run in runs if name in run["methods"]] for name in known
+    }
+    heat = {n: dict(zip(m[0].steps, m[0].scores, strict=True)) for n, m in by_method.items()}
+    means = {n: [aligned(m, len(tasks)) for m in found] for n, found in by_method.items()}
+    levels = {
+        name: fmean(mean_of(run, method) for run in runs)
+        for name, method in (("own LoRA", "per_task_lora"), ("head only", "head_only"))
+    }
+    lost = {n: forgotten(found) for n, found in by_method.items()}
+    panels = [
+        *matrix_panels({n: heat[n] for n in known[:2]}, tasks),
+        Panel(
+            "mean over the tasks so far",
+            partial(draw_steps, methods=means, steps=tasks, levels=levels),
+        ),
+        Panel("forgetting", partial(draw_forgetting, methods=lost)),
+    ]
+    seed = first["environment"]["seed"]
+    title = f"Stream {first['order']}, {len(runs)} seeds (heat maps: seed {seed})"
+    picture(path, title, panels, columns=2)
+
+
+def matrix_of(run: Results, method: str) -> ScoreMatrix:
+    return ScoreMatrix.from_record(run["methods"][method]["matrix"])
+
+
+def aligned(matrix: ScoreMatrix, tasks: int) -> list[float | None]:
+    """Mean after as many tasks as there are, None where a step learned several at once."""
+    found: list[float | None] = [None] * tasks
+    for score, seen in zip(acc_over_steps(matrix), seen_tasks(matrix), strict=True):
+        found[seen - 1] = score
+    return found
+
+
+def seen_tasks(matrix: ScoreMatrix) -> list[int]:
+    """Tasks learned after each step."""
+    return [sum(score is not None for score in row) for row in matrix.scores]
+
+
+def forgotten(matrices: Sequence[ScoreMatrix]) -> dict[str, list[float]]:
+    """Task -> points in each run."""
+    found: dict[str, list[float]] = {}
+    for matrix in matrices:
+        for task, points in task_forgetting(matrix).items():
+            found.setdefault(task, []).append(points)
+    return found
+
+
+def draw_subspace(run: Results, initial: int, path: Path) -> None:
+    """How the bases move from step to step, and how alike independently trained updates are."""
+    changes = run["methods"]["share_strict"]["settling"]
+    angles = {f"{side} bases": [c[side] for c in changes] for side in ("left", "right")}
+    cka = run["methods"]["per_task_lora"]["cka"]
+    panels = [
+        Panel(
+            "principal angles to the bases before",
+            partial(draw_settling, angles=angles, steps=run["tasks"][initial:]),
+        ),
+        Panel(
+            "linear CKA of own LoRAs", partial(draw_cka, names=cka["names"], values=cka["values"])
+        ),
+    ]
+    picture(path, f"Subspaces, order {run['order']}, seed {run['environment']['seed']}", panels)
