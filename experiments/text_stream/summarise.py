@@ -2,8 +2,8 @@
 
     python -m experiments.text_stream.summarise
 
-Writes ``results/tables.md`` and ``docs/figures/text-stream-*.png``; nothing is computed that is not
-in the results files.
+Writes ``results/tables.md``, ``results/claims.json`` and ``docs/figures/text-stream-*.png``;
+nothing is computed that is not in the results files.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from experiments.common.claims import write_claims
 from experiments.common.figures import draw_order, draw_subspace
 from experiments.common.runs import read
 from experiments.common.tables import (
@@ -25,17 +26,20 @@ from experiments.common.tables import (
     numbers,
     spread,
 )
+from experiments.text_stream.claims import claims
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parents[1] / "docs" / "figures"
 INITIAL = 3
 GOALS = Goals(score=0.99, gain=0.95, forgetting=0.5)
+COMMAND = "python -m experiments.text_stream.summarise"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=HERE / "results" / "runs")
     parser.add_argument("--transfer", type=Path, default=HERE / "results" / "transfer")
+    parser.add_argument("--sizes", type=Path, default=HERE / "results" / "sizes.json")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "tables.md")
     parser.add_argument("--figures", type=Path, default=FIGURES)
     chosen = parser.parse_args()
@@ -44,6 +48,8 @@ def main() -> None:
     if curves:
         sections.append(transfer_table(curves))
     chosen.out.write_text("\n".join(sections))
+    found = claims(runs, chosen.sizes)
+    write_claims(chosen.out.with_name("claims.json"), found, COMMAND)
     for order in dict.fromkeys(run["order"] for run in runs):
         mine = [run for run in runs if run["order"] == order]
         draw_order(mine, chosen.figures / f"text-stream-{order}.png")
