@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from experiments.common.heads import Head, train_head
 from experiments.text_stream.features import Features, collate, features
-from experiments.text_stream.model import Head, train_head, upper_encoder
+from experiments.text_stream.model import upper_encoder
 from experiments.text_stream.sets import label_count, read
 from experiments.text_stream.settings import Size
 from torch import nn

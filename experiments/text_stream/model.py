@@ -6,26 +6,8 @@ import copy
 from typing import Any
 
 import torch
+from experiments.common.heads import Head
 from torch import Tensor, nn
-
-
-class Head(nn.Linear):
-    """A linear classifier on standardised features."""
-
-    mean: Tensor
-    """float32 [width], of the base model's features on the task's training data."""
-    deviation: Tensor
-    """float32 [width]."""
-
-    def __init__(self, features: Tensor, classes: int) -> None:
-        super().__init__(features.shape[1], classes)
-        self.register_buffer("mean", features.mean(0))
-        self.register_buffer("deviation", features.std(0))
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        return super().forward((pooled.float() - self.mean) / self.deviation)
 
 
 class UpperEncoder(nn.Module):
@@ -64,25 +46,3 @@ def upper_encoder(encoder: Any, lower: int, head: Head) -> UpperEncoder:
     model = UpperEncoder(copy.deepcopy(encoder), lower, copy.deepcopy(head))
     model.layer.to(torch.bfloat16)
     return model.eval()
-
-
-def train_head(features: Tensor, labels: Tensor, classes: int, seed: int) -> Head:
-    """The head alone, on the base model's features: where every method starts from.
-
-    Args:
-        features: float32 [examples, width].
-        labels: int64 [examples].
-    """
-    head = Head(features, classes)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=1e-2)
-    steps = 600
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-    for _ in range(steps):
-        rows = torch.randint(len(features), (256,), generator=generator)
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(head(features[rows]), labels[rows])
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-    return head

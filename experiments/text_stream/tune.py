@@ -15,10 +15,10 @@ from dataclasses import replace
 from benchmarks.common import environment
 from experiments.common import own as own_files
 from experiments.common.runs import write
+from experiments.common.transfer import core_curve, lora_curve, subspace
 from experiments.text_stream import script
 from experiments.text_stream.jobs import Base, make_job
 from experiments.text_stream.settings import FULL, ORDERS, settings
-from experiments.text_stream.transfer import core_curve, lora_curve, subspace
 
 HELD_OUT = 600
 LORA = (3e-3, 6e-3)
