@@ -5,6 +5,7 @@ Importing this package makes the method known to PEFT, so that ``PeftModel.from_
 """
 
 from sharespace.nn.bases import publish
+from sharespace.nn.batch import MixedTasks
 from sharespace.nn.collect import collect, kept_tensors, layers_of, trained_coefficients
 from sharespace.nn.config import ShareConfig
 from sharespace.nn.layer import SubspaceConv, SubspaceLayer, SubspaceLinear
@@ -16,6 +17,7 @@ from sharespace.nn.release import release
 register()
 
 __all__ = [
+    "MixedTasks",
     "ShareConfig",
     "ShareTuner",
     "SubspaceConv",

@@ -98,6 +98,10 @@ class StoredTasks(Mapping[str, Task]):
             self._read[name] = self._load(self.entries[name])
         return self._read[name]
 
+    def peek(self, name: str) -> Task:
+        """The task, read anew unless it was read before; it is not remembered."""
+        return self._read[name] if name in self._read else self._load(self.entries[name])
+
     def _load(self, entry: TaskEntry) -> Task:
         if not self._read:
             # Zero rows are added up to k, and it is the basis that shows that k is real.
