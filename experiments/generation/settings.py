@@ -1,0 +1,155 @@
+"""The experiment's numbers: base model, adapters, stream, and how everything is trained.
+
+What they were chosen by is in README.md ("How the numbers were chosen").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sharespace.baselines import Settings
+from sharespace.learn import Training
+
+TARGETS = ("q_proj", "k_proj", "v_proj")
+"""Adapted in every layer, as the Lots-of-LoRAs adapters do."""
+RANK = 8
+ALPHA = 16
+Start = Literal["own", "same"]
+"""Of the adapters' A: a random one for each (PEFT's default), or one for all."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The base model and its training."""
+
+    vocabulary: int = 2048
+    hidden: int = 192
+    intermediate: int = 512
+    layers: int = 4
+    heads: int = 6
+    steps: int = 2000
+    batch_size: int = 64
+    """Of these, a quarter plain text."""
+    learning_rate: float = 2e-3
+    length: int = 72
+    """Tokens of the longest example."""
+    instructions: int = 40_000
+    """Instruction-like examples, drawn once."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    pretraining: Pretraining
+    clinc: int
+    """Tasks of so many kinds."""
+    banking: int
+    dbpedia: int
+    rules: int
+    train: int
+    """Examples of a task, at most."""
+    test: int
+    batches: int
+    """Of adapters, merged one after the other."""
+    steps: int
+    """Of an adapter's training."""
+    batch_size: int
+    together: int
+    """Adapters trained in one run."""
+    dimensions: tuple[int, ...]
+    """k: caps of the subspaces that are tried."""
+    learn_steps: int
+    """Of each task in the learning stream."""
+
+
+FULL = Size(
+    pretraining=Pretraining(),
+    clinc=34,
+    banking=18,
+    dbpedia=16,
+    rules=28,
+    train=320,
+    test=32,
+    batches=10,
+    steps=80,
+    batch_size=8,
+    together=25,
+    dimensions=(12, 24, 48),
+    learn_steps=150,
+)
+"""k = 12 of d = 192 is 1/16, as 256 of 4096; k = 24 of 100 x 8 columns is 1/33, as 256 of
+500 x 16 (1/31)."""
+QUICK = Size(
+    pretraining=Pretraining(
+        vocabulary=320,
+        hidden=32,
+        intermediate=64,
+        layers=2,
+        heads=2,
+        steps=4,
+        batch_size=8,
+        instructions=200,
+    ),
+    clinc=2,
+    banking=1,
+    dbpedia=1,
+    rules=2,
+    train=24,
+    test=4,
+    batches=3,
+    steps=2,
+    batch_size=4,
+    together=4,
+    dimensions=(4,),
+    learn_steps=2,
+)
+"""For tests: nothing is learned."""
+
+LORA_RATE = 4e-3
+CORE_RATE = 3e-2
+LEARN = (
+    "rule-last-2",
+    "dbpedia-0",
+    "banking77-0",
+    "agnews",
+    "clinc150-0",
+    "rule-reverse",
+    "clinc150-1",
+    "rule-word-3",
+)
+"""The learning stream: the first ``INITIAL`` as own LoRAs, the others in the subspace."""
+LEARN_QUICK = ("rule-last-2", "dbpedia-0", "banking77-0", "agnews")
+INITIAL = 3
+
+
+def settings(size: Size, seed: int) -> Settings:
+    """All methods' numbers in the learning stream."""
+
+    def training(rate: float, steps: int = size.learn_steps) -> Training:
+        return Training(
+            steps=steps,
+            learning_rate=rate,
+            batch_size=size.batch_size,
+            weight_decay=0.0,
+            cpu=True,
+        )
+
+    return Settings(
+        head=training(1e-6, steps=1),
+        lora=training(LORA_RATE),
+        coefficients=training(CORE_RATE),
+        finetune=training(2e-3, steps=max(size.learn_steps // 2, 1)),
+        osf=training(1e-4),
+        targets=list(TARGETS),
+        rank=RANK,
+        lora_alpha=ALPHA,
+        k=56,
+        p=12,
+        phi=6,
+        form="core",
+        directions="gradient",
+        initial=INITIAL,
+        seed=seed,
+    )
