@@ -217,7 +217,9 @@ def test_files_that_are_broken(
     assert why in found or (name == "x.csv" and "data: " in found)
 
 
-def test_a_file_alone_needs_something_to_score_on(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_file_alone_needs_something_to_score_on(
+    tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = write_task(tmp_path)
     file = folder / "train.jsonl"
     assert "give eval_data, eval_split or eval_fraction" in why_not(task(file), tokenizer)
@@ -229,6 +231,7 @@ def test_a_file_alone_needs_something_to_score_on(tmp_path: Path, tokenizer: Any
     assert len(rows) == 3
     again = load_task_data(task(file, eval_fraction=0.25), tokenizer)
     assert {*again.eval_rows["text"]} == rows
+    assert capfd.readouterr().err == ""  # No bars.
 
 
 def test_data_that_only_scores(tmp_path: Path, tokenizer: Any) -> None:

@@ -99,7 +99,8 @@ def _labelled(part: Any, labels: list[Any] | None) -> Any:
         return part
     if "labels" in part.column_names:
         part = part.remove_columns("labels")
-    return part.add_column("labels", labels)
+    with quiet():  # A part that was set aside is copied, with a bar.
+        return part.add_column("labels", labels)
 
 
 def _chosen(part: Any, most: int | None, spec: TaskSpec) -> Any:
