@@ -17,7 +17,10 @@ class Head(nn.Linear):
     def __init__(self, features: Tensor, classes: int) -> None:
         super().__init__(features.shape[1], classes)
         self.register_buffer("mean", features.mean(0))
-        self.register_buffer("deviation", features.std(0))
+        deviation = features.std(0)
+        # A feature that is dead on these examples (ReLU) may wake up in training.
+        dead = deviation < 1e-3 * deviation.max()
+        self.register_buffer("deviation", deviation.where(~dead, deviation.max()))
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 

@@ -1,0 +1,55 @@
+"""Base "mobilenet": the ImageNet MobileNet v1 0.25, adapted at its upper 1x1 convolutions."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from experiments.common.mobilenet import load_mobilenet
+from experiments.images.base import Base
+from torch import Tensor, nn
+
+
+class Stack(nn.Module):
+    """Layers of a ``MobileNetV1Model`` one after the other, by their numbers in it."""
+
+    def __init__(self, layers: dict[str, nn.Module], pooled: bool) -> None:
+        super().__init__()
+        self.layer = nn.ModuleDict(layers)
+        self.pooled = pooled
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        states = hidden.float().contiguous(memory_format=torch.channels_last)
+        for layer in self.layer.values():
+            states = layer(states)
+        return states.mean((2, 3)) if self.pooled else states
+
+
+def mobilenet(folder: Path, blocks: int) -> Base:
+    """The backbone of the weights in a folder.
+
+    Args:
+        folder: see ``load_mobilenet``.
+        blocks: of the 13, those that are frozen and computed once.
+
+    Raises:
+        OptionError, MismatchError: see ``load_mobilenet``.
+    """
+    model = load_mobilenet(folder).mobilenet_v1
+    layers = list(model.layer)
+    for layer in layers[1::2]:
+        # LoRA's convolutions have no `stride`, which TF's padding asks for; a 1x1 convolution of
+        # stride 1 pads nothing.
+        layer.config = copy.deepcopy(layer.config)
+        layer.config.tf_padding = False
+    below = 2 * blocks
+    lower = {"stem": model.conv_stem} | {str(i): x for i, x in enumerate(layers[:below])}
+    upper = {str(below + i): x for i, x in enumerate(layers[below:])}
+    return Base(
+        name="mobilenet-v1-0.25-128 (ImageNet)",
+        side=128,
+        lower=Stack(lower, pooled=False).eval(),
+        upper=Stack(upper, pooled=True).eval(),
+        targets=tuple(f"layer.{i}.convolution" for i in range(below + 1, len(layers), 2)),
+    )

@@ -1,0 +1,98 @@
+"""Learning rates, chosen on examples that neither training nor the reported scores use.
+
+    python -m experiments.images.tune --data DATA --base mobilenet
+
+The last 300 training examples of some tasks are held out; each rate trains on the rest. Seed 0.
+The core is trained in the subspace of the own LoRAs of the tasks that begin the base's first
+stream; those that are not there yet are trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from benchmarks.common import environment
+from experiments.common import own as own_files
+from experiments.common.runs import write
+from experiments.common.transfer import core_curve, lora_curve, subspace
+from experiments.images import script
+from experiments.images.base import Base
+from experiments.images.jobs import make_job, make_jobs
+from experiments.images.settings import INITIAL, STREAMS, Size
+
+from sharespace.baselines import Own, Settings, Workbench
+from sharespace.baselines.own import own_lora
+
+HELD_OUT = 300
+LORA = (2e-3, 4e-3, 8e-3)
+CORE = (1e-2, 3e-2, 1e-1)
+TASKS = {"mobilenet": ("cifar-6", "fashion-rotated"), "vit": ("odd-4", "fashion-rotated")}
+
+
+def options() -> argparse.Namespace:
+    parser = script.parser(__doc__, "tune")
+    parser.add_argument("--tasks", nargs="+", help="default: one of each stream")
+    parser.add_argument("--lora", type=float, nargs="*", default=list(LORA), help="rates")
+    parser.add_argument("--core", type=float, nargs="*", default=list(CORE), help="rates")
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = options()
+    base, size = script.begin(chosen)
+    own = begun(base, size, chosen)
+    tasks = chosen.tasks or TASKS[chosen.base]
+    found = {task: rates(base, size, task, own, chosen) for task in tasks}
+    record = {"environment": environment(0), "held_out": held_out(chosen), "scores": found}
+    write(chosen.out / f"{chosen.base}.json", record)
+
+
+def held_out(chosen: argparse.Namespace) -> int:
+    return 8 if chosen.quick else HELD_OUT
+
+
+def begun(base: Base, size: Size, chosen: argparse.Namespace) -> list[Own]:
+    """Own LoRAs of the tasks that begin the first stream."""
+    stream = next(iter(STREAMS[chosen.base].values()))
+    folder = script.own_folder(chosen.cache, base, size, 0)
+    images, cache = chosen.data / script.IMAGES, chosen.cache / "features"
+    jobs = make_jobs(base, images, stream[:INITIAL], size, 0, cache)
+    numbers = script.numbers(base, chosen.base, size, 0, len(stream))
+    bench = Workbench(jobs, numbers, own_files.load(folder))
+    found = [own_lora(bench, name) for name in bench.tasks]
+    own_files.save(folder, bench.own)
+    return found
+
+
+def rates(
+    base: Base, size: Size, task: str, own: list[Own], chosen: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Percent of the held-out examples, by kind and rate."""
+    images, cache = chosen.data / script.IMAGES, chosen.cache / "features"
+    job = make_job(base, images, task, size, 0, cache, held_out=held_out(chosen))
+    numbers = script.numbers(base, chosen.base, size, 0, INITIAL + 1)
+    share = subspace(job, numbers, own)
+    found: dict[str, dict[str, float]] = {"head": {"": job.score(job.model())}}
+    found["lora"] = {
+        str(r): lora_curve(job, _rated(numbers, r), size.steps).scores[-1] for r in chosen.lora
+    }
+    found["core"] = {
+        str(r): core_curve(job, share, _rated(numbers, r), size.steps).scores[-1]
+        for r in chosen.core
+    }
+    print(task, found, flush=True)
+    return found
+
+
+def _rated(numbers: Settings, rate: float) -> Settings:
+    """With this learning rate of LoRA and core."""
+    return replace(
+        numbers,
+        lora=replace(numbers.lora, learning_rate=rate),
+        coefficients=replace(numbers.coefficients, learning_rate=rate),
+    )
+
+
+if __name__ == "__main__":
+    main()
