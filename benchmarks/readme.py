@@ -14,6 +14,7 @@ from benchmarks import (
     errors,
     merge,
     merge_cost,
+    mixed_batch,
     round_trip,
     training_step,
 )
@@ -27,6 +28,7 @@ REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "round_trip": round_trip.report,
     "training_step": training_step.report,
     "merge_cost": merge_cost.report,
+    "mixed_batch": mixed_batch.report,
 }
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks of learning run, at a tiny size, and their reports can be printed."""
+"""The benchmarks of learning and serving run, at a tiny size, and their reports can be printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("psutil", reason="extra 'bench' is not installed")
 pytest.importorskip("transformers", reason="extra 'train' is not installed")
 
-from benchmarks import merge_cost, training_step
+from benchmarks import merge_cost, mixed_batch, training_step
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
@@ -37,3 +37,20 @@ def test_merges_of_every_shape(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert len(found["modules"]) == 3
     assert "MiniLM" in merge_cost.report(found)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
+def test_mixed_batches_of_every_contender(tmp_path: Path) -> None:
+    out = tmp_path / "mixed.json"
+    small = ["--layers", "1", "--width", "32", "--rows", "4", "--length", "4", "--rounds", "1"]
+    mixed_batch.main([*small, "--k", "4", "--p", "2", "--tasks", "1", "3", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert [(s["shape"], s["targets"]) for s in found["sets"]] == [
+        (shape, targets) for shape, known in mixed_batch.TARGETS.items() for targets in known
+    ]
+    run = found["sets"][0]["runs"]["3"]
+    # 2 k p numbers a module against r (n + d), and the weights of a whole model.
+    assert run["MixedTasks"]["bytes_a_task"] == 2 * 2 * 4 * 2 * 4
+    assert run["adapter_names"]["bytes_a_task"] == 2 * 8 * 64 * 4
+    assert run["merged copies"]["bytes_a_task"] > 32 * 32 * 4 * 8
+    assert "| llama | all linear | 3 |" in mixed_batch.report(found)

@@ -1,0 +1,268 @@
+"""Batches whose rows belong to different tasks: MixedTasks beside what PEFT offers.
+
+A model of random weights and random tasks; only sizes matter here (that rows get what their task
+alone gives is tested). The contenders take turns, batch by batch, in one process, so that other
+jobs disturb all alike; a ratio is the median over rounds of the ratio to the bare base model in
+each round.
+
+- ``base``: the base model, no task at all: the limit.
+- ``MixedTasks``: all rows at once.
+- ``adapter_names``: PEFT's mixed batch, a LoRA of rank 8 per task.
+- ``set_adapter``: PEFT, one task's rows after the other's.
+- ``merged copies``: one task's rows after the other's through a merged model of its own, which is
+  as fast as the base model; one copy's time stands for all, the memory is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import common
+from sharespace import Share
+from sharespace.nn import MixedTasks
+from sharespace.shapes import ModuleShape
+from sharespace.subspace.adapter import BaseModel
+from sharespace.subspace.state import (
+    Factors,
+    LayerSubspace,
+    Ledger,
+    Settings,
+    ShareModel,
+    Task,
+)
+
+TARGETS = {
+    "bert": {
+        "q, v": ["query", "value"],
+        "all linear": ["query", "key", "value", "attention.output.dense", "intermediate.dense",
+                       "output.dense"],
+    },
+    "llama": {
+        "q, v": ["q_proj", "v_proj"],
+        "all linear": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
+                       "down_proj"],
+    },
+}  # fmt: skip
+VOCABULARY = 1000
+RANK = 8
+BASE, OURS, NAMES, SWITCH, COPIES = (
+    "base", "MixedTasks", "adapter_names", "set_adapter", "merged copies",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _options(arguments)
+    torch.set_num_threads(options.threads)
+    before = common.wait_until_quiet(options.wait)
+    clock = common.Clock.now()
+    sets = [
+        measure(shape, targets, options)
+        for shape in options.shapes
+        for targets in TARGETS[shape]
+        if targets in options.targets
+    ]
+    results = {
+        "environment": common.environment(options.seed),
+        "load_before": before,
+        "others_during": clock.others(),
+        "sizes": {n: getattr(options, n) for n in ("k", "p", "rows", "length", "layers")},
+        "sets": sets,
+    }
+    common.write_results(options.out, results)
+    print(report(results))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = common.parser(__doc__, "mixed_batch")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--shapes", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    names = list(TARGETS["bert"])
+    parser.add_argument("--targets", nargs="+", default=names, choices=names)
+    parser.add_argument("--tasks", type=int, nargs="+", default=[1, 4, 16, 64, 256, 1024])
+    parser.add_argument("--layers", type=int, default=2, help="of the model; ratios hardly change")
+    parser.add_argument("--width", type=int, help="another hidden size, for tests")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--length", type=int, default=16, help="tokens of a row")
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--p", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--wait", type=float, default=0, help="seconds to wait for a quiet machine")
+    return parser.parse_args(arguments)
+
+
+def measure(shape: str, targets: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One model and choice of modules, for all numbers of tasks."""
+    modules = TARGETS[shape][targets]
+    runs = {}
+    for count in options.tasks:
+        contenders = Contenders(shape, modules, count, options)
+        runs[str(count)] = contenders.compare(options.rounds)
+        said = {n: round(r["ratio"], 2) for n, r in runs[str(count)].items()}
+        print(f"{shape}, {targets}, {count} tasks: {said}", flush=True)
+    return {"shape": shape, "targets": targets, "runs": runs}
+
+
+class Contenders:
+    """Everything that runs the same batch of rows."""
+
+    def __init__(
+        self, shape: str, modules: list[str], count: int, options: argparse.Namespace
+    ) -> None:
+        torch.manual_seed(options.seed)
+        self.device = torch.device(options.device)
+        size = (options.rows, options.length)
+        self.inputs = torch.randint(VOCABULARY, size, device=self.device)
+        self.rows = [f"task-{int(i)}" for i in torch.randint(count, (options.rows,))]
+        self.bare = self._model(shape, options)
+        self.mixed = self._mixed(shape, modules, count, options)
+        self.peft = self._peft(shape, modules, count, options)
+        self.calls: dict[str, Callable[[], object]] = {
+            BASE: lambda: self.bare(self.inputs),
+            OURS: self._all_at_once,
+            NAMES: lambda: self.peft(input_ids=self.inputs, adapter_names=self.rows),
+            SWITCH: self._switching,
+            COPIES: self._copies,
+        }
+
+    def _model(self, shape: str, options: argparse.Namespace) -> nn.Module:
+        torch.manual_seed(options.seed)
+        return base_model(shape, options.layers, options.width).eval().to(self.device)
+
+    def _mixed(
+        self, shape: str, modules: list[str], count: int, options: argparse.Namespace
+    ) -> MixedTasks:
+        model = self._model(shape, options)
+        share = Share(random_share(model, modules, count, options.k, options.p))
+        return MixedTasks(model, share, slots=count)
+
+    def _peft(self, shape: str, modules: list[str], count: int, options: argparse.Namespace) -> Any:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=RANK, target_modules=modules, init_lora_weights=False)
+        model = get_peft_model(self._model(shape, options), config, adapter_name="task-0")
+        for i in range(1, count):
+            model.add_adapter(f"task-{i}", config)
+        return model.eval()
+
+    def _all_at_once(self) -> None:
+        with self.mixed.tasks(self.rows):
+            self.mixed.model(self.inputs)
+
+    def _switching(self) -> None:
+        for name, mine in self._by_task():
+            self.peft.set_adapter(name)
+            self.peft(input_ids=mine)
+
+    def _copies(self) -> None:
+        for _, mine in self._by_task():
+            self.bare(mine)
+
+    def _by_task(self) -> list[tuple[str, Tensor]]:
+        rows = torch.tensor([int(n.removeprefix("task-")) for n in self.rows], device=self.device)
+        names = dict.fromkeys(self.rows)
+        return [(n, self.inputs[rows == int(n.removeprefix("task-"))]) for n in names]
+
+    @torch.no_grad()
+    def compare(self, rounds: int) -> dict[str, dict[str, float]]:
+        """Seconds a batch, its ratio to the base model's, and bytes of one task."""
+        times: dict[str, list[float]] = {name: [] for name in self.calls}
+        for turn in range(rounds + 1):
+            names = list(self.calls)
+            # Another one is first in each round: nobody always runs after the same neighbour.
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                spent = common.seconds(lambda name=name: self._finished(name))  # type: ignore[misc]
+                times[name] += [spent] * bool(turn)
+        found = {}
+        for name, mine in times.items():
+            ratios = [t / base for t, base in zip(mine, times[BASE], strict=True)]
+            found[name] = {
+                "seconds": statistics.median(mine),
+                "ratio": statistics.median(ratios),
+                "bytes_a_task": self._bytes(name),
+            }
+        return found
+
+    def _finished(self, name: str) -> None:
+        self.calls[name]()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _bytes(self, name: str) -> float:
+        if name == OURS:
+            return self.mixed.slots.nbytes / (len(self.mixed.share.tasks) + 1)
+        if name == COPIES:
+            return sum(p.nbytes for p in self.bare.parameters())
+        mine = [p for n, p in self.peft.named_parameters() if ".task-0." in n]
+        return 0.0 if name == BASE else sum(p.nbytes for p in mine)
+
+
+def base_model(shape: str, layers: int, width: int | None) -> nn.Module:
+    """BERT-base's layers, or those of a Llama of 1.1B parameters."""
+    import transformers
+
+    sizes = {"bert": (768, 12, 3072), "llama": (2048, 32, 5632)}
+    hidden, heads, inner = sizes[shape] if width is None else (width, 2, 2 * width)
+    common_sizes = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
+        "vocab_size": VOCABULARY,
+    }
+    if shape == "bert":
+        bert: nn.Module = transformers.BertModel(transformers.BertConfig(**common_sizes))
+        return bert
+    # Four key-value heads, as TinyLlama has.
+    config = transformers.LlamaConfig(**common_sizes, num_key_value_heads=min(4, heads))
+    llama: nn.Module = transformers.LlamaModel(config)
+    return llama
+
+
+def random_share(
+    model: nn.Module, modules: Sequence[str], count: int, k: int, p: int
+) -> ShareModel:
+    """Orthonormal bases and coefficients at random."""
+    layers = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and any(name.endswith(f".{m}") for m in modules):
+            n, d = module.out_features, module.in_features
+            left, right = (torch.linalg.qr(torch.randn(side, k))[0] for side in (n, d))
+            layers[name] = LayerSubspace(ModuleShape(n, d), left, right)
+    ledger = Ledger((), torch.zeros(0), torch.zeros(0, 0), ())
+    tasks = {}
+    for i in range(count):
+        found = {m: Factors(torch.randn(k, p) / k, torch.randn(k, p)) for m in layers}
+        tasks[f"task-{i}"] = Task(f"task-{i}", found, ledger)
+    return ShareModel(BaseModel(), Settings(), torch.float32, layers, tasks)
+
+
+def report(results: dict[str, Any]) -> str:
+    """One table of all sets."""
+    header = ["shape", "targets", "tasks", "base, s"]
+    header += [f"{n}, by base" for n in (OURS, NAMES, SWITCH, COPIES)]
+    header += ["kB a task: MixedTasks", "LoRA", "a copy"]
+    rows = [_row(one, count, run) for one in results["sets"] for count, run in one["runs"].items()]
+    sizes = results["sizes"]
+    said = (
+        f"{sizes['rows']} rows of {sizes['length']} tokens, k = {sizes['k']}, p = {sizes['p']}, "
+        f"LoRA of rank {RANK}, {sizes['layers']} layers"
+    )
+    return f"{said}\n\n{common.table(header, rows)}"
+
+
+def _row(one: dict[str, Any], count: str, run: dict[str, Any]) -> list[str]:
+    ratios = [f"{run[n]['ratio']:.2f}x" for n in (OURS, NAMES, SWITCH, COPIES)]
+    sizes = [f"{run[n]['bytes_a_task'] / 1e3:,.1f}" for n in (OURS, NAMES, COPIES)]
+    return [one["shape"], one["targets"], count, f"{run[BASE]['seconds']:.3f}", *ratios, *sizes]
+
+
+if __name__ == "__main__":
+    main()
