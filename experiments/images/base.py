@@ -31,9 +31,10 @@ class Base:
 
     @property
     def digest(self) -> str:
-        """Of all weights: the same for the same features."""
+        """Of all weights and where the halves part: the same for the same hidden states."""
         found = hashlib.sha256(f"{self.side}".encode())
         for half in (self.lower, self.upper):
+            found.update(b"half")
             for name, tensor in half.state_dict().items():
                 found.update(name.encode())
                 found.update(tensor.detach().float().contiguous().numpy().tobytes())

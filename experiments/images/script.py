@@ -12,7 +12,7 @@ import torch
 import transformers
 from experiments.images.base import Base
 from experiments.images.mobile import mobilenet
-from experiments.images.settings import FULL, INITIAL, QUICK, STREAMS, Size, settings
+from experiments.images.settings import FULL, QUICK, STREAMS, Size, settings
 from experiments.images.vit import small_vit
 
 from sharespace.baselines import Settings
@@ -60,8 +60,3 @@ def numbers(base: Base, name: str, size: Size, seed: int, tasks: int) -> Setting
 def own_folder(cache: Path, base: Base, size: Size, seed: int) -> Path:
     """Where the own LoRAs of a seed are kept, so that all streams and scripts use the same."""
     return cache / "own" / f"{base.digest}-{size.steps}-{seed}"
-
-
-def initial(tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """Tasks that begin the subspace."""
-    return tasks[:INITIAL]

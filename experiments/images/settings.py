@@ -76,10 +76,30 @@ class Size:
     """Of the ViT's six, likewise."""
     pretraining: int
     """Steps of the ViT's own training."""
+    pretrained_on: int
+    """Images of that, at most."""
 
 
-FULL = Size(train=1000, test=400, steps=300, batch_size=16, blocks=8, layers=3, pretraining=1500)
-QUICK = Size(train=48, test=24, steps=3, batch_size=8, blocks=11, layers=5, pretraining=2)
+FULL = Size(
+    train=1000,
+    test=400,
+    steps=300,
+    batch_size=16,
+    blocks=8,
+    layers=3,
+    pretraining=1500,
+    pretrained_on=5000,
+)
+QUICK = Size(
+    train=48,
+    test=24,
+    steps=2,
+    batch_size=8,
+    blocks=11,
+    layers=5,
+    pretraining=2,
+    pretrained_on=64,
+)
 """For tests: nothing is learned."""
 
 

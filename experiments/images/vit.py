@@ -78,7 +78,8 @@ def small_vit(teacher: Base, data: Path, size: Size, cache: Path) -> Base:
         size: how long it is pretrained, and how many layers are frozen.
         cache: folder; a file is named by what it was trained from.
     """
-    examples = read(Source("cifar100", classes=PRETRAINED), data, "train")
+    source = Source("cifar100", classes=PRETRAINED)
+    examples = read(source, data, "train", size.pretrained_on)
     name = hashlib.sha256(teacher.digest.encode() + examples.images.numpy().tobytes())
     name.update(repr((size.pretraining, WIDTH, LAYERS, HEADS, PATCH, _BATCH, _SHIFT)).encode())
     file = cache / "vit" / f"{name.hexdigest()[:24]}.safetensors"
