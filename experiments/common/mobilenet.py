@@ -5,6 +5,7 @@ The weights are one ``.npz`` of the checkpoint's variables, "/" in their names r
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def load_mobilenet(folder: Path, *, multiplier: float = 0.25, image_size: int = 
     with np.load(file) as found:
         state = torch_state({name: found[name] for name in found.files}, file)
     _fill(model, state, file)
+    _adaptable(model.mobilenet_v1)
     return model.eval().requires_grad_(False)
 
 
@@ -116,3 +118,13 @@ def _fill(model: Any, state: Mapping[str, Tensor], file: Path) -> None:
     absent = [key for key in keys.missing_keys if not key.endswith("num_batches_tracked")]
     if absent or keys.unexpected_keys:
         raise MismatchError(str(file), f"lacks {absent}", "Give weights of TF-slim's MobileNet v1")
+
+
+def _adaptable(backbone: Any) -> None:
+    """Let 1x1 convolutions take adapters: TF's padding, none for them, asks the convolution for
+    its stride, and PEFT's layers have none."""
+    config = copy.copy(backbone.config)
+    config.tf_padding = False
+    for layer in backbone.layer:
+        if layer.convolution.kernel_size == (1, 1):
+            layer.config = config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from experiments.common.mobilenet import load_mobilenet
@@ -36,6 +37,17 @@ def test_names_what_it_was_trained_on() -> None:
         with torch.no_grad():
             logits = model(large).logits
         assert (logits.argmax(1) - 1 == number).float().mean() > 0.2, name
+
+
+@here
+def test_takes_adapters_on_its_1x1_convolutions() -> None:
+    model = load_mobilenet(WEIGHTS)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        plain = model(images).logits
+        config = peft.LoraConfig(r=2, target_modules=[f"layer.{i}.convolution" for i in (1, 25)])
+        adapted = peft.get_peft_model(model, config)(images).logits
+    torch.testing.assert_close(adapted, plain)
 
 
 def test_refuses_what_is_not_such_a_network(tmp_path: Path) -> None:
