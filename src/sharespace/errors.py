@@ -11,7 +11,12 @@
     |- RecipeError (ValueError)      a recipe cannot be run; it lists all problems
     |- TaskNotFoundError (KeyError)
     |- TaskExistsError (ValueError)
+    |- ContributionError (ValueError)  a contribution cannot be merged
+    |- InboxError (OSError)          contributions cannot be read or handed in there
     |- MissingExtraError (ImportError)
+    |- ServeError (RuntimeError)     a server cannot take a request now
+    |  |- QueueFullError               too many wait already
+    |  `- UnavailableError             it is shutting down
     `- StoreError (OSError)          a Share model on disk
        |- StoreNotFoundError           there is none at that path
        |- StoreExistsError             there is something already
@@ -96,8 +101,28 @@ class TaskExistsError(SharespaceError, ValueError):
     """A task of that name is in the Share model already."""
 
 
+class ContributionError(SharespaceError, ValueError):
+    """A contribution cannot be merged: damaged, or not of this Share model."""
+
+
+class InboxError(SharespaceError, OSError):
+    """A place for contributions cannot be read or written."""
+
+
 class MissingExtraError(SharespaceError, ImportError):
     """An optional dependency is needed and not installed."""
+
+
+class ServeError(SharespaceError, RuntimeError):
+    """A server cannot take a request now."""
+
+
+class QueueFullError(ServeError):
+    """Too many requests wait already."""
+
+
+class UnavailableError(ServeError):
+    """The server is shutting down."""
 
 
 class StoreError(SharespaceError, OSError):

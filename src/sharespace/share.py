@@ -18,6 +18,7 @@ from sharespace.store import Checkout, Operation, checkout, commit
 from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace import plan as _plan
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
+from sharespace.subspace.erased import refuse_erased
 from sharespace.subspace.initialise import Progress, initialise
 from sharespace.subspace.merge import merge
 from sharespace.subspace.nulls import Nulls, nulls
@@ -139,7 +140,7 @@ class Share:
             device=device,
             progress=progress,
         )
-        _refuse_erased(model)
+        refuse_erased(model)
         return cls(model, pending=(Operation("init", tuple(model.tasks)),))
 
     @classmethod
@@ -227,7 +228,7 @@ class Share:
         new = _adapters(adapters)
         found = BaseModel(base) if base else None
         merged = merge(self._model, new, cap=k, base=found, device=device, progress=progress)
-        _refuse_erased(merged)
+        refuse_erased(merged)
         return self._then(merged, "add", [a.name for a in new])
 
     def union(self, other: Share, *, k: int | None = None) -> Share:
@@ -369,19 +370,6 @@ def _dimension(
     if k is None and variance is None and error is None and budget is None:
         variance = DEFAULT_VARIANCE
     return Dimension(k=k, variance=variance, error=error, budget=budget)
-
-
-def _refuse_erased(model: ShareModel) -> None:
-    """A byte budget that leaves nothing of a task is a mistake, not a choice."""
-    budget = model.settings.budget
-    for task in model.tasks.values() if budget is not None else ():
-        ledger = task.ledger
-        if ledger.total_norm and ledger.truncations[:, -1].norm() >= 0.999 * ledger.total_norm:
-            raise OptionError(
-                f"budget of {budget} bytes",
-                f"nothing of task {task.name!r} would be left",
-                "Give more; plan --variance or plan --error say what other rules need",
-            )
 
 
 def _adapters(sources: Sources) -> list[Adapter]:

@@ -78,15 +78,18 @@ def _edit(
         read_head(root)
         with atomic.lock(root / LOCK, timeout):
             head = read_head(root)
-            content = read_manifest(root, head).content
-            changed = replace(content, tasks=change(content.tasks))
+            current = read_manifest(root, head)
+            changed = replace(current.content, tasks=change(current.content.tasks))
             check_writable(changed, operation)
             clear_unfinished(root, head.number)
-            return publish(root, head.number + 1, head, operation, changed)
+            gathered = current.contributions
+            return publish(root, head.number + 1, head, operation, changed, gathered)
 
 
 def rollback(path: StorePath, version: int, *, timeout: float = 0.0) -> Version:
     """Go back to the content of an old version, as a new version; history is kept.
+
+    What was gathered after that version can be gathered again.
 
     It works also where HEAD is damaged or lost. The old version's files are checked first.
 
@@ -101,13 +104,14 @@ def rollback(path: StorePath, version: int, *, timeout: float = 0.0) -> Version:
         _committed(root, version)
         with atomic.lock(root / LOCK, timeout):
             head, ref = _committed(root, version)
-            content = read_manifest(root, ref).content
-            for file in content.files.values():
+            old = read_manifest(root, ref)
+            for file in old.content.files.values():
                 check_file(root, file, hashed=True)
             if head is not None:
                 clear_unfinished(root, head.number)
             last = max([*versions_on_disk(root), head.number if head else 0])
-            return publish(root, last + 1, head, Operation("rollback", version=version), content)
+            operation = Operation("rollback", version=version)
+            return publish(root, last + 1, head, operation, old.content, old.contributions)
 
 
 def _committed(root: Path, number: int) -> tuple[ManifestRef | None, ManifestRef]:

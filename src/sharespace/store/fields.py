@@ -75,6 +75,10 @@ class Fields:
             raise corrupt(self._file, f"{self._where}.{key}".strip(".") + ": missing")
         return self._fields[key]
 
+    def has(self, key: str) -> bool:
+        """Whether an optional field is there."""
+        return key in self._fields
+
     def is_null(self, key: str) -> bool:
         return self._get(key) is None
 

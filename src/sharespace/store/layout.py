@@ -25,6 +25,7 @@ OBJECTS = "objects"
 MAX_HEAD_BYTES = 1 << 16
 MAX_MANIFEST_BYTES = 1 << 28
 
+SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 MANIFEST_NAME = re.compile(r"(?P<number>[0-9]{8,18})-(?P<sha256>[0-9a-f]{64})\.json", re.ASCII)
 OBJECT_NAME = re.compile(
     r"(?P<role>basis|task|kept)-(?P<sha256>[0-9a-f]{64})\.safetensors", re.ASCII
@@ -173,6 +174,9 @@ class Manifest:
     """What wrote it, for example ``sharespace 0.1.0``."""
     operation: Operation
     content: Content
+    contributions: tuple[str, ...] = ()
+    """SHA-256 of every contribution that was gathered up to this version, in the order in which
+    they came; they stay when their tasks are removed or renamed, so that none comes in twice."""
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,16 @@ def publish(
     parent: ManifestRef | None,
     operation: Operation,
     content: Content,
+    contributions: tuple[str, ...] = (),
 ) -> Version:
-    """Make a version current; its tensor files are durable, and the caller holds the lock."""
+    """Make a version current; its tensor files are durable, and the caller holds the lock.
+
+    Args:
+        contributions: all that were gathered up to this version, the parent's included.
+    """
     created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     tool = f"sharespace {package_version('sharespace')}"
-    manifest = Manifest(number, parent, created, tool, operation, content)
+    manifest = Manifest(number, parent, created, tool, operation, content, contributions)
     data = manifest_to_json(manifest)
     ref = ManifestRef(number, sha256(data).hexdigest())
     atomic.write_files(root / VERSIONS, [(ref.name, [data])])

@@ -17,6 +17,7 @@ from sharespace.store.layout import (
     OBJECT_NAME,
     OBJECTS,
     SCHEMA_VERSION,
+    SHA256,
     VERSIONS,
     Content,
     FileRef,
@@ -31,7 +32,6 @@ from sharespace.store.layout import (
 from sharespace.subspace.adapter import BaseModel
 from sharespace.subspace.state import Certificate, Settings
 
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -76,6 +76,7 @@ def manifest_to_json(manifest: Manifest) -> bytes:
             "tool": manifest.tool,
             "operation": asdict(manifest.operation),
             **_content_to_json(manifest.content),
+            **_contributions_to_json(manifest.contributions),
         }
     )
 
@@ -95,6 +96,7 @@ def manifest_from_json(data: bytes, file: str) -> Manifest:
         tool=fields.text("tool"),
         operation=_operation(fields.child("operation")),
         content=_content(fields),
+        contributions=_contributions(fields),
     )
 
 
@@ -130,7 +132,7 @@ def _checked(data: bytes, file: str) -> Fields:
 
 
 def _parent(fields: Fields) -> ManifestRef:
-    return ManifestRef(fields.whole("version", least=1), fields.text("sha256", _SHA256))
+    return ManifestRef(fields.whole("version", least=1), fields.text("sha256", SHA256))
 
 
 def _operation(fields: Fields) -> Operation:
@@ -139,6 +141,22 @@ def _operation(fields: Fields) -> Operation:
         fields.wrong("verb", "must not be empty")
     version = None if fields.is_null("version") else fields.whole("version", least=1)
     return Operation(verb, fields.texts("tasks"), version)
+
+
+def _contributions_to_json(found: tuple[str, ...]) -> dict[str, object]:
+    """Left out where there are none: manifests of stores that gather nothing stay as they were."""
+    return {"contributions": list(found)} if found else {}
+
+
+def _contributions(fields: Fields) -> tuple[str, ...]:
+    if not fields.has("contributions"):
+        return ()
+    found = fields.texts("contributions")
+    if not all(SHA256.fullmatch(text) for text in found):
+        fields.wrong("contributions", "not all of them are a SHA-256")
+    if len(set(found)) != len(found):
+        fields.wrong("contributions", "one stands there twice")
+    return found
 
 
 def _content_to_json(content: Content) -> dict[str, object]:
@@ -156,7 +174,7 @@ def _content(fields: Fields) -> Content:
     base = fields.child("base_model")
     content = Content(
         base=BaseModel(_text_or_null(base, "id"), _text_or_null(base, "revision")),
-        fingerprint=base.text("fingerprint", _SHA256),
+        fingerprint=base.text("fingerprint", SHA256),
         settings=_settings(fields.child("settings")),
         dtype=DTYPES[fields.one_of("dtype", *DTYPES)],
         layers=tuple(_layer(f) for f in fields.children("layers")),
@@ -267,7 +285,7 @@ def _summary(fields: Fields) -> TaskSummary:
 
 def _file_ref(fields: Fields, role: str) -> FileRef:
     """Only names that the store makes itself are accepted, so that no path leads out of it."""
-    file, sha256 = fields.text("file"), fields.text("sha256", _SHA256)
+    file, sha256 = fields.text("file"), fields.text("sha256", SHA256)
     directory, _, name = file.rpartition("/")
     match = OBJECT_NAME.fullmatch(name)
     if directory != OBJECTS or not match or match["role"] != role or match["sha256"] != sha256:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from sharespace.errors import (
     CorruptStoreError,
     StoreConflictError,
+    StoreError,
 )
 from sharespace.store import atomic
 from sharespace.store.directory import (
@@ -29,6 +30,7 @@ from sharespace.store.directory import (
 )
 from sharespace.store.layout import (
     LOCK,
+    SHA256,
     Manifest,
     ManifestRef,
     Operation,
@@ -101,6 +103,7 @@ def commit(
     operation: Operation,
     expected_parent: Version | None,
     timeout: float = 0.0,
+    contributions: tuple[str, ...] = (),
 ) -> Version:
     """Write a model as the next version of the store at ``path``.
 
@@ -112,11 +115,14 @@ def commit(
         expected_parent: the version that the model was made from (``Checkout.version``, or what
             the last ``commit`` returned); None makes a new store.
         timeout: seconds to wait for another writer.
+        contributions: ids (SHA-256, hexadecimal) of contributions that the model has beyond its
+            parent; they are recorded in this version and in all that follow.
 
     Raises:
         StoreExistsError: a new store was wanted and there is something already.
         StoreNotFoundError: there is no store and a parent was given.
-        StoreConflictError: the current version is not ``expected_parent``.
+        StoreConflictError: the current version is not ``expected_parent``, or has one of the
+            contributions already.
         StoreLockedError: another writer is at work.
         MismatchError: bases and coefficients of the model do not fit together.
         StoreError: the model has something that cannot be written, or the disk refused.
@@ -129,9 +135,23 @@ def commit(
             make_directories(root)
         with atomic.lock(root / LOCK, timeout):
             parent = _check_parent(root, expected_parent)
+            gathered = _gathered(root, parent, contributions)
             write_objects(root, plan.payloads)
             number = parent.number + 1 if parent else 1
-            return publish(root, number, parent, operation, plan.content)
+            return publish(root, number, parent, operation, plan.content, gathered)
+
+
+def _gathered(root: Path, parent: ManifestRef | None, new: tuple[str, ...]) -> tuple[str, ...]:
+    """The parent's contributions and the new ones."""
+    if len(set(new)) < len(new) or not all(SHA256.fullmatch(x) for x in new):
+        why = "they are not different SHA-256 in lower-case hexadecimal"
+        raise StoreError(str(root), f"contributions cannot be recorded: {why}", "Correct them")
+    known = read_manifest(root, parent).contributions if parent else ()
+    double = next((x for x in new if x in known), None)
+    if double is not None:
+        why = f"contribution {double[:12]} was gathered before"
+        raise StoreConflictError(str(root), why, "Load it again and leave it out")
+    return (*known, *new)
 
 
 def _refuse_early(root: Path, expected: Version | None) -> None:
