@@ -87,7 +87,7 @@ FULL = Size(
     batch_size=16,
     blocks=8,
     layers=3,
-    pretraining=1500,
+    pretraining=1000,
     pretrained_on=5000,
 )
 QUICK = Size(
@@ -116,7 +116,7 @@ class Numbers:
 
 
 NUMBERS = {
-    "mobilenet": Numbers(p=11, phi=5, lora=4e-3, core=3e-2),
+    "mobilenet": Numbers(p=11, phi=5, lora=4e-3, core=6e-2),
     "vit": Numbers(p=10, phi=5, lora=4e-3, core=3e-2),
 }
 RANK = 8

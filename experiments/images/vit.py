@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sharespace.extras import require
 from sharespace.learn.quiet import seeded
 
-WIDTH, LAYERS, HEADS, PATCH, SIDE = 128, 6, 4, 4, 32
+WIDTH, LAYERS, HEADS, PATCH, SIDE = 128, 6, 4, 8, 32
 _BATCH = 128
 _SHIFT = 3
 """Pixels that a training image is moved by, at most."""
