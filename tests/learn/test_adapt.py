@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from builders import dense
@@ -31,6 +33,8 @@ from sharespace.errors import (
     TaskExistsError,
     TaskNotFoundError,
 )
+from sharespace.formats import read_adapter
+from sharespace.formats.components import COMPONENTS
 from sharespace.learn import Adapted, Method, Setup, Training, adapt, load_task, prepare
 from sharespace.nn import release
 from sharespace.subspace.adapter import Adapter
@@ -236,3 +240,36 @@ def test_a_component_s_modules_are_found_in_the_model_that_is_it() -> None:
     learned = adapt(net(), share, Points(), replace(TRAINING, steps=5), task="new", method=method)
     assert set(learned.adapter.shapes) == {"unet.first", "unet.second"}
     assert share.merge(learned.adapter).tasks == ("a", "new")
+
+
+class Pipeline(nn.Module):
+    """A component under its name, as a pipeline's adapters name its modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = net()
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = self.unet(x, labels)
+        return found
+
+
+@pytest.mark.parametrize("component", ["unet", None])
+def test_a_task_of_a_pipeline_is_exported_under_its_component_once(
+    component: str | None, tmp_path: Path
+) -> None:
+    made = adapter("a", 1)
+    inside = Adapter.from_updates(
+        "a",
+        {f"unet.{m}": made.layer(m) for m in made.shapes},
+        base=made.base,
+        config={} if component else {COMPONENTS: ["unet"]},
+    )
+    share = Share.from_adapters(inside, k=2)
+    method = Method(p=2, heads=(), component=component)
+    model = net() if component else Pipeline()
+    training = replace(TRAINING, steps=2)
+    learned = adapt(model, share, Points(), training, task="new", method=method)
+    (file,) = share.merge(learned.adapter).export("new", tmp_path / "new", to="diffusers")
+    assert set(read_adapter(file).shapes) == {"unet.first", "unet.second"}
+    assert all(key.startswith("unet.") and "unet.unet" not in key for key in load_file(file))

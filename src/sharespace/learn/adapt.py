@@ -15,6 +15,7 @@ from torch import nn
 
 from sharespace.errors import OptionError
 from sharespace.extras import require
+from sharespace.formats.components import COMPONENTS
 from sharespace.learn.directions import informed_frames, place_frames
 from sharespace.learn.prepare import Method, Trainable, count_trainable, prepare
 from sharespace.learn.similar import nearest_task
@@ -75,8 +76,18 @@ def adapt(
             place_frames(peft_model, informed_frames(peft_model, data, training, setup))
         result = fit(peft_model, data, training, setup)
         collect = require("sharespace.nn", "train").collect
-        adapter = collect(peft_model, task, base=share.model.base)
+        adapter = collect(peft_model, task, base=share.model.base, config=_pipeline(share))
     return Adapted(adapter, peft_model, result, counted, method.start)
+
+
+def _pipeline(share: Share) -> dict[str, object]:
+    """The entry that says that modules' names begin with a pipeline's components, if they do.
+
+    All tasks of a Share model have the same modules, so the first one tells.
+    """
+    first = next(iter(share.model.tasks.values()), None)
+    found = first.config.get(COMPONENTS) if first else None
+    return {COMPONENTS: found} if found else {}
 
 
 def _check(method: Method) -> None:

@@ -10,6 +10,7 @@ from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from sharespace.errors import MismatchError
+from sharespace.formats.components import COMPONENTS
 from sharespace.nn.heads import PREFIX
 from sharespace.nn.layer import SubspaceConv, SubspaceLayer
 from sharespace.shapes import ModuleShape
@@ -68,7 +69,12 @@ def collect(
         base=base or BaseModel(settings.base_model_name_or_path),
         shapes={n: _shape(layer, updates[n]) for n, layer in layers.items()},
         kept=heads,
-        config={**_lora_fields(settings, updates, bool(heads)), **(config or {})},
+        config={
+            **_lora_fields(settings, updates, bool(heads)),
+            # Or an export would put the component before the modules' names once more.
+            **({COMPONENTS: [settings.component]} if settings.component else {}),
+            **(config or {}),
+        },
         provenance=LEARNED,
     )
 
