@@ -1,0 +1,99 @@
+"""The experiment's numbers: the styles, the base model, and how everything is trained.
+
+What they were chosen by is in README.md ("How the numbers were chosen").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sharespace.baselines import Settings
+from sharespace.learn import Training
+
+TASKS = ("inverted", "outlined", "striped", "bold", "embossed", "framed", "blurred", "rotated")
+"""Styles, in the order of the stream. The first three come as finished LoRAs, the others are
+learned from images, one by one."""
+INITIAL = 3
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]
+"""Attention and the convolutions of all residual blocks."""
+SIDE = 24
+"""Pixels of an image's side."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    channels: tuple[int, int]
+    """Of the UNet's two resolutions."""
+    pretraining: int
+    """Steps of the base model."""
+    pretraining_batch: int
+    judges: int
+    """Steps of the two classifiers."""
+    images: int
+    """Training images of a style."""
+    steps: int
+    batch_size: int
+    scored: int
+    """Images that are generated for one score."""
+    denoising: int
+    """Steps of the sampler."""
+    guidance: float
+    """Classifier-free guidance of all images."""
+
+
+FULL = Size(
+    channels=(32, 64),
+    pretraining=1500,
+    pretraining_batch=64,
+    judges=500,
+    images=4000,
+    steps=150,
+    batch_size=32,
+    scored=100,
+    denoising=10,
+    guidance=2.0,
+)
+QUICK = Size(
+    channels=(8, 16),
+    pretraining=2,
+    pretraining_batch=8,
+    judges=2,
+    images=40,
+    steps=2,
+    batch_size=8,
+    scored=10,
+    denoising=2,
+    guidance=2.0,
+)
+"""For tests: nothing is learned."""
+
+
+def settings(size: Size, seed: int) -> Settings:
+    """All methods' numbers."""
+
+    def training(rate: float) -> Training:
+        return Training(
+            steps=size.steps,
+            learning_rate=rate,
+            batch_size=size.batch_size,
+            weight_decay=0.0,
+            cpu=True,
+        )
+
+    return Settings(
+        head=training(1e-3),  # there are no heads: never used
+        lora=training(4e-3),
+        coefficients=training(3e-2),
+        targets=TARGETS,
+        rank=8,
+        lora_alpha=8,
+        k=44,
+        p=10,
+        phi=4,
+        form="core",
+        directions="gradient",
+        initial=INITIAL,
+        seed=seed,
+    )
