@@ -21,6 +21,7 @@ from sharespace.subspace.plan import Plan
 
 if TYPE_CHECKING:
     from sharespace.demo import DemoResult
+    from sharespace.page import Written
     from sharespace.stream import Event, StreamResult
 
 _console = Console(highlight=False)
@@ -227,6 +228,18 @@ def rolled_back(now: Version, to: int, as_json: bool) -> None:
     if as_json:
         return _json(records.version_record(now))
     return _say(f"version {now.number} is version {to} again; {count(now.task_count, 'task')}")
+
+
+def page(written: Written, as_json: bool) -> None:
+    if as_json:
+        return _json(records.page_record(written))
+    for notice in written.notices:
+        colour = "yellow" if notice.level == "serious" else "dim"
+        _say(f"[{colour}]{escape(notice.title)}[/]")
+    return _say(
+        f"[bold]{escape(str(written.path))}[/]: report of version {written.version}, "
+        f"{human(written.bytes)}"
+    )
 
 
 def progress_line(text: str) -> None:

@@ -12,6 +12,7 @@ from sharespace.subspace.nulls import Nulls
 from sharespace.subspace.plan import Plan
 
 if TYPE_CHECKING:
+    from sharespace.page import Written
     from sharespace.stream import RouterResult, StreamResult
 
 
@@ -150,6 +151,15 @@ def report_record(report: Report) -> dict[str, Any]:
             {"version": f.version, "file": f.file, "status": f.status, "detail": f.detail}
             for f in report.damaged
         ],
+    }
+
+
+def page_record(written: Written) -> dict[str, Any]:
+    return {
+        "path": str(written.path),
+        "bytes": written.bytes,
+        "version": written.version,
+        "notices": [asdict(notice) for notice in written.notices],
     }
 
 

@@ -1,0 +1,121 @@
+"""How alike the tasks are: a matrix in the order of the tree, and a map."""
+
+from __future__ import annotations
+
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from sharespace.page.facts import Facts
+from sharespace.page.families import ALIKE
+from sharespace.page.heat import COSINES, Cell, Heat, heat_map
+from sharespace.page.markup import Html, tag
+from sharespace.page.scatter import task_map
+from sharespace.page.sections.frame import details, figure, read, readout, section
+from sharespace.page.table import scrolling
+from sharespace.page.tree import tree
+from sharespace.page.words import count, some
+
+MOST_ROWS = 150
+"""Rows of the matrix; with more tasks a row is several neighbours in the tree."""
+_TREE = 90
+
+
+def similarity(facts: Facts) -> Html:
+    """Matrix, tree, map and families."""
+    names = facts.study.names
+    if len(names) < 2:
+        return section("similarity", "Similarity", read("It takes two tasks to compare."))
+    return section(
+        "similarity",
+        "Similarity of tasks",
+        read(
+            "Cosine of two tasks' updates, mean over the layers that both adapt, each layer "
+            "counting alike: 1 is the same direction, 0 is nothing in common, below 0 they work "
+            "against each other. Tasks that were trained apart are usually near 0.",
+            _limits(facts),
+        ),
+        figure(
+            [
+                COSINES.legend(),
+                tag(
+                    "p",
+                    "Rows and columns are in the order of the tree at the left: the further to "
+                    "the right two branches meet, the more alike they are.",
+                ),
+            ],
+            scrolling("Matrix of cosines between tasks", _matrix(facts)),
+            readout(),
+        ),
+        _map(facts),
+        _families(facts),
+    )
+
+
+def _limits(facts: Facts) -> str:
+    text = ""
+    if facts.left_out:
+        compared = len(facts.study.names)
+        text += f" {compared} evenly spaced tasks of {len(facts.tasks)} are compared."
+    each = _each(facts)
+    if each > 1:
+        text += f" A cell is the mean of {each} × {each} neighbouring tasks."
+    return text
+
+
+def _each(facts: Facts) -> int:
+    return ceil(len(facts.study.names) / MOST_ROWS)
+
+
+def _matrix(facts: Facts) -> Html:
+    order, each = list(facts.relations.order), _each(facts)
+    names = [facts.study.names[i] for i in order]
+    values = blocks(facts.study.cosines[order][:, order], each)
+    rows = [some(names[i : i + each], 2) for i in range(0, len(names), each)]
+    title = f"Cosines between {count(len(names), 'task')}, relatives side by side."
+    side = float(round(min(26, max(4, 620 / len(rows)))))
+    heat = Heat(title, rows, rows, values, COSINES)
+    return heat_map(heat, (side, side), tree(facts.relations, _TREE, each), _TREE + 6)
+
+
+def blocks(cosines: Tensor, each: int) -> list[list[Cell]]:
+    """Means of each x each cells; None where none is known."""
+    count = len(cosines)
+    belongs = torch.zeros(ceil(count / each), count, dtype=torch.float64)
+    belongs[torch.arange(count) // each, torch.arange(count)] = 1
+    known = (~cosines.isnan()).double()
+    totals = belongs @ cosines.nan_to_num(0) @ belongs.mT
+    means = totals / (belongs @ known @ belongs.mT)
+    return [[None if v != v else v for v in row] for row in means.tolist()]
+
+
+def _map(facts: Facts) -> Html:
+    relations = facts.relations
+    caption = (
+        "Each dot is a task; near dots are alike, and tasks that share nothing lie apart. The two "
+        f"axes show {relations.shown:.0%} of the tasks' spread"
+        + (", so take distances with care. " if relations.shown < 0.5 else ". ")
+        + f"Colours and signs are families: a mean cosine of {ALIKE:g} or more. "
+        "Names that would overlap are left out."
+    )
+    return figure(caption, task_map(facts.study.names, relations))
+
+
+def _families(facts: Facts) -> Html:
+    family = facts.relations.family
+    numbers = sorted({n for n in family if n is not None})
+    if not numbers:
+        text = f"No two tasks have a mean cosine of {ALIKE:g}: there are no families."
+        return tag("p", text)
+    members = {
+        n: [name for name, f in zip(facts.study.names, family, strict=True) if f == n]
+        for n in numbers
+    }
+    items = [
+        tag("li", tag("b", f"Family {n + 1}"), f" ({len(names)}): ", ", ".join(names))
+        for n, names in members.items()
+    ]
+    alone = sum(f is None for f in family)
+    title = f"{count(len(numbers), 'family').replace('familys', 'families')}, {alone} without"
+    return details(title, tag("ul", items))

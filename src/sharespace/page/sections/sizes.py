@@ -1,0 +1,153 @@
+"""Where the bytes are, and from how many tasks on they are fewer."""
+
+from __future__ import annotations
+
+import math
+
+from sharespace.page.chart import Axis, Series, chart, legend, place
+from sharespace.page.facts import Facts, Parts
+from sharespace.page.markup import Html, tag
+from sharespace.page.sections.frame import figure, read, section
+from sharespace.page.table import Cell, Figure, table
+from sharespace.page.words import count, human
+
+_BAR = 460
+
+
+def break_even(parts: Parts, tasks: int) -> int | None:
+    """Smallest number of tasks like these for which the Share model is the smaller one; None:
+    never. The bases stay as they are, all else grows with the tasks."""
+    if not tasks:
+        return None
+    saved = (parts.adapters - (parts.total - parts.basis)) / tasks
+    return max(1, math.floor(parts.basis / saved) + 1) if saved > 0 else None
+
+
+def sizes(facts: Facts) -> Html:
+    """Bytes by part, and against the number of tasks."""
+    if not facts.tasks:
+        return section("sizes", "Sizes", read("There is nothing to compare without tasks."))
+    return section(
+        "sizes",
+        "Sizes",
+        read(
+            "Every byte of this version's files. The adapters count with their tensors alone, so "
+            "the comparison is not in favour of the Share model.",
+        ),
+        figure(_bar_legend(), _bars(facts.parts)),
+        table("Bytes by part", ("part", "bytes", "share", "what it is"), _rows(facts.parts), False),
+        _growth(facts),
+    )
+
+
+def _named(parts: Parts) -> list[tuple[str, int, str]]:
+    return [
+        ("bases", parts.basis, "the subspaces, common to all tasks"),
+        ("coefficients", parts.coefficients, "the tasks in the subspaces, and private updates"),
+        ("kept", parts.kept, "heads, biases and the like, as they came"),
+        ("ledgers", parts.ledgers, "what each step cost, settings, headers of the files"),
+        ("manifest", parts.manifest, "the list of all this"),
+    ]
+
+
+def _rows(parts: Parts) -> list[list[Cell]]:
+    rows: list[list[Cell]] = [
+        [name, Figure(human(size), size), _share(size, parts.total), what]
+        for name, size, what in _named(parts)
+    ]
+    whole = Figure(human(parts.total), parts.total)
+    rows.append(["this version", whole, _share(parts.total, parts.total), "sum of the above"])
+    old = Figure(human(parts.history), parts.history)
+    text = "files that only earlier versions need (sharespace history --prune removes them)"
+    rows.append(["older versions", old, _share(parts.history, parts.total), text])
+    lora = Figure(human(parts.adapters), parts.adapters)
+    rows.append(["the adapters", lora, _share(parts.adapters, parts.total), "what it replaces"])
+    return rows
+
+
+def _share(size: int, total: int) -> Figure:
+    return Figure(f"{size / total:.1%}", size / total)
+
+
+def _bars(parts: Parts) -> Html:
+    """Two bars on one scale: the adapters, and the Share model by part."""
+    scale = (_BAR - 62) / max(parts.total, parts.adapters, 1)
+    drawn = [_label("adapters", 16), _label("Share", 52)]
+    drawn.append(_part(60, 2, parts.adapters * scale, "none", "adapters", parts.adapters))
+    at = 60.0
+    for i, (name, size, _) in enumerate(_named(parts)):
+        drawn.append(_part(at, 38, size * scale, f"s{i}", name, size))
+        at += size * scale
+    title = f"Adapters {human(parts.adapters)}, Share model {human(parts.total)}."
+    return tag(
+        "svg",
+        tag("title", title),
+        drawn,
+        viewBox=f"0 0 {_BAR} 64",
+        role="img",
+        class_="chart bars",
+    )
+
+
+def _label(text: str, y: float) -> Html:
+    return tag("text", text, x=54, y=y, class_="end")
+
+
+def _part(x: float, y: float, width: float, style: str, name: str, size: int) -> Html:
+    title = tag("title", f"{name}: {human(size)}")
+    return tag("rect", title, x=x, y=y, width=width, height=22, class_=f"bar {style}")
+
+
+def _bar_legend() -> Html:
+    names = ("bases", "coefficients", "kept", "ledgers", "manifest")
+    items = [tag("li", tag("span", class_=f"cell s{i}"), " ", n) for i, n in enumerate(names)]
+    return tag("ul", items, class_="legend")
+
+
+def _growth(facts: Facts) -> Html:
+    """Bytes against the number of tasks, beyond those that are there."""
+    parts, now = facts.parts, len(facts.tasks)
+    even = break_even(parts, now)
+    far = max(2 * now, 4, math.ceil(1.3 * even) if even and even <= 30 * now else 0)
+    share, lora = (parts.total - parts.basis) / now, parts.adapters / now
+    measured = {len(v.bounds): v for v in facts.versions if v.bounds}
+    series = [
+        Series("adapters", [(0, 0), (far, far * lora)], style=1),
+        Series(
+            "Share model, bases as they are now",
+            [(now, parts.total), (far, parts.basis + far * share)],
+            style=0,
+            dashed=True,
+        ),
+        Series(
+            "Share model, versions as stored",
+            [(n, v.bytes) for n, v in sorted(measured.items())],
+            style=0,
+            marks=True,
+        ),
+    ]
+    x = Axis("tasks", far, lambda v: f"{v:,.0f}", whole=True)
+    y = Axis("bytes", max(far * lora, parts.basis + far * share, parts.total), human)
+    title = f"Bytes against the number of tasks, to {far} tasks."
+    extra = _mark(even, x, y, parts.basis + (even or 0) * share) if even and even <= far else []
+    return figure([legend(series), tag("p", _told(even, now))], chart(title, series, x, y, extra))
+
+
+def _mark(even: int, x: Axis, y: Axis, size: float) -> list[Html]:
+    across, up = place(x, y, (even, size))
+    bottom = place(x, y, (even, 0))[1]
+    return [tag("line", x1=across, x2=across, y1=up, y2=bottom, class_="even")]
+
+
+def _told(even: int | None, now: int) -> str:
+    if even is None:
+        return (
+            "A task takes no fewer bytes here than as an adapter, so however many there are, the "
+            "Share model is not the smaller one. A smaller k or p would change that."
+        )
+    when = "is" if even <= now else "would be"
+    return (
+        f"With bases as they are now the Share model {when} smaller from {count(even, 'task')} "
+        "like these on. Where there is no cap, tasks that share nothing make the bases grow and "
+        "move this number up."
+    )

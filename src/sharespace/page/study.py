@@ -1,0 +1,112 @@
+"""What the tasks' cores say: how alike tasks are, and how much of them few directions explain.
+
+One pass over the layers; the cores of one layer are in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sharespace.subspace.project import dense_cores
+from sharespace.subspace.state import Coefficients, LayerSubspace, Private, ShareModel
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """The cores of all layers."""
+
+    names: tuple[str, ...]
+    """Tasks of the rows and columns of ``cosines``."""
+    cosines: Tensor
+    """float64 [tasks, tasks]: mean over the layers that two tasks have in common of the cosine of
+    their updates, each layer counting alike; NaN where there is no such layer."""
+    explained: dict[str, tuple[float, ...]]
+    """Module -> for k = 1, 2, ... the part of the tasks' weighed energy in the best k directions
+    a side; a module without a subspace has none."""
+
+
+def study(model: ShareModel, names: Sequence[str]) -> Study:
+    """Compare these tasks; explained variance is of them alone.
+
+    Cosines are taken between the stored updates. In a subspace they are the cosines of the cores,
+    because the bases are orthonormal; bases in 16 bits are so to their rounding.
+    """
+    tasks = [model.tasks[name] for name in names]
+    lost = [dict(zip(t.ledger.modules, t.ledger.estimates.tolist(), strict=True)) for t in tasks]
+    total = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
+    common = torch.zeros_like(total)
+    explained: dict[str, tuple[float, ...]] = {}
+    for module, layer in model.layers.items():
+        members = [i for i, task in enumerate(tasks) if module in task.coefficients]
+        values = [tasks[i].coefficients[module] for i in members]
+        cores = dense_cores(values, layer)
+        found = cosines(_products(values, cores, layer))
+        at = torch.tensor(members, dtype=torch.long)
+        known = ~found.isnan()
+        total[at[:, None], at] += found.nan_to_num(0)
+        common[at[:, None], at] += known.double()
+        inside = [n for n, value in enumerate(values) if not isinstance(value, Private)]
+        losses = [lost[members[n]][module] for n in inside]
+        curve = explained_variance(cores[inside], torch.tensor(losses, dtype=torch.float64))
+        if curve:
+            explained[module] = curve
+    return Study(tuple(names), total / common, explained)
+
+
+def cosines(products: Tensor) -> Tensor:
+    """float64 [T, T] from inner products; NaN where one of two is zero."""
+    norms = products.diagonal().clamp_min(0).sqrt()
+    scale = norms[:, None] * norms
+    return torch.where(scale > 0, products / scale, torch.nan).clamp(-1, 1)
+
+
+def _products(values: Sequence[Coefficients], cores: Tensor, layer: LayerSubspace) -> Tensor:
+    """<dW_i, dW_j> of one layer's updates, float64 [T, T]."""
+    flat = cores.flatten(1)
+    products = flat @ flat.mT
+    private = {i: v for i, v in enumerate(values) if isinstance(v, Private)}
+    left, right = layer.left_basis.double(), layer.right_basis.double()
+    for i, one in private.items():
+        up, down = one.left.double(), one.right.double()
+        # <L C R^T, P Q^T> = <C, (L^T P)(R^T Q)^T>
+        seen = (left.mT @ up) @ (right.mT @ down).mT
+        row = flat @ seen.flatten()
+        for j, other in private.items():
+            row[j] = ((other.left.double().mT @ up) * (other.right.double().mT @ down)).sum()
+        products[i], products[:, i] = row, row
+    return products
+
+
+def explained_variance(cores: Tensor, lost: Tensor) -> tuple[float, ...]:
+    """For k = 1, 2, ...: part of the weighed energy that the best k directions a side keep.
+
+    The directions are the leading ones of the weighed cores on each side (HOSVD), which is a lower
+    bound on what the best pair keeps. The last value is what the model keeps.
+
+    Args:
+        cores: float64 [T, k_left, k_right].
+        lost: float64 [T], norm of what each update lost; each update with it counts 1.
+
+    Returns:
+        max(k_left, k_right) values from 0 to 1; none where there is no core or all are zero.
+    """
+    energy = cores.square().sum((1, 2)) + lost.square()
+    weighed = cores[energy > 0] / energy[energy > 0].sqrt()[:, None, None]
+    if not weighed.numel():
+        return ()
+    left = _leading(torch.einsum("tab,tcb->ac", weighed, weighed))
+    right = _leading(torch.einsum("tab,tac->bc", weighed, weighed))
+    grid = (left.mT @ weighed @ right).square().sum(0).cumsum(0).cumsum(1) / len(weighed)
+    rows, columns = grid.shape
+    steps = range(max(rows, columns))
+    return tuple(min(1.0, float(grid[min(k, rows - 1), min(k, columns - 1)])) for k in steps)
+
+
+def _leading(gram: Tensor) -> Tensor:
+    """Eigenvectors, those of the largest eigenvalues first."""
+    vectors: Tensor = torch.linalg.eigh(gram)[1].flip(1)
+    return vectors
