@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 Method: TypeAlias = Literal["joint", "share"]
+OnConflict: TypeAlias = Literal["refuse", "rename", "replace"]
 
 Adapters = Annotated[
     list[str],
@@ -19,6 +20,10 @@ Adapters = Annotated[
     ),
 ]
 SharePath = Annotated[Path, typer.Argument(metavar="SHARE", help="A stored Share model.")]
+Inbox = Annotated[
+    str,
+    typer.Argument(metavar="INBOX", help="A folder, or a URL such as s3://bucket/inbox."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MethodOption = Annotated[
     Method, typer.Option(help="joint: HOSVD + HOOI of the updates; share: the paper's factor SVD.")

@@ -2,6 +2,7 @@
 
 from sharespace.learn.adapt import Adapted, adapt
 from sharespace.learn.calibrate import Calibrated, calibrate
+from sharespace.learn.contribute import contribute
 from sharespace.learn.finetune import Finetuned, finetune, load_task
 from sharespace.learn.merging import merge_from
 from sharespace.learn.prepare import Method, Trainable, prepare
@@ -18,6 +19,7 @@ __all__ = [
     "Training",
     "adapt",
     "calibrate",
+    "contribute",
     "finetune",
     "fit",
     "load_task",

@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -92,6 +93,34 @@ def write_files(directory: Path, files: Iterable[tuple[str, Blocks]]) -> None:
                 os.unlink(_aside(directory, name))
         raise
     sync_directory(directory)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write one file durably and whole, replacing what is there, outside of any lock.
+
+    It is written aside under a name of its own, because another process may write the same file.
+    """
+    aside = uuid.uuid4().hex
+    try:
+        _write_aside(_aside(path.parent, aside), [data])
+        _sync_path(_aside(path.parent, aside))
+        os.replace(_aside(path.parent, aside), path)
+    except BaseException:
+        with suppress(OSError):  # it is hidden, and no reader looks at it
+            os.unlink(_aside(path.parent, aside))
+        raise
+    sync_directory(path.parent)
+
+
+def move_file(path: Path, target: Path) -> bool:
+    """Rename a file durably within one file system; False where it is gone."""
+    try:
+        os.replace(path, target)
+    except FileNotFoundError:
+        return False
+    sync_directory(target.parent)
+    sync_directory(path.parent)
+    return True
 
 
 def _aside(directory: Path, name: str) -> Path:

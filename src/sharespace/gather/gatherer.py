@@ -1,0 +1,221 @@
+"""Merge what lies in an inbox, each contribution exactly once.
+
+A version records the ids of all contributions that it holds, in the commit that brings them in. So
+a gatherer that is killed after the commit finds them known, and only tidies; and of two gatherers
+with the same file one commits, while the other meets a conflict, opens the new version and finds it
+known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from sharespace.errors import ContributionError, OptionError, StoreConflictError
+from sharespace.gather.batch import Accepted, OnConflict, Pending, Sorted, merged, sort_out
+from sharespace.gather.codec import decode
+from sharespace.gather.express import Bases
+from sharespace.gather.inbox import MAX_BYTES, MERGED, Entry, Inbox, open_inbox, refuse_store
+from sharespace.gather.quarantine import Refusal, set_aside
+from sharespace.store import Operation, Version, checkout, commit
+
+_ATTEMPTS = 100
+"""Conflicts in a row after which another writer must be at fault."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A contribution that was merged."""
+
+    task: str
+    """Its name in the Share model."""
+    id: str
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What came of one batch, or of all of them."""
+
+    version: int
+    """Current version afterwards."""
+    merged: tuple[Arrival, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    repeated: tuple[str, ...] = ()
+    """Ids that the Share model had already; their files are tidied away."""
+
+    def __add__(self, later: Gathered) -> Gathered:
+        return Gathered(
+            later.version,
+            self.merged + later.merged,
+            self.refused + later.refused,
+            self.repeated + later.repeated,
+        )
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to gather."""
+
+    batch: int = 32
+    """Contributions that one version takes in at most."""
+    on_conflict: OnConflict = "refuse"
+    timeout: float = 60.0
+    """Seconds to wait for another writer."""
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise OptionError(f"batch {self.batch}", "it is at least 1", "Change it")
+        if self.on_conflict not in ("refuse", "rename", "replace"):
+            raise OptionError(
+                f"on_conflict {self.on_conflict!r}", "not known", "refuse, rename or replace"
+            )
+
+
+@dataclass(eq=False)
+class Gatherer:
+    """Gathers from one inbox into one store, and remembers the bases it has looked up."""
+
+    store: Path
+    inbox: Inbox
+    options: Options = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        self.store = self.store.absolute()
+        refuse_store(self.inbox, self.store)
+        self._bases = Bases(self.store)
+
+    def run(
+        self,
+        observe: Callable[[Gathered], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Gathered:
+        """Batch after batch until the inbox holds nothing that was not looked at.
+
+        Args:
+            observe: called after each batch.
+            stop: asked before each batch; True ends it.
+        """
+        total = Gathered(checkout(self.store).version.number)
+        done: set[str] = set()
+        while not (stop and stop()):
+            entries = [e for e in self.inbox.entries() if e.name not in done]
+            if not entries:
+                break
+            found, names = self._batch(entries[: self.options.batch])
+            done |= names
+            total += found
+            if observe:
+                observe(found)
+        return total
+
+    def _batch(self, entries: Sequence[Entry]) -> tuple[Gathered, set[str]]:
+        """One batch, and the files that need not be looked at again."""
+        pending, refused = self._read(entries)
+        for _ in range(_ATTEMPTS):
+            # Opened after the inbox was listed: as new as anything that lies there.
+            opened = checkout(self.store)
+            sorted_out = sort_out(pending, opened, self._bases, self.options.on_conflict)
+            model, accepted = merged(opened.model, sorted_out, self.options.device)
+            try:
+                version = opened.version
+                if accepted:
+                    version = commit(
+                        self.store,
+                        model,
+                        operation=Operation("gather", tuple(a.adapter.name for a in accepted)),
+                        expected_parent=version,
+                        timeout=self.options.timeout,
+                        contributions=tuple(a.pending.id for a in accepted),
+                    )
+            except StoreConflictError:
+                time.sleep(random.uniform(0, 0.05))
+                continue
+            found = self._tidy(sorted_out, accepted, version)
+            later = {p.file for p in sorted_out.later}
+            whole = Gathered(
+                found.version, found.merged, (*refused, *found.refused), found.repeated
+            )
+            return whole, {e.name for e in entries} - later
+        why = f"other writers committed {_ATTEMPTS} times while a batch was merged"
+        raise StoreConflictError(str(self.store), why, "Gather in smaller batches")
+
+    def _read(self, entries: Sequence[Entry]) -> tuple[list[Pending], list[Refusal]]:
+        """What can be read; the rest is set aside."""
+        pending: dict[str, Pending] = {}
+        refused: list[Refusal] = []
+        for entry in entries:
+            data: bytes | None = None
+            try:
+                if entry.size > MAX_BYTES:
+                    why = f"{entry.size} bytes, more than the {MAX_BYTES} it may have"
+                    raise ContributionError(entry.name, why, "Leave out what is not trained")
+                data = self.inbox.read(entry.name)
+                if data is None:
+                    continue
+                id = hashlib.sha256(data).hexdigest()
+                one = Pending(entry.name, id, decode(data, entry.name), data)
+            except ContributionError as error:
+                refused.append(set_aside(self.inbox, entry.name, error, None, data))
+                continue
+            if id in pending:  # the same bytes under two names
+                self.inbox.move(entry.name, f"{MERGED}/contribution-{id}.safetensors")
+            else:
+                pending[id] = one
+        return list(pending.values()), refused
+
+    def _tidy(self, found: Sorted, accepted: Sequence[Accepted], version: Version) -> Gathered:
+        """After the commit: files go where they belong; done again where it was interrupted."""
+        for one in [*(a.pending for a in accepted), *found.repeated]:
+            self.inbox.move(one.file, f"{MERGED}/contribution-{one.id}.safetensors")
+        refused = [
+            set_aside(self.inbox, one.file, error, one.found.task, one.data)
+            for one, error in found.refused
+        ]
+        return Gathered(
+            version.number,
+            tuple(Arrival(a.adapter.name, a.pending.id) for a in accepted),
+            tuple(refused),
+            tuple(one.id for one in found.repeated),
+        )
+
+
+def gather(
+    store: str | os.PathLike[str],
+    inbox: str | os.PathLike[str],
+    *,
+    batch: int = 32,
+    on_conflict: OnConflict = "refuse",
+    timeout: float = 60.0,
+    device: torch.device | str = "cpu",
+    observe: Callable[[Gathered], None] | None = None,
+) -> Gathered:
+    """Merge what lies in an inbox into a Share model, in batches, each contribution once.
+
+    Below the cap the result does not depend on the order, but for rounding. Merged files are moved
+    to ``merged/`` in the inbox, bad ones to ``quarantine/`` with a reason beside them.
+
+    Args:
+        store: of the Share model; several gatherers may work on one.
+        inbox: a folder, or a URL such as ``s3://bucket/inbox``.
+        batch: contributions that one version takes in at most.
+        on_conflict: "refuse", "rename" (to ``<task>-<first 8 digits of the id>``) or "replace"
+            where a task's name is taken by other content.
+        timeout: seconds to wait for another writer.
+        device: where to compute.
+        observe: called after each batch with what came of it.
+
+    Raises:
+        OptionError: no such inbox, or an option has no usable value.
+        InboxError: the inbox cannot be read or written.
+        StoreError: the store cannot be read or written; nothing is lost.
+    """
+    options = Options(batch, on_conflict, timeout, device)
+    return Gatherer(Path(store), open_inbox(inbox), options).run(observe)
