@@ -19,7 +19,18 @@ class Figure:
     alarm: bool = False
 
 
-Cell: TypeAlias = "str | Figure"
+@dataclass(frozen=True)
+class Note:
+    """Words in a cell."""
+
+    text: str
+    value: float | None = None
+    """To sort by; None: by the words."""
+    more: str = ""
+    """Shown when the pointer rests there."""
+
+
+Cell: TypeAlias = "str | Figure | Note"
 
 
 def table(
@@ -56,8 +67,11 @@ def scrolling(name: str, *children: Child) -> Html:
 
 def _cell(cell: Cell, first: bool) -> Html:
     if first:
-        return tag("th", cell.text if isinstance(cell, Figure) else cell, scope="row")
+        return tag("th", cell if isinstance(cell, str) else cell.text, scope="row")
     if isinstance(cell, Figure):
         style = "n alarm" if cell.alarm else "n"
         return tag("td", cell.text, class_=style, data_v=f"{cell.value:.6g}")
+    if isinstance(cell, Note):
+        value = None if cell.value is None else f"{cell.value:.6g}"
+        return tag("td", cell.text, title=cell.more or None, data_v=value)
     return tag("td", cell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sharespace.page.facts import Facts, TaskFacts
 from sharespace.page.markup import Html
 from sharespace.page.sections.frame import read, section
-from sharespace.page.table import Cell, Figure, table
+from sharespace.page.table import Cell, Figure, Note, table
 from sharespace.page.warnings import LARGE
 from sharespace.page.words import human, percent, span
 
@@ -14,7 +14,6 @@ _HEADS = (
     "came as",
     "error",
     "bound",
-    "worst layer's error",
     "worst layer",
     "p",
     "bytes",
@@ -53,21 +52,22 @@ def _row(task: TaskFacts, like: tuple[str, float] | None) -> list[Cell]:
         Figure(f"no. {task.place}", task.place),
         Figure(error if kept.measured else f"~{error}", kept.relative_error),
         Figure(percent(kept.bound), kept.bound, alarm=kept.bound >= LARGE),
-        Figure(percent(kept.worst_layer_error), kept.worst_layer_error),
-        kept.worst_layer or "–",
+        Note(_worst(task), kept.worst_layer_error),
         Figure(span(task.p) + (" (private)" if task.private else ""), task.p[1]),
         Figure(human(task.bytes), task.bytes),
         Figure(human(task.adapter_bytes), task.adapter_bytes),
-        f"{like[0]} ({like[1]:.2f})" if like else "–",
-        _from(task),
+        Note(f"{like[0]} ({like[1]:.2f})", like[1]) if like else "–",
+        Note(", ".join(p for p in (task.format, task.source) if p), more=_digest(task)),
     ]
 
 
-def _from(task: TaskFacts) -> str:
-    parts = [task.format, task.source]
-    if task.sha256:
-        parts.append(f"sha256 {task.sha256[:8]}…")
-    return ", ".join(part for part in parts if part)
+def _worst(task: TaskFacts) -> str:
+    layer = task.kept.worst_layer
+    return f"{percent(task.kept.worst_layer_error)} {layer}" if layer else "–"
+
+
+def _digest(task: TaskFacts) -> str:
+    return f"sha256 of its weights: {task.sha256}" if task.sha256 else ""
 
 
 def nearest(facts: Facts) -> dict[str, tuple[str, float]]:
