@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sharespace.cli import options as o
+from sharespace.cli.reporting import report
 
 if TYPE_CHECKING:
     from sharespace.share import Share
@@ -317,6 +318,9 @@ def rollback(
     from sharespace.store import rollback as go_back
 
     output.rolled_back(go_back(share, version), version, as_json)
+
+
+app.command()(report)
 
 
 @app.command()
