@@ -28,6 +28,7 @@ def save(folder: Path, own: Mapping[str, Own]) -> None:
             write_peft(
                 place,
                 {module: adapter.layer(module) for module in adapter.shapes},
+                shapes=adapter.shapes,
                 kept=adapter.kept,
                 config=adapter.config,
                 base=adapter.base,

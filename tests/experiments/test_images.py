@@ -75,8 +75,10 @@ def test_convolutions_of_the_mobilenet(tmp_path: Path, monkeypatch: pytest.Monke
     from experiments.images import run
 
     common = ("--data", DATA, "--cache", tmp_path / "cache", "--quick", "--seeds", "0")
-    out = ("--streams", "five-sets", "--methods", "share_strict", "--out", tmp_path)
+    out = ("--streams", "five-sets", "--out", tmp_path, "--methods", "per_task_lora")
     call(run, monkeypatch, *common, *out)
+    # The own LoRAs of convolutions now come from files.
+    call(run, monkeypatch, *common, *out, "share_strict")
     found = json.loads((tmp_path / "mobilenet" / "five-sets-0.json").read_text())
     strict = found["methods"]["share_strict"]
     assert strict["trainable"]["mnist"] == 8 * (128 + 256) + 8 * (256 + 256)
