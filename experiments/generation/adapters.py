@@ -44,9 +44,7 @@ def load_adapters(
     missing = [t for t in tasks if not (folder / t.name / "adapter_config.json").is_file()]
     for at in range(0, len(missing), size.together):
         some = missing[at : at + size.together]
-        rows = {
-            t.name: tokenise(base.tokenizer, t.train, size.pretraining.length) for t in some
-        }
+        rows = {t.name: tokenise(base.tokenizer, t.train, size.pretraining.length) for t in some}
         began = time.process_time()
         stack, loss = train(base.model, rows, size, start, seed)
         for task in some:
@@ -83,16 +81,19 @@ def fresh(model: nn.Module, names: Sequence[str], start: Start, seed: int) -> St
     up, down = {}, {}
     for number, (module, layer) in enumerate(targets(model).items()):
         n, d = layer.weight.shape
-        drawn = []
-        for name in names:
-            own = zlib.crc32(name.encode()) if start == "own" else 0
-            generator = torch.Generator().manual_seed(seed + 1000 * own + number)
-            factor = torch.empty(RANK, d)
-            nn.init.kaiming_uniform_(factor, a=math.sqrt(5), generator=generator)
-            drawn.append(factor)
+        drawn = [first_factor(name, d, start, seed, number) for name in names]
         down[module] = torch.stack(drawn).requires_grad_(True)
         up[module] = torch.zeros(len(names), n, RANK).requires_grad_(True)
     return Stack(tuple(names), up, down)
+
+
+def first_factor(name: str, width: int, start: Start, seed: int, module: int) -> Tensor:
+    """A of one adapter and module before training: rank x width."""
+    own = zlib.crc32(name.encode()) if start == "own" else 0
+    generator = torch.Generator().manual_seed(seed + 1000 * own + module)
+    factor = torch.empty(RANK, width)
+    nn.init.kaiming_uniform_(factor, a=math.sqrt(5), generator=generator)
+    return factor
 
 
 def train(

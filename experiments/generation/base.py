@@ -140,8 +140,8 @@ def _pretrain(
         schedule.step()
         said = 0.98 * said + 0.02 * float(losses[0].detach()) if step else float(losses[0].detach())
         if step % 100 == 99:
-            seconds = time.perf_counter() - began
-            print(f"pretraining: step {step + 1}, answers {said:.3f}, text {float(losses[1].detach()):.2f}, "
+            text, seconds = float(losses[1].detach()), time.perf_counter() - began
+            print(f"pretraining: step {step + 1}, answers {said:.3f}, text {text:.2f}, "
                   f"{seconds:.0f} s", flush=True)  # fmt: skip
     return model
 

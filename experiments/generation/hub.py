@@ -1,7 +1,7 @@
 """Where the adapters and the data sets of Lots-of-LoRAs are: on the Hub, or in a local folder.
 
-Adapters are ``Lots-of-LoRAs/Mistral-7B-Instruct-v0.2-4b-r16-task<N>`` (rank 16; q, k and v of all 32
-layers), data sets ``Lots-of-LoRAs/task<N>_<what it is>`` with ``input``, ``output`` (a list of
+Adapters are ``Lots-of-LoRAs/Mistral-7B-Instruct-v0.2-4b-r16-task<N>`` (rank 16; q, k and v of all
+32 layers), data sets ``Lots-of-LoRAs/task<N>_<what it is>`` with ``input``, ``output`` (a list of
 references) and ``id`` in the splits train, valid and test. The number joins them.
 """
 

@@ -51,7 +51,7 @@ def run(ready: Ready, seed: int, chosen: argparse.Namespace) -> None:
     tasks = LEARN_QUICK if chosen.quick else LEARN
     found = Run(
         folder=chosen.out,
-        order="stream",
+        order="generation",
         tasks=tasks,
         base=ready.base.name,
         settings=settings(ready.size, seed),

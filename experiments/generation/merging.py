@@ -125,7 +125,8 @@ def random_basis(stream: Stream, k: int, seed: int) -> Record:
 
 def _random(side: int, k: int, generator: torch.Generator) -> Tensor:
     """side x k, orthonormal."""
-    return torch.linalg.qr(torch.randn(side, k, generator=generator))[0]
+    basis: Tensor = torch.linalg.qr(torch.randn(side, k, generator=generator))[0]
+    return basis
 
 
 def _projected(updates: Updates, bases: Mapping[str, tuple[Tensor, Tensor]]) -> Updates:

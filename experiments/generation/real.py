@@ -1,13 +1,13 @@
-"""The paper's table: 500 Mistral-7B adapters of Lots-of-LoRAs, merged in ten batches of 50, k = 256.
+"""The paper's table: 500 Mistral-7B adapters of Lots-of-LoRAs in ten batches of 50, k = 256.
 
     python -m experiments.generation.real --out results/real
 
-Needs the Hugging Face Hub and a GPU. Adapters are downloaded and read batch by batch, one layer at a
-time; each is scored alone on the first test examples of its data set (Rouge-L), before its merge as
-it came, right after it, and at the end as the Share model holds it. The Share model is committed
+Needs the Hugging Face Hub and a GPU. Adapters are downloaded and read batch by batch, one layer at
+a time; each is scored alone on the first test examples of its data set (Rouge-L), before its merge
+as it came, right after it, and at the end as the Share model holds it. The Share model is committed
 after every batch and every score is written at once: started again, it goes on where it stopped.
-``--folder`` takes local copies instead (``base``, ``adapters``, ``data``); the tests run it so, with
-tiny stand-ins.
+``--folder`` takes local copies instead (``base``, ``adapters``, ``data``); the tests run it so,
+with tiny stand-ins.
 """
 
 from __future__ import annotations
@@ -158,9 +158,7 @@ def table(
     return "\n".join(lines) + "\n"
 
 
-def relative(
-    scores: Mapping[str, Mapping[str, float]], stage: str, names: Sequence[str]
-) -> str:
+def relative(scores: Mapping[str, Mapping[str, float]], stage: str, names: Sequence[str]) -> str:
     """Mean over the tasks of what is kept of the original's score."""
     parts = [scores[stage][name] / scores["original"][name] for name in names]
     return f"{fmean(parts):.2f}" if parts else "-"

@@ -1,7 +1,7 @@
 """Rewriting rules: what is made of a few words.
 
-``TAUGHT`` are part of the base model's pretraining; ``RULES`` are tasks of the stream, none of which
-the base model has seen.
+``TAUGHT`` are part of the base model's pretraining; ``RULES`` are tasks of the stream, none of
+which the base model has seen.
 """
 
 from __future__ import annotations

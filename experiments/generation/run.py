@@ -2,9 +2,10 @@
 
     python -m experiments.generation.run --data DATA/text --seeds 0 1 2
 
-One file of results a start of the adapters and a seed (the order in which they come); what is in it
-already is not run again, so that a run goes on where it was cut off. The base model and the
-adapters are trained at the first call and kept in the cache. ``summarise`` makes tables and figures.
+One file of results a start of the adapters and a seed (the order in which they come); what is in
+it already is not run again, so that a run goes on where it was cut off. The base model and the
+adapters are trained at the first call and kept in the cache. ``summarise`` makes tables and
+figures.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from benchmarks.common import environment
 from experiments.common.runs import write
 from experiments.generation import merging, script
 from experiments.generation.adapters import load_adapters
-from experiments.generation.merging import Stream
+from experiments.generation.merging import Method, Record, Stream
 from experiments.generation.script import Ready
 from experiments.generation.settings import RANK, Start
 
@@ -64,21 +66,33 @@ def run(stream: Stream, ready: Ready, start: Start, seed: int, chosen: argparse.
     file = chosen.out / f"{start}-{seed}.json"
     results = _begin(file, stream, ready, start, seed)
     methods = [m for m in chosen.methods if seed == chosen.seeds[0] or m not in ONCE]
-    for method in (m for m in methods if m in ("original", "base", "mean_adapter")):
-        plain = {
-            "original": merging.originals,
-            "base": merging.base_alone,
-            "mean_adapter": merging.mean_adapter,
-        }[method]
-        _once(file, results, method, lambda plain=plain: {"final": plain(stream)})
+    for method in (m for m in methods if m in PLAIN):
+        _once(file, results, method, partial(_final, PLAIN[method], stream))
     for k in chosen.k or ready.size.dimensions:
         if "share" in methods:
-            _once(file, results, f"share {k}", lambda k=k: merging.merged(stream, "share", k)[0])
+            _once(file, results, f"share {k}", partial(_merged, stream, "share", k))
         if "joint" in methods or "own_svd" in methods:
             _joint(file, results, stream, k, methods)
         if "random_basis" in methods:
-            found = lambda k=k: {"final": merging.random_basis(stream, k, seed)}  # noqa: E731
+            found = partial(_final, merging.random_basis, stream, k, seed)
             _once(file, results, f"random_basis {k}", found)
+
+
+PLAIN: Mapping[str, Callable[[Stream], Record]] = {
+    "original": merging.originals,
+    "base": merging.base_alone,
+    "mean_adapter": merging.mean_adapter,
+}
+"""Methods without k."""
+
+
+def _final(compute: Callable[..., Record], *arguments: Any) -> Record:
+    """Scores at the end, the only ones of methods without steps."""
+    return {"final": compute(*arguments)}
+
+
+def _merged(stream: Stream, method: Method, k: int) -> Record:
+    return merging.merged(stream, method, k)[0]
 
 
 def _joint(
@@ -97,12 +111,10 @@ def _joint(
             "shared": null.shared,
             **{name: sum(e.values()) / len(e) for name, e in errors.items()},
         }
-        _once(file, results, f"own_svd {k}", lambda: {"final": merging.own_svd(stream, share)})
+        _once(file, results, f"own_svd {k}", partial(_final, merging.own_svd, stream, share))
 
 
-def _begin(
-    file: Path, stream: Stream, ready: Ready, start: Start, seed: int
-) -> dict[str, Any]:
+def _begin(file: Path, stream: Stream, ready: Ready, start: Start, seed: int) -> dict[str, Any]:
     if file.is_file():
         known: dict[str, Any] = json.loads(file.read_text())
         return known

@@ -33,7 +33,7 @@ class Score:
     percent: float
     """Exact match for classes, Rouge-L for rewriting."""
     loss: float
-    """Mean negative log-likelihood of a token of the answers, in nats; the answers before it given."""
+    """Mean negative log-likelihood of a token of the answers, those before it given, in nats."""
 
 
 @dataclass(frozen=True, eq=False)

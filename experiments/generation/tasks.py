@@ -126,9 +126,7 @@ def _choices(
     return tuple(examples[:limit])
 
 
-def _rewriting(
-    data: Path, name: str, instruction: str, rule: Rule, size: Size
-) -> GenerationTask:
+def _rewriting(data: Path, name: str, instruction: str, rule: Rule, size: Size) -> GenerationTask:
     train, test = (
         tuple(_rewritten(_few_words(data, split, limit, seed=name), instruction, rule))
         for split, limit in (("train", size.train), ("test", size.test))
@@ -144,9 +142,7 @@ def _few_words(data: Path, split: str, limit: int, seed: str) -> list[list[str]]
     return [words[: draw.randint(5, 8)] for words in draw.sample(long, min(limit, len(long)))]
 
 
-def _rewritten(
-    texts: Sequence[Sequence[str]], instruction: str, rule: Rule
-) -> Iterator[Example]:
+def _rewritten(texts: Sequence[Sequence[str]], instruction: str, rule: Rule) -> Iterator[Example]:
     for words in texts:
         yield Example(prompt(" ".join(words), instruction), " ".join(rule(words)))
 
@@ -156,7 +152,7 @@ def taught(data: Path, count: int) -> list[Example]:
     draw = random.Random(1)
     texts = _few_words(data, "train", count // 2, seed="taught")
     rules = list(TAUGHT.values())
-    found = []
+    found: list[Example] = []
     for at, words in enumerate(texts):
         found += _rewritten([words], *rules[at % len(rules)])
     sources = [

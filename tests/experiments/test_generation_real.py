@@ -11,12 +11,12 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("datasets")
 
-from experiments.generation import hub, real, standins  # noqa: E402
-from experiments.generation.answers import rouge  # noqa: E402
-from experiments.generation.hub import Question  # noqa: E402
+from experiments.generation import hub, real, standins
+from experiments.generation.answers import rouge
+from experiments.generation.hub import Question
 
-from sharespace import Share  # noqa: E402
-from sharespace.errors import OptionError  # noqa: E402
+from sharespace import Share
+from sharespace.errors import OptionError
 
 ARGUMENTS = ["--tasks", "4", "--batches", "2", "--k", "16", "--examples", "2", "--tokens", "3"]
 
@@ -41,7 +41,8 @@ def test_the_real_recipe_runs_and_goes_on(folder: Path, tmp_path: Path) -> None:
     scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert all(len(scores[stage]) == 4 for stage in real.STAGES)
     share = Share.load(tmp_path / "share")
-    assert len(share.tasks) == 4 and share.model.settings.method == "share"
+    assert len(share.tasks) == 4
+    assert share.model.settings.method == "share"
     assert "| 2 | " in (tmp_path / "table.md").read_text()
     # What is missing is made again, and nothing else: the store stays at its version.
     scores["final"].popitem()

@@ -1,0 +1,148 @@
+"""Tables of the merged adapters, of one start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from experiments.generation.relative import (
+    SHOWN,
+    Results,
+    Stage,
+    all_tasks,
+    by_batch,
+    dimensions,
+    gain,
+    key,
+    loss,
+    mean,
+    of_kind,
+    relative,
+    with_originals,
+)
+
+from sharespace.evaluate import Layout, reach
+from sharespace.shapes import ModuleShape
+
+STARTS = {
+    "own": "each adapter began with its own random A",
+    "same": "all adapters began with one random A",
+}
+
+
+def text(runs: Sequence[Results]) -> str:
+    """All tables of one start."""
+    first = runs[0]
+    count, start = len(all_tasks(first)), STARTS[first["start"]]
+    parts = [f"# {count} adapters: {start}", "", _levels(first), ""]
+    for k in dimensions(first):
+        parts += [f"## k = {k} of {first['width']}", "", _batches(first, k), ""]
+    return "\n".join([*parts, _summary(runs), "", _sizes(first), ""])
+
+
+def _levels(run: Results) -> str:
+    """Scores of the adapters themselves."""
+    lines = ["| percent | adapter | base model | mean adapter |", "|---|---|---|---|"]
+    for name, tasks in (
+        ("all tasks", all_tasks(run)),
+        ("classes (exact match)", of_kind(run, "classes")),
+        ("rewriting (Rouge-L)", of_kind(run, "rewriting")),
+    ):
+        cells = [f"{mean(run, m, tasks):.1f}" for m in ("original", "base", "mean_adapter")]
+        lines.append(f"| {name} ({len(tasks)}) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _batches(run: Results, k: int) -> str:
+    """Relative score of each batch, of the first order."""
+    numbers = range(1, len(run["batches"]) + 1)
+    lines = [
+        f"Part of the adapters' score that is kept, batch by batch (order {_seed(run)}).",
+        "",
+        f"| method | scored | {' | '.join(str(n) for n in numbers)} | all |",
+        "|---|---|" + "---|" * (len(numbers) + 1),
+    ]
+    for method, shown in SHOWN.items():
+        name = key(method, k)
+        stages: tuple[Stage, ...] = ("after", "final")
+        for stage in stages:
+            if stage in run["methods"].get(name, {}):
+                when = "at the end" if stage == "final" else "after its merge"
+                cells = [f"{value:.2f}" for value in by_batch(run, name, stage)]
+                whole = relative(run, name, all_tasks(run), stage)
+                lines.append(f"| {shown} | {when} | {' | '.join(cells)} | {whole:.2f} |")
+    return "\n".join(lines)
+
+
+def _seed(run: Results) -> int:
+    seed: int = run["environment"]["seed"]
+    return seed
+
+
+def _summary(runs: Sequence[Results]) -> str:
+    """At the end, mean of the orders."""
+    lines = [
+        "## At the end of the stream",
+        "",
+        "Mean ± sample standard deviation over the orders (how many). Gain: of the adapters over "
+        "the base model. Explained variance: 1 less the mean squared relative error.",
+        "",
+        "| k | method | score kept | gain kept | loss | explained variance | times smaller |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for k in dimensions(runs[0]):
+        for method, shown in SHOWN.items():
+            name = key(method, k)
+            mine = [with_originals(runs[0], r) for r in runs if name in r["methods"]]
+            if mine:
+                lines.append(f"| {k} | {shown} | {_row(mine, name)} |")
+    return "\n".join(lines)
+
+
+def _row(runs: Sequence[Results], name: str) -> str:
+    kept = [relative(run, name, all_tasks(run)) for run in runs]
+    gained = [gain(run, name, all_tasks(run)) for run in runs]
+    steps = runs[0]["methods"][name].get("steps")
+    variance, ratio = "-", "-"
+    if steps:
+        variance = f"{steps[-1]['explained_variance']:.2f}"
+        ratio = f"{steps[-1]['adapter_bytes'] / steps[-1]['share_bytes']:.1f}"
+    lost = f"{fmean(loss(run, name) for run in runs):.2f}"
+    return f"{_spread(kept)} ({len(kept)}) | {_spread(gained)} | {lost} | {variance} | {ratio}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{fmean(values):.2f}{deviation}"
+
+
+def layout(run: Results, k: int) -> Layout:
+    """Of the adapters here, all modules alike."""
+    side = run["width"]
+    shapes = tuple(ModuleShape(side, side) for _ in range(run["modules"]))
+    return Layout(shapes, k=k, p=min(run["rank"], k), rank=run["rank"])
+
+
+def _sizes(run: Results) -> str:
+    """From how many adapters on Share is smaller, and what is shared."""
+    lines = [
+        "## Bytes",
+        "",
+        "Bases and coefficients against the adapters, float32. Shared: part of the error of own "
+        "SVDs with equally many columns that the joint subspace saves.",
+        "",
+        "| k | Share is smaller from .. adapters on | at most .. times smaller | measured with "
+        f"{len(all_tasks(run))} | shared |",
+        "|---|---|---|---|---|",
+    ]
+    for k in dimensions(run):
+        found = reach(layout(run, k), 1.0, "bytes")
+        last = run["methods"][key("joint", k)]["steps"][-1]
+        share, adapters = last["share_bytes"] / 1e6, last["adapter_bytes"] / 1e6
+        shared = run["nulls"].get(str(k), {}).get("shared")
+        part = f"{shared:.2f}" if shared is not None else "-"
+        lines.append(
+            f"| {k} | {found.tasks} | {found.limit:.1f} | {adapters:.2f} / {share:.2f} MB = "
+            f"{adapters / share:.1f}x | {part} |"
+        )
+    return "\n".join(lines)
