@@ -1,0 +1,1 @@
+"""3D object pose: a category a task, one after the other, also under occlusion."""

@@ -1,0 +1,166 @@
+"""The experiment in one picture: views with their poses, accuracy by occlusion, retention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from experiments.common.figures import aligned, matrix_of
+from experiments.common.tables import Results, mean_of
+from experiments.pose import meshes, occlusion
+from experiments.pose.render import DISTANCE, Scene, render
+from experiments.pose.rotations import rotation
+from experiments.pose.settings import Size
+from experiments.pose.tables import METHODS, TESTS, means
+from experiments.pose.views import draw_split
+from sharespace.extras import require
+
+VIEW = 1
+"""Which test view of each category is shown: the same for all, so none is picked."""
+_AXES = {"#e41a1c": (0, -1, 0), "#1b9e3a": (1, 0, 0), "#2060e0": (0, 0, 1)}
+"""Colour -> front, side and up of the object."""
+_LINES = {"head_only": "#8a8a8a", "per_task_lora": "#d95f02", "share_strict": "#1f5fbf"}
+
+
+def draw(
+    runs: Sequence[Results],
+    scored: Sequence[Mapping[str, Any]],
+    folder: Path,
+    size: Size,
+    path: Path,
+) -> None:
+    """Write the picture.
+
+    Args:
+        runs: results files of ``run``.
+        scored: results files of ``occluded``; the poses are those of the first.
+        folder: of the meshes: the views are rendered again.
+        size: of the views.
+        path: where to.
+
+    Raises:
+        OptionError: a mesh is missing.
+        MissingExtraError: matplotlib, trimesh or embreex is not installed.
+    """
+    figure = require("matplotlib.figure", "report").Figure(
+        figsize=(15, 13.5), dpi=110, layout="constrained"
+    )
+    above, below = figure.subfigures(2, 1, height_ratios=(8.4, 5))
+    names = list(scored[0]["scores"])
+    _views(above, names, scored[0]["scores"], folder, size)
+    left, middle, right = below.subplots(1, 3)
+    _by_occlusion(left, scored, "acc_pi_6", "Views with an error below 30 degrees (Acc at pi/6)")
+    _by_occlusion(middle, scored, "median", "Median error of the rotation")
+    _retention(right, runs)
+    figure.savefig(path)
+
+
+def _views(
+    figure: Any, names: Sequence[str], scores: Mapping[str, Any], folder: Path, size: Size
+) -> None:
+    grid = figure.subplots(len(TESTS), len(names), squeeze=False)
+    for column, name in enumerate(names):
+        scene = draw_split(name, size.train, size.test, size.limits).test[VIEW]
+        images = _images(meshes.load(folder, name), scene, size.pixels)
+        for row, test in enumerate(TESTS):
+            axes = grid[row][column]
+            found = scores[name]["share_strict"][test]
+            _pose(axes, images[test], scene, found["predicted"][VIEW])
+            axes.set_xlabel(f"error {found['errors'][VIEW]:.0f}°", fontsize=10)
+            if not row:
+                axes.set_title(name, fontsize=12)
+            if not column:
+                axes.set_ylabel(TESTS[test], fontsize=11)
+    figure.suptitle(
+        "What one Share model says after the whole stream: thick pale axes are the true pose, thin "
+        "ones the answer\n(red: the object's front, green: its side, blue: up; one test view of "
+        "each category, the same one under more and more patches)",
+        fontsize=13,
+    )
+
+
+def _images(mesh: Any, scene: Scene, pixels: int) -> dict[str, NDArray[np.uint8]]:
+    """The view as each of the test sets has it."""
+    image, mask = render(mesh, scene, pixels)
+    covered = {t: occlusion.occlude(image, mask, p, VIEW)[0] for t, p in occlusion.LEVELS.items()}
+    return {"clean": image, **covered}
+
+
+def _pose(axes: Any, image: NDArray[np.uint8], scene: Scene, predicted: Sequence[float]) -> None:
+    pixels = len(image)
+    axes.imshow(image, interpolation="bilinear")
+    axes.set(xticks=[], yticks=[], xlim=(0, pixels), ylim=(pixels, 0))
+    true = (scene.azimuth, scene.elevation, scene.theta)
+    for angles, width, opacity in ((true, 6.5, 0.45), (predicted, 2.0, 1.0)):
+        turn = rotation(torch.tensor(angles, dtype=torch.float64)).numpy()
+        for colour, axis in _AXES.items():
+            points = np.stack([np.zeros(3), np.asarray(axis, dtype=float)])
+            across, down = project(points, turn, scene, pixels)
+            if width > 4:
+                axes.plot(across, down, color="white", linewidth=width + 1.5, alpha=opacity)
+            axes.plot(
+                across, down, color=colour, linewidth=width, alpha=opacity, solid_capstyle="round"
+            )
+
+
+def project(
+    points: NDArray[np.float64], turn: NDArray[np.float64], scene: Scene, pixels: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where points of the object, [points, 3], are in the image: pixels across and down."""
+    seen = points @ turn.T
+    focal = scene.scale * np.sqrt(DISTANCE**2 - 1)
+    depth = DISTANCE - seen[:, 2]
+    across = focal * seen[:, 0] / depth + scene.shift[0]
+    down = -focal * seen[:, 1] / depth + scene.shift[1]
+    return (across + 1) / 2 * pixels, (down + 1) / 2 * pixels
+
+
+def _by_occlusion(axes: Any, scored: Sequence[Mapping[str, Any]], measure: str, title: str) -> None:
+    places = np.arange(len(TESTS))
+    for method, name in METHODS.items():
+        values = [means(scored, method, test, measure) for test in TESTS]
+        middle = [fmean(v) for v in values]
+        axes.plot(places, middle, color=_LINES[method], marker="o", linewidth=2, label=name)
+        low, high = [min(v) for v in values], [max(v) for v in values]
+        axes.fill_between(places, low, high, color=_LINES[method], alpha=0.15)
+    axes.set_xticks(places, ["none", "20-40 %", "40-60 %", "60-80 %"])
+    axes.set(xlabel="part of the object that patches hide", ylim=(0, None))
+    axes.set_ylabel("percent of the test views" if measure.startswith("acc") else "degrees")
+    axes.set_title(title, fontsize=12)
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+
+
+def _retention(axes: Any, runs: Sequence[Results]) -> None:
+    """Mean over the categories known so far, step by step."""
+    tasks = runs[0]["tasks"]
+    places = np.arange(1, len(tasks) + 1)
+    for method, label, colour in (
+        ("share_strict", "Share", _LINES["share_strict"]),
+        ("sequential_lora", "one LoRA, trained on and on", "#7b3294"),
+    ):
+        known = [aligned(matrix_of(r, method), len(tasks)) for r in runs if method in r["methods"]]
+        if known:
+            values = [_mean([steps[i] for steps in known]) for i in range(len(tasks))]
+            axes.plot(places, values, color=colour, marker="o", linewidth=2, label=label)
+    for method, style in (("per_task_lora", "--"), ("head_only", ":")):
+        level = fmean(mean_of(run, method) for run in runs)
+        label = f"{METHODS[method]}, all categories"
+        axes.axhline(level, color=_LINES[method], linestyle=style, label=label)
+    axes.set(xlabel="categories learned so far", ylim=(0, None))
+    axes.set_ylabel("Acc at pi/6, mean over these, percent")
+    axes.set_title("Categories learned earlier, as more are learned", fontsize=12)
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(alpha=0.3)
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Of those that are there; nan breaks the line."""
+    found = [v for v in values if v is not None]
+    return fmean(found) if found else float("nan")

@@ -1,0 +1,122 @@
+"""Tiny stand-ins for Pascal3D+, OccludedPASCAL3D+ and a ViT: the same folders, files and fields.
+
+    python -m experiments.pose.standins FOLDER
+
+The annotations are MATLAB files with a ``record``, the images grey squares on noise, the ViT has
+random weights. Scores on them mean nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from experiments.pose.pascal3d import LEVELS
+from sharespace.extras import require
+from sharespace.learn.quiet import quiet, seeded
+
+SPLITS = {"train": 8, "val": 4}
+WIDTH, HEIGHT = 60, 40
+BOX = (10, 8, 44, 33)
+"""Left, top, right, bottom."""
+
+
+def make(folder: Path, categories: Sequence[str]) -> None:
+    """``PASCAL3D+_release1.1``, ``OccludedPASCAL3D`` and ``base``."""
+    with quiet():
+        make_base(folder / "base")
+    for number, category in enumerate(categories):
+        draw = np.random.default_rng(number)
+        for split, count in SPLITS.items():
+            names = [f"n0{number}_{split}_{at}" for at in range(count)]
+            listed = folder / "PASCAL3D+_release1.1" / "Image_sets"
+            listed.mkdir(parents=True, exist_ok=True)
+            (listed / f"{category}_imagenet_{split}.txt").write_text("\n".join(names) + "\n")
+            for name in names:
+                _write_image(folder, category, name, split == "val", draw)
+
+
+def make_base(folder: Path) -> None:
+    """A ViT of two layers and its image processor."""
+    transformers = require("transformers", "train")
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+    )
+    with seeded(0):
+        transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def _write_image(
+    folder: Path, category: str, name: str, tested: bool, draw: np.random.Generator
+) -> None:
+    root, kind = folder / "PASCAL3D+_release1.1", f"{category}_imagenet"
+    pixels = draw.integers(0, 256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)
+    left, top, right, bottom = BOX
+    pixels[top:bottom, left:right] = draw.integers(100, 200)
+    _save(root / "Images" / kind / f"{name}.JPEG", pixels)
+    angles = draw.uniform((0, -20, -15), (360, 60, 15))
+    write_annotation(root / "Annotations" / kind / f"{name}.mat", f"{name}.JPEG", [angles])
+    if tested:
+        for number, level in enumerate(LEVELS.values()):
+            _write_occluded(folder, f"{category}{level}", name, pixels, 0.3 + 0.2 * number)
+
+
+def write_annotation(file: Path, image: str, objects: Sequence[Any], distance: float = 5.0) -> None:
+    """A ``.mat`` file with an object for each azimuth, elevation and theta in degrees."""
+    found: Any = np.empty(len(objects), dtype=object)
+    for at, (azimuth, elevation, theta) in enumerate(objects):
+        view = {
+            "azimuth_coarse": 0.0,
+            "elevation_coarse": 0.0,
+            "azimuth": float(azimuth),
+            "elevation": float(elevation),
+            "distance": float(distance),
+            "focal": 1.0,
+            "px": WIDTH / 2,
+            "py": HEIGHT / 2,
+            "theta": float(theta),
+            "viewport": 3000.0,
+        }
+        box = np.array(BOX, dtype=float)
+        found[at] = {"class": "x", "bbox": box, "cad_index": 1, "viewpoint": view}
+    imgsize = np.array([WIDTH, HEIGHT, 3])
+    record = {"filename": image, "database": "ImageNet", "imgsize": imgsize, "objects": found}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    require("scipy.io", "train").savemat(file, {"record": record})
+
+
+def _write_occluded(folder: Path, kind: str, name: str, pixels: Any, part: float) -> None:
+    root = folder / "OccludedPASCAL3D"
+    left, top, right, bottom = BOX
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    mask[top:bottom, left:right] = 255
+    occluder = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    occluder[:, : left + round(part * (right - left))] = True
+    hidden = pixels.copy()
+    hidden[occluder] = 0
+    _save(root / "images" / kind / f"{name}.JPEG", hidden)
+    file = root / "annotations" / kind / f"{name}.npz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    boxes = np.array([[0, HEIGHT, 0, left, HEIGHT, WIDTH]])
+    box = np.array([top, bottom, left, right, HEIGHT, WIDTH])
+    np.savez(file, source=name, mask=mask, box=box, occluder_mask=occluder, occluder_box=boxes)
+
+
+def _save(file: Path, pixels: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file, quality=95)
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), sys.argv[2:] or ["car", "bus", "chair", "train"])

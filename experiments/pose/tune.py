@@ -1,0 +1,96 @@
+"""Learning rates, chosen on views that neither training nor the reported scores use.
+
+    python -m experiments.pose.tune --data DATA
+
+The last 200 training views of some categories are held out; each rate trains on the rest. Seed 0.
+The core is trained in the subspace of the own LoRAs of the categories that begin the stream; those
+that are not there yet are trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from benchmarks.common import environment
+
+from experiments.common import own as own_files
+from experiments.common.runs import write
+from experiments.common.transfer import core_curve, lora_curve, subspace
+from experiments.pose import script
+from experiments.pose.jobs import Base, make_task, make_tasks
+from experiments.pose.settings import INITIAL, ORDERS, settings
+from sharespace.baselines import Own, Settings, Workbench
+from sharespace.baselines.own import own_lora
+
+HELD_OUT = 200
+LORA = (4e-3, 8e-3, 2e-2)
+CORE = (1e-2, 3e-2, 1e-1)
+
+
+def options() -> argparse.Namespace:
+    parser = script.parser(__doc__, "tune.json")
+    parser.add_argument("--tasks", nargs="+", default=["cow", "fandisk"])
+    parser.add_argument("--lora", type=float, nargs="*", default=list(LORA), help="rates")
+    parser.add_argument("--core", type=float, nargs="*", default=list(CORE), help="rates")
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = options()
+    base = script.begin(chosen)
+    own = begun(base, chosen) if chosen.core else []
+    found = {task: rates(base, task, own, chosen) for task in chosen.tasks}
+    record = {"environment": environment(0), "held_out": held_out(chosen), "acc_pi_6": found}
+    write(chosen.out, record)
+
+
+def held_out(chosen: argparse.Namespace) -> int:
+    return 8 if chosen.quick else HELD_OUT
+
+
+def begun(base: Base, chosen: argparse.Namespace) -> list[Own]:
+    """Own LoRAs of the categories that begin the first stream."""
+    size = script.size_of(chosen)
+    folder = script.own_folder(chosen.cache, size, 0)
+    first = next(iter(ORDERS.values()))[:INITIAL]
+    jobs = [task.job() for task in make_tasks(base, first, size, 0)]
+    bench = Workbench(jobs, settings(size, 0), own_files.load(folder))
+    found = [own_lora(bench, name) for name in bench.tasks]
+    own_files.save(folder, bench.own)
+    return found
+
+
+def rates(
+    base: Base, task: str, own: list[Own], chosen: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Percent of the held-out views, by kind and rate."""
+    size = script.size_of(chosen)
+    job = make_task(base, task, size, 0, held_out=held_out(chosen)).job()
+    numbers = settings(size, 0)
+    found: dict[str, dict[str, float]] = {"head": {"": job.score(job.model())}}
+    found["lora"] = {
+        str(rate): lora_curve(job, _rated(numbers, rate), size.steps).scores[-1]
+        for rate in chosen.lora
+    }
+    share = subspace(job, numbers, own) if chosen.core else None
+    found["core"] = {
+        str(rate): core_curve(job, share, _rated(numbers, rate), size.steps).scores[-1]
+        for rate in chosen.core
+        if share is not None
+    }
+    print(task, found, flush=True)
+    return found
+
+
+def _rated(numbers: Settings, rate: float) -> Settings:
+    """With another rate of LoRA and core."""
+    return replace(
+        numbers,
+        lora=replace(numbers.lora, learning_rate=rate),
+        coefficients=replace(numbers.coefficients, learning_rate=rate),
+    )
+
+
+if __name__ == "__main__":
+    main()
