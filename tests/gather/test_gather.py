@@ -1,0 +1,363 @@
+"""Contributions from any version, in any order, each once; bad ones are set aside."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import law, stored_dense
+from gather.workers import ALL, BASE, SHAPES, dense_of, grow, plain, put, start, trained
+from sharespace.errors import OptionError, StoreNotFoundError
+from sharespace.gather import Basis, Contribution, Coordinates, Gathered, gather, hand_in
+from sharespace.shapes import ModuleShape, fingerprint
+from sharespace.store import checkout, history, load, prune, remove, rename, rollback, verify
+from sharespace.subspace.adapter import BaseModel
+from sharespace.subspace.state import ShareModel
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+
+
+def errors(store: Path, task: str, wanted: dict[str, torch.Tensor]) -> float:
+    """Largest relative error of a task's modules."""
+    model = load(store)
+    return max(
+        float((stored_dense(model, task, m) - w).norm() / w.norm()) for m, w in wanted.items()
+    )
+
+
+def reasons(inbox: Path) -> list[dict[str, Any]]:
+    found = (inbox / "quarantine").glob("*.json")
+    return [json.loads(path.read_bytes()) for path in sorted(found)]
+
+
+def test_contributions_of_every_version_arrive_exactly(store: Path, inbox: Path) -> None:
+    first = load(store)
+    grow(store, "more", 5)
+    second = load(store)
+    grow(store, "most", 6)
+    found = [trained(first, "old", 1), trained(second, "newer", 2, version=2), plain("lora", 7)]
+    models = {"old": first, "newer": second, "lora": first}
+    for one in found:
+        put(inbox, one)
+    assert {a.task for a in gather(store, inbox).merged} == set(models)
+    for one in found:
+        wanted = {m: dense_of(models[one.task], one, m) for m in SHAPES}
+        assert errors(store, one.task, wanted) < 2e-6
+    new = load(store).task("old")
+    assert torch.equal(new.kept["base_model.model.head.weight"], next(iter(found[0].kept.values())))
+    assert new.config == found[0].config
+    assert new.provenance.sha256 in checkout(store).manifest.contributions
+    assert new.ledger.bound < 1e-5
+    assert verify(store, all_versions=True).ok
+
+
+def test_old_tasks_stay_bit_for_bit(store: Path, inbox: Path) -> None:
+    before = {m: stored_dense(load(store), "first", m) for m in SHAPES}
+    put(inbox, trained(load(store), "new", 1))
+    gather(store, inbox)
+    assert all(torch.equal(stored_dense(load(store), "first", m), w) for m, w in before.items())
+
+
+def test_coefficients_alone_add_no_direction(store: Path, inbox: Path) -> None:
+    put(inbox, trained(load(store), "inside", 1, p=1, phi=0))
+    k = {m: layer.k for m, layer in load(store).layers.items()}
+    gather(store, inbox)
+    assert {m: layer.k for m, layer in load(store).layers.items()} == k
+
+
+def everyone(store: Path) -> tuple[list[Contribution], dict[str, ShareModel]]:
+    """Seven contributions against three versions."""
+    models = [load(store)]
+    for i in (1, 2):
+        grow(store, f"grown{i}", 40 + i)
+        models.append(load(store))
+    found = [trained(models[i % 3], f"t{i}", i, version=i % 3 + 1) for i in range(5)]
+    found += [plain("l0", 60), plain("l1", 61, rank=2)]
+    return found, {one.task: models[i % 3] for i, one in enumerate(found)}
+
+
+@law(10)
+@given(order=st.permutations(range(7)), cuts=st.sets(st.integers(1, 6)), batch=st.integers(1, 8))
+def test_order_and_batches_make_no_difference(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], cuts: set[int], batch: int
+) -> None:
+    folder = tmp_path_factory.mktemp("order")
+    store, inbox = folder / "s", folder / "inbox"
+    start(store)
+    found, models = everyone(store)
+    for at, index in enumerate(order, 1):
+        put(inbox, found[index])
+        if at in cuts:
+            gather(store, inbox, batch=batch)
+    gather(store, inbox, batch=batch)
+    assert set(load(store).tasks) == {"first", "grown1", "grown2", *models}
+    for one in found:
+        wanted = {m: dense_of(models[one.task], one, m) for m in SHAPES}
+        assert errors(store, one.task, wanted) < 1e-5
+
+
+def test_the_inbox_is_tidy_afterwards(store: Path, inbox: Path) -> None:
+    name = put(inbox, plain("a", 1))
+    (inbox / "README.txt").write_text("not for us")
+    (inbox / ".tmp-123.safetensors").write_bytes(b"being written")
+    (inbox / "folder.safetensors").mkdir()
+    gather(store, inbox)
+    assert files(inbox) == [".tmp-123.safetensors", "README.txt"]
+    assert files(inbox / "merged") == [name]
+    assert not (inbox / "quarantine").exists()
+
+
+def test_the_same_file_again_is_merged_once(store: Path, inbox: Path) -> None:
+    name = put(inbox, plain("a", 1))
+    gather(store, inbox)
+    for how in (lambda: rename(store, "a", "b"), lambda: remove(store, ["b"])):
+        how()
+        put(inbox, plain("a", 1))
+        found = gather(store, inbox)
+        assert not found.merged
+        assert found.repeated == (name[13:77],)
+        assert not files(inbox)
+    assert set(load(store).tasks) == {"first"}
+    prune(store, keep=1)
+    put(inbox, plain("a", 1))
+    assert gather(store, inbox).repeated
+
+
+def test_what_was_rolled_back_can_come_again(store: Path, inbox: Path) -> None:
+    put(inbox, plain("a", 1))
+    gather(store, inbox)
+    rollback(store, 1)
+    put(inbox, plain("a", 1))
+    assert [a.task for a in gather(store, inbox).merged] == ["a"]
+
+
+def test_two_names_of_one_file(store: Path, inbox: Path) -> None:
+    name = put(inbox, plain("a", 1))
+    (inbox / "copy.safetensors").write_bytes((inbox / name).read_bytes())
+    assert len(gather(store, inbox).merged) == 1
+    assert files(inbox / "merged") == [name]
+    assert not files(inbox)
+
+
+def test_batches_and_their_reports(store: Path, inbox: Path) -> None:
+    for i in range(5):
+        put(inbox, plain(f"t{i}", i))
+    seen: list[Gathered] = []
+    found = gather(store, inbox, batch=2, observe=seen.append)
+    assert [len(s.merged) for s in seen] == [2, 2, 1]
+    assert (found.version, len(found.merged)) == (4, 5)
+    assert [v.operation.verb for v in history(store)] == ["init", "gather", "gather", "gather"]
+
+
+def wrong_shape() -> Contribution:
+    found = plain("shape", 3)
+    return replace(found, updates={"q": found.updates["v"]}, fingerprint=None)
+
+
+def wrong_rows(model: ShareModel) -> Contribution:
+    found = trained(model, "rows", 3)
+    q = found.updates["q"]
+    assert isinstance(q, Coordinates)
+    return replace(found, updates={"q": replace(q, left=q.left[1:])})
+
+
+def unknown_module(model: ShareModel) -> Contribution:
+    found = trained(model, "module", 3)
+    return replace(found, updates={"x": found.updates["q"]})
+
+
+def bad_ones(model: ShareModel) -> dict[str, tuple[Contribution, str]]:
+    good = trained(model, "good", 9)
+    return {
+        "base": (plain("base", 3, base=BaseModel("other/base")), "other/base"),
+        "shape": (wrong_shape(), "belong to different base models"),
+        "rows": (wrong_rows(model), "rows of coefficients"),
+        "module": (unknown_module(model), "no such module"),
+        "fingerprint": (replace(good, task="fingerprint", fingerprint="0" * 64), "fingerprint"),
+        "plain fingerprint": (replace(plain("p", 3), fingerprint="0" * 64), "fingerprint"),
+        "version": (replace(good, task="v", basis=Basis("0" * 64, 9)), "does not have yet"),
+        "basis": (replace(good, task="b", basis=Basis("0" * 64, 1)), "no version of this store"),
+        "no version": (replace(good, task="n", basis=Basis("0" * 64, None)), "has the bases"),
+        "clash": (plain("first", 3), "name already"),
+    }
+
+
+@pytest.mark.parametrize("kind", range(10))
+def test_a_bad_one_is_set_aside_and_stops_nothing(store: Path, inbox: Path, kind: int) -> None:
+    name, (bad, reason) = list(bad_ones(load(store)).items())[kind]
+    file = put(inbox, bad)
+    put(inbox, plain("good", 1))
+    found = gather(store, inbox)
+    assert [a.task for a in found.merged] == ["good"], name
+    assert [r.file for r in found.refused] == [file]
+    assert files(inbox / "quarantine") == [file, f"{file}.json"]
+    (record,) = reasons(inbox)
+    assert reason in f"{record['why']} {record['remedy']}"
+    assert record["task"] == bad.task
+    assert set(load(store).tasks) == {"first", "good"}
+    assert not gather(store, inbox).refused
+
+
+def test_files_that_are_damaged_are_set_aside(store: Path, inbox: Path) -> None:
+    name = put(inbox, plain("a", 1))
+    whole = (inbox / name).read_bytes()
+    (inbox / name).write_bytes(whole[:-3])
+    gather(store, inbox)
+    (inbox / name).write_bytes(whole[:-4])
+    (inbox / "junk.safetensors").write_bytes(b"\xff" * 30)
+    (inbox / "empty.safetensors").write_bytes(b"")
+    os.mkfifo(inbox / "pipe.safetensors")
+    put(inbox, plain("b", 2))
+    found = gather(store, inbox)
+    assert [a.task for a in found.merged] == ["b"]
+    assert len(found.refused) == 4
+    assert len(reasons(inbox)) == 5, "of each damaged file, also of two under one name"
+    assert not files(inbox)
+
+
+def test_too_large_a_file_is_not_read(
+    store: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(inbox, plain("a", 1))
+    monkeypatch.setattr("sharespace.gather.gatherer.MAX_BYTES", 100)
+    (refusal,) = gather(store, inbox).refused
+    assert "more than the 100" in refusal.why
+
+
+def test_a_link_out_of_the_inbox_gives_nothing_away(
+    store: Path, inbox: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (inbox / "x.safetensors").symlink_to(tmp_path / "secret")
+    gather(store, inbox)
+    assert (tmp_path / "secret").read_text() == "secret"
+    assert "secret" not in json.dumps([r["why"] for r in reasons(inbox)])
+
+
+def test_bases_that_were_pruned(store: Path, inbox: Path) -> None:
+    old = trained(load(store), "old", 1)
+    grow(store, "more", 5)
+    prune(store, keep=1)
+    put(inbox, old)
+    (refusal,) = gather(store, inbox).refused
+    assert "version 1, which was pruned" in refusal.why
+    assert "--plain" in refusal.remedy
+
+
+def test_a_later_version_with_the_same_bases_will_do(store: Path, inbox: Path) -> None:
+    old = trained(load(store), "old", 1)
+    put(inbox, plain("zero", 3))
+    grow(store, "more", 5)
+    rollback(store, 1)
+    prune(store, keep=1)
+    put(inbox, old)
+    assert {a.task for a in gather(store, inbox).merged} == {"old", "zero"}
+
+
+def test_after_a_remedy_it_is_tried_again(store: Path, inbox: Path) -> None:
+    name = put(inbox, plain("first", 3))
+    gather(store, inbox)
+    (inbox / "quarantine" / name).rename(inbox / name)
+    found = gather(store, inbox, on_conflict="rename")
+    assert [a.task for a in found.merged] == [f"first-{name[13:21]}"]
+
+
+def test_replace(store: Path, inbox: Path) -> None:
+    new = plain("first", 3)
+    put(inbox, new)
+    put(inbox, plain("other", 4))
+    assert len(gather(store, inbox, on_conflict="replace").merged) == 2
+    assert errors(store, "first", {m: dense_of(load(store), new, m) for m in SHAPES}) < 1e-5
+    assert set(load(store).tasks) == {"first", "other"}
+
+
+def test_two_of_one_name_in_one_batch(store: Path, inbox: Path) -> None:
+    names = sorted([put(inbox, plain("twice", 3)), put(inbox, plain("twice", 4))])
+    found = gather(store, inbox)
+    assert [a.id for a in found.merged] == [names[0][13:77]]
+    assert [r.file for r in found.refused] == [names[1]]
+    put(inbox, plain("pair", 3))
+    put(inbox, plain("pair", 4))
+    assert len(gather(store, inbox, on_conflict="rename").merged) == 2
+    assert len([t for t in load(store).tasks if t.startswith("pair")]) == 2
+
+
+def test_those_that_do_not_fit_each_other(store: Path, inbox: Path) -> None:
+    """Each alone would do; a module is new, and they disagree about its shape."""
+    for seed, n in ((1, 12), (2, 8)):
+        found = plain(f"n{n}", seed)
+        update = found.updates["q" if n == 12 else "v"]
+        shape = {"new": ModuleShape(n, 10)}
+        put(inbox, replace(found, updates={"new": update}, fingerprint=fingerprint(shape)))
+    found_all = gather(store, inbox)
+    assert (len(found_all.merged), len(found_all.refused)) == (1, 1)
+    assert verify(store).ok
+
+
+def test_a_zero_update_and_a_cap_and_a_budget(tmp_path: Path) -> None:
+    for kind in ({"cap": 3}, {"budget": 4000}, {}):
+        folder = tmp_path / str(kind)
+        folder.mkdir()
+        store, inbox = folder / "s", folder / "inbox"
+        start(store, **kind)
+        model = load(store)
+        zero = trained(model, "zero", 1)
+        q = zero.updates["q"]
+        assert isinstance(q, Coordinates)
+        nothing = replace(q, left=torch.zeros_like(q.left))
+        put(inbox, replace(zero, updates={**zero.updates, "q": nothing}))
+        put(inbox, trained(model, "new", 2))
+        assert len(gather(store, inbox).merged) == 2
+        assert verify(store).ok
+        if "cap" in kind:
+            assert all(max(layer.k) <= 3 for layer in load(store).layers.values())
+
+
+def test_a_budget_that_leaves_nothing_of_a_task(tmp_path: Path) -> None:
+    store, inbox = tmp_path / "s", tmp_path / "inbox"
+    start(store, budget=400)
+    for i in range(8):
+        put(inbox, plain(f"t{i}", i + 3))
+    found = gather(store, inbox)
+    assert {r.error for r in found.refused} <= {"OptionError"}
+    assert len(found.merged) + len(found.refused) == 8
+    assert verify(store).ok
+
+
+def test_a_contribution_does_not_rename_the_base(tmp_path: Path) -> None:
+    store, inbox = tmp_path / "s", tmp_path / "inbox"
+    start(store)
+    before = load(store).base
+    put(inbox, plain("a", 1, base=BaseModel("/somewhere/else")))
+    put(inbox, plain("b", 2, base=BaseModel(None)))
+    assert len(gather(store, inbox).merged) == 2
+    assert load(store).base == before == BASE
+
+
+def test_an_inbox_that_is_not_there_or_is_the_store(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no such folder"):
+        gather(store, tmp_path / "nothing")
+    with pytest.raises(OptionError, match="is a Share model"):
+        gather(store, store)
+    with pytest.raises(StoreNotFoundError):
+        gather(tmp_path / "nothing", tmp_path)
+    with pytest.raises(OptionError, match="batch"):
+        gather(store, tmp_path, batch=0)
+
+
+def test_hand_in_makes_the_folder(store: Path, tmp_path: Path) -> None:
+    found = hand_in(trained(load(store), "a", 1), tmp_path / "new" / "inbox")
+    assert (found.task, found.version) == ("a", 1)
+    assert files(tmp_path / "new" / "inbox") == [found.file]
+    assert (tmp_path / "new" / "inbox" / found.file).stat().st_size == found.bytes
+    assert set(ALL) == set(load(store).layers)
