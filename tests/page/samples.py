@@ -92,7 +92,6 @@ def facts(*tasks: TaskFacts, cosine: float = 0.5, **more: Any) -> Facts:
     fields: dict[str, Any] = {
         "name": "glue.share",
         "version": 2,
-        "current": 2,
         "created": "2026-01-01T00:00:00Z",
         "base": "roberta-base",
         "settings": Settings(),

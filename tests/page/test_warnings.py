@@ -52,7 +52,6 @@ CASES: list[tuple[str, Facts]] = [
     ("twins", facts(cosine=1.0)),
     ("untrained", facts(task("zero", norm=0.0))),
     ("unscored", facts(scores=scored("the data of 'rte' was gone"))),
-    ("old", facts(current=3)),
 ]
 
 
@@ -88,7 +87,7 @@ def test_just_short_of_the_cause_gives_none(found: Facts) -> None:
 
 
 def test_serious_ones_come_first() -> None:
-    found = facts(task("lossy", bound=0.5, private=1), dtype="float16", current=9)
+    found = facts(task("lossy", bound=0.5, private=1), dtype="float16")
     levels = [notice.level for notice in notices(found)]
     assert levels[0] == "serious"
     assert levels == sorted(levels, key=lambda level: level != "serious")

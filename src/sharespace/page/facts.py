@@ -113,8 +113,6 @@ class Facts:
     name: str
     """Of the store's directory."""
     version: int
-    current: int
-    """The store's newest version."""
     created: str
     base: str | None
     settings: Settings

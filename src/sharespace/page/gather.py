@@ -47,7 +47,6 @@ def gather(path: str | os.PathLike[str], version: int | None = None) -> Facts:
     return Facts(
         name=root.name,
         version=opened.version.number,
-        current=checkout(root).version.number,
         created=opened.version.created,
         base=content.base.id,
         settings=content.settings,

@@ -82,7 +82,7 @@ def _matrix(steps: Sequence[Step], tasks: Sequence[str], folder: Path) -> ScoreM
             scores=tuple(tuple(step.scores.get(t) for t in tasks) for step in steps),
             learned=tuple(learned.get(t) for t in tasks),
         )
-    except OptionError as error:
+    except (OptionError, TypeError) as error:
         raise CorruptStoreError(
             str(folder), f"its records do not fit together: {error}", "Bring them back as they were"
         ) from error

@@ -250,25 +250,11 @@ def missing_scores(facts: Facts) -> Notice | None:
     )
 
 
-def not_current(facts: Facts) -> Notice | None:
-    """An earlier version."""
-    if facts.version == facts.current:
-        return None
-    return Notice(
-        "old",
-        "note",
-        f"This is version {facts.version}, not the newest",
-        f"The store is at version {facts.current} now.",
-        "Leave out --version for the newest one.",
-    )
-
-
 _LOOKS: tuple[Callable[[Facts], Notice | None], ...] = (
     no_tasks,
     erased,
     large_bounds,
     too_large,
-    not_current,
     untrained,
     cap_reached,
     estimated,
