@@ -26,12 +26,13 @@ class Stack(nn.Module):
         return states.mean((2, 3)) if self.pooled else states
 
 
-def mobilenet(folder: Path, blocks: int) -> Base:
+def mobilenet(folder: Path, blocks: int, side: int) -> Base:
     """The backbone of the weights in a folder.
 
     Args:
         folder: see ``load_mobilenet``.
         blocks: of the 13, those that are frozen and computed once.
+        side: pixels of an image.
 
     Raises:
         OptionError, MismatchError: see ``load_mobilenet``.
@@ -47,8 +48,8 @@ def mobilenet(folder: Path, blocks: int) -> Base:
     lower = {"stem": model.conv_stem} | {str(i): x for i, x in enumerate(layers[:below])}
     upper = {str(below + i): x for i, x in enumerate(layers[below:])}
     return Base(
-        name="mobilenet-v1-0.25-128 (ImageNet)",
-        side=128,
+        name=f"mobilenet-v1-0.25 (ImageNet), {side} pixels",
+        side=side,
         lower=Stack(lower, pooled=False).eval(),
         upper=Stack(upper, pooled=True).eval(),
         targets=tuple(f"layer.{i}.convolution" for i in range(below + 1, len(layers), 2)),

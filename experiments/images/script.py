@@ -46,7 +46,7 @@ def begin(chosen: argparse.Namespace) -> tuple[Base, Size]:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     size = QUICK if chosen.quick else FULL
-    teacher = mobilenet(chosen.data / WEIGHTS, size.blocks)
+    teacher = mobilenet(chosen.data / WEIGHTS, size.blocks, size.side)
     if chosen.base == "mobilenet":
         return teacher, size
     return small_vit(teacher, chosen.data / IMAGES, size, chosen.cache), size

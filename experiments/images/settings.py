@@ -70,6 +70,8 @@ class Size:
     test: int
     steps: int
     batch_size: int
+    side: int
+    """Pixels of an image that goes into the MobileNet."""
     blocks: int
     """Of MobileNet's 13 those that are frozen and computed once."""
     layers: int
@@ -82,12 +84,13 @@ class Size:
 
 FULL = Size(
     train=1000,
-    test=400,
+    test=200,
     steps=300,
-    batch_size=16,
-    blocks=8,
+    batch_size=32,
+    side=64,
+    blocks=6,
     layers=3,
-    pretraining=1000,
+    pretraining=600,
     pretrained_on=5000,
 )
 QUICK = Size(
@@ -95,6 +98,7 @@ QUICK = Size(
     test=24,
     steps=2,
     batch_size=8,
+    side=32,
     blocks=11,
     layers=5,
     pretraining=2,
@@ -116,7 +120,7 @@ class Numbers:
 
 
 NUMBERS = {
-    "mobilenet": Numbers(p=11, phi=5, lora=4e-3, core=6e-2),
+    "mobilenet": Numbers(p=11, phi=5, lora=8e-3, core=6e-2),
     "vit": Numbers(p=10, phi=5, lora=4e-3, core=3e-2),
 }
 RANK = 8

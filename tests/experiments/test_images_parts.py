@@ -25,14 +25,14 @@ def test_both_halves_of_the_mobilenet_are_the_whole() -> None:
 
     folder = DATA / "backbones" / "mobilenet_v1_025_128"
     images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    base = mobilenet(folder, blocks=8)
+    base = mobilenet(folder, blocks=8, side=128)
     with torch.no_grad():
         wanted = load_mobilenet(folder).mobilenet_v1(images).pooler_output
         found = base.upper(base.lower(images))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert base.targets == tuple(f"layer.{i}.convolution" for i in (17, 19, 21, 23, 25))
-    assert base.digest == mobilenet(folder, blocks=8).digest
-    assert base.digest != mobilenet(folder, blocks=9).digest  # other hidden states
+    assert base.digest == mobilenet(folder, blocks=8, side=128).digest
+    assert base.digest != mobilenet(folder, blocks=9, side=128).digest  # other hidden states
 
 
 @here
