@@ -58,6 +58,7 @@ def settings(size: Size, seed: int) -> Settings:
         lora=training(4e-3),
         coefficients=training(3e-2),
         finetune=training(2e-3, steps=max(size.steps // 2, 1)),
+        held_out=0.15,
         osf=training(1e-4),
         targets=["query", "value"],
         rank=8,

@@ -11,8 +11,8 @@ import torch
 from builders import dense
 from learn.nets import Points, accuracy, adapter, logits, net, same, shared, snapshot, unchanged
 from sharespace import Share
-from sharespace.errors import MismatchError, TaskNotFoundError
-from sharespace.learn import Finetuned, Training, finetune, load_task
+from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
+from sharespace.learn import Finetuned, Setup, Training, finetune, load_task
 from sharespace.learn.adapt import adapt
 from sharespace.learn.prepare import Method
 from sharespace.subspace.adapter import Adapter
@@ -51,6 +51,28 @@ KINDS = {"factors": Factors, "core": Core, "private": Private}
 
 def trained(share: Share, *, heads: bool = True) -> Finetuned:
     return finetune(net(), share, Points(), TRAINING, task="a", heads=heads)
+
+
+def test_what_is_not_better_is_not_kept() -> None:
+    share = share_of("factors")
+    setup = Setup(evaluation=Points())
+    good = finetune(net(), share, Points(), TRAINING, task="a", keep="better", setup=setup)
+    assert good.kept
+    assert not same(good.share.task("a").coefficients, share.task("a").coefficients)
+    wild = replace(TRAINING, learning_rate=50.0)
+    bad = finetune(net(), good.share, Points(), wild, task="a", keep="better", setup=setup)
+    assert not bad.kept
+    assert bad.share is good.share
+
+
+def test_better_needs_something_to_be_judged_by() -> None:
+    share = share_of("factors")
+    with pytest.raises(OptionError, match="evaluation"):
+        finetune(net(), share, Points(), TRAINING, task="a", keep="better")
+    named = replace(TRAINING, best="accuracy")
+    setup = Setup(evaluation=Points())
+    with pytest.raises(OptionError, match="nothing measures it"):
+        finetune(net(), share, Points(), named, task="a", keep="better", setup=setup)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -60,6 +60,9 @@ class Settings:
     finetune: Training | None = None
     """Of Share-full's last step: steps and rate are these for every job. None: as
     ``coefficients``, where a job may have its own."""
+    held_out: float = 0.0
+    """Part of a task's examples that Share-full's last step sets aside; what it trains is kept only
+    where it is better on them. 0: always kept."""
     osf: Training | None = None
     """Of OSF, which trains whole weights and wants a smaller learning rate; None: as ``lora``."""
     targets: Sequence[str] | str = "all-linear"
@@ -108,6 +111,7 @@ class Settings:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("replay", "density"):
             _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "in (0, 1]")
+        _require(0 <= self.held_out < 1, "held_out", self.held_out, "in [0, 1)")
         _require(self.ties in ("ties", "ties_svd"), "ties", self.ties, "'ties' or 'ties_svd'")
 
     @property

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import torch
+from torch.utils.data import Subset
+
 from sharespace.baselines.bench import Own, Workbench
 from sharespace.baselines.outcome import Outcome, Stored
 from sharespace.baselines.own import one_step, own_lora, seconds_of, steps_of
 from sharespace.evaluate import ScoreMatrix
 from sharespace.extras import require
-from sharespace.learn import Adapted, Fit, Method, adapt, finetune, load_task
+from sharespace.learn import Adapted, Finetuned, Fit, Method, Training, adapt, finetune, load_task
 from sharespace.share import Share
 from sharespace.subspace.fidelity import sizes
 from sharespace.subspace.state import Factors, Private
@@ -39,7 +42,7 @@ def share_full(bench: Workbench) -> Outcome:
     training = bench.settings.finetune or bench.settings.coefficients
     for name, job in bench.jobs.items():
         chosen = bench.settings.training(training, job)
-        done = finetune(bench.fresh(name), share, job.data, chosen, task=name, setup=job.setup)
+        done = _finetuned(bench, share, name, chosen)
         require("sharespace.nn", "train").release(done.model)
         share = done.share
         fits.append(done.fit)
@@ -56,6 +59,19 @@ def share_full(bench: Workbench) -> Outcome:
         uses_old_data=True,
         share=share,
     )
+
+
+def _finetuned(bench: Workbench, share: Share, name: str, training: Training) -> Finetuned:
+    """One task; with examples held out, what was there before stays where it is better."""
+    job, settings = bench.job(name), bench.settings
+    held = round(settings.held_out * len(job.data)) if settings.held_out else 0
+    if not held:
+        return finetune(bench.fresh(name), share, job.data, training, task=name, setup=job.setup)
+    order = torch.randperm(len(job.data), generator=torch.Generator().manual_seed(settings.seed))
+    aside, rest = (Subset(job.data, rows.tolist()) for rows in (order[:held], order[held:]))
+    setup = replace(job.setup, evaluation=aside)
+    model = bench.fresh(name)
+    return finetune(model, share, rest, training, task=name, keep="better", setup=setup)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from sharespace.extras import require
 from sharespace.learn.adapt import released_on_failure
 from sharespace.learn.prepare import Trainable, check_base, count_trainable
-from sharespace.learn.training import Fit, Setup, Training, fit
+from sharespace.learn.training import Fit, Setup, Training, evaluated, fit
 from sharespace.share import Share
 
 
@@ -27,6 +27,8 @@ class Finetuned:
     """The ``PeftModel`` it was trained in."""
     fit: Fit
     trainable: Trainable
+    kept: bool = True
+    """False where what was there before was better (``keep="better"``): ``share`` is as it was."""
 
 
 def load_task(model: nn.Module, share: Share, task: str, *, component: str | None = None) -> Any:
@@ -57,6 +59,7 @@ def finetune(
     *,
     task: str,
     heads: bool = True,
+    keep: Literal["last", "better"] = "last",
     component: str | None = None,
     setup: Setup | None = None,
 ) -> Finetuned:
@@ -68,16 +71,23 @@ def finetune(
         data: the task's examples.
         task: its name.
         heads: train the task's heads, too; otherwise they stay as they are, bit for bit.
+        keep: ``"better"`` keeps what was trained only where ``training.best`` (the loss, unless
+            named otherwise) on ``setup.evaluation`` is better than before.
 
     Raises:
         TaskNotFoundError: there is no such task.
         MismatchError: the model is not the Share model's base.
+        OptionError: ``keep="better"`` without evaluation data.
     """
+    setup = setup or Setup()
     ours = require("sharespace.nn", "train")
     with released_on_failure(load_task(model, share, task, component=component)) as peft_model:
         _freeze(peft_model, heads)
         counted = count_trainable(peft_model)
+        before = evaluated(peft_model, training, setup) if keep == "better" else None
         result = fit(peft_model, data, training, setup)
+        if before is not None and evaluated(peft_model, training, setup) >= before:
+            return Finetuned(share, peft_model, result, counted, kept=False)
         pairs = ours.trained_coefficients(peft_model, "default", share.task(task))
         kept = ours.kept_tensors(peft_model, "default") if heads else {}
         changed = share.retrained(task, pairs, kept)

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from torch import nn
@@ -130,6 +130,24 @@ def fit(
     model.eval()
     history = tuple(dict(entry) for entry in trainer.state.log_history)
     return Fit(result.training_loss, result.metrics["train_runtime"], result.global_step, history)
+
+
+def evaluated(model: nn.Module, training: Training, setup: Setup) -> float:
+    """``training.best`` on ``setup.evaluation``, turned so that smaller is better.
+
+    Raises:
+        OptionError: there is no evaluation data, or nothing measures ``training.best``.
+    """
+    name = training.best.removeprefix("eval_")
+    if setup.evaluation is None:
+        raise OptionError("evaluation", "there is no data for it", "Give Setup(evaluation=...)")
+    smaller = training.smaller_is_better
+    with trainer_for(model, None, replace(training, patience=None), setup) as trainer:
+        found = trainer.evaluate()
+    if f"eval_{name}" not in found:
+        raise OptionError(f"best={name!r}", "nothing measures it", "Give Setup(metrics=...)")
+    value = float(found[f"eval_{name}"])
+    return value if smaller or (smaller is None and name.endswith("loss")) else -value
 
 
 @contextmanager
