@@ -72,10 +72,9 @@ def _occluded(clean: Mapping[str, Any], part: tuple[float, float], cache: Path) 
         digest.update(np.ascontiguousarray(found).tobytes())
     pairs = zip(clean["images"], clean["masks"], strict=True)
     made = (occlusion.occlude(image, mask, part, i) for i, (image, mask) in enumerate(pairs))
-    found: Array = _kept(cache, digest, lambda: {"images": np.stack([i for i, _ in made])})[
-        "images"
-    ]
-    return found
+    kept = _kept(cache, digest, lambda: {"images": np.stack([image for image, _ in made])})
+    covered: Array = kept["images"]
+    return covered
 
 
 def _channels(images: Array) -> Tensor:
