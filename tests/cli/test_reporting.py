@@ -60,6 +60,6 @@ def test_open_shows_it(
     run: Run, share: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[str] = []
-    monkeypatch.setattr("typer.launch", lambda url: shown.append(url) or 0)
+    monkeypatch.setattr("typer.launch", shown.append)
     run("report", share, "-o", tmp_path / "r.html", "--open")
     assert shown == [str(tmp_path / "r.html")]

@@ -80,7 +80,7 @@ def test_scales_put_nothing_and_unrelated_in_the_palest_step() -> None:
 
 
 def test_a_heat_map_joins_equal_neighbours_and_leaves_blanks() -> None:
-    values = [[0.0, 0.0, None, 0.95], [None, None, None, None]]
+    values: list[list[float | None]] = [[0.0, 0.0, None, 0.95], [None] * 4]
     drawn = heat_map(Heat("t", ["a", "b"], list("wxyz"), values, ERRORS), (10, 10))
     assert Page(drawn).attributes("d") == ["M0 0h2v1h-2z", "M3 0h1v1h-1z"]
     assert Page(drawn).attributes("data-values") == ["0 0 - 95% - - - -"]

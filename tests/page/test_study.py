@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.cluster import hierarchy
 
 from builders import build, frame, gauss, law, relatives, stored_dense
 from page.samples import MODULES, made
+from sharespace.extras import require
 from sharespace.page.families import classical_scaling, relations
 from sharespace.page.study import explained_variance, study
 from sharespace.subspace.state import Core, Private, ShareModel
@@ -119,6 +119,7 @@ def test_families_are_numbered_by_size_and_stand_together() -> None:
 def test_the_tree_has_scipys_distances() -> None:
     cosines = study(build(relatives(5, noise=0.2), k=6), [f"t{i}" for i in range(5)]).cosines
     above = torch.triu_indices(5, 5, 1)
+    hierarchy = require("scipy.cluster.hierarchy", "report")
     expected = hierarchy.linkage((1 - cosines[above[0], above[1]]).numpy(), "average")
     assert [j.distance for j in relations(cosines).joins] == pytest.approx(expected[:, 2].tolist())
 

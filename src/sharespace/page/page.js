@@ -30,7 +30,7 @@ for (const map of document.querySelectorAll("svg.heat")) {
   const [left, top, width, height] = map.dataset.box.split(" ").map(Number);
   const rows = JSON.parse(map.dataset.rows), columns = JSON.parse(map.dataset.columns);
   const values = map.dataset.values.split(" ");
-  map.addEventListener("pointermove", event => {
+  const tell = event => {
     const box = map.getBoundingClientRect();
     const x = (event.clientX - box.left) * map.width.baseVal.value / box.width - left;
     const y = (event.clientY - box.top) * map.height.baseVal.value / box.height - top;
@@ -38,6 +38,8 @@ for (const map of document.querySelectorAll("svg.heat")) {
     const inside = column >= 0 && row >= 0 && column < columns.length && row < rows.length;
     const value = inside ? values[row * columns.length + column] : "-";
     if (inside) said.textContent = `${rows[row]} × ${columns[column]}: ${value === "-" ? "nothing" : value}`;
-  });
+  };
+  map.addEventListener("pointermove", tell);
+  map.addEventListener("pointerdown", tell);
 }
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => d.open = true));

@@ -8,13 +8,15 @@ from statistics import fmean, median
 
 from sharespace.page.chart import Axis, Series, chart, legend
 from sharespace.page.facts import Facts, VersionFacts
-from sharespace.page.markup import Html
+from sharespace.page.markup import Html, tag
 from sharespace.page.sections.frame import figure, read, section
 from sharespace.page.table import Cell, Figure, table
 from sharespace.page.words import human, percent, some
 
 MOST_LISTED = 100
 """Versions in the table, the newest."""
+ROUNDING = 1e-4
+"""Bound below which there is nothing to draw."""
 
 
 def cost(before: VersionFacts, after: VersionFacts) -> dict[str, float]:
@@ -97,11 +99,13 @@ def _curve(facts: Facts) -> Html | str:
     if len(known) < 2:
         return ""
     bounds = {v.number: list(v.bounds.values()) for v in known}
+    top = max(max(b) for b in bounds.values())
+    if top <= ROUNDING:
+        return tag("p", f"No version cost more than rounding: the largest bound is {percent(top)}.")
     series = [
         Series("largest bound", [(n, max(b)) for n, b in bounds.items()], style=1, marks=True),
         Series("median bound", [(n, median(b)) for n, b in bounds.items()], style=0, marks=True),
     ]
-    top = max(max(b) for b in bounds.values())
     x = Axis("version", known[-1].number, lambda v: f"{v:g}", known[0].number, whole=True)
     y = Axis("bound on the relative error", top * 1.05 or 1.0, percent)
     title = f"Bounds over versions; the largest is {percent(top)}."

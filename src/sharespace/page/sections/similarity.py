@@ -117,5 +117,6 @@ def _families(facts: Facts) -> Html:
         for n, names in members.items()
     ]
     alone = sum(f is None for f in family)
-    title = f"{count(len(numbers), 'family').replace('familys', 'families')}, {alone} without"
+    title = "1 family" if len(numbers) == 1 else f"{len(numbers)} families"
+    title += f"; {count(alone, 'task')} in none" if alone else " with all tasks"
     return details(title, tag("ul", items))
