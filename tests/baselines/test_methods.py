@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -111,6 +112,14 @@ def test_one_seed_one_result_whatever_ran_before(everything: Everything) -> None
     again = run(jobs(), settings(), ["replay", "o_lora", "share_strict"])
     for name, outcome in again.items():
         assert outcome.matrix == everything.outcomes[name].matrix
+
+
+def test_share_full_keeps_what_is_better_on_examples_set_aside(everything: Everything) -> None:
+    wild = replace(settings().coefficients, learning_rate=50.0)
+    chosen = settings(finetune=wild, held_out=0.3)
+    found = run(jobs(), chosen, ["share_full"], own=everything.bench.own)["share_full"]
+    strict = everything.outcomes["share_strict"].matrix
+    assert found.matrix.last == strict.last
 
 
 def test_all_models_are_as_they_were(everything: Everything) -> None:
