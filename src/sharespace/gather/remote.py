@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sharespace.errors import MissingExtraError, SharespaceError
+from sharespace.errors import InboxError, MissingExtraError, SharespaceError
 from sharespace.extras import require
 from sharespace.gather.inbox import SUFFIX, Entry, inbox_error
 
@@ -35,6 +35,7 @@ class RemoteInbox:
             try:
                 found: list[dict[str, Any]] = self._fs.ls(self._root, detail=True)
             except FileNotFoundError:
+                self._check_bucket()
                 return []  # a prefix without objects
             entries = [(x["name"].rpartition("/")[2], x) for x in found if x["type"] == "file"]
             return sorted(
@@ -45,6 +46,12 @@ class RemoteInbox:
                 ),
                 key=lambda entry: entry.name,
             )
+
+    def _check_bucket(self) -> None:
+        """A prefix without objects is an empty inbox; a bucket that is not there is a mistake."""
+        bucket = self._root.lstrip("/").partition("/")[0]
+        if not self._fs.exists(bucket):
+            raise InboxError(self.where, f"there is no {bucket!r}", "Check the URL")
 
     def read(self, name: str) -> bytes | None:
         with _errors(self._at(name), "reading"):
@@ -79,7 +86,7 @@ def _errors(where: str, doing: str) -> Iterator[None]:
     """File systems of fsspec raise what their libraries raise, of any class."""
     try:
         yield
-    except (SharespaceError, FileNotFoundError, ImportError):
+    except (SharespaceError, ImportError):
         raise
     except Exception as error:
         raise inbox_error(where, doing, error) from error
