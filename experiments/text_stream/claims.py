@@ -21,7 +21,9 @@ def claims(runs: Sequence[Results], sizes: Path) -> list[Claim]:
         runs: results files.
         sizes: ``sizes.json``; without it sizes are left out.
     """
-    found = [_strict(runs), _forgetting(runs), _joint(runs), _full(runs)]
+    found = [_strict(runs), _forgetting(runs), _joint(runs)]
+    if any("share_full" in run["methods"] for run in runs):
+        found.append(_full(runs))
     if sizes.is_file():
         found += _sizes(json.loads(sizes.read_text()))
     return found

@@ -9,6 +9,7 @@ nothing is computed that is not in the results files.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from experiments.common.claims import write_claims
@@ -22,6 +23,7 @@ from experiments.common.tables import (
 )
 from experiments.common.transfer import transfer_table
 from experiments.text_stream.claims import claims
+from experiments.text_stream.trials import sweep_table, tune_table
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parents[1] / "docs" / "figures"
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=HERE / "results" / "runs")
     parser.add_argument("--transfer", type=Path, default=HERE / "results" / "transfer")
     parser.add_argument("--sizes", type=Path, default=HERE / "results" / "sizes.json")
+    parser.add_argument("--trials", type=Path, default=HERE / "results", help="of tune and sweep")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "tables.md")
     parser.add_argument("--figures", type=Path, default=FIGURES)
     chosen = parser.parse_args()
@@ -42,6 +45,10 @@ def main() -> None:
     sections = [main_table(runs), learned_table(runs, INITIAL), goals_table(runs, GOALS)]
     if curves:
         sections.append(transfer_table(curves))
+    for name, table in (("tune", tune_table), ("sweep", sweep_table)):
+        file = chosen.trials / f"{name}.json"
+        if file.is_file():
+            sections.append(table(json.loads(file.read_text())))
     chosen.out.write_text("\n".join(sections))
     found = claims(runs, chosen.sizes)
     write_claims(chosen.out.with_name("claims.json"), found, COMMAND)
