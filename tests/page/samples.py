@@ -84,11 +84,12 @@ def version(number: int, bounds: Mapping[str, float]) -> VersionFacts:
     )
 
 
-def facts(*tasks: TaskFacts, cosine: float = 0.5, **more: Any) -> Facts:
+def facts(*tasks: TaskFacts, cosine: float = 0.5, overlap: float = 0.5, **more: Any) -> Facts:
     """A Share model that gives no cause for a warning."""
     tasks = tasks or (task("sst2"), task("rte", place=2))
     cosines = torch.full((len(tasks), len(tasks)), cosine, dtype=torch.float64)
     cosines.fill_diagonal_(1)
+    overlaps = torch.full_like(cosines, overlap).fill_diagonal_(1)
     fields: dict[str, Any] = {
         "name": "glue.share",
         "version": 2,
@@ -100,7 +101,7 @@ def facts(*tasks: TaskFacts, cosine: float = 0.5, **more: Any) -> Facts:
         "layers": (LayerFacts("m", ModuleShape(8, 6), (2, 2), None),),
         "parts": Parts(40, 10, 5, 5, 5, 0, 100),
         "versions": (version(1, {}), version(2, {t.name: t.kept.bound for t in tasks})),
-        "study": Study(tuple(t.name for t in tasks), cosines, {"m": (0.6, 0.9)}),
+        "study": Study(tuple(t.name for t in tasks), cosines, overlaps, {"m": (0.6, 0.9)}),
         "relations": relations(cosines),
         **more,
     }

@@ -162,7 +162,7 @@ def test_figures_have_words_and_numbers_beside_them(plain: Path) -> None:
     assert len(pictures) >= 6
     assert found.tags("title") >= len(pictures) + 1
     heat = [attrs for attrs in pictures if attrs.get("class") == "heat"]
-    assert len(heat) == 2
+    assert len(heat) == 3
     for one in heat:
         rows, columns = (json.loads(one[f"data-{x}"] or "") for x in ("rows", "columns"))
         assert len((one["data-values"] or "").split(" ")) == len(rows) * len(columns)

@@ -29,12 +29,23 @@ def dense_cosine(model: ShareModel, one: str, two: str) -> float:
     return sum(found) / len(found)
 
 
+def dense_overlap(model: ShareModel, one: str, two: str) -> float:
+    found = []
+    for module in model.tasks[one].coefficients:
+        a, b = (stored_dense(model, n, module) for n in (one, two))
+        for x, y in ((a @ a.mT, b @ b.mT), (a.mT @ a, b.mT @ b)):
+            found.append(float((x * y).sum() / (x.norm() * y.norm())))
+    return sum(found) / len(found)
+
+
 def check_cosines(model: ShareModel, tolerance: float) -> None:
     names = list(model.tasks)
-    found = study(model, names).cosines
+    found = study(model, names)
     for i, one in enumerate(names):
         for j, two in enumerate(names):
-            assert float(found[i, j]) == pytest.approx(dense_cosine(model, one, two), abs=tolerance)
+            alike, common = dense_cosine(model, one, two), dense_overlap(model, one, two)
+            assert float(found.cosines[i, j]) == pytest.approx(alike, abs=tolerance)
+            assert float(found.overlaps[i, j]) == pytest.approx(common, abs=tolerance)
 
 
 @given(st.integers(0, 1000), st.integers(1, 6))

@@ -32,7 +32,7 @@ def test_a_model_in_good_order_gives_none() -> None:
 
 
 def test_an_empty_one_says_so() -> None:
-    empty = replace(facts(), tasks=(), study=Study((), torch.zeros(0, 0), {}))
+    empty = replace(facts(), tasks=(), study=Study((), torch.zeros(0, 0), torch.zeros(0, 0), {}))
     assert kinds(empty) == ["empty"]
 
 
@@ -48,7 +48,7 @@ CASES: list[tuple[str, Facts]] = [
     ("sixteen-bit", facts(dtype="float16")),
     ("pruned", facts(versions=(version(2, {}),))),
     ("private", facts(task("alone", private=1))),
-    ("alone", facts(cosine=0.01)),
+    ("alone", facts(overlap=0.01)),
     ("twins", facts(cosine=1.0)),
     ("untrained", facts(task("zero", norm=0.0))),
     ("unscored", facts(scores=scored("the data of 'rte' was gone"))),
@@ -76,7 +76,9 @@ def test_a_cause_gives_its_warning_and_no_other(kind: str, found: Facts) -> None
         # Kept privately, so no subspace that could be full.
         facts(layers=(LayerFacts("m", ModuleShape(8, 6), (0, 0), (0, 0)),)),
         facts(parts=Parts(75, 10, 5, 5, 5, 0, 100)),
-        facts(cosine=0.051),
+        facts(overlap=0.051),
+        # Other coefficients in the same directions: that is sharing.
+        facts(cosine=0.0),
         facts(cosine=-0.3),
         facts(task("only"), cosine=1.0),
         facts(scores=scored()),

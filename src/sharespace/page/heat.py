@@ -26,6 +26,9 @@ class Scale:
     prefix: str
     """Of the style sheet's classes: ``"h"`` (little to much), ``"d"`` (against to alike)."""
     show: Callable[[float], str]
+    """An edge, in the legend."""
+    tell: Callable[[float], str]
+    """A value, without spaces."""
 
     def step(self, value: float) -> int:
         """Number of the step."""
@@ -43,8 +46,18 @@ class Scale:
         return tag("ul", items, class_="legend")
 
 
-ERRORS = Scale((0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.9), "h", percent)
-COSINES = Scale((-0.5, -0.2, -0.1, -0.05, 0.05, 0.2, 0.5, 0.8), "d", lambda c: f"{c:g}")
+def _plain(value: float) -> str:
+    return f"{value:.2f}"
+
+
+ERRORS = Scale(
+    (0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.9),
+    "h",
+    percent,
+    lambda error: percent(error).replace(" ", ""),
+)
+COSINES = Scale((-0.5, -0.2, -0.1, -0.05, 0.05, 0.2, 0.5, 0.8), "d", lambda c: f"{c:g}", _plain)
+OVERLAPS = Scale((0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9), "h", lambda c: f"{c:g}", _plain)
 
 
 @dataclass(frozen=True)
@@ -97,19 +110,14 @@ def heat_map(
         data_box=" ".join(map(number, (left, top, across, down))),
         data_rows=json.dumps([visible(r) for r in heat.rows]),
         data_columns=json.dumps([visible(c) for c in heat.columns]),
-        data_values=" ".join(_text(v, heat.scale) for row in heat.values for v in row),
+        data_values=" ".join(
+            "-" if v is None else heat.scale.tell(v) for row in heat.values for v in row
+        ),
     )
 
 
 def _label(name: str) -> str:
     return short(visible(name), _LONGEST)
-
-
-def _text(value: Cell, scale: Scale) -> str:
-    """Without spaces: they part the values."""
-    if value is None:
-        return "-"
-    return percent(value).replace(" ", "") if scale.prefix == "h" else f"{value:.2f}"
 
 
 def _head(heat: Heat) -> float:

@@ -24,6 +24,8 @@ class Study:
     cosines: Tensor
     """float64 [tasks, tasks]: mean over the layers that two tasks have in common of the cosine of
     their updates, each layer counting alike; NaN where there is no such layer."""
+    overlaps: Tensor
+    """float64 [tasks, tasks]: likewise of how far two updates use the same directions, 0 to 1."""
     explained: dict[str, tuple[float, ...]]
     """Module -> for k = 1, 2, ... the part of the tasks' weighed energy in the best k directions
     a side; a module without a subspace has none."""
@@ -37,24 +39,39 @@ def study(model: ShareModel, names: Sequence[str]) -> Study:
     """
     tasks = [model.tasks[name] for name in names]
     lost = [dict(zip(t.ledger.modules, t.ledger.estimates.tolist(), strict=True)) for t in tasks]
-    total = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
-    common = torch.zeros_like(total)
+    alike, common = _Mean(len(tasks)), _Mean(len(tasks))
     explained: dict[str, tuple[float, ...]] = {}
     for module, layer in model.layers.items():
         members = [i for i, task in enumerate(tasks) if module in task.coefficients]
         values = [tasks[i].coefficients[module] for i in members]
         cores = dense_cores(values, layer)
-        found = cosines(_products(values, cores, layer))
-        at = torch.tensor(members, dtype=torch.long)
-        known = ~found.isnan()
-        total[at[:, None], at] += found.nan_to_num(0)
-        common[at[:, None], at] += known.double()
+        alike.add(members, cosines(_products(values, cores, layer)))
+        common.add(members, overlaps(values, cores, layer))
         inside = [n for n, value in enumerate(values) if not isinstance(value, Private)]
         losses = [lost[members[n]][module] for n in inside]
         curve = explained_variance(cores[inside], torch.tensor(losses, dtype=torch.float64))
         if curve:
             explained[module] = curve
-    return Study(tuple(names), total / common, explained)
+    return Study(tuple(names), alike.value, common.value, explained)
+
+
+class _Mean:
+    """Mean of matrices over the layers that know them."""
+
+    def __init__(self, count: int) -> None:
+        self._total = torch.zeros(count, count, dtype=torch.float64)
+        self._known = torch.zeros_like(self._total)
+
+    def add(self, members: Sequence[int], found: Tensor) -> None:
+        """A layer's values between its members; NaN: not known."""
+        at = torch.tensor(members, dtype=torch.long)
+        self._total[at[:, None], at] += found.nan_to_num(0)
+        self._known[at[:, None], at] += (~found.isnan()).double()
+
+    @property
+    def value(self) -> Tensor:
+        """NaN where no layer knows it."""
+        return self._total / self._known
 
 
 def cosines(products: Tensor) -> Tensor:
@@ -79,6 +96,41 @@ def _products(values: Sequence[Coefficients], cores: Tensor, layer: LayerSubspac
             row[j] = ((other.left.double().mT @ up) * (other.right.double().mT @ down)).sum()
         products[i], products[:, i] = row, row
     return products
+
+
+def overlaps(values: Sequence[Coefficients], cores: Tensor, layer: LayerSubspace) -> Tensor:
+    """How far the updates of one layer use the same directions, float64 [T, T], mean of both sides.
+
+    A side's is the cosine of dW_i dW_i^T and dW_j dW_j^T (uncentred linear CKA, arXiv 1905.00414):
+    1 for the same directions in the same measure, 0 where the updates' column spaces are
+    orthogonal. Unlike the cosine of the updates it does not ask what is done with the directions.
+    """
+    left = cosines(_aligned(values, cores, layer.left_basis.double(), flipped=False))
+    right = cosines(_aligned(values, cores.mT, layer.right_basis.double(), flipped=True))
+    mean: Tensor = (left + right) / 2
+    return mean
+
+
+def _aligned(
+    values: Sequence[Coefficients], cores: Tensor, basis: Tensor, *, flipped: bool
+) -> Tensor:
+    """|dW_i^T dW_j|^2; flipped: |dW_i dW_j^T|^2."""
+    grams = (cores @ cores.mT).flatten(1)
+    products = grams @ grams.mT
+    private = {i: _frame(v, flipped) for i, v in enumerate(values) if isinstance(v, Private)}
+    for i, one in private.items():
+        seen = basis.mT @ one
+        row = grams @ (seen @ seen.mT).flatten()
+        for j, other in private.items():
+            row[j] = (other.mT @ one).square().sum()
+        products[i], products[:, i] = row, row
+    return products
+
+
+def _frame(value: Private, flipped: bool) -> Tensor:
+    """X with X X^T = dW dW^T (flipped: dW^T dW), float64."""
+    near, far = (value.right, value.left) if flipped else (value.left, value.right)
+    return near.double() @ torch.linalg.qr(far.double(), mode="r")[1].mT
 
 
 def explained_variance(cores: Tensor, lost: Tensor) -> tuple[float, ...]:

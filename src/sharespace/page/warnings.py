@@ -20,7 +20,7 @@ LARGE = 0.3
 """Bound on a task's relative error that is worth a warning; what it means for a score depends on
 the task."""
 ALONE = 0.05
-"""Largest cosine with any other task below which a task shares nothing."""
+"""Largest overlap with any other task below which a task shares nothing."""
 SAME = 0.9999
 """Cosine from which on two tasks are one."""
 
@@ -186,23 +186,23 @@ def private(facts: Facts) -> Notice | None:
 
 
 def shares_nothing(facts: Facts) -> Notice | None:
-    """Tasks that are like no other."""
+    """Tasks that use directions which no other task uses."""
     if len(facts.study.names) < 2:
         return None
-    cosines = facts.study.cosines.nan_to_num(0).clone()
-    cosines.fill_diagonal_(0)
-    nearest = cosines.abs().amax(1).tolist()
-    alone = [n for n, most in zip(facts.study.names, nearest, strict=True) if most < ALONE]
+    found = facts.study.overlaps.nan_to_num(0).clone()
+    found.fill_diagonal_(0)
+    most = found.amax(1).tolist()
+    alone = [n for n, m in zip(facts.study.names, most, strict=True) if m < ALONE]
     if not alone:
         return None
     return Notice(
         "alone",
         "note",
-        f"{count(len(alone), 'task')} like no other",
-        f"The updates of {some(alone)} have a cosine below {ALONE:g} with every other task: they "
-        "use directions of their own and gain little from a common subspace.",
-        "Expected of adapters that were trained apart. Check with sharespace plan what own "
-        "storage would cost; learn new tasks in the subspace to make them share.",
+        f"{count(len(alone), 'task')} sharing nothing",
+        f"The directions of {some(alone)} overlap by less than {ALONE:g} with those of every other "
+        "task: their updates gain little from a common subspace.",
+        "Expected of adapters that were trained apart. See with sharespace plan what own storage "
+        "would cost; new tasks that are learned in the subspace do share (sharespace run).",
     )
 
 

@@ -16,7 +16,10 @@ from sharespace.page.table import scrolling
 MOST_STEPS = 60
 """Rows of the matrix, the last ones."""
 CHANGES = Scale(
-    (-0.1, -0.05, -0.02, -0.005, 0.005, 0.02, 0.05, 0.1), "d", lambda c: f"{100 * c:+g} %"
+    (-0.1, -0.05, -0.02, -0.005, 0.005, 0.02, 0.05, 0.1),
+    "d",
+    lambda c: f"{100 * c:+g} %",
+    lambda c: f"{100 * c:+.1f}%",
 )
 """Change of a score since its task was learned, relative to the score then."""
 

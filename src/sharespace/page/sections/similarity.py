@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sharespace.page.facts import Facts
 from sharespace.page.families import ALIKE
-from sharespace.page.heat import COSINES, Cell, Heat, heat_map
+from sharespace.page.heat import COSINES, OVERLAPS, Cell, Heat, Scale, heat_map
 from sharespace.page.markup import Html, tag
 from sharespace.page.scatter import task_map
 from sharespace.page.sections.frame import details, figure, read, readout, section
@@ -31,25 +31,42 @@ def similarity(facts: Facts) -> Html:
         "similarity",
         "Similarity of tasks",
         read(
-            "Cosine of two tasks' updates, mean over the layers that both adapt, each layer "
-            "counting alike: 1 is the same direction, 0 is nothing in common, below 0 they work "
-            "against each other. Tasks that were trained apart are usually near 0.",
+            "Means over the layers that two tasks both adapt, each layer counting alike. Rows and "
+            "columns are in the order of the tree at the left: the further to the right two "
+            "branches meet, the more alike they are.",
             _limits(facts),
         ),
-        figure(
-            [
-                COSINES.legend(),
-                tag(
-                    "p",
-                    "Rows and columns are in the order of the tree at the left: the further to "
-                    "the right two branches meet, the more alike they are.",
-                ),
-            ],
-            scrolling("Matrix of cosines between tasks", _matrix(facts)),
-            readout(),
-        ),
+        _cosines(facts),
+        _overlaps(facts),
         _map(facts),
         _families(facts),
+    )
+
+
+def _cosines(facts: Facts) -> Html:
+    text = (
+        "Cosine of the updates: do two tasks change the weights alike? 1 is the same change, 0 is "
+        "unrelated, below 0 they work against each other."
+    )
+    return figure(
+        [COSINES.legend(), tag("p", text)],
+        tag("h3", "The same change"),
+        scrolling("Matrix of cosines", _matrix(facts, facts.study.cosines, COSINES)),
+        readout(),
+    )
+
+
+def _overlaps(facts: Facts) -> Html:
+    text = (
+        "Overlap of the directions: do two tasks use the same ones, whatever they do with them? "
+        "This is what a common subspace lives on. 1 is the same directions, 0 is none in common; "
+        "tasks with a high overlap and a cosine near 0 share the subspace and differ in it."
+    )
+    return figure(
+        [OVERLAPS.legend(), tag("p", text)],
+        tag("h3", "The same directions"),
+        scrolling("Matrix of overlaps", _matrix(facts, facts.study.overlaps, OVERLAPS)),
+        readout(),
     )
 
 
@@ -68,24 +85,23 @@ def _each(facts: Facts) -> int:
     return ceil(len(facts.study.names) / MOST_ROWS)
 
 
-def _matrix(facts: Facts) -> Html:
+def _matrix(facts: Facts, values: Tensor, scale: Scale) -> Html:
     order, each = list(facts.relations.order), _each(facts)
     names = [facts.study.names[i] for i in order]
-    values = blocks(facts.study.cosines[order][:, order], each)
     rows = [some(names[i : i + each], 2) for i in range(0, len(names), each)]
-    title = f"Cosines between {count(len(names), 'task')}, relatives side by side."
+    title = f"Each of {count(len(names), 'task')} with each, relatives side by side."
     side = float(round(min(26, max(4, 620 / len(rows)))))
-    heat = Heat(title, rows, rows, values, COSINES)
+    heat = Heat(title, rows, rows, blocks(values[order][:, order], each), scale)
     return heat_map(heat, (side, side), tree(facts.relations, _TREE, each), _TREE + 6)
 
 
-def blocks(cosines: Tensor, each: int) -> list[list[Cell]]:
+def blocks(values: Tensor, each: int) -> list[list[Cell]]:
     """Means of each x each cells; None where none is known."""
-    count = len(cosines)
+    count = len(values)
     belongs = torch.zeros(ceil(count / each), count, dtype=torch.float64)
     belongs[torch.arange(count) // each, torch.arange(count)] = 1
-    known = (~cosines.isnan()).double()
-    totals = belongs @ cosines.nan_to_num(0) @ belongs.mT
+    known = (~values.isnan()).double()
+    totals = belongs @ values.nan_to_num(0) @ belongs.mT
     means = totals / (belongs @ known @ belongs.mT)
     return [[None if v != v else v for v in row] for row in means.tolist()]
 
@@ -93,7 +109,7 @@ def blocks(cosines: Tensor, each: int) -> list[list[Cell]]:
 def _map(facts: Facts) -> Html:
     relations = facts.relations
     caption = (
-        "Each dot is a task; near dots are alike, and tasks that share nothing lie apart. The two "
+        "Each dot is a task; near dots change the weights alike, unrelated ones lie apart. The two "
         f"axes show {relations.shown:.0%} of the tasks' spread"
         + (", so take distances with care. " if relations.shown < 0.5 else ". ")
         + f"Colours and signs are families: a mean cosine of {ALIKE:g} or more. "
