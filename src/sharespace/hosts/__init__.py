@@ -1,0 +1,1 @@
+"""Tasks of a Share model in other servers; needs nothing of transformers or PEFT."""

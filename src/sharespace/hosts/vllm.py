@@ -1,0 +1,173 @@
+"""vLLM serves the tasks of a Share model as LoRA adapters, written when they are first asked for.
+
+vLLM loads the plugin by its entry point (group ``vllm.general_plugins``); it does something where
+the environment names a Share model:
+
+- ``SHARESPACE_VLLM_SHARE``: path of the store;
+- ``SHARESPACE_VLLM_CACHE``: folder for the adapters (default: ``~/.cache/sharespace/vllm``);
+- ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=True``, so that vLLM asks for adapters it does not know.
+
+A request names ``task`` (the current version, at the first request) or ``task@7``. vLLM keeps what
+a name stood for, so a task that changed is asked for by its version. Adapters lie in folders named
+by their content and are never deleted here: a running server may hold them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sharespace.errors import (
+    MismatchError,
+    OptionError,
+    StoreNotFoundError,
+    TaskNotFoundError,
+)
+from sharespace.extras import require
+from sharespace.formats import read_adapter
+from sharespace.share import Share
+
+SHARE = "SHARESPACE_VLLM_SHARE"
+CACHE = "SHARESPACE_VLLM_CACHE"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A task as a plain LoRA on disk."""
+
+    path: Path
+    """A PEFT directory, named by the sha256 of its files."""
+    version: int
+    """Of the Share model."""
+
+    @property
+    def number(self) -> int:
+        """vLLM's ``lora_int_id``: positive, and the same for the same content."""
+        return int(self.path.name[:15], 16) % (2**31 - 1) + 1
+
+
+def parse(name: str) -> tuple[str, int | None]:
+    """``task`` or ``task@version``.
+
+    Only a number after the last ``@`` is a version: a task's name may hold one.
+    """
+    task, at, version = name.rpartition("@")
+    if at and task and version.isdecimal():
+        return task, int(version)
+    return name, None
+
+
+def write(store: Path, name: str, cache: Path) -> Written:
+    """The task's adapter in the cache; written whole or not at all, and only where it is missing.
+
+    Args:
+        store: of the Share model.
+        name: ``task`` or ``task@version``.
+        cache: folder of the adapters.
+
+    Raises:
+        TaskNotFoundError: the Share model has no such task.
+        StoreError: it, or that version of it, cannot be read.
+        MismatchError: the task carries a head, or what was written is not what the Share model
+            holds.
+    """
+    share, task = _find(store, name)
+    if share.task(task).kept:
+        raise MismatchError(
+            f"task {task!r}",
+            "carries heads or other tensors beside its LoRA, which vLLM does not take",
+            "Serve it with `sharespace serve`",
+        )
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        (made,) = share.export(task, Path(folder) / "adapter")
+        _check(share, task, made)
+        target = cache / _digest(made)
+        if not target.exists():
+            _move(made, target)
+    return Written(target, share.version or 0)
+
+
+def _find(store: Path, name: str) -> tuple[Share, str]:
+    """The version and the task that a name stands for; a task's own name goes first."""
+    current = Share.load(store)
+    if name in current.model.tasks:
+        return current, name
+    task, version = parse(name)
+    share = current if version is None else Share.load(store, version)
+    return share, share.task(task).name
+
+
+def _check(share: Share, task: str, folder: Path) -> None:
+    """vLLM takes shapes and scales as they come; so they are looked at here."""
+    found = read_adapter(folder, task)
+    expected = share.updates(task)
+    for module, update in expected.items():
+        if module not in found.shapes:
+            raise MismatchError(f"task {task!r}", f"{module} is missing in what was written")
+        again = found.layer(module)
+        dense = update.scaling * update.up.double() @ update.down.double()
+        written = again.scaling * again.up.double() @ again.down.double()
+        if written.shape != dense.shape or (written - dense).norm() > 1e-2 * dense.norm():
+            raise MismatchError(f"task {task!r}", f"{module} was written as another update")
+
+
+def _digest(folder: Path) -> str:
+    """Of names and bytes of all files."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _move(made: Path, target: Path) -> None:
+    """Another process may have been faster; its files are the same."""
+    try:
+        made.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(made)
+
+
+def register() -> None:
+    """Called by vLLM in each of its processes; without a Share model named, nothing is done."""
+    store = os.environ.get(SHARE)
+    if not store:
+        return
+    if not Path(store).is_dir():
+        raise OptionError(f"{SHARE}={store!r}", "there is no such folder", "Name a stored model")
+    cache = Path(os.environ.get(CACHE) or "~/.cache/sharespace/vllm").expanduser()
+    resolver = require("vllm.lora.resolver", "serve")
+    registry = resolver.LoRAResolverRegistry
+    registry.register_resolver("sharespace", _resolver(resolver, Path(store), cache))
+
+
+def _resolver(api: Any, store: Path, cache: Path) -> Any:
+    request = require("vllm.lora.request", "serve").LoRARequest
+
+    class ShareResolver(api.LoRAResolver):  # type: ignore[misc, unused-ignore]
+        """Task names of one Share model."""
+
+        async def resolve_lora(self, _base_model_name: str, lora_name: str) -> Any:
+            """The adapter of that name; None: the Share model has none, vLLM says 404."""
+            known = await asyncio.to_thread(_written, store, lora_name, cache)
+            if known is None:
+                return None
+            return request(lora_name, known.number, str(known.path))
+
+    return ShareResolver()
+
+
+def _written(store: Path, name: str, cache: Path) -> Written | None:
+    try:
+        return write(store, name, cache)
+    except (TaskNotFoundError, StoreNotFoundError):
+        return None
