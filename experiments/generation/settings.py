@@ -110,14 +110,14 @@ QUICK = Size(
 LORA_RATE = 4e-3
 CORE_RATE = 3e-2
 LEARN = (
-    "rule-last-2",
+    "rule-first-3",
     "dbpedia-0",
     "banking77-0",
-    "agnews",
     "clinc150-0",
-    "rule-reverse",
-    "clinc150-1",
     "rule-word-3",
+    "banking77-1",
+    "clinc150-1",
+    "rule-rotate",
 )
 """The learning stream: the first ``INITIAL`` as own LoRAs, the others in the subspace."""
 LEARN_QUICK = ("rule-last-2", "dbpedia-0", "banking77-0", "agnews")
