@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,12 @@ def test_the_inbox_is_tidy_afterwards(store: Path, inbox: Path) -> None:
 def test_the_same_file_again_is_merged_once(store: Path, inbox: Path) -> None:
     name = put(inbox, plain("a", 1))
     gather(store, inbox)
-    for how in (lambda: rename(store, "a", "b"), lambda: remove(store, ["b"])):
-        how()
+    changes: list[Callable[[], object]] = [
+        lambda: rename(store, "a", "b"),
+        lambda: remove(store, ["b"]),
+    ]
+    for change in changes:
+        change()
         put(inbox, plain("a", 1))
         found = gather(store, inbox)
         assert not found.merged

@@ -20,12 +20,13 @@ from sharespace.gather import Gathered, Gatherer, Options, Refusal, Submission, 
 
 
 def submitted(found: Submission, as_json: bool) -> None:
-    """One line, or the record."""
+    """What and where, or the record."""
     if as_json:
         print(json.dumps(asdict(found), indent=2))
         return
     how = "plain factors" if found.version is None else f"in the bases of version {found.version}"
-    print(f"{found.task}: {human(found.bytes)}, {how}, as {found.inbox}/{found.file}")
+    print(f"{found.task}: {human(found.bytes)}, {how}")
+    print(f"{found.inbox}/{found.file}")
 
 
 def gather(share: Path, inbox: str, options: Options, as_json: bool) -> None:
@@ -65,7 +66,7 @@ def record(found: Gathered) -> dict[str, Any]:
 def _line(found: Gathered) -> str:
     text = f"version {found.version}: merged {count(len(found.merged), 'task')}"
     if found.merged:
-        text += f" ({_names([one.task for one in found.merged])})"
+        text += f" ({_names(sorted(one.task for one in found.merged))})"
     if found.refused:
         text += f"; quarantined {len(found.refused)}"
     if found.repeated:
