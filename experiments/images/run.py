@@ -10,7 +10,7 @@ that a run goes on where it was cut off. ``summarise`` makes the tables and figu
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from experiments.common.methods import METHODS
@@ -18,13 +18,17 @@ from experiments.common.runs import Run, run_methods
 from experiments.images import script
 from experiments.images.base import Base
 from experiments.images.jobs import make_jobs
-from experiments.images.settings import STREAMS, Size
+from experiments.images.settings import INITIAL, STREAMS, Size
+
+from sharespace.baselines import Settings
 
 
 def options() -> argparse.Namespace:
     parser = script.parser(__doc__, "runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--streams", nargs="+", help="default: all of the base")
+    parser.add_argument("--p", type=int, help="another size of the cores")
+    parser.add_argument("--phi", type=int, help="another number of new directions a task")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     chosen = parser.parse_args()
     known = list(STREAMS[chosen.base])
@@ -50,7 +54,7 @@ def run(base: Base, size: Size, stream: str, seed: int, chosen: argparse.Namespa
         order=stream,
         tasks=tasks,
         base=base.name,
-        settings=script.numbers(base, chosen.base, size, seed, len(tasks)),
+        settings=_settings(base, size, seed, len(tasks), chosen),
         own=script.own_folder(chosen.cache, base, size, seed),
         size=asdict(size),
         store=chosen.cache / "share" / f"{chosen.base}-{stream}-{seed}",
@@ -58,6 +62,16 @@ def run(base: Base, size: Size, stream: str, seed: int, chosen: argparse.Namespa
     images = chosen.data / script.IMAGES
     jobs = partial(make_jobs, base, images, tasks, size, seed, chosen.cache / "features")
     run_methods(found, jobs, chosen.methods)
+
+
+def _settings(
+    base: Base, size: Size, seed: int, tasks: int, chosen: argparse.Namespace
+) -> Settings:
+    """The base's settings, but for what the command line changes; k has room for all tasks."""
+    found = script.numbers(base, chosen.base, size, seed, tasks)
+    p, phi = chosen.p or found.p, found.phi if chosen.phi is None else chosen.phi
+    room = INITIAL * found.rank + max(tasks - INITIAL, 0) * phi
+    return replace(found, p=p, phi=phi, k=room)
 
 
 if __name__ == "__main__":
