@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from experiments.text_stream.sets import read
@@ -48,4 +49,5 @@ def load(data: Path, name: str, split: str) -> Labelled:
 
 def plain(text: str) -> str:
     """The first words, without punctuation."""
-    return " ".join(_WORD.findall(text.lower())[:LONGEST])
+    found = islice(_WORD.finditer(text.lower()), LONGEST)
+    return " ".join(match[0] for match in found)
