@@ -107,8 +107,7 @@ def overlaps(values: Sequence[Coefficients], cores: Tensor, layer: LayerSubspace
     """
     left = cosines(_aligned(values, cores, layer.left_basis.double(), flipped=False))
     right = cosines(_aligned(values, cores.mT, layer.right_basis.double(), flipped=True))
-    mean: Tensor = (left + right) / 2
-    return mean
+    return (left + right) / 2
 
 
 def _aligned(
@@ -130,7 +129,8 @@ def _aligned(
 def _frame(value: Private, flipped: bool) -> Tensor:
     """X with X X^T = dW dW^T (flipped: dW^T dW), float64."""
     near, far = (value.right, value.left) if flipped else (value.left, value.right)
-    return near.double() @ torch.linalg.qr(far.double(), mode="r")[1].mT
+    small: Tensor = torch.linalg.qr(far.double(), mode="r")[1]
+    return near.double() @ small.mT
 
 
 def explained_variance(cores: Tensor, lost: Tensor) -> tuple[float, ...]:
