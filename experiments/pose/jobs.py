@@ -102,5 +102,5 @@ def _maker(base: Base, size: Size, train: Features, seed: int) -> Callable[[], U
     plain = with_head(Head(torch.zeros(2, width), sum(size.bins.counts)))
     with torch.no_grad():
         seen = torch.cat([plain.features(h.float()) for h in torch.split(train.hidden, _BATCH)])
-    head = train_head(seen, train.angles, size.bins, seed)
+    head = train_head(seen, train.angles, size.bins, seed, size.head_steps)
     return lambda: with_head(head)

@@ -158,7 +158,9 @@ def upper_mobilenet(
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
-def train_head(features: Tensor, angles: Tensor, bins: AngleBins, seed: int) -> Head:
+def train_head(
+    features: Tensor, angles: Tensor, bins: AngleBins, seed: int, steps: int = 400
+) -> Head:
     """The head alone, on the base model's features: where every method starts from.
 
     Args:
@@ -166,11 +168,11 @@ def train_head(features: Tensor, angles: Tensor, bins: AngleBins, seed: int) -> 
         angles: radians, [views, 3].
         bins: of the angles.
         seed: of the order of the views.
+        steps: of 256 views.
     """
     head = Head(features, sum(bins.counts))
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=1e-1)
-    steps = 400
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     for _ in range(steps):
         rows = torch.randint(len(features), (256,), generator=generator)

@@ -26,7 +26,7 @@ from sharespace.baselines import Settings
 MAIN = ("head_only", "per_task_lora", "share_strict")
 
 
-def options() -> argparse.Namespace:
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,15 +39,15 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--k", type=int, default=80, help="cap of the subspaces")
+    parser.add_argument("--k", type=int, default=96, help="cap of the subspaces")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     parser.add_argument("--cache", type=Path, default=Path(".cache/pose-real"))
     parser.add_argument("--out", type=Path, default=Path("pose-real"), help="folder of results")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    chosen = options()
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = options(arguments)
     base = load_hub(chosen.base)
     for seed in chosen.seeds:
         run(base, seed, chosen)

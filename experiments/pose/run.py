@@ -10,26 +10,30 @@ the tables and figures.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 from experiments.common.methods import METHODS
 from experiments.common.runs import Run, run_methods
 from experiments.pose import script
 from experiments.pose.jobs import Base, make_tasks
-from experiments.pose.settings import ORDERS, settings
-from sharespace.baselines import TaskJob
+from experiments.pose.settings import ORDERS, Size, settings
+from sharespace.baselines import Settings, TaskJob
 
 
-def options() -> argparse.Namespace:
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = script.parser(__doc__, "runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--orders", nargs="+", choices=list(ORDERS), default=list(ORDERS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    return parser.parse_args()
+    parser.add_argument("--p", type=int, help="another pseudo-rank")
+    parser.add_argument("--phi", type=int, help="another number of new directions a task")
+    parser.add_argument("--core-rate", type=float, help="another learning rate of the cores")
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    chosen = options()
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = options(arguments)
     base = script.begin(chosen)
     for seed in chosen.seeds:
         for order in chosen.orders:
@@ -39,7 +43,7 @@ def main() -> None:
 def run(base: Base, order: str, seed: int, chosen: argparse.Namespace) -> None:
     """One seed and order."""
     size = script.size_of(chosen)
-    tasks = ORDERS[order]
+    tasks = script.tasks_of(order, chosen)
 
     def jobs() -> list[TaskJob]:
         return [task.job() for task in make_tasks(base, tasks, size, seed)]
@@ -49,12 +53,27 @@ def run(base: Base, order: str, seed: int, chosen: argparse.Namespace) -> None:
         order=order,
         tasks=tasks,
         base=base.name,
-        settings=settings(size, seed),
+        settings=_numbers(size, seed, chosen),
         own=script.own_folder(chosen.cache, size, seed),
         size=asdict(size),
-        store=script.share_folder(chosen.cache, size, order, seed),
+        store=None if _varied(chosen) else script.share_folder(chosen.cache, size, order, seed),
     )
     run_methods(found, jobs, chosen.methods)
+
+
+def _varied(chosen: argparse.Namespace) -> bool:
+    """True where the Share model is not the one that ``occluded`` looks for."""
+    return any(v is not None for v in (chosen.p, chosen.phi, chosen.core_rate))
+
+
+def _numbers(size: Size, seed: int, chosen: argparse.Namespace) -> Settings:
+    """The settings, but for what the command line changes."""
+    found = settings(size, seed)
+    changed = {n: getattr(chosen, n) for n in ("p", "phi") if getattr(chosen, n) is not None}
+    if chosen.core_rate is not None:
+        rate = chosen.core_rate
+        changed["coefficients"] = replace(found.coefficients, learning_rate=rate)
+    return replace(found, **changed)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from experiments.pose.jobs import Base, load_base
-from experiments.pose.settings import FULL, QUICK, Size
+from experiments.pose.settings import FULL, INITIAL, ORDERS, QUICK, Size
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -45,6 +45,11 @@ def begin(chosen: argparse.Namespace) -> Base:
 def size_of(chosen: argparse.Namespace) -> Size:
     """How much of everything."""
     return QUICK if chosen.quick else FULL
+
+
+def tasks_of(order: str, chosen: argparse.Namespace) -> tuple[str, ...]:
+    """The categories of a stream; one that is learned from data where all is tiny."""
+    return ORDERS[order][: INITIAL + 1] if chosen.quick else ORDERS[order]
 
 
 def own_folder(cache: Path, size: Size, seed: int) -> Path:

@@ -46,13 +46,23 @@ class Size:
     """Side of the grid that the head sees; 1: the mean over the image."""
     steps: int
     batch_size: int
+    head_steps: int = 400
+    """Of the head alone, from which all methods start."""
     limits: Range = field(default_factory=Range)
     bins: AngleBins = field(default_factory=AngleBins)
 
 
 FULL = Size(train=1200, test=250, pixels=96, lower=10, cells=1, steps=400, batch_size=32)
 QUICK = Size(
-    train=24, test=8, pixels=48, lower=22, cells=1, steps=2, batch_size=8, limits=Range(apart=2.0)
+    train=24,
+    test=8,
+    pixels=48,
+    lower=22,
+    cells=1,
+    steps=2,
+    batch_size=8,
+    head_steps=10,
+    limits=Range(apart=2.0),
 )
 """For tests: nothing is learned."""
 
@@ -73,15 +83,15 @@ def settings(size: Size, seed: int) -> Settings:
     return Settings(
         # The jobs' heads are trained already (model.train_head): this is as good as nothing.
         head=training(1e-6, steps=1),
-        lora=training(8e-3),
-        coefficients=training(3e-2),
+        lora=training(1.2e-2),
+        coefficients=training(1e-1),
         finetune=training(2e-3, steps=max(size.steps // 2, 1)),
         targets=[f"layer.{i}.convolution" for i in range(size.lower, 26) if i % 2],
         rank=8,
         lora_alpha=16,
-        k=48,
-        p=10,
-        phi=4,
+        k=64,
+        p=24,
+        phi=8,
         form="core",
         directions="gradient",
         initial=INITIAL,

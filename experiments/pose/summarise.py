@@ -10,6 +10,7 @@ the meshes.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ NEEDED = ("head_only", "per_task_lora", "share_strict")
 COMMAND = "python -m experiments.pose.summarise --data DATA"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="has meshes/")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--figures", type=Path, default=FIGURES)
     parser.add_argument("--quick", action="store_true", help="the runs were tiny")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     runs, scored = finished(chosen.results / "runs"), read(chosen.results / "occluded")
     parts = [main_table(runs), learned_table(runs, INITIAL), goals_table(runs, GOALS)]
     if scored:

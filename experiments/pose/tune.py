@@ -10,6 +10,7 @@ that are not there yet are trained.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.common import environment
@@ -28,16 +29,16 @@ LORA = (4e-3, 8e-3, 2e-2)
 CORE = (1e-2, 3e-2, 1e-1)
 
 
-def options() -> argparse.Namespace:
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = script.parser(__doc__, "tune.json")
     parser.add_argument("--tasks", nargs="+", default=["cow", "fandisk"])
     parser.add_argument("--lora", type=float, nargs="*", default=list(LORA), help="rates")
     parser.add_argument("--core", type=float, nargs="*", default=list(CORE), help="rates")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    chosen = options()
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = options(arguments)
     base = script.begin(chosen)
     own = begun(base, chosen) if chosen.core else []
     found = {task: rates(base, task, own, chosen) for task in chosen.tasks}

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from experiments.pose import standins
+from experiments.pose import real, standins
 from experiments.pose.pascal3d import (
     LEVELS,
     Photographs,
@@ -25,7 +22,6 @@ from experiments.pose.pascal3d import (
 from sharespace.errors import OptionError
 from sharespace.extras import require
 
-ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = ["car", "bus", "chair", "train"]
 
 
@@ -92,15 +88,7 @@ def test_the_recipe_starts(folder: Path, tmp_path: Path) -> None:
     arguments += ["--occluded", folder / "OccludedPASCAL3D", "--categories", *CATEGORIES]
     arguments += ["--steps", "2", "--batch-size", "4", "--k", "16", "--cpu"]
     arguments += ["--cache", tmp_path / "cache", "--out", tmp_path / "out"]
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.pose.real", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    real.main([str(a) for a in arguments])
     found = json.loads((tmp_path / "out" / "runs" / "pascal3d-0.json").read_text())
     assert set(found["methods"]) == {"head_only", "per_task_lora", "share_strict"}
     scored = json.loads((tmp_path / "out" / "occluded" / "pascal3d-0.json").read_text())["scores"]
