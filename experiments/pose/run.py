@@ -26,6 +26,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--orders", nargs="+", choices=list(ORDERS), default=list(ORDERS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--k", type=int, help="another cap of the subspaces")
     parser.add_argument("--p", type=int, help="another pseudo-rank")
     parser.add_argument("--phi", type=int, help="another number of new directions a task")
     parser.add_argument("--core-rate", type=float, help="another learning rate of the cores")
@@ -63,13 +64,13 @@ def run(base: Base, order: str, seed: int, chosen: argparse.Namespace) -> None:
 
 def _varied(chosen: argparse.Namespace) -> bool:
     """True where the Share model is not the one that ``occluded`` looks for."""
-    return any(v is not None for v in (chosen.p, chosen.phi, chosen.core_rate))
+    return any(v is not None for v in (chosen.k, chosen.p, chosen.phi, chosen.core_rate))
 
 
 def _numbers(size: Size, seed: int, chosen: argparse.Namespace) -> Settings:
     """The settings, but for what the command line changes."""
     found = settings(size, seed)
-    changed = {n: getattr(chosen, n) for n in ("p", "phi") if getattr(chosen, n) is not None}
+    changed = {n: getattr(chosen, n) for n in ("k", "p", "phi") if getattr(chosen, n) is not None}
     if chosen.core_rate is not None:
         rate = chosen.core_rate
         changed["coefficients"] = replace(found.coefficients, learning_rate=rate)
