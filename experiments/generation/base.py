@@ -24,6 +24,8 @@ from sharespace.extras import require
 
 IGNORED = -100
 END = "<end>"
+_POOL = 32
+"""Batches that are drawn at once and sorted by length."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +186,11 @@ def _batches(
 ) -> Iterator[tuple[list[Tokens], list[Tokens]]]:
     """Endless batches of examples and of plain text; those of one batch are about as long."""
     asked = tokenise(tokenizer, examples, numbers.length)
-    cut = [ids[: numbers.length] for ids in tokenizer(list(texts))["input_ids"]]
-    plain = [Tokens((*ids, tokenizer.eos_token_id), 0) for ids in cut]
     few = max(numbers.batch_size // 4, 1)
+    # More than so many are never drawn.
+    used = list(texts)[: _POOL * few * numbers.steps]
+    cut = [ids[: numbers.length] for ids in tokenizer(used)["input_ids"]]
+    plain = [Tokens((*ids, tokenizer.eos_token_id), 0) for ids in cut]
     both = [_by_length(asked, numbers.batch_size - few, 2), _by_length(plain, few, 3)]
     yield from zip(*both, strict=True)
 
@@ -194,7 +198,7 @@ def _batches(
 def _by_length(rows: Sequence[Tokens], size: int, seed: int) -> Iterator[list[Tokens]]:
     draw = random.Random(seed)
     while True:
-        some = sorted(draw.sample(rows, min(len(rows), 32 * size)), key=lambda row: len(row.ids))
+        some = sorted(draw.sample(rows, min(len(rows), _POOL * size)), key=lambda row: len(row.ids))
         batches = [some[i : i + size] for i in range(0, len(some), size)]
         draw.shuffle(batches)
         yield from batches

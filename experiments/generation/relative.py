@@ -64,8 +64,8 @@ def of_kind(run: Results, kind: str) -> list[str]:
 
 
 def dimensions(run: Results) -> list[int]:
-    """k of the Share models in the file."""
-    return sorted({int(n.split()[1]) for n in run["methods"] if n.startswith(("joint", "share "))})
+    """k of the joint Share models in the file."""
+    return sorted(int(name.split()[1]) for name in run["methods"] if name.startswith("joint "))
 
 
 def with_originals(first: Results, run: Results) -> Results:
