@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 RATE = 2e-3
-_BATCH = 64
+_OF_EACH = 8
+"""Images of each style in a batch."""
 _SHIFT = 2
 """Pixels that training images are moved by, at most."""
 
@@ -30,9 +31,10 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in ((1, 24), (24, 48), (48, 64)):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        # Blocks of 2 x 2 pixels as channels: four times as fast, and no worse here.
+        layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
+        for before, after, stride in ((4, 32, 1), (32, 64, 2), (64, 64, 2)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, stride=stride), nn.ReLU()]
         self.trunk = nn.Sequential(*layers, nn.Flatten())
         self.hidden = nn.Linear(64 * (SIDE // 8) ** 2, 128)
         self.digit = nn.Linear(128, len(NAMES))
@@ -95,7 +97,7 @@ def _key(digits: Digits, judge: Judge, size: Size) -> str:
         found.update(styled(name, digits.images[:8]).contiguous().numpy().tobytes())
     for value in judge.state_dict().values():
         found.update(value.numpy().tobytes())
-    found.update(repr((size.judges, RATE, _BATCH, _SHIFT)).encode())
+    found.update(repr((size.judges, RATE, _OF_EACH, _SHIFT)).encode())
     return found.hexdigest()[:12]
 
 
@@ -103,18 +105,26 @@ def _train(judge: Judge, digits: Digits, size: Size) -> None:
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, max(size.judges, 2))
-    names = list(STYLES)
     for _ in range(size.judges):
-        style = int(torch.randint(len(names), (1,), generator=generator))
-        rows = torch.randint(len(digits), (_BATCH,), generator=generator)
-        images = styled(names[style], _moved(digits.images[rows], generator))
-        found, styles = judge(images)
-        loss = functional.cross_entropy(found, digits.labels[rows])
-        loss = loss + functional.cross_entropy(styles, torch.full((_BATCH,), style))
+        images, labels, styles = _batch(digits, generator)
+        found, guessed = judge(images)
+        loss = functional.cross_entropy(found, labels)
+        loss = loss + functional.cross_entropy(guessed, styles)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
+
+
+def _batch(digits: Digits, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, digits and numbers of styles; all styles are in it."""
+    rows = torch.randint(len(digits), (len(STYLES), _OF_EACH), generator=generator)
+    images = [
+        styled(name, _moved(digits.images[some], generator))
+        for name, some in zip(STYLES, rows, strict=True)
+    ]
+    styles = torch.arange(len(STYLES)).repeat_interleave(_OF_EACH)
+    return torch.cat(images), digits.labels[rows.flatten()], styles
 
 
 def _moved(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Own LoRAs, as diffusers' training scripts make them: ``add_adapter`` and ``save_lora_weights``."""
+"""Own LoRAs, as diffusers' training scripts make them: ``add_adapter``, ``save_lora_weights``."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 8
 """Tokens of a caption."""
+_VOCABULARY = Path(__file__).with_name("vocabulary.json")
 _WIDTH = 64
 """Of the text model."""
 
@@ -39,12 +41,12 @@ class BlockCodec(ModelMixin, ConfigMixin):
     Latents are [count, 4, side / 2, side / 2] for images [count, 1, side, side].
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
-        block_out_channels: tuple[int, ...] = (4, 4),
-        latent_channels: int = 4,
-        scaling_factor: float = 1.0,
+        block_out_channels: tuple[int, ...] = (4, 4),  # noqa: ARG002 (read from ``config``)
+        latent_channels: int = 4,  # noqa: ARG002
+        scaling_factor: float = 1.0,  # noqa: ARG002
     ) -> None:
         super().__init__()
         # Pipelines ask their models for a dtype.
@@ -60,7 +62,18 @@ class BlockCodec(ModelMixin, ConfigMixin):
 
 
 def tokenizer() -> Any:
-    """CLIP's tokenizer, its merges learned from the captions."""
+    """CLIP's tokenizer with the merges of ``vocabulary.json``.
+
+    They were learned from the captions once by ``learn_vocabulary``; the learner breaks ties at
+    random, so they are kept.
+    """
+    found = json.loads(_VOCABULARY.read_text())
+    merges = [tuple(pair.split(" ")) for pair in found["merges"]]
+    return CLIPTokenizer(vocab=found["vocab"], merges=merges, model_max_length=LENGTH)
+
+
+def learn_vocabulary() -> dict[str, Any]:
+    """What ``vocabulary.json`` holds: byte-pair merges of the captions' words."""
     captions = [caption.format(name) for caption in CAPTIONS for name in NAMES]
     learner = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -72,8 +85,7 @@ def tokenizer() -> Any:
     )
     learner.train_from_iterator(captions, trainer)
     state = json.loads(learner.to_str())["model"]
-    merges = [tuple(pair) for pair in state["merges"]]
-    return CLIPTokenizer(vocab=state["vocab"], merges=merges, model_max_length=LENGTH)
+    return {"vocab": state["vocab"], "merges": [" ".join(pair) for pair in state["merges"]]}
 
 
 def text_model(words: Any) -> Any:

@@ -39,7 +39,7 @@ class Painter:
         start = torch.randn(self.size.scored, 4, SIDE // 2, SIDE // 2, generator=generator)
         before, self.pipe.unet = self.pipe.unet, unet.eval()
         try:
-            parts = zip(self.labels.split(_BATCH), start.split(_BATCH), strict=True)
+            parts = zip(torch.split(self.labels, _BATCH), torch.split(start, _BATCH), strict=True)
             return torch.cat([self._batch(labels, latents) for labels, latents in parts])
         finally:
             self.pipe.unet = before

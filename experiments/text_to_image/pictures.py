@@ -18,7 +18,7 @@ def grid(
     columns: Sequence[str],
     rows: Mapping[str, Sequence[Image]],
     *,
-    size: float = 1.5,
+    shape: tuple[float, float] = (1.5, 1.5),
 ) -> None:
     """Write a PNG with one image in each cell.
 
@@ -27,11 +27,11 @@ def grid(
         title: above it all.
         columns: names above the first row.
         rows: name -> one image a column; a row may be shorter.
-        size: inches of a cell.
+        shape: width and height of a cell, in inches.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (size * len(columns) + 1.9, size * len(rows) + 0.8)
-    figure = Figure(figsize=shape, dpi=150, layout="constrained")
+    size = (shape[0] * len(columns) + 1.9, shape[1] * len(rows) + 1.0)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for cell, image in zip(line, images, strict=False):

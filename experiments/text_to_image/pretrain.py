@@ -52,7 +52,9 @@ def key(digits: Digits, size: Size) -> str:
     numbers = (size.channels, size.pretraining, size.pretraining_batch, RATE, WITHOUT, AVERAGED)
     found.update(repr((numbers, CAPTIONS, NAMES)).encode())
     untrained = build(size)
-    found.update(json.dumps(dict(untrained.scheduler.config), sort_keys=True).encode())
+    # Entries with an underscore are diffusers' own notes, in an order that changes.
+    noising = {k: v for k, v in untrained.scheduler.config.items() if not k.startswith("_")}
+    found.update(json.dumps(noising, sort_keys=True).encode())
     found.update(untrained.tokenizer.backend_tokenizer.to_str().encode())
     for part in (untrained.unet, untrained.text_encoder):
         for name, value in part.state_dict().items():
@@ -72,7 +74,7 @@ def train(digits: Digits, size: Size) -> Any:
     for step in range(size.pretraining):
         loss = _loss(pipe, digits, size.pretraining_batch)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         optimizer.step()
         schedule.step()

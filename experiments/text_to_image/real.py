@@ -178,7 +178,7 @@ def _picture(chosen: Any, stream: Stream, now: Mapping[str, Images]) -> None:
     }
     rows = {text: [i for name in now for i in images[name]] for text, images in parts.items()}
     title = f"After {len(now)} styles"
-    grid(chosen.out / f"step-{len(now)}.png", title, columns, rows, size=2.4)
+    grid(chosen.out / f"step-{len(now)}.png", title, columns, rows, shape=(2.4, 2.4))
 
 
 def _plain(chosen: argparse.Namespace) -> dict[str, Any]:

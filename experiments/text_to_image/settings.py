@@ -47,12 +47,12 @@ FULL = Size(
     channels=(32, 64),
     pretraining=1500,
     pretraining_batch=64,
-    judges=500,
+    judges=2000,
     images=4000,
-    steps=150,
+    steps=80,
     batch_size=32,
-    scored=100,
-    denoising=10,
+    scored=40,
+    denoising=8,
     guidance=2.0,
 )
 QUICK = Size(
