@@ -338,13 +338,17 @@ def submit(
     plain: Annotated[
         bool, typer.Option("--plain", help="Whole factors: larger, independent of the history.")
     ] = False,
+    pull_request: Annotated[
+        bool, typer.Option("--pull-request", help="INBOX hf://USER/REPO/FOLDER: propose it there.")
+    ] = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Hand in a trained task as one small file, for gather to merge."""
     from sharespace.cli import gathering
     from sharespace.gather import submit as hand_in
 
-    gathering.submitted(hand_in(adapter, inbox, task=task, plain=plain), as_json)
+    sent = hand_in(adapter, inbox, task=task, plain=plain, pull_request=pull_request)
+    gathering.submitted(sent, as_json)
 
 
 @app.command()

@@ -72,12 +72,16 @@ class Inbox(Protocol):
         ...
 
 
-def open_inbox(place: str | os.PathLike[str], *, create: bool = False) -> Inbox:
+def open_inbox(
+    place: str | os.PathLike[str], *, create: bool = False, pull_request: bool = False
+) -> Inbox:
     """The inbox at a path or a URL.
 
     Args:
-        place: a folder, or a URL that fsspec knows, such as ``s3://bucket/inbox``.
+        place: a folder, ``hf://user/repo/folder``, or another URL that fsspec knows, such as
+            ``s3://bucket/inbox``.
         create: make the folder where it is missing; object stores have no folders.
+        pull_request: hand in by pull requests; on the Hub only.
 
     Raises:
         OptionError: there is no such folder.
@@ -85,6 +89,14 @@ def open_inbox(place: str | os.PathLike[str], *, create: bool = False) -> Inbox:
         InboxError: the folder cannot be made, or the place not reached.
     """
     text = os.fspath(place)
+    if text.startswith("hf://"):
+        from sharespace.gather.hub import HubInbox
+
+        return HubInbox(text, pull_request=pull_request)
+    if pull_request:
+        raise OptionError(
+            f"inbox {text}", "only the Hub has pull requests", "hf://USER/REPO/FOLDER"
+        )
     if "://" in text and not text.startswith("file://"):
         from sharespace.gather.remote import RemoteInbox
 

@@ -32,27 +32,33 @@ def submit(
     *,
     task: str | None = None,
     plain: bool = False,
+    pull_request: bool = False,
 ) -> Submission:
     """Hand an adapter in.
 
     Args:
         source: its directory, as ``save_pretrained`` writes it; see ``read_contribution``.
-        inbox: a folder (made where it is missing) or a URL such as ``s3://bucket/inbox``.
+        inbox: a folder (made where it is missing), ``hf://user/repo/folder``, or another URL such
+            as ``s3://bucket/inbox``.
         task: its name; None: that of the ``ShareConfig``, or the folder's.
         plain: carry whole factors instead of coefficients in the bases of a version.
+        pull_request: on the Hub: propose it to the repository's owner.
 
     Raises:
         AdapterError: the adapter cannot be read.
         ContributionError: it cannot be merged: NaN, a name like a path.
         InboxError: the inbox cannot be written.
     """
-    return hand_in(read_contribution(source, task=task, plain=plain), inbox)
+    found = read_contribution(source, task=task, plain=plain)
+    return hand_in(found, inbox, pull_request=pull_request)
 
 
-def hand_in(found: Contribution, inbox: str | os.PathLike[str]) -> Submission:
+def hand_in(
+    found: Contribution, inbox: str | os.PathLike[str], *, pull_request: bool = False
+) -> Submission:
     """Put a contribution into an inbox; see ``submit``."""
     name, data = encode(found)
-    place = open_inbox(inbox, create=True)
+    place = open_inbox(inbox, create=True, pull_request=pull_request)
     place.write(name, data)
     match = NAME.fullmatch(name)
     id = match["sha256"] if match else ""
