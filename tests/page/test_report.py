@@ -15,7 +15,7 @@ from builders import MODULE, adapter, build, update
 from golden.make_store_v1 import PATH as GOLDEN
 from page.parsing import Page
 from page.samples import HOSTILE, facts, made, store, task, two_steps
-from sharespace.page import gather, render
+from sharespace.page import read_facts, render
 from sharespace.page.markup import escape, visible
 from sharespace.store import checkout, prune, remove
 from sharespace.subspace.adapter import BaseModel
@@ -24,7 +24,7 @@ from store.models import model as weird_model
 
 
 def page(path: Path, version: int | None = None) -> Page:
-    return Page(render(gather(path, version)))
+    return Page(render(read_facts(path, version)))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_it_names_base_tasks_layers_and_version(plain: Path) -> None:
 
 
 def test_its_figures_are_those_of_the_library(plain: Path) -> None:
-    found = gather(plain)
+    found = read_facts(plain)
     opened = checkout(plain)
     names = {task.name for task in found.tasks}
     assert names == set(opened.model.tasks)
@@ -63,18 +63,18 @@ def test_its_figures_are_those_of_the_library(plain: Path) -> None:
 
 
 def test_the_same_version_gives_the_same_bytes(plain: Path) -> None:
-    assert render(gather(plain)) == render(gather(plain))
+    assert render(read_facts(plain)) == render(read_facts(plain))
 
 
 def test_an_earlier_version_is_not_touched_by_later_ones(tmp_path: Path) -> None:
     path = two_steps(tmp_path / "s")
-    before = render(gather(path, 1))
+    before = render(read_facts(path, 1))
     remove(path, ["cola"])
-    assert render(gather(path, 1)) == before
+    assert render(read_facts(path, 1)) == before
 
 
 def test_nothing_is_asked_of_anybody(plain: Path) -> None:
-    source = render(gather(plain))
+    source = render(read_facts(plain))
     found = Page(source)
     assert not found.attributes("src")
     assert found.tags("link") == 0
@@ -85,7 +85,7 @@ def test_nothing_is_asked_of_anybody(plain: Path) -> None:
 
 
 def test_only_its_own_script_and_style_may_run(plain: Path) -> None:
-    source = render(gather(plain))
+    source = render(read_facts(plain))
     policy = next(c for c in Page(source).attributes("content") if "default-src" in c)
     assert policy.startswith("default-src 'none'")
     for kind in ("script", "style"):
@@ -102,7 +102,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     odd = {f"{name}.{i}": update(6, 5, 2, i) for i, name in enumerate(HOSTILE[:4])}
     adapters = [made(name, i) for i, name in enumerate(names)]
     adapters.append(adapter("modules", odd))
-    source = render(gather(store(tmp_path / "s", build(adapters, k=3))))
+    source = render(read_facts(store(tmp_path / "s", build(adapters, k=3))))
     found = Page(source)
     source.encode()
     for name in names:
@@ -147,7 +147,7 @@ def test_a_pruned_history_is_said(tmp_path: Path) -> None:
 
 
 def test_what_a_merge_cost_is_in_the_ledger(plain: Path) -> None:
-    found = gather(plain)
+    found = read_facts(plain)
     first, second = found.versions
     assert set(first.bounds) == {"sst2", "rte", "mrpc"}
     assert all(second.bounds[name] > first.bounds[name] for name in first.bounds)
@@ -192,7 +192,7 @@ def test_many_tasks_and_layers_stay_small(tmp_path: Path) -> None:
         )
         for task in small.tasks.values()
     )
-    source = render(gather(store(tmp_path / "s", model)))
+    source = render(read_facts(store(tmp_path / "s", model)))
     Page(source)
     assert len(source.encode()) < 2_000_000
 

@@ -12,7 +12,7 @@ import pytest
 from page.parsing import Page
 from page.samples import two_steps
 from sharespace.errors import CorruptStoreError
-from sharespace.page import gather, render
+from sharespace.page import read_facts, render
 from sharespace.store import checkout, remove
 from sharespace.stream.records import Learned, Step, content_digest
 
@@ -47,7 +47,7 @@ def streamed(folder: Path, **changed: Any) -> Path:
 
 
 def test_the_matrix_and_its_measures(tmp_path: Path) -> None:
-    found = gather(streamed(tmp_path))
+    found = read_facts(streamed(tmp_path))
     assert found.scores is not None
     assert found.scores.matrix.scores == ((90.0, 70.0, -1.5, None), (80.0, 75.0, -1.5, 50.0))
     assert found.scores.matrix.learned == (0, 0, 0, 1)
@@ -62,7 +62,7 @@ def test_the_matrix_and_its_measures(tmp_path: Path) -> None:
 
 
 def test_an_earlier_version_has_its_steps_only(tmp_path: Path) -> None:
-    found = gather(streamed(tmp_path), 1)
+    found = read_facts(streamed(tmp_path), 1)
     assert found.scores is not None
     assert found.scores.matrix.steps == ("sst2+rte+mrpc",)
     assert found.scores.matrix.tasks == ("sst2", "rte", "mrpc")
@@ -71,12 +71,12 @@ def test_an_earlier_version_has_its_steps_only(tmp_path: Path) -> None:
 def test_a_version_that_no_stream_made_has_none(tmp_path: Path) -> None:
     path = streamed(tmp_path)
     remove(path, ["cola"])
-    assert gather(path).scores is None
+    assert read_facts(path).scores is None
 
 
 def test_missing_scores_are_said(tmp_path: Path) -> None:
     scores = {"sst2": None, "rte": 75.0, "mrpc": -1.5, "cola": 50.0}
-    found = gather(streamed(tmp_path, scores=scores, notices=("the data of 'sst2' was gone",)))
+    found = read_facts(streamed(tmp_path, scores=scores, notices=("the data of 'sst2' was gone",)))
     text = Page(render(found)).text
     assert "the data of 'sst2' was gone" in text
     assert "not known: a score is missing" in text
@@ -96,7 +96,7 @@ def test_damaged_records_are_one_clear_error(tmp_path: Path, file: str, text: st
     path = streamed(tmp_path)
     (path.with_name("glue.share.run") / file).write_text(text)
     with pytest.raises(CorruptStoreError, match=Path(file).name):
-        gather(path)
+        read_facts(path)
 
 
 def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -105,4 +105,4 @@ def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     step = json.loads(first.read_text())
     first.write_text(json.dumps({**step, "scores": {**step["scores"], "cola": "high"}}))
     with pytest.raises(CorruptStoreError):
-        gather(path)
+        read_facts(path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sharespace.errors import OptionError
-from sharespace.page.gather import gather
+from sharespace.page.reading import read_facts
 from sharespace.page.report import render
 from sharespace.page.warnings import Notice, notices
 
@@ -47,7 +47,7 @@ def write(
     """
     target = Path(out)
     _refuse(target, overwrite)
-    facts = gather(share, version)
+    facts = read_facts(share, version)
     data = render(facts).encode()
     try:
         _replace(target, data)

@@ -23,7 +23,7 @@ MOST_TURNED = 1 << 28
 """Bytes of bases that are compared along the history; later versions are then left out."""
 
 
-def gather(path: str | os.PathLike[str], version: int | None = None) -> Facts:
+def read_facts(path: str | os.PathLike[str], version: int | None = None) -> Facts:
     """All that a report says about a version.
 
     Args:
