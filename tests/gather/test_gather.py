@@ -259,6 +259,22 @@ def test_bases_that_were_pruned(store: Path, inbox: Path) -> None:
     assert "--plain" in refusal.remedy
 
 
+def test_bases_that_are_damaged(store: Path, inbox: Path) -> None:
+    """The store's fault: it says so, and the others still come in."""
+    put(inbox, trained(load(store), "old", 1))
+    put(inbox, plain("good", 2))
+    basis = store / checkout(store).manifest.content.basis.file
+    grow(store, "more", 5)
+    whole = basis.read_bytes()
+    basis.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    found = gather(store, inbox)
+    assert [a.task for a in found.merged] == ["good"]
+    assert "version 1, which is damaged" in found.refused[0].why
+    basis.write_bytes(whole)
+    (inbox / "quarantine" / found.refused[0].file).rename(inbox / found.refused[0].file)
+    assert [a.task for a in gather(store, inbox).merged] == ["old"]
+
+
 def test_a_later_version_with_the_same_bases_will_do(store: Path, inbox: Path) -> None:
     old = trained(load(store), "old", 1)
     put(inbox, plain("zero", 3))

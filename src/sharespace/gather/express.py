@@ -30,6 +30,7 @@ class Bases:
         self._root = Path(root)
         self._ids: dict[str, str] = {}
         self._models: dict[str, ShareModel] = {}
+        self._damaged: dict[int, str] = {}
 
     def find(self, wanted: Basis) -> ShareModel:
         """A model with exactly these bases, bit for bit.
@@ -65,14 +66,21 @@ class Bases:
                 return None
             for _ in opened.model.layers.values():
                 pass  # from here on they are mapped, whoever prunes
-        except (StoreNotFoundError, CorruptStoreError):
+        except StoreNotFoundError:
+            return None
+        except CorruptStoreError as error:
+            if number in (v.number for v in history(self._root)):
+                self._damaged[number] = f"{error.what}: {error.why}"
             return None
         return opened.model
 
     def _unknown(self, wanted: Basis) -> ContributionError:
         known = [v.number for v in history(self._root)]
         asked = wanted.version
-        if asked is not None and asked > known[-1]:
+        if asked is not None and asked in self._damaged:
+            why = f"it was trained in version {asked}, which is damaged ({self._damaged[asked]})"
+            remedy = "See `sharespace verify --all`; repaired, move it back into the inbox"
+        elif asked is not None and asked > known[-1]:
             why = f"it was trained in version {asked}, which this store does not have yet"
             remedy = "Gather it into the store that the worker used"
         elif asked is not None and asked not in known:
