@@ -19,6 +19,7 @@ from sharespace import Share
 from sharespace.errors import TaskNotFoundError
 from sharespace.learn import load_task
 from sharespace.nn import release
+from sharespace.subspace.adapter import Adapter
 
 SHOWN = 12
 """Views of each test set whose angles are kept, for the figure."""
@@ -44,7 +45,7 @@ def evaluate(tasks: Sequence[PoseTask], own: Path, store: Path, out: Path) -> No
         raise TaskNotFoundError(f"task {missing[0]!r}", f"has no own LoRA in {own}")
     methods = {
         "head_only": None,
-        "per_task_lora": {n: Share.from_adapters([o.adapter]) for n, o in known.items()},
+        "per_task_lora": {name: exact(found.adapter) for name, found in known.items()},
         "share_strict": {task.name: share for task in tasks},
     }
     found: dict[str, Any] = {}
@@ -54,6 +55,12 @@ def evaluate(tasks: Sequence[PoseTask], own: Path, store: Path, out: Path) -> No
             with ready(task, None if shares is None else shares[task.name]) as model:
                 found[task.name][name] = measure(task, model)
     write(out, {"environment": environment(0), "scores": found})
+
+
+def exact(adapter: Adapter) -> Share:
+    """An adapter as a Share model of its own, nothing cut off."""
+    ranks = [adapter.layer(module).up.shape[1] for module in adapter.shapes]
+    return Share.from_adapters([adapter], k=max(ranks))
 
 
 @contextmanager

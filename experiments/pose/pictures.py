@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from experiments.common.figures import aligned, matrix_of
-from experiments.common.tables import Results, mean_of
+from experiments.common.figures import matrix_of
+from experiments.common.tables import Results
 from experiments.pose import meshes, occlusion
 from experiments.pose.render import DISTANCE, Scene, render
 from experiments.pose.rotations import rotation
 from experiments.pose.settings import Size
 from experiments.pose.tables import METHODS, TESTS, means
 from experiments.pose.views import draw_split
+from sharespace.evaluate import ScoreMatrix
 from sharespace.extras import require
 
 VIEW = 1
@@ -49,7 +50,7 @@ def draw(
         MissingExtraError: matplotlib, trimesh or embreex is not installed.
     """
     figure = require("matplotlib.figure", "report").Figure(
-        figsize=(15, 13.5), dpi=110, layout="constrained"
+        figsize=(15, 13.5), dpi=80, layout="constrained"
     )
     above, below = figure.subfigures(2, 1, height_ratios=(8.4, 5))
     names = list(scored[0]["scores"])
@@ -138,29 +139,31 @@ def _by_occlusion(axes: Any, scored: Sequence[Mapping[str, Any]], measure: str, 
 
 
 def _retention(axes: Any, runs: Sequence[Results]) -> None:
-    """Mean over the categories known so far, step by step."""
-    tasks = runs[0]["tasks"]
-    places = np.arange(1, len(tasks) + 1)
+    """What is left of the scores that categories had right after they were learned."""
     for method, label, colour in (
         ("share_strict", "Share", _LINES["share_strict"]),
         ("sequential_lora", "one LoRA, trained on and on", "#7b3294"),
     ):
-        known = [aligned(matrix_of(r, method), len(tasks)) for r in runs if method in r["methods"]]
+        known = [retained(matrix_of(r, method)) for r in runs if method in r["methods"]]
         if known:
-            values = [_mean([steps[i] for steps in known]) for i in range(len(tasks))]
-            axes.plot(places, values, color=colour, marker="o", linewidth=2, label=label)
-    for method, style in (("per_task_lora", "--"), ("head_only", ":")):
-        level = fmean(mean_of(run, method) for run in runs)
-        label = f"{METHODS[method]}, all categories"
-        axes.axhline(level, color=_LINES[method], linestyle=style, label=label)
-    axes.set(xlabel="categories learned so far", ylim=(0, None))
-    axes.set_ylabel("Acc at pi/6, mean over these, percent")
-    axes.set_title("Categories learned earlier, as more are learned", fontsize=12)
-    axes.legend(frameon=False, fontsize=9)
+            values = {at: fmean(run[at] for run in known) for at in known[0]}
+            axes.plot(
+                values.keys(), values.values(), color=colour, marker="o", linewidth=2, label=label
+            )
+    axes.set(xlabel="categories learned so far", ylim=(0, 105))
+    axes.set_ylabel("percent of the first score, mean over earlier categories")
+    axes.set_title("What is left of categories learned earlier", fontsize=12)
+    axes.legend(frameon=False, loc="lower left")
     axes.grid(alpha=0.3)
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    """Of those that are there; nan breaks the line."""
-    found = [v for v in values if v is not None]
-    return fmean(found) if found else float("nan")
+def retained(matrix: ScoreMatrix) -> dict[int, float]:
+    """Categories learned so far -> percent that earlier ones have of their first score, mean."""
+    first: dict[int, float] = {}
+    found = {}
+    for scores in matrix.scores:
+        known = {i: score for i, score in enumerate(scores) if score is not None}
+        if first:
+            found[len(known)] = 100 * fmean(known[i] / max(first[i], 1e-9) for i in first)
+        first = {**known, **first}
+    return found

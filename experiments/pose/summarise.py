@@ -21,7 +21,7 @@ from experiments.common.tables import Goals, goals_table, learned_table, main_ta
 from experiments.pose import pictures, script
 from experiments.pose.claims import claims
 from experiments.pose.settings import INITIAL
-from experiments.pose.tables import category_table, occlusion_table
+from experiments.pose.tables import category_table, occlusion_table, size_table
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parents[1] / "docs" / "figures"
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     runs, scored = finished(chosen.results / "runs"), read(chosen.results / "occluded")
     parts = [main_table(runs), learned_table(runs, INITIAL), goals_table(runs, GOALS)]
+    others = [r for place in sorted(chosen.results.glob("p[0-9]*")) for r in read(place)]
+    if others:
+        parts.append(size_table(runs, others, INITIAL))
     if scored:
         parts += [occlusion_table(scored), category_table(scored)]
         path = chosen.figures / "pose-views.png"

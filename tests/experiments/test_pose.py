@@ -14,13 +14,14 @@ import torch
 from experiments.pose import meshes, occluded, run, summarise
 from experiments.pose.model import AngleBins, Bins
 from experiments.pose.occlusion import LEVELS, occlude
-from experiments.pose.pictures import project
+from experiments.pose.pictures import project, retained
 from experiments.pose.render import Scene, render
 from experiments.pose.rotations import geodesic, rotation, turns
 from experiments.pose.views import Range, angles_of, draw_split
 
 from shared_data import SHARED
 from sharespace.errors import OptionError
+from sharespace.evaluate import ScoreMatrix
 
 DATA = SHARED / "data"
 METHODS = ("head_only", "per_task_lora", "share_strict", "mean_adapter")
@@ -81,6 +82,14 @@ def test_the_loss_is_least_where_the_answer_is_right() -> None:
     assert bins.loss(torch.log(right + 1e-9), true) < bins.loss(torch.log(wrong + 1e-9), true)
     decoded = bins.decode(torch.log(right + 1e-9))
     torch.testing.assert_close(rotation(decoded), rotation(true), atol=1e-4, rtol=0)
+
+
+def test_what_is_left_of_earlier_categories() -> None:
+    matrix = ScoreMatrix(("a", "b", "c")).with_step(
+        "a+b", {"a": 80.0, "b": 40.0}, learned=("a", "b")
+    )
+    matrix = matrix.with_step("c", {"a": 40.0, "b": 40.0, "c": 10.0})
+    assert retained(matrix) == {3: pytest.approx(75.0)}
 
 
 def _scene(azimuth: float, elevation: float, theta: float) -> Scene:
