@@ -88,7 +88,7 @@ def test_what_is_left_of_earlier_categories() -> None:
     matrix = ScoreMatrix(("a", "b", "c")).with_step(
         "a+b", {"a": 80.0, "b": 40.0}, learned=("a", "b")
     )
-    matrix = matrix.with_step("c", {"a": 40.0, "b": 40.0, "c": 10.0})
+    matrix = matrix.with_step("c", {"a": 40.0, "b": 40.0, "c": 10.0}, learned=("c",))
     assert retained(matrix) == {3: pytest.approx(75.0)}
 
 
