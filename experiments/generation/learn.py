@@ -4,7 +4,7 @@
 
 One file of results a seed; a method that is in it already is not run again. The first three tasks
 come as own LoRAs and are compressed; the other five are learned one after the other (strict Share).
-``--rates`` tries other learning rates on held-out training examples instead, and prints the scores.
+``--rates`` tries learning rates of the core on held-out training examples instead, after a run.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+from benchmarks.common import environment
+from experiments.common import own as own_files
 from experiments.common.methods import METHODS
-from experiments.common.runs import Run, run_methods
+from experiments.common.runs import Run, run_methods, write
 from experiments.generation import script
 from experiments.generation.jobs import make_jobs
 from experiments.generation.script import Ready
@@ -22,17 +26,20 @@ from experiments.generation.settings import INITIAL, LEARN, LEARN_QUICK, setting
 
 from sharespace import Share
 from sharespace.baselines import Workbench
-from sharespace.baselines.own import own_lora
 from sharespace.baselines.shared import build, learn
 from sharespace.nn import release
 
 HELD_OUT = 64
+RATED = ("banking77-1", "clinc150-1")
+"""Tasks that the core's rate is tried on."""
 
 
 def options() -> argparse.Namespace:
     parser = script.parser(__doc__, "learn")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--rates", nargs="+", type=float, help="of the core; nothing is written")
+    parser.add_argument(
+        "--rates", nargs="+", type=float, help="of the core, tried on held-out examples"
+    )
     return parser.parse_args()
 
 
@@ -40,7 +47,7 @@ def main() -> None:
     chosen = options()
     ready = script.begin(chosen)
     if chosen.rates:
-        rates(ready, chosen.rates)
+        rates(ready, chosen)
         return
     for seed in chosen.seeds:
         run(ready, seed, chosen)
@@ -55,25 +62,35 @@ def run(ready: Ready, seed: int, chosen: argparse.Namespace) -> None:
         tasks=tasks,
         base=ready.base.name,
         settings=settings(ready.size, seed),
-        own=chosen.cache / "own" / f"{ready.base.name}-{ready.size.learn_steps}-{seed}",
+        own=_own_folder(ready, seed, chosen.cache),
         size=asdict(ready.size),
     )
     run_methods(found, partial(make_jobs, ready, tasks), chosen.methods)
 
 
-def rates(ready: Ready, tried: list[float]) -> None:
-    """Percent of held-out examples, of the tasks that are learned in the subspace. Seed 0."""
+def rates(ready: Ready, chosen: argparse.Namespace) -> None:
+    """Percent of held-out training examples of two new tasks, by the core's rate. Seed 0.
+
+    The subspace is that of the first tasks' own LoRAs, which ``run`` left in the cache.
+    """
     numbers = settings(ready.size, 0)
-    jobs = make_jobs(ready, LEARN, held_out=HELD_OUT)
-    bench = Workbench(jobs, numbers)
-    share = build(bench, {name: own_lora(bench, name) for name in LEARN[:INITIAL]})
-    for rate in tried:
+    own = own_files.load(_own_folder(ready, 0, chosen.cache))
+    bench = Workbench(make_jobs(ready, RATED, held_out=HELD_OUT), numbers)
+    share = build(bench, {name: own[name] for name in LEARN[:INITIAL]})
+    found: dict[str, Any] = {}
+    for rate in chosen.rates:
         coefficients = replace(numbers.coefficients, learning_rate=rate)
         bench.settings = replace(numbers, coefficients=coefficients)
-        found = {name: _learned(bench, share, name) for name in LEARN[INITIAL:]}
-        print(f"core at {rate}: {_mean(found):.1f} {found}", flush=True)
-    own = {name: own_lora(bench, name).score for name in LEARN[INITIAL:]}
-    print(f"own LoRA: {_mean(own):.1f} {own}", flush=True)
+        found[str(rate)] = {name: _learned(bench, share, name) for name in RATED}
+        print(f"core at {rate}: {found[str(rate)]}", flush=True)
+        write(
+            chosen.out.parent / "rates.json",
+            {"environment": environment(0), "held_out": HELD_OUT, "scores": found},
+        )
+
+
+def _own_folder(ready: Ready, seed: int, cache: Path) -> Path:
+    return cache / "own" / f"{ready.base.name}-{ready.size.learn_steps}-{seed}"
 
 
 def _learned(bench: Workbench, share: Share, name: str) -> float:
@@ -81,10 +98,6 @@ def _learned(bench: Workbench, share: Share, name: str) -> float:
     score = bench.score(name, found.model)
     release(found.model)
     return score
-
-
-def _mean(scores: dict[str, float]) -> float:
-    return sum(scores.values()) / len(scores)
 
 
 if __name__ == "__main__":

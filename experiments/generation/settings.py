@@ -108,7 +108,7 @@ QUICK = Size(
 """For tests: nothing is learned."""
 
 LORA_RATE = 4e-3
-CORE_RATE = 3e-2
+CORE_RATE = 0.12
 LEARN = (
     "rule-first-3",
     "dbpedia-0",
