@@ -52,7 +52,8 @@ def run_methods(run: Run, jobs: Callable[[], Sequence[TaskJob]], methods: Sequen
         methods: names of ``sharespace.baselines``.
     """
     results = _begin(run)
-    _take_over(results, run)
+    if _take_over(results, run):
+        write(run.file, results)
     missing = [name for name in methods if name not in results["methods"]]
     if not missing:
         return
@@ -88,14 +89,20 @@ def _begin(run: Run) -> dict[str, Any]:
     }
 
 
-def _take_over(results: dict[str, Any], run: Run) -> None:
-    """Methods that do not depend on the order, from another order of the same tasks and seed."""
+def _take_over(results: dict[str, Any], run: Run) -> bool:
+    """Methods that do not depend on the order, from another order of the same tasks and seed.
+
+    Returns:
+        Whether there was something new.
+    """
+    before = len(results["methods"])
     for file in sorted(run.folder.glob(f"*-{run.settings.seed}.json")):
         found = json.loads(file.read_text())
         if sorted(found["tasks"]) == sorted(run.tasks):
             for name in ORDER_FREE:
                 if name in found["methods"]:
                     results["methods"].setdefault(name, found["methods"][name])
+    return len(results["methods"]) > before
 
 
 def record(outcome: Outcome) -> dict[str, Any]:
