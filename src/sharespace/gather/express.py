@@ -9,7 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sharespace.errors import ContributionError, CorruptStoreError, StoreNotFoundError
+from sharespace.errors import (
+    ContributionError,
+    CorruptStoreError,
+    MismatchError,
+    StoreNotFoundError,
+)
 from sharespace.gather.contribution import Basis, Contribution, Coordinates, Plain
 from sharespace.linalg.precision import compute_dtype
 from sharespace.shapes import ModuleShape, fingerprint
@@ -113,9 +118,19 @@ def as_adapter(found: Contribution, id: str, task: str, model: ShareModel, bases
         adapter = _plain_adapter(found, id, task)
     else:
         adapter = _trained_adapter(found, id, task, bases.find(found.basis), model.dtype)
-    common_base([adapter], model.base)
+    _check_base(adapter, model)
     common_shapes([adapter], model.shapes)
     return adapter
+
+
+def _check_base(adapter: Adapter, model: ShareModel) -> None:
+    try:
+        common_base([adapter], model.base)
+    except MismatchError as error:
+        remedy = (
+            "Gather it into the Share model of its base, or correct the name and hand it in anew"
+        )
+        raise ContributionError(error.what, error.why, remedy) from error
 
 
 def _plain_adapter(found: Contribution, id: str, task: str) -> Adapter:
