@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gather.workers import SHAPES, dense_of, plain, trained
 from sharespace.gather import Contribution, encode
 from sharespace.store import load
-from store.stranger import DTYPES, read_current, read_object
+from store.stranger import DTYPES, Array, read_current, read_object
 
 Matrix = NDArray[np.float64]
 
@@ -49,7 +49,7 @@ def basis_id(store: Path) -> str:
     return digest.hexdigest()
 
 
-def side(tensors: dict[str, Matrix], basis: Matrix, module: str, name: str) -> Matrix:
+def side(tensors: dict[str, Matrix], basis: Array, module: str, name: str) -> Matrix:
     parts = [basis.astype(np.float64)]
     if (key := f"update.{module}.{name}_temporary") in tensors:
         parts.append(tensors[key])

@@ -128,7 +128,7 @@ def _check_base(adapter: Adapter, model: ShareModel) -> None:
         common_base([adapter], model.base)
     except MismatchError as error:
         remedy = (
-            "Gather it into the Share model of its base, or correct the name and hand it in anew"
+            "Gather it into the Share model of its base, or correct the name and submit it anew"
         )
         raise ContributionError(error.what, error.why, remedy) from error
 
