@@ -47,7 +47,8 @@ def draw_order(runs: Sequence[Results], path: Path) -> None:
         Panel("forgetting", partial(draw_forgetting, methods=lost)),
     ]
     seed = first["environment"]["seed"]
-    title = f"Stream {first['order']}, {len(runs)} seeds (heat maps: seed {seed})"
+    count = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    title = f"Stream {first['order']}, {count} (heat maps: seed {seed})"
     picture(path, title, panels, columns=2)
 
 

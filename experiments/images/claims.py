@@ -115,7 +115,7 @@ def kind_claim(record: Mapping[str, Any]) -> Claim:
     lowest = min(means.values())
     return Claim(
         f"Adapters and data may come in any mix ({record['base']}, {record['order']})",
-        "yes",
+        "adapters, data or both",
         f"{said}; own LoRAs {own:.1f} (1 run)",
         "yes" if lowest >= 0.98 * own else "partly",
         "with k as for data alone, which is less than finished adapters need",

@@ -29,6 +29,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--streams", nargs="+", help="default: all of the base")
     parser.add_argument("--p", type=int, help="another size of the cores")
     parser.add_argument("--phi", type=int, help="another number of new directions a task")
+    parser.add_argument("--lora", type=float, help="another learning rate of LoRA")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     chosen = parser.parse_args()
     known = list(STREAMS[chosen.base])
@@ -71,7 +72,8 @@ def _settings(
     found = script.numbers(base, chosen.base, size, seed, tasks)
     p, phi = chosen.p or found.p, found.phi if chosen.phi is None else chosen.phi
     room = INITIAL * found.rank + max(tasks - INITIAL, 0) * phi
-    return replace(found, p=p, phi=phi, k=room)
+    rate = chosen.lora or found.lora.learning_rate
+    return replace(found, p=p, phi=phi, k=room, lora=replace(found.lora, learning_rate=rate))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from experiments.common.runs import read
 from experiments.common.tables import Goals, Results, goals_table, learned_table, main_table
 from experiments.common.transfer import transfer_table
 from experiments.images.claims import claims
+from experiments.images.larger import larger_table
 from experiments.images.pictures import draw_kinds, draw_transfer, kinds_table
 from experiments.images.settings import INITIAL, STREAMS
 
@@ -43,6 +44,9 @@ def main() -> None:
     for base, runs in groups.items():
         draw_base(base, runs, chosen.figures)
     parts = [section(base, runs) for base, runs in groups.items()]
+    for base, runs in groups.items():
+        larger = read(chosen.results / "larger" / base)
+        parts += [larger_table(runs, larger, base)] if larger else []
     if kinds:
         parts.append(kinds_table(kinds))
         draw_kinds(kinds, chosen.figures / "images-kinds.png")
