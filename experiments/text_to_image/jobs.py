@@ -15,7 +15,7 @@ from experiments.text_to_image.judges import Judge
 from experiments.text_to_image.model import embed, v_loss
 from experiments.text_to_image.painting import Painter
 from experiments.text_to_image.pretrain import base
-from experiments.text_to_image.settings import TASKS, Size
+from experiments.text_to_image.settings import TASKS, Size, steps
 from experiments.text_to_image.styles import styled
 from peft import PeftModel
 from torch import Tensor, nn
@@ -137,6 +137,7 @@ def make_jobs(studio: Studio, folder: Path) -> list[TaskJob]:
             model=_maker(studio),
             score=Scorer(studio, style, folder),
             heads=(),
+            steps=steps(style, studio.painter.size),
         )
         for style in TASKS
     ]

@@ -11,6 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from experiments.text_to_image import painting
 from experiments.text_to_image.jobs import Denoiser, Studio
+from experiments.text_to_image.settings import steps
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
@@ -37,7 +38,8 @@ def make(studio: Studio, style: str, numbers: Settings, folder: Path, images: Pa
         return
     unet = _with_lora(studio.unet(), numbers)
     trained = [p for p in unet.parameters() if p.requires_grad]
-    training = replace(numbers.lora, seed=numbers.seed)
+    length = steps(style, studio.painter.size)
+    training = replace(numbers.lora, seed=numbers.seed, steps=length)
     done = fit(Denoiser(unet, studio.pipe.scheduler), studio.images(style), training)
     StableDiffusionPipeline.save_lora_weights(
         folder,

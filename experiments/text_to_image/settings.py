@@ -13,6 +13,8 @@ from sharespace.learn import Training
 TASKS = ("inverted", "outlined", "striped", "bold", "embossed", "framed", "blurred", "rotated")
 """Styles, in the order of the stream. The first three come as finished LoRAs, the others are
 learned from images, one by one."""
+SLOW = ("inverted", "embossed", "rotated")
+"""Styles in which every pixel changes: they are trained for longer, by all methods."""
 INITIAL = 3
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]
 """Attention and the convolutions of all residual blocks."""
@@ -35,6 +37,8 @@ class Size:
     """Training images of a style."""
     steps: int
     batch_size: int
+    slow_steps: int
+    """Of the styles that take longer."""
     scored: int
     """Images that are generated for one score."""
     denoising: int
@@ -51,6 +55,7 @@ FULL = Size(
     images=4000,
     steps=80,
     batch_size=32,
+    slow_steps=200,
     scored=40,
     denoising=8,
     guidance=2.0,
@@ -63,11 +68,17 @@ QUICK = Size(
     images=40,
     steps=2,
     batch_size=8,
+    slow_steps=2,
     scored=10,
     denoising=2,
     guidance=2.0,
 )
 """For tests: nothing is learned."""
+
+
+def steps(style: str, size: Size) -> int:
+    """Of a style's training."""
+    return size.slow_steps if style in SLOW else size.steps
 
 
 def settings(size: Size, seed: int) -> Settings:

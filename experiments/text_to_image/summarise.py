@@ -38,7 +38,7 @@ ROWS = {
     BASE: "no adapter",
     OWN: "own LoRA\n(one a style)",
     LEARNED: "Share, right after\nlearning the style",
-    END: "Share, after all\neight styles",
+    END: "Share, after the\nlast style",
 }
 COMMAND = "python -m experiments.text_to_image.summarise"
 
@@ -70,10 +70,10 @@ def draw(runs: Sequence[Results], samples: Path, figures: Path) -> None:
 
 
 def draw_images(file: Path, path: Path) -> None:
-    """Two digits a style, by what made them; the same prompts and noise in every row."""
+    """Three digits a style, by what made them; the same prompts and noise in every row."""
     with np.load(file) as found:
         images = {name: found[name] / 255 for name in ROWS if name in found}
-    digits = [(2 * i, 2 * i + 1) for i in range(len(TASKS))]
+    digits = [(3 * i, 3 * i + 1, 3 * i + 2) for i in range(len(TASKS))]
     rows = {
         ROWS[name]: [np.hstack([styles[i][d % 10] for d in digits[i]]) for i in range(len(TASKS))]
         for name, styles in images.items()
@@ -82,8 +82,8 @@ def draw_images(file: Path, path: Path) -> None:
         f"{style}\n({'finished LoRA' if i < INITIAL else 'learned here'})"
         for i, style in enumerate(TASKS)
     ]
-    title = "One Share model for eight styles: same prompts and noise in every row"
-    grid(path, title, columns, rows, shape=(2.0, 1.0))
+    title = f"One Share model for {len(TASKS)} styles: same prompts and noise in every row"
+    grid(path, title, columns, rows, shape=(2.4, 0.85))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def verdict_table(records: Records) -> str:
     lines = [
         "## What the classifiers say",
         "",
-        "Percent of the images, mean over the eight styles; in brackets the styles that Share "
+        "Percent of the images, mean over the styles; in brackets the styles that Share "
         f"learned from images alone. On real test digits in these styles: {on_real}.",
         "",
         "| images of | right digit | right style | both | seeds |",
