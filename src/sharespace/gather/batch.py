@@ -17,8 +17,9 @@ from sharespace.errors import (
     SharespaceError,
     TaskExistsError,
 )
+from sharespace.gather.bases import Bases
 from sharespace.gather.contribution import Contribution
-from sharespace.gather.express import Bases, as_adapter
+from sharespace.gather.express import as_adapter
 from sharespace.store import Checkout
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.erased import refuse_erased

@@ -15,7 +15,6 @@ from torch import Tensor
 from sharespace.errors import ContributionError, CorruptStoreError, MismatchError, StoreError
 from sharespace.gather.checks import check_kept, check_tensor, check_updates
 from sharespace.gather.contribution import (
-    NAME,
     Basis,
     Contribution,
     Coordinates,
@@ -23,21 +22,24 @@ from sharespace.gather.contribution import (
     Update,
     check_task_name,
 )
+from sharespace.gather.header import (
+    AGAIN,
+    FORMAT,
+    SCHEMA_VERSION,
+    check_hash,
+    check_marks,
+    data_start,
+    metadata_bytes,
+)
 from sharespace.shapes import ModuleShape
 from sharespace.store.fields import Fields, parse_json
 from sharespace.store.layout import SHA256
-from sharespace.store.objects import METADATA_KEY, tensor_file
+from sharespace.store.objects import tensor_file
 from sharespace.subspace.adapter import BaseModel, Provenance
-
-FORMAT = "sharespace-contribution"
-SCHEMA_VERSION = 1
-MAX_HEADER = 1 << 24
-"""Bytes of a file's JSON header."""
 
 _COORDINATES = ("left", "right", "left_temporary", "right_temporary")
 _FACTORS = ("up", "down")
 _KEPT, _UPDATE, _SCALINGS = "kept.", "update.", "scalings"
-_AGAIN = "Hand it in again"
 
 
 def encode(found: Contribution) -> tuple[str, bytes]:
@@ -50,7 +52,7 @@ def encode(found: Contribution) -> tuple[str, bytes]:
     tensors = _tensors(found)
     try:
         data = b"".join(tensor_file("task", tensors, None).blocks())
-        digest = hashlib.sha256(data[_data_start(data) :]).hexdigest()
+        digest = hashlib.sha256(data[data_start(data) :]).hexdigest()
         value = _metadata(found, digest)
         text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
         whole = b"".join(tensor_file("task", tensors, text).blocks())
@@ -72,59 +74,20 @@ def decode(data: bytes, name: str) -> Contribution:
     Raises:
         ContributionError: damaged, of a newer schema, or with values that cannot be merged.
     """
-    _check_hash(data, name)
+    check_hash(data, name)
     try:
-        fields = Fields(parse_json(_metadata_bytes(data), name), name)
-        _check_marks(fields)
-        if hashlib.sha256(data[_data_start(data) :]).hexdigest() != fields.text("data_sha256"):
-            raise ContributionError(name, "its tensors are not those that were written", _AGAIN)
+        fields = Fields(parse_json(metadata_bytes(data), name), name)
+        check_marks(fields)
+        if hashlib.sha256(data[data_start(data) :]).hexdigest() != fields.text("data_sha256"):
+            raise ContributionError(name, "its tensors are not those that were written", AGAIN)
         return _contribution(fields, load(data), name)
     except CorruptStoreError as error:
-        raise ContributionError(name, error.why, _AGAIN) from error
+        raise ContributionError(name, error.why, AGAIN) from error
     except SafetensorError as error:
         why = f"not a whole safetensors file ({error})"
-        raise ContributionError(name, why, _AGAIN) from error
+        raise ContributionError(name, why, AGAIN) from error
     except MismatchError as error:
-        raise ContributionError(name, f"{error.what}: {error.why}", _AGAIN) from error
-
-
-def _check_hash(data: bytes, name: str) -> None:
-    match = NAME.fullmatch(name)
-    if match and hashlib.sha256(data).hexdigest() != match["sha256"]:
-        why = "its bytes are not those that its name says (sha256): damaged, or cut short"
-        raise ContributionError(name, why, _AGAIN)
-
-
-def _data_start(data: bytes) -> int:
-    return 8 + int.from_bytes(data[:8], "little")
-
-
-def _metadata_bytes(data: bytes) -> bytes:
-    """The JSON text in a file's header; read by us, because libraries hide duplicate keys."""
-    size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or data[8:9] != b"{":
-        raise ContributionError("the file", "not a safetensors file", _AGAIN)
-    if size > MAX_HEADER:
-        why = f"a header of {size} bytes, more than the {MAX_HEADER} it may have"
-        raise ContributionError("the file", why, "Leave out what is no contribution")
-    if size > len(data) - 8:
-        why = f"cut short: {len(data)} bytes with a header of {size}"
-        raise ContributionError("the file", why, _AGAIN)
-    header = parse_json(data[8 : 8 + size], "the header")
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
-    if not isinstance(text, str):
-        why = "a safetensors file, but not a contribution"
-        raise ContributionError("the file", why, "`sharespace submit` makes contributions")
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _check_marks(fields: Fields) -> None:
-    fields.one_of("format", FORMAT)
-    found = fields.whole("schema_version", least=1)
-    if found > SCHEMA_VERSION:
-        why = f"written in schema version {found}; this release reads up to {SCHEMA_VERSION}"
-        raise ContributionError("the file", why, "Upgrade: pip install -U sharespace")
+        raise ContributionError(name, f"{error.what}: {error.why}", AGAIN) from error
 
 
 def _metadata(found: Contribution, data_sha256: str) -> dict[str, object]:
@@ -166,7 +129,7 @@ def _contribution(fields: Fields, tensors: dict[str, Tensor], name: str) -> Cont
     updates = _updates(fields, tensors, basis)
     kept = {key.removeprefix(_KEPT): tensors.pop(key) for key in [*tensors] if key[:5] == _KEPT}
     if tensors:
-        raise ContributionError(name, f"unknown tensors: {sorted(tensors)[:3]}", _AGAIN)
+        raise ContributionError(name, f"unknown tensors: {sorted(tensors)[:3]}", AGAIN)
     check_updates(updates)
     check_kept(kept)
     found = Contribution(
@@ -237,5 +200,5 @@ def _plain(module: str, fields: Fields, tensors: dict[str, Tensor], scaling: flo
 
 def _take(tensors: dict[str, Tensor], key: str) -> Tensor:
     if key not in tensors:
-        raise ContributionError("the file", f"tensor {key!r} is missing", _AGAIN)
+        raise ContributionError("the file", f"tensor {key!r} is missing", AGAIN)
     return tensors.pop(key)

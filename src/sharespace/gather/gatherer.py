@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from sharespace.errors import ContributionError, OptionError, StoreConflictError
+from sharespace.gather.bases import Bases
 from sharespace.gather.batch import Accepted, OnConflict, Pending, Sorted, merged, sort_out
 from sharespace.gather.codec import decode
-from sharespace.gather.express import Bases
 from sharespace.gather.inbox import MAX_BYTES, MERGED, Entry, Inbox, open_inbox, refuse_store
 from sharespace.gather.quarantine import Refusal, set_aside
 from sharespace.store import Operation, Version, checkout, commit
