@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.claims import write_claims
-from experiments.common.figures import draw_order, draw_subspace
+from experiments.common.figures import draw_order
 from experiments.common.runs import read
 from experiments.common.tables import Goals, Results, goals_table, learned_table, main_table
 from experiments.common.transfer import transfer_table
@@ -77,11 +77,10 @@ def section(base: str, runs: Sequence[Results]) -> str:
 
 
 def draw_base(base: str, runs: Sequence[Results], figures: Path) -> None:
-    """A picture a stream, and one of the subspaces of the first run."""
+    """A picture a stream."""
     for order in dict.fromkeys(run["order"] for run in runs):
         mine = [run for run in runs if run["order"] == order]
         draw_order(mine, figures / f"images-{base}-{order}.png")
-    draw_subspace(runs[0], INITIAL, figures / f"images-{base}-subspace.png")
 
 
 if __name__ == "__main__":

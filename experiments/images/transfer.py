@@ -20,13 +20,13 @@ from experiments.images.base import Base
 from experiments.images.jobs import make_job
 from experiments.images.settings import STREAMS, Size
 
-TARGETS = {"mobilenet": ("cifar-9", "fashion-rotated"), "vit": ("odd-4", "things")}
+TARGETS = {"mobilenet": ("cifar-4",), "vit": ("odd-4",)}
 
 
 def options() -> argparse.Namespace:
     parser = script.parser(__doc__, "transfer")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--targets", nargs="+", help="default: one of the stream, one beside it")
+    parser.add_argument("--targets", nargs="+", help="default: one of the first stream")
     parser.add_argument("--every", type=int, default=20, help="steps between scores")
     return parser.parse_args()
 

@@ -68,7 +68,7 @@ def test_from_data_to_tables_and_figures(
     assert "| hybrid |" in tables
     claims = json.loads((results / "claims.json").read_text())["claims"]
     assert len(claims) == 5
-    assert len(list(figures.glob("images-*.png"))) == 4
+    assert len(list(figures.glob("images-*.png"))) == 3
 
 
 def test_convolutions_of_the_mobilenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
