@@ -7,8 +7,11 @@ import math
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
+import transformers
 from experiments.pose import real, standins
+from experiments.pose.hub import hub_model, load_hub
 from experiments.pose.pascal3d import (
     LEVELS,
     Photographs,
@@ -18,6 +21,7 @@ from experiments.pose.pascal3d import (
     read_annotation,
     split,
 )
+from experiments.pose.task import collate
 
 from sharespace.errors import OptionError
 from sharespace.extras import require
@@ -81,6 +85,22 @@ def test_cuts_the_object_out(folder: Path) -> None:
     assert example["pixel_values"].shape == (3, 32, 32)
     assert -1 <= example["pixel_values"].min() < example["pixel_values"].max() <= 1
     assert example["labels"].tolist() == pytest.approx(known.angles)
+
+
+def test_takes_a_resnet_too(folder: Path, tmp_path: Path) -> None:
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+    )
+    transformers.ResNetModel(config).save_pretrained(tmp_path)
+    transformers.ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path)
+    base = load_hub(str(tmp_path))
+    known = split(folder / "PASCAL3D+_release1.1", "bus", "train")
+    views = Photographs(known, base.size, base.mean, base.deviation)
+    model = hub_model(base, views, seed=0)()
+    config = peft.LoraConfig(r=2, target_modules=["convolution"], modules_to_save=["classifier"])
+    found = peft.get_peft_model(model, config)(**collate([views[0], views[1]]))
+    assert found["logits"].shape == (2, 3 * 24)
+    found["loss"].backward()
 
 
 def test_the_recipe_starts(folder: Path, tmp_path: Path) -> None:
