@@ -32,15 +32,23 @@ _CLIPPED = 1.0
 
 
 def load_adapters(
-    base: Base, tasks: Sequence[GenerationTask], size: Size, start: Start, seed: int, cache: Path
+    base: Base,
+    tasks: Sequence[GenerationTask],
+    size: Size,
+    start: Start,
+    seed: int,
+    cache: Path,
+    only: str = "",
 ) -> dict[str, Adapter]:
     """Task -> its own LoRA, from the cache where it is there; the others are trained (minutes).
 
     Args:
         start: "own": each adapter begins with its own random A; "same": all with one.
         seed: of the starts and of the order of the examples.
+        only: beginning of the names of the tasks that are wanted.
     """
     folder = cache / f"adapters-{_digest(base, tasks, size, start, seed)}"
+    tasks = [task for task in tasks if task.name.startswith(only)]
     missing = [t for t in tasks if not (folder / t.name / "adapter_config.json").is_file()]
     for at in range(0, len(missing), size.together):
         some = missing[at : at + size.together]

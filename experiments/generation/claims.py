@@ -8,7 +8,15 @@ from typing import Literal
 
 from experiments.common.claims import Claim
 from experiments.common.tables import mean_of, rows
-from experiments.generation.relative import Results, all_tasks, by_batch, dimensions, key, relative
+from experiments.generation.relative import (
+    Results,
+    all_tasks,
+    by_batch,
+    dimensions,
+    key,
+    relative,
+    since_merge,
+)
 from experiments.generation.tables import STARTS, layout
 
 from sharespace.evaluate import reach
@@ -34,6 +42,7 @@ def _kept(run: Results, method: str) -> Claim:
     if max(parts) >= LOW:
         holds = "yes" if min(parts) >= LOW else "partly"
     null = relative(run, key("own_svd", k), all_tasks(run))
+    since = since_merge(run, name)
     count, batches = len(all_tasks(run)), len(run["batches"])
     ours = "the paper's method" if method == "share" else "our method (joint)"
     return Claim(
@@ -44,7 +53,10 @@ def _kept(run: Results, method: str) -> Claim:
             f"{batches} batches, k = {k} of {run['width']}, one order)"
         ),
         holds=holds,
-        note=f"{STARTS[run['start']]}; own SVDs at equal bytes keep {null:.2f} of all scores",
+        note=(
+            f"{STARTS[run['start']]}; own SVDs at equal bytes keep {null:.2f} of all scores; of "
+            f"the score right after the merge {min(since):.2f} to {max(since):.2f} is left"
+        ),
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from experiments.common.figures import draw_order
+from experiments.common.tables import scores
 from experiments.generation.relative import SHOWN, Results, all_tasks, by_batch, dimensions, key
 
 from sharespace.report import Panel, picture
-from sharespace.report.style import ADAPTERS, look, tidy
+from sharespace.report.style import ADAPTERS, INK, SHARE, look, name_ticks, tidy
 
 SHORT = {"own": "own random starts", "same": "one common start"}
 
@@ -28,9 +29,9 @@ def draw_batches(starts: Sequence[Sequence[Results]], path: Path) -> None:
     ]
     count = len(all_tasks(starts[0][0]))
     title = (
-        f"{count} adapters merged batch after batch into one model: what is left of each batch's "
-        "score\n(1.0: as good as its own adapter; filled marks: at the end of the stream, hollow "
-        "marks: right after its merge)"
+        f"{count} adapters merged into one model, batch by batch:\n"
+        "what is left of each batch's score\n"
+        "(filled: at the end; hollow: right after its merge)"
     )
     columns = len(dimensions(starts[0][0]))
     picture(path, title, panels, columns=columns, height=4.6, width=5.0)
@@ -104,6 +105,36 @@ def _variance(axes: Any, runs: Sequence[Results]) -> None:
     tidy(axes)
 
 
-def draw_learned(runs: Sequence[Results], path: Path) -> None:
-    """The learning stream, as the other experiments draw theirs."""
-    draw_order(runs, path)
+def draw_learned(runs: Sequence[Results], initial: int, path: Path) -> None:
+    """Bars of each task: no adapter, own LoRA, Share at the end of the stream."""
+    panel = Panel("", partial(_bars, runs=runs, initial=initial), width=1.7)
+    learned = len(runs[0]["tasks"]) - initial
+    title = (
+        f"{initial} tasks came as adapters, {learned} were learned from data in their subspace\n"
+        f"(score at the end of the stream, {len(runs)} seed{'s' if len(runs) > 1 else ''})"
+    )
+    picture(path, title, [panel], height=4.6)
+
+
+BARS = {
+    "head_only": ("base model, no adapter", "#999999"),
+    "per_task_lora": ("own LoRA of the task", ADAPTERS),
+    "share_strict": ("Share", SHARE),
+}
+"""Method -> what it is called, colour."""
+
+
+def _bars(axes: Any, runs: Sequence[Results], initial: int) -> None:
+    tasks = runs[0]["tasks"]
+    for number, (method, (shown, colour)) in enumerate(BARS.items()):
+        values = [fmean(scores(run, method)[task] for run in runs) for task in tasks]
+        at = [i + 0.27 * (number - 1) for i in range(len(tasks))]
+        axes.bar(at, values, 0.25, color=colour, label=shown)
+    axes.axvline(initial - 0.5, color=INK, linewidth=0.8, linestyle="--")
+    axes.text(initial - 0.55, 108, "came as adapters", ha="right", fontsize=9)
+    axes.text(initial - 0.45, 108, "learned, one after the other", ha="left", fontsize=9)
+    axes.set_ylim(0, 116)
+    axes.set_ylabel("percent (exact match or Rouge-L)")
+    name_ticks(axes, tasks)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=3)
+    tidy(axes, "y")

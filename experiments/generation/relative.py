@@ -54,6 +54,12 @@ def by_batch(run: Results, name: str, stage: Stage) -> list[float]:
     return [relative(run, name, batch, stage) for batch in run["batches"]]
 
 
+def since_merge(run: Results, name: str) -> list[float]:
+    """Part of each batch's score right after its merge that is left at the end."""
+    both = zip(by_batch(run, name, "final"), by_batch(run, name, "after"), strict=True)
+    return [last / first if first else 0.0 for last, first in both]
+
+
 def all_tasks(run: Results) -> list[str]:
     return list(run["kinds"])
 

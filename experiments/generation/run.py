@@ -37,6 +37,7 @@ def options() -> argparse.Namespace:
     parser = script.parser(__doc__, "merge")
     parser.add_argument("--starts", nargs="+", choices=("own", "same"), default=["own", "same"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--only", default="", help="beginning of the tasks' names, as 'rule-'")
     parser.add_argument("--k", type=int, nargs="+", help="other caps of the subspaces")
     return parser.parse_args()
 
@@ -46,11 +47,12 @@ def main() -> None:
     ready = script.begin(chosen)
     for start in chosen.starts:
         adapters = load_adapters(
-            ready.base, list(ready.tasks.values()), ready.size, start, 0, chosen.cache
+            ready.base, list(ready.tasks.values()), ready.size, start, 0, chosen.cache, chosen.only
         )
         for seed in chosen.seeds:
-            batches = in_batches(list(ready.tasks), ready.size.batches, seed)
-            stream = Stream(ready.base, adapters, ready.tests, batches)
+            batches = in_batches(list(adapters), ready.size.batches, seed)
+            tests = {name: ready.tests[name] for name in adapters}
+            stream = Stream(ready.base, adapters, tests, batches)
             run(stream, ready, start, seed, chosen)
 
 
@@ -125,7 +127,7 @@ def _begin(file: Path, stream: Stream, ready: Ready, start: Start, seed: int) ->
         "width": ready.base.model.config.hidden_size,
         "modules": len(next(iter(stream.adapters.values())).shapes),
         "batches": stream.batches,
-        "kinds": {name: task.kind for name, task in ready.tasks.items()},
+        "kinds": {name: ready.tasks[name].kind for name in stream.adapters},
         "size": asdict(ready.size),
         "environment": environment(seed),
         "methods": {},

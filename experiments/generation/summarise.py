@@ -46,7 +46,7 @@ def main() -> None:
     draw.draw_batches(starts, chosen.figures / "generation-batches.png")
     draw.draw_sizes([mine[0] for mine in starts], chosen.figures / "generation-sizes.png")
     if judged:
-        draw.draw_learned(judged, chosen.figures / "generation-learn.png")
+        draw.draw_learned(judged, INITIAL, chosen.figures / "generation-learn.png")
 
 
 def can_judge(learned: Sequence[Results]) -> list[Results]:

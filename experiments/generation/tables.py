@@ -18,6 +18,7 @@ from experiments.generation.relative import (
     mean,
     of_kind,
     relative,
+    since_merge,
     with_originals,
 )
 
@@ -71,6 +72,9 @@ def _batches(run: Results, k: int) -> str:
                 cells = [f"{value:.2f}" for value in by_batch(run, name, stage)]
                 whole = relative(run, name, all_tasks(run), stage)
                 lines.append(f"| {shown} | {when} | {' | '.join(cells)} | {whole:.2f} |")
+        if "after" in run["methods"].get(name, {}):
+            cells = [f"{value:.2f}" for value in since_merge(run, name)]
+            lines.append(f"| {shown} | at the end / after its merge | {' | '.join(cells)} | |")
     return "\n".join(lines)
 
 
