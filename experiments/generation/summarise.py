@@ -28,12 +28,15 @@ GOALS = Goals(score=0.98, gain=0.9, forgetting=1.0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--merge", type=Path, default=HERE / "results" / "merge")
+    parser.add_argument("--relatives", type=Path, default=HERE / "results" / "relatives")
     parser.add_argument("--learn", type=Path, default=HERE / "results" / "learn")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--figures", type=Path, default=FIGURES)
     chosen = parser.parse_args()
     merged, learned = read(chosen.merge), read(chosen.learn)
     sections = [tables.text(mine) for mine in by_start(merged)]
+    if related := read(chosen.relatives):
+        sections.append(tables.relatives(related))
     if learned:
         sections += [main_table(learned), learned_table(learned, INITIAL)]
     if judged := can_judge(learned):

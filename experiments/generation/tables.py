@@ -41,6 +41,34 @@ def text(runs: Sequence[Results]) -> str:
     return "\n".join([*parts, _summary(runs), "", _sizes(first), ""])
 
 
+def relatives(runs: Sequence[Results]) -> str:
+    """The same few tasks, by how their adapters began."""
+    first = runs[0]
+    ks = dimensions(first)
+    lines = [
+        f"# {len(all_tasks(first))} of the tasks, by how their adapters began",
+        "",
+        f"Score kept at the end (explained variance); {len(first['batches'])} batches, one order.",
+        "",
+        "| start | adapter, base model | method | " + " | ".join(f"k = {k}" for k in ks) + " |",
+        "|---|---|---|" + "---|" * len(ks),
+    ]
+    for run in runs:
+        levels = [f"{mean(run, m, all_tasks(run)):.1f}" for m in ("original", "base")]
+        for method, shown in SHOWN.items():
+            if all(key(method, k) in run["methods"] for k in ks):
+                cells = [_kept(run, key(method, k)) for k in ks]
+                start = f"{STARTS[run['start']]} | {', '.join(levels)}"
+                lines.append(f"| {start} | {shown} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _kept(run: Results, name: str) -> str:
+    part = f"{relative(run, name, all_tasks(run)):.2f}"
+    steps = run["methods"][name].get("steps")
+    return f"{part} ({steps[-1]['explained_variance']:.2f})" if steps else part
+
+
 def _levels(run: Results) -> str:
     """Scores of the adapters themselves."""
     lines = ["| percent | adapter | base model | mean adapter |", "|---|---|---|---|"]

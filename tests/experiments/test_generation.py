@@ -80,8 +80,8 @@ def test_from_data_to_tables_and_figures(
     figures = tmp_path / "figures"
     figures.mkdir()
     out = ("--out", tmp_path / "results", "--figures", figures)
-    both = ("--merge", tmp_path / "merge", "--learn", tmp_path / "learn")
-    call(summarise.main, monkeypatch, *both, *out)
+    given = ("--merge", tmp_path / "merge", "--learn", tmp_path / "learn")
+    call(summarise.main, monkeypatch, *given, "--relatives", tmp_path / "merge", *out)
     assert "joint (ours)" in (tmp_path / "results" / "tables.md").read_text()
     assert len(json.loads((tmp_path / "results" / "claims.json").read_text())["claims"]) == 3
     assert len(list(figures.glob("generation-*.png"))) == 2
