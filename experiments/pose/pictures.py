@@ -17,7 +17,7 @@ from experiments.common.tables import Results
 from experiments.pose import meshes, occlusion
 from experiments.pose.render import DISTANCE, Scene, render
 from experiments.pose.rotations import rotation
-from experiments.pose.settings import Size
+from experiments.pose.settings import INITIAL, Size
 from experiments.pose.tables import METHODS, TESTS, means
 from experiments.pose.views import draw_split
 from sharespace.evaluate import ScoreMatrix
@@ -148,32 +148,30 @@ def _by_occlusion(axes: Any, scored: Sequence[Mapping[str, Any]], measure: str, 
 
 
 def _retention(axes: Any, runs: Sequence[Results]) -> None:
-    """What is left of the scores that categories had right after they were learned."""
+    """The scores of the first categories after every step."""
     for method, label, colour in (
         ("share_strict", "Share", _LINES["share_strict"]),
         ("sequential_lora", "one LoRA, trained on and on, same rate", "#7b3294"),
     ):
-        known = [retained(matrix_of(r, method)) for r in runs if method in r["methods"]]
+        known = [first_ones(matrix_of(r, method)) for r in runs if method in r["methods"]]
         if known:
             values = {at: fmean(run[at] for run in known) for at in known[0]}
             axes.plot(
                 values.keys(), values.values(), color=colour, marker="o", linewidth=2, label=label
             )
-    axes.set(xlabel="categories learned so far", ylim=(0, 105))
+    axes.set(xlabel="categories learned so far", ylim=(0, 100))
     axes.locator_params(axis="x", integer=True)
-    axes.set_ylabel("percent of the first score, mean over earlier categories")
-    axes.set_title("What is left of categories learned earlier", fontsize=12)
-    axes.legend(frameon=False, loc="lower left")
+    axes.set_ylabel("Acc at pi/6, percent, mean of the three")
+    axes.set_title("The first three categories, while others are learned", fontsize=12)
+    axes.legend(frameon=False, loc="center right")
     axes.grid(alpha=0.3)
 
 
-def retained(matrix: ScoreMatrix) -> dict[int, float]:
-    """Categories learned so far -> percent that earlier ones have of their first score, mean."""
-    first: dict[int, float] = {}
+def first_ones(matrix: ScoreMatrix, count: int = INITIAL) -> dict[int, float]:
+    """Categories learned so far -> mean score of the first ones, from when they are all known."""
     found = {}
     for scores in matrix.scores:
-        known = {i: score for i, score in enumerate(scores) if score is not None}
-        if first:
-            found[len(known)] = 100 * fmean(known[i] / max(first[i], 1e-9) for i in first)
-        first = {**known, **first}
+        known = [score for score in scores if score is not None]
+        if len(known) >= count:
+            found[len(known)] = fmean(known[:count])
     return found

@@ -14,7 +14,7 @@ import torch
 from experiments.pose import meshes, occluded, run, summarise
 from experiments.pose.model import AngleBins, Bins
 from experiments.pose.occlusion import LEVELS, occlude
-from experiments.pose.pictures import project, retained
+from experiments.pose.pictures import first_ones, project
 from experiments.pose.render import Scene, render
 from experiments.pose.rotations import geodesic, rotation, turns
 from experiments.pose.views import Range, angles_of, draw_split
@@ -84,12 +84,12 @@ def test_the_loss_is_least_where_the_answer_is_right() -> None:
     torch.testing.assert_close(rotation(decoded), rotation(true), atol=1e-4, rtol=0)
 
 
-def test_what_is_left_of_earlier_categories() -> None:
+def test_scores_of_the_first_categories() -> None:
     matrix = ScoreMatrix(("a", "b", "c")).with_step(
         "a+b", {"a": 80.0, "b": 40.0}, learned=("a", "b")
     )
     matrix = matrix.with_step("c", {"a": 40.0, "b": 40.0, "c": 10.0}, learned=("c",))
-    assert retained(matrix) == {3: pytest.approx(75.0)}
+    assert first_ones(matrix, 2) == {2: 60.0, 3: 40.0}
 
 
 def _scene(azimuth: float, elevation: float, theta: float) -> Scene:
