@@ -68,7 +68,7 @@ def draw_transfer(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     panels = [
         Panel(f"{r['base']}: new task {r['task']}", partial(_curves, record=r)) for r in chosen
     ]
-    picture(path, "Learning a new task in the subspace of 0, 1, 3 and 6 earlier tasks", panels)
+    picture(path, "A new task, learned after 0 to 6 others", panels)
 
 
 def _curves(axes: Any, record: Mapping[str, Any]) -> None:
@@ -80,4 +80,4 @@ def _curves(axes: Any, record: Mapping[str, Any]) -> None:
     axes.set_xlabel("training steps")
     axes.set_ylabel("percent of the test images")
     tidy(axes)
-    axes.legend(fontsize="small", frameon=False, loc="lower right")
+    axes.legend(fontsize="small", frameon=False, loc="best")
