@@ -53,7 +53,11 @@ def main() -> None:
             }
             version = _get(f"{address}/version")["version"]
             missing = _status(address, "nobody")
-    wrong = [task for task in expected if expected[task] != found[task]]
+    wrong = {
+        task: [pair for pair in zip(expected[task], found[task], strict=True) if pair[0] != pair[1]]
+        for task in expected
+        if expected[task] != found[task]
+    }
     tasks = len({json.dumps(answers) for answers in expected.values()})
     record = {
         "vllm": version,
@@ -185,7 +189,8 @@ def _complete(address: str, task: str, prompt: str, count: int) -> list[int]:
         "prompt": prompt,
         "max_tokens": count,
         "temperature": 0,
-        "ignore_eos": True,
+        # As min_new_tokens of transformers: the end is not chosen before.
+        "min_tokens": count,
         "return_token_ids": True,
     }
     found: list[int] = _post(address, body)["choices"][0]["token_ids"]
