@@ -22,6 +22,7 @@ from experiments.images.claims import claims
 from experiments.images.larger import larger_table
 from experiments.images.pictures import draw_kinds, draw_transfer, kinds_table
 from experiments.images.settings import INITIAL, STREAMS
+from experiments.images.slower import slower_note, with_slower
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parents[1] / "docs" / "figures"
@@ -39,11 +40,14 @@ def main() -> None:
     chosen = parser.parse_args()
     groups = {base: finished(chosen.results / "runs" / base) for base in STREAMS}
     groups = {base: runs for base, runs in groups.items() if runs}
+    slower = {base: read(chosen.results / "slower" / base) for base in groups}
+    notes = {base: slower_note(runs, slower[base]) for base, runs in groups.items()}
+    groups = {b: [with_slower(run, slower[b]) for run in runs] for b, runs in groups.items()}
     kinds = [k for base in groups for k in read(chosen.results / "kinds" / base)]
     curves = [c for base in groups for c in read(chosen.results / "transfer" / base)]
     for base, runs in groups.items():
         draw_base(base, runs, chosen.figures)
-    parts = [section(base, runs) for base, runs in groups.items()]
+    parts = [section(base, runs, notes[base]) for base, runs in groups.items()]
     for base, runs in groups.items():
         larger = read(chosen.results / "larger" / base)
         parts += [larger_table(runs, larger, base)] if larger else []
@@ -63,7 +67,7 @@ def finished(folder: Path) -> list[dict[str, Any]]:
     return [run for run in read(folder) if all(n in run["methods"] for n in NEEDED)]
 
 
-def section(base: str, runs: Sequence[Results]) -> str:
+def section(base: str, runs: Sequence[Results], note: str) -> str:
     """Tables of one base; streams of the same tasks are one table."""
     lines = [f"# {TITLES[base]}", ""]
     for tasks in dict.fromkeys(frozenset(run["tasks"]) for run in runs):
@@ -73,7 +77,7 @@ def section(base: str, runs: Sequence[Results]) -> str:
         lines.append(table)
     learned = learned_table(runs, INITIAL).replace("alone\n", f"alone ({base})\n", 1)
     goals = goals_table(runs, GOALS).replace("## Goals", f"## Goals ({base})", 1)
-    return "\n".join([*lines, learned, goals])
+    return "\n".join([*lines, note, learned, goals])
 
 
 def draw_base(base: str, runs: Sequence[Results], figures: Path) -> None:
