@@ -35,7 +35,8 @@ def main() -> None:
     chosen = parser.parse_args()
     merged, learned = read(chosen.merge), read(chosen.learn)
     sections = [tables.text(mine) for mine in by_start(merged)]
-    if related := read(chosen.relatives):
+    related = [run for run in read(chosen.relatives) if "original" in run["methods"]]
+    if related:
         sections.append(tables.relatives(related))
     if learned:
         sections += [main_table(learned), learned_table(learned, INITIAL)]
