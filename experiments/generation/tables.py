@@ -119,8 +119,9 @@ def _summary(runs: Sequence[Results]) -> str:
         "Mean ± sample standard deviation over the orders (how many). Gain: of the adapters over "
         "the base model. Explained variance: 1 less the mean squared relative error.",
         "",
-        "| k | method | score kept | gain kept | loss | explained variance | times smaller |",
-        "|---|---|---|---|---|---|---|",
+        "| k | method | score kept | classes | rewriting | gain kept | loss | explained variance "
+        "| times smaller |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for k in dimensions(runs[0]):
         for method, shown in SHOWN.items():
@@ -140,7 +141,11 @@ def _row(runs: Sequence[Results], name: str) -> str:
         variance = f"{steps[-1]['explained_variance']:.2f}"
         ratio = f"{steps[-1]['adapter_bytes'] / steps[-1]['share_bytes']:.1f}"
     lost = f"{fmean(loss(run, name) for run in runs):.2f}"
-    return f"{_spread(kept)} ({len(kept)}) | {_spread(gained)} | {lost} | {variance} | {ratio}"
+    kinds = " | ".join(
+        f"{fmean(relative(run, name, of_kind(run, kind)) for run in runs):.2f}"
+        for kind in ("classes", "rewriting")
+    )
+    return f"{_spread(kept)} ({len(kept)}) | {kinds} | {_spread(gained)} | {lost} | {variance} | {ratio}"
 
 
 def _spread(values: Sequence[float]) -> str:
