@@ -145,7 +145,8 @@ def _row(runs: Sequence[Results], name: str) -> str:
         f"{fmean(relative(run, name, of_kind(run, kind)) for run in runs):.2f}"
         for kind in ("classes", "rewriting")
     )
-    return f"{_spread(kept)} ({len(kept)}) | {kinds} | {_spread(gained)} | {lost} | {variance} | {ratio}"
+    cells = (f"{_spread(kept)} ({len(kept)})", kinds, _spread(gained), lost, variance, ratio)
+    return " | ".join(cells)
 
 
 def _spread(values: Sequence[float]) -> str:
