@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sharespace.baselines import Settings
 from sharespace.learn import Training
 
-TASKS = ("inverted", "outlined", "striped", "bold", "embossed", "framed", "blurred", "rotated")
+TASKS = ("outlined", "striped", "bold", "embossed", "framed", "blurred", "rotated")
 """Styles, in the order of the stream. The first three come as finished LoRAs, the others are
 learned from images, one by one."""
 SLOW = ("inverted", "embossed", "rotated")
