@@ -70,10 +70,10 @@ def draw(runs: Sequence[Results], samples: Path, figures: Path) -> None:
 
 
 def draw_images(file: Path, path: Path) -> None:
-    """Three digits a style, by what made them; the same prompts and noise in every row."""
+    """Two digits a style, by what made them; the same prompts and noise in every row."""
     with np.load(file) as found:
         images = {name: found[name] / 255 for name in ROWS if name in found}
-    digits = [(3 * i, 3 * i + 1, 3 * i + 2) for i in range(len(TASKS))]
+    digits = [(3 * i, 3 * i + 1) for i in range(len(TASKS))]
     rows = {
         ROWS[name]: [np.hstack([styles[i][d % 10] for d in digits[i]]) for i in range(len(TASKS))]
         for name, styles in images.items()
@@ -83,7 +83,7 @@ def draw_images(file: Path, path: Path) -> None:
         for i, style in enumerate(TASKS)
     ]
     title = f"One Share model for {len(TASKS)} styles: same prompts and noise in every row"
-    grid(path, title, columns, rows, shape=(2.4, 0.85))
+    grid(path, title, columns, rows, shape=(1.6, 0.85))
 
 
 if __name__ == "__main__":
