@@ -37,13 +37,24 @@ def page() -> str:
     """The whole page."""
     known = [name for name in EXPERIMENTS if _claims_file(name).is_file()]
     parts = [HEAD, "## The paper's claims, one by one", ""]
-    parts += [claims_table(known), ""]
+    parts += [verdict(known), "", claims_table(known), ""]
     parts += [section(name) for name in known]
     return "\n".join(parts).rstrip() + "\n"
 
 
 def _claims_file(name: str) -> Path:
     return HERE / name / "results" / "claims.json"
+
+
+def verdict(names: Sequence[str]) -> str:
+    """How many of the claims hold."""
+    found = [
+        claim["holds"]
+        for name in names
+        for claim in json.loads(_claims_file(name).read_text(encoding="utf-8"))["claims"]
+    ]
+    said = [f"{found.count(kind)} {kind}" for kind in ("yes", "partly", "no", "not tested")]
+    return f"Of {len(found)} claims: {', '.join(x for x in said if not x.startswith('0 '))}."
 
 
 def claims_table(names: Sequence[str]) -> str:

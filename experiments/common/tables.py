@@ -111,7 +111,8 @@ def spread(values: Sequence[float]) -> str:
 
 def goals_table(runs: Sequence[Results], wanted: Goals) -> str:
     """What was aimed at, and what was met, over all runs."""
-    strict = [mean_of(r, "share_strict") / mean_of(r, "per_task_lora") for r in runs]
+    pairs = [(mean_of(r, "share_strict"), mean_of(r, "per_task_lora")) for r in runs]
+    strict = [share / own for share, own in pairs if own]
     forgotten = [r.forgetting for r in rows(runs) if r.method == "share_strict"]
     kept = [r.gain_retained for r in rows(runs) if r.method == "share_strict"]
     full = [
