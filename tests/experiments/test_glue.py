@@ -14,7 +14,6 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-import torch
 from experiments.glue import jobs, run, standins, table
 
 from sharespace import cli
@@ -43,15 +42,6 @@ def nothing_to_collect() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small gain nothing from a second one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 from shared_data import SHARED
 
@@ -19,13 +17,6 @@ pytestmark = pytest.mark.skipif(
     reason="images and weights are not here",
 )
 METHODS = ("head_only", "per_task_lora", "share_strict", "joint_lora")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def call(script: ModuleType, patch: pytest.MonkeyPatch, *arguments: str | Path) -> None:

@@ -120,6 +120,7 @@ def ended(child: int) -> bool:
 def test_processes_killed_at_random(tmp_path: Path) -> None:
     """Three submitters and two gatherers a round; whoever is killed is begun anew."""
     draw = random.Random(os.environ.get("SHARESPACE_SEED", "0"))
+    pause = undisturbed(tmp_path / "undisturbed") / 8
     killed = 0
     for begin in range(0, ROUNDS, PER_STORE):
         folder = tmp_path / str(begin)
@@ -133,27 +134,54 @@ def test_processes_killed_at_random(tmp_path: Path) -> None:
             if draw.random() < 0.5:
                 before.add(f"grown{at}")
                 grow(store, f"grown{at}", at + 3)
-            killed += one_round(store, inbox, at, draw, tasks)
+            killed += one_round(store, inbox, at, draw, tasks, pause)
         gather(store, inbox)
         check(store, inbox, tasks, before)
         shutil.rmtree(folder)
     assert killed > ROUNDS, "hardly anybody was killed"
 
 
-def one_round(store: Path, inbox: Path, at: int, draw: random.Random, tasks: set[str]) -> int:
-    """Five processes at once, each killed after a while; the number of those killed."""
+def undisturbed(folder: Path) -> float:
+    """Seconds of a round in which nobody is killed: how soon one must be killed on this machine."""
+    store, inbox = folder / "s", folder / "inbox"
+    folder.mkdir()
+    start(store)
+    inbox.mkdir()
+    jobs = jobs_of(store, inbox, 0, random.Random(0), set())
+    began = time.perf_counter()
+    children = [forked(job) for job in jobs]
+    assert [ended(child) for child in children] == [True] * len(children)
+    return time.perf_counter() - began
+
+
+def jobs_of(
+    store: Path, inbox: Path, at: int, draw: random.Random, tasks: set[str]
+) -> list[Callable[[], object]]:
+    """Three submitters and two gatherers; the submitters' tasks are added to ``tasks``."""
     jobs: list[Callable[[], object]] = []
     for worker in range(3):
         found = [contribution(store, f"r{at}w{worker}n{i}", draw) for i in range(2)]
         tasks |= {one.task for one in found}
         jobs.append(lambda found=found: [hand_in(one, inbox) for one in found])  # type: ignore[misc]
     jobs += [lambda: gather(store, inbox, batch=draw.choice([1, 2, 8]))] * 2
+    return jobs
+
+
+def one_round(
+    store: Path, inbox: Path, at: int, draw: random.Random, tasks: set[str], pause: float
+) -> int:
+    """Five processes at once, each killed after a while; the number of those killed.
+
+    Args:
+        pause: mean seconds between two kills.
+    """
+    jobs = jobs_of(store, inbox, at, draw, tasks)
     killed = 0
     while jobs:
         children = [(job, forked(job)) for job in jobs]
         for _, child in sorted(children, key=lambda _: draw.random()):
             if draw.random() < 0.7:
-                time.sleep(draw.expovariate(1 / 0.04))
+                time.sleep(draw.expovariate(1 / pause))
                 os.kill(child, signal.SIGKILL)
         left = [job for job, child in children if not ended(child)]
         killed += len(left)

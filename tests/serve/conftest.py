@@ -36,14 +36,6 @@ TASKS = ("a", "b", "c")
 ADMIN = "let-me-in"
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tokenizer(pad_left: bool) -> PreTrainedTokenizerFast:
     """Bytes as tokens, so that any text has some."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
