@@ -10,18 +10,18 @@ stream; those that are not there yet are trained.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 from benchmarks.common import environment
 from experiments.common import own as own_files
+from experiments.common.rates import Scores, by_rate
 from experiments.common.runs import write
-from experiments.common.transfer import core_curve, lora_curve, subspace
+from experiments.common.transfer import subspace
 from experiments.images import script
 from experiments.images.base import Base
 from experiments.images.jobs import make_job, make_jobs
 from experiments.images.settings import INITIAL, STREAMS, Size
 
-from sharespace.baselines import Own, Settings, Workbench
+from sharespace.baselines import Own, Workbench
 from sharespace.baselines.own import own_lora
 
 HELD_OUT = 300
@@ -65,33 +65,15 @@ def begun(base: Base, size: Size, chosen: argparse.Namespace) -> list[Own]:
     return found
 
 
-def rates(
-    base: Base, size: Size, task: str, own: list[Own], chosen: argparse.Namespace
-) -> dict[str, dict[str, float]]:
+def rates(base: Base, size: Size, task: str, own: list[Own], chosen: argparse.Namespace) -> Scores:
     """Percent of the held-out examples, by kind and rate."""
     images, cache = chosen.data / script.IMAGES, chosen.cache / "features"
     job = make_job(base, images, task, size, 0, cache, held_out=held_out(chosen))
     numbers = script.numbers(base, chosen.base, size, 0, INITIAL + 1)
     share = subspace(job, numbers, own)
-    found: dict[str, dict[str, float]] = {"head": {"": job.score(job.model())}}
-    found["lora"] = {
-        str(r): lora_curve(job, _rated(numbers, r), size.steps).scores[-1] for r in chosen.lora
-    }
-    found["core"] = {
-        str(r): core_curve(job, share, _rated(numbers, r), size.steps).scores[-1]
-        for r in chosen.core
-    }
+    found = by_rate(job, numbers, share, size.steps, lora=chosen.lora, core=chosen.core)
     print(task, found, flush=True)
     return found
-
-
-def _rated(numbers: Settings, rate: float) -> Settings:
-    """With this learning rate of LoRA and core."""
-    return replace(
-        numbers,
-        lora=replace(numbers.lora, learning_rate=rate),
-        coefficients=replace(numbers.coefficients, learning_rate=rate),
-    )
 
 
 if __name__ == "__main__":

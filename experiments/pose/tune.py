@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 
 from benchmarks.common import environment
 
 from experiments.common import own as own_files
+from experiments.common.rates import Scores, by_rate
 from experiments.common.runs import write
-from experiments.common.transfer import core_curve, lora_curve, subspace
+from experiments.common.transfer import subspace
 from experiments.pose import script
 from experiments.pose.jobs import Base, make_task, make_tasks
 from experiments.pose.settings import INITIAL, ORDERS, settings
-from sharespace.baselines import Own, Settings, Workbench
+from sharespace.baselines import Own, Workbench
 from sharespace.baselines.own import own_lora
 
 HELD_OUT = 200
@@ -62,35 +62,15 @@ def begun(base: Base, chosen: argparse.Namespace) -> list[Own]:
     return found
 
 
-def rates(
-    base: Base, task: str, own: list[Own], chosen: argparse.Namespace
-) -> dict[str, dict[str, float]]:
+def rates(base: Base, task: str, own: list[Own], chosen: argparse.Namespace) -> Scores:
     """Percent of the held-out views, by kind and rate."""
     size = script.size_of(chosen)
     job = make_task(base, task, size, 0, held_out=held_out(chosen)).job()
     numbers = settings(size, 0)
-    found: dict[str, dict[str, float]] = {"head": {"": job.score(job.model())}}
-    found["lora"] = {
-        str(rate): lora_curve(job, _rated(numbers, rate), size.steps).scores[-1]
-        for rate in chosen.lora
-    }
     share = subspace(job, numbers, own) if chosen.core else None
-    found["core"] = {
-        str(rate): core_curve(job, share, _rated(numbers, rate), size.steps).scores[-1]
-        for rate in chosen.core
-        if share is not None
-    }
+    found = by_rate(job, numbers, share, size.steps, lora=chosen.lora, core=chosen.core)
     print(task, found, flush=True)
     return found
-
-
-def _rated(numbers: Settings, rate: float) -> Settings:
-    """With another rate of LoRA and core."""
-    return replace(
-        numbers,
-        lora=replace(numbers.lora, learning_rate=rate),
-        coefficients=replace(numbers.coefficients, learning_rate=rate),
-    )
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ the three tasks that begin the stream ``glue-first`` (without the task itself).
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 from benchmarks.common import environment
 from experiments.common import own as own_files
+from experiments.common.rates import Scores, by_rate
 from experiments.common.runs import write
-from experiments.common.transfer import core_curve, lora_curve, subspace
+from experiments.common.transfer import subspace
 from experiments.text_stream import script
 from experiments.text_stream.jobs import Base, make_job
 from experiments.text_stream.settings import FULL, ORDERS, settings
@@ -39,20 +39,14 @@ def main() -> None:
     write(chosen.out, {"environment": environment(0), "held_out": HELD_OUT, "scores": found})
 
 
-def rates(base: Base, task: str, chosen: argparse.Namespace) -> dict[str, dict[str, float]]:
+def rates(base: Base, task: str, chosen: argparse.Namespace) -> Scores:
     """Percent of the held-out examples, by kind and rate."""
     job = make_job(base, chosen.data / task, FULL, 0, chosen.cache, held_out=HELD_OUT)
     numbers = settings(FULL, 0)
     own = own_files.load(script.own_folder(chosen.cache, base, FULL, 0))
     others = [name for name in ORDERS["glue-first"] if name != task][:3]
     share = subspace(job, numbers, [own[name] for name in others])
-    found: dict[str, dict[str, float]] = {"lora": {}, "core": {}}
-    for rate in LORA:
-        tried = replace(numbers, lora=replace(numbers.lora, learning_rate=rate))
-        found["lora"][str(rate)] = lora_curve(job, tried, FULL.steps).scores[-1]
-    for rate in CORE:
-        tried = replace(numbers, coefficients=replace(numbers.coefficients, learning_rate=rate))
-        found["core"][str(rate)] = core_curve(job, share, tried, FULL.steps).scores[-1]
+    found = by_rate(job, numbers, share, FULL.steps, lora=LORA, core=CORE)
     print(task, found, flush=True)
     return found
 
