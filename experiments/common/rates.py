@@ -1,8 +1,9 @@
-"""Learning rates tried on one task: percent of the examples that its job is scored on."""
+"""Learning rates and sizes tried on one task: percent of the examples that its job is scored on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import argparse
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from experiments.common.transfer import core_curve, lora_curve
@@ -40,6 +41,50 @@ def by_rate(
             for rate in core
         }
     return found
+
+
+def add_options(
+    parser: argparse.ArgumentParser, lora: Sequence[float], core: Sequence[float]
+) -> None:
+    """What the scripts that tune can try, with the rates that they try by themselves."""
+    parser.add_argument("--lora", type=float, nargs="*", default=list(lora), help="rates")
+    parser.add_argument("--ranks", type=int, nargs="+", help="of LoRA; default: the settings'")
+    parser.add_argument("--core", type=float, nargs="*", default=list(core), help="rates")
+    parser.add_argument(
+        "--sizes",
+        type=_size,
+        nargs="+",
+        metavar="P,PHI",
+        help="of the core: directions a side, and how many of them are new; default: the settings'",
+    )
+
+
+def by_size(
+    job: TaskJob, numbers: Settings, share: Share | None, steps: int, chosen: argparse.Namespace
+) -> Scores:
+    """The head alone, and each rank of LoRA and size of the core at each rate.
+
+    Args:
+        job: scored on held-out examples.
+        numbers: all but what is tried.
+        share: the cores are trained in its subspace; None: no core is.
+        steps: of each training.
+        chosen: what ``add_options`` reads.
+    """
+    found: Scores = {}
+    for rank in chosen.ranks or [numbers.rank]:
+        tried = by_rate(job, replace(numbers, rank=rank), None, steps, lora=chosen.lora, core=())
+        found |= {"head": tried["head"], f"lora, rank {rank}": tried["lora"]}
+    for p, phi in chosen.sizes or [(numbers.p, numbers.phi)]:
+        sized = replace(numbers, p=p, phi=phi)
+        tried = by_rate(job, sized, share, steps, lora=(), core=chosen.core)
+        found |= {f"core, p {p}, phi {phi}": tried.get("core", {})}
+    return found
+
+
+def _size(text: str) -> tuple[int, int]:
+    p, phi = text.split(",")
+    return int(p), int(phi)
 
 
 def _rated(numbers: Settings, rate: float) -> Settings:

@@ -16,13 +16,13 @@ from typing import Any
 from experiments.common.claims import write_claims
 from experiments.common.figures import draw_order
 from experiments.common.runs import read
+from experiments.common.slower import slower_table, with_slower
 from experiments.common.tables import Goals, Results, goals_table, learned_table, main_table
 from experiments.common.transfer import transfer_table
 from experiments.images.claims import claims
 from experiments.images.larger import larger_table
 from experiments.images.pictures import draw_kinds, draw_transfer, kinds_table
 from experiments.images.settings import INITIAL, STREAMS
-from experiments.images.slower import slower_note, with_slower
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parents[1] / "docs" / "figures"
@@ -41,7 +41,7 @@ def main() -> None:
     groups = {base: finished(chosen.results / "runs" / base) for base in STREAMS}
     groups = {base: runs for base, runs in groups.items() if runs}
     slower = {base: read(chosen.results / "slower" / base) for base in groups}
-    notes = {base: slower_note(runs, slower[base]) for base, runs in groups.items()}
+    notes = {base: slower_table(runs, slower[base]) for base, runs in groups.items()}
     groups = {b: [with_slower(run, slower[b]) for run in runs] for b, runs in groups.items()}
     kinds = [k for base in groups for k in read(chosen.results / "kinds" / base)]
     curves = [c for base in groups for c in read(chosen.results / "transfer" / base)]

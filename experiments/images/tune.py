@@ -1,8 +1,8 @@
-"""Learning rates, chosen on examples that neither training nor the reported scores use.
+"""Learning rates and sizes, chosen on examples that neither training nor the reported scores use.
 
     python -m experiments.images.tune --data DATA --base mobilenet
 
-The last 300 training examples of some tasks are held out; each rate trains on the rest. Seed 0.
+The last 300 training examples of some tasks are held out; training sees the rest. Seed 0.
 The core is trained in the subspace of the own LoRAs of the tasks that begin the base's first
 stream; those that are not there yet are trained.
 """
@@ -13,7 +13,7 @@ import argparse
 
 from benchmarks.common import environment
 from experiments.common import own as own_files
-from experiments.common.rates import Scores, by_rate
+from experiments.common.rates import Scores, add_options, by_size
 from experiments.common.runs import write
 from experiments.common.transfer import subspace
 from experiments.images import script
@@ -33,8 +33,7 @@ TASKS = {"mobilenet": ("cifar-6", "fashion-rotated"), "vit": ("odd-4", "fashion-
 def options() -> argparse.Namespace:
     parser = script.parser(__doc__, "tune")
     parser.add_argument("--tasks", nargs="+", help="default: one of each stream")
-    parser.add_argument("--lora", type=float, nargs="*", default=list(LORA), help="rates")
-    parser.add_argument("--core", type=float, nargs="*", default=list(CORE), help="rates")
+    add_options(parser, LORA, CORE)
     return parser.parse_args()
 
 
@@ -71,7 +70,7 @@ def rates(base: Base, size: Size, task: str, own: list[Own], chosen: argparse.Na
     job = make_job(base, images, task, size, 0, cache, held_out=held_out(chosen))
     numbers = script.numbers(base, chosen.base, size, 0, INITIAL + 1)
     share = subspace(job, numbers, own)
-    found = by_rate(job, numbers, share, size.steps, lora=chosen.lora, core=chosen.core)
+    found = by_size(job, numbers, share, size.steps, chosen)
     print(task, found, flush=True)
     return found
 

@@ -30,6 +30,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--p", type=int, help="another pseudo-rank")
     parser.add_argument("--phi", type=int, help="another number of new directions a task")
     parser.add_argument("--core-rate", type=float, help="another learning rate of the cores")
+    parser.add_argument("--lora", type=float, help="another learning rate of LoRA")
     return parser.parse_args(arguments)
 
 
@@ -64,7 +65,8 @@ def run(base: Base, order: str, seed: int, chosen: argparse.Namespace) -> None:
 
 def _varied(chosen: argparse.Namespace) -> bool:
     """True where the Share model is not the one that ``occluded`` looks for."""
-    return any(v is not None for v in (chosen.k, chosen.p, chosen.phi, chosen.core_rate))
+    changed = (chosen.k, chosen.p, chosen.phi, chosen.core_rate, chosen.lora)
+    return any(v is not None for v in changed)
 
 
 def _numbers(size: Size, seed: int, chosen: argparse.Namespace) -> Settings:
@@ -74,6 +76,8 @@ def _numbers(size: Size, seed: int, chosen: argparse.Namespace) -> Settings:
     if chosen.core_rate is not None:
         rate = chosen.core_rate
         changed["coefficients"] = replace(found.coefficients, learning_rate=rate)
+    if chosen.lora is not None:
+        changed["lora"] = replace(found.lora, learning_rate=chosen.lora)
     return replace(found, **changed)
 
 

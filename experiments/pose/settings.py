@@ -23,6 +23,16 @@ ORDERS = {
         "rocker-arm",
         "fandisk",
     ),
+    "things-first": (
+        "fandisk",
+        "rocker-arm",
+        "beetle-alt",
+        "teapot",
+        "cow",
+        "stanford-bunny",
+        "suzanne",
+        "spot",
+    ),
 }
 """The first three come as adapters, the others are learned from data, one by one."""
 INITIAL = 3

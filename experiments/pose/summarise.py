@@ -17,6 +17,7 @@ from typing import Any
 from experiments.common.claims import write_claims
 from experiments.common.figures import draw_order, draw_subspace
 from experiments.common.runs import read
+from experiments.common.slower import slower_table, with_slower
 from experiments.common.tables import Goals, goals_table, learned_table, main_table
 from experiments.pose import pictures, script
 from experiments.pose.claims import claims
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="the runs were tiny")
     chosen = parser.parse_args(arguments)
     runs, scored = finished(chosen.results / "runs"), read(chosen.results / "occluded")
-    parts = [main_table(runs), learned_table(runs, INITIAL), goals_table(runs, GOALS)]
+    slower = read(chosen.results / "slower")
+    note = slower_table(runs, slower)
+    runs = [with_slower(run, slower) for run in runs]
+    parts = [main_table(runs), note, learned_table(runs, INITIAL), goals_table(runs, GOALS)]
     others = [r for place in sorted(chosen.results.glob("p[0-9]*")) for r in read(place)]
     if others:
         parts.append(size_table(runs, others, INITIAL))

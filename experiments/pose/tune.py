@@ -1,8 +1,8 @@
-"""Learning rates, chosen on views that neither training nor the reported scores use.
+"""Learning rates and sizes, chosen on views that neither training nor the reported scores use.
 
     python -m experiments.pose.tune --data DATA
 
-The last 200 training views of some categories are held out; each rate trains on the rest. Seed 0.
+The last 200 training views of some categories are held out; training sees the rest. Seed 0.
 The core is trained in the subspace of the own LoRAs of the categories that begin the stream; those
 that are not there yet are trained.
 """
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from benchmarks.common import environment
 
 from experiments.common import own as own_files
-from experiments.common.rates import Scores, by_rate
+from experiments.common.rates import Scores, add_options, by_size
 from experiments.common.runs import write
 from experiments.common.transfer import subspace
 from experiments.pose import script
@@ -32,8 +32,7 @@ CORE = (1e-2, 3e-2, 1e-1)
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = script.parser(__doc__, "tune.json")
     parser.add_argument("--tasks", nargs="+", default=["cow", "fandisk"])
-    parser.add_argument("--lora", type=float, nargs="*", default=list(LORA), help="rates")
-    parser.add_argument("--core", type=float, nargs="*", default=list(CORE), help="rates")
+    add_options(parser, LORA, CORE)
     return parser.parse_args(arguments)
 
 
@@ -68,7 +67,7 @@ def rates(base: Base, task: str, own: list[Own], chosen: argparse.Namespace) -> 
     job = make_task(base, task, size, 0, held_out=held_out(chosen)).job()
     numbers = settings(size, 0)
     share = subspace(job, numbers, own) if chosen.core else None
-    found = by_rate(job, numbers, share, size.steps, lora=chosen.lora, core=chosen.core)
+    found = by_size(job, numbers, share, size.steps, chosen)
     print(task, found, flush=True)
     return found
 
