@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 
 from sharespace.errors import OptionError
+from sharespace.executor import LOCAL, Executor
 from sharespace.extras import require
 from sharespace.formats import default_name, read_adapter, write_diffusers, write_peft
 from sharespace.linalg.allocate import Dimension
@@ -105,6 +106,7 @@ class Share:
         device: torch.device | str = "cpu",
         seed: int = 0,
         progress: Progress | None = None,
+        executor: Executor = LOCAL,
     ) -> Share:
         """Build a Share model from LoRA adapters of one base model.
 
@@ -124,6 +126,8 @@ class Share:
             device: where to compute.
             seed: of the randomised range finder.
             progress: called as (module, modules done, modules in all).
+            executor: where the layers are computed; default here, one after the other. With
+                ``sharespace.executor.Dask`` in other processes, with the same result.
 
         Raises:
             AdapterError: an adapter cannot be read.
@@ -139,6 +143,7 @@ class Share:
             dtype=dtype,
             device=device,
             progress=progress,
+            executor=executor,
         )
         refuse_erased(model)
         return cls(model, pending=(Operation("init", tuple(model.tasks)),))
@@ -214,6 +219,7 @@ class Share:
         base: str | None = None,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
+        executor: Executor = LOCAL,
     ) -> Share:
         """Add adapters as new tasks; the old adapters are not needed.
 
@@ -224,10 +230,13 @@ class Share:
             adapters: as in ``from_adapters``.
             k: a new cap for every layer; None: the caps that it has.
             base: id of the base model, where the adapters name it differently.
+            executor: where the layers are computed.
         """
         new = _adapters(adapters)
         found = BaseModel(base) if base else None
-        merged = merge(self._model, new, cap=k, base=found, device=device, progress=progress)
+        merged = merge(
+            self._model, new, cap=k, base=found, device=device, progress=progress, executor=executor
+        )
         refuse_erased(merged)
         return self._then(merged, "add", [a.name for a in new])
 

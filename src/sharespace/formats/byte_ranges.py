@@ -37,6 +37,12 @@ class ByteRanges:
         except OSError as error:
             raise unreadable(self.path, error) from error
 
+    def part(self, *keys: str) -> ByteRanges:
+        """Of these tensors only, by the file's absolute path."""
+        infos = {key: self.infos[key] for key in keys}
+        starts = {key: self.starts[key] for key in keys if key in self.starts}
+        return ByteRanges(self.path.absolute(), infos, starts, self.stamp)
+
     def _read(self, stream: FileIO, key: str) -> Tensor:
         info = self.infos[key]
         if info.nbytes == 0:

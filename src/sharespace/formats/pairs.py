@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import torch
@@ -77,12 +77,28 @@ def build_adapter(
         shapes={module: shape for module, (shape, _) in found.items()},
         ranks={module: rank for module, (_, rank) in found.items()},
         dtype=reduce(torch.promote_types, (file.infos[key].dtype for key in keys)),
-        layer=partial(read_layer, file, contents.pairs),
+        layer=FileLayers(file, contents.pairs),
         kept=KeptTensors(file, contents.kept),
         config=config,
         provenance=Provenance(format, source, sha256(file.path)),
         nbytes=sum(info.nbytes for info in file.infos.values()),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class FileLayers:
+    """Reads the updates of an adapter's file; see ``subspace.adapter.Divisible``."""
+
+    file: WeightsFile
+    pairs: Mapping[str, Pair]
+
+    def __call__(self, module: str) -> LayerUpdate:
+        return read_layer(self.file, self.pairs, module)
+
+    def part(self, module: str) -> FileLayers:
+        """Of one module: a path and the places of two tensors."""
+        pair = self.pairs[module]
+        return FileLayers(self.file.part(pair.down, pair.up), {module: pair})
 
 
 def read_layer(file: WeightsFile, pairs: Mapping[str, Pair], module: str) -> LayerUpdate:

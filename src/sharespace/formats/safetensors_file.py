@@ -79,6 +79,11 @@ class SafetensorsFile:
         """The tensors; see ``tensors.WeightsFile.read``."""
         return self.ranges.read(*keys)
 
+    def part(self, *keys: str) -> SafetensorsFile:
+        """The file with these tensors only; see ``tensors.WeightsFile.part``."""
+        ranges = self.ranges.part(*keys)
+        return SafetensorsFile(ranges.path, ranges.infos, {}, ranges)
+
 
 def _umask() -> int:
     """The process's umask; it can only be read by setting it."""

@@ -60,6 +60,10 @@ class WeightsFile(Protocol):
         """
         ...
 
+    def part(self, *keys: str) -> WeightsFile:
+        """The same file with these tensors only, by its absolute path; small to pickle."""
+        ...
+
 
 class KeptTensors(Mapping[str, Tensor]):
     """Tensors that stay in their file until they are asked for, by their key.

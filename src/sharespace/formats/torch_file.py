@@ -77,6 +77,11 @@ class TorchFile:
         tensors = _load(self.path)
         return tuple(tensors[key].clone(memory_format=torch.contiguous_format) for key in keys)
 
+    def part(self, *keys: str) -> TorchFile:
+        """The file with these tensors only; see ``tensors.WeightsFile.part``."""
+        ranges = self.ranges.part(*keys)
+        return TorchFile(ranges.path, ranges.infos, ranges)
+
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -48,6 +49,17 @@ LEARNED = Provenance("learned")
 """Of a task that was trained here and never was a file."""
 
 
+@runtime_checkable
+class Divisible(Protocol):
+    """Reads updates from somewhere else, and can be cut down to what one module needs."""
+
+    def __call__(self, module: str) -> LayerUpdate: ...
+
+    def part(self, module: str) -> Callable[[str], LayerUpdate]:
+        """Reads this module only, from any directory, also where it is pickled to."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """One adapter, read lazily: nothing but headers is in memory until ``layer`` is called."""
@@ -79,6 +91,23 @@ class Adapter:
     def with_name(self, name: str) -> Adapter:
         """The adapter under another name."""
         return replace(self, name=name)
+
+    def part(self, module: str) -> Adapter:
+        """The adapter with one module and nothing beside it, to be sent to another process.
+
+        Where it is a file, the part says where in the file to read; otherwise it holds tensors.
+        """
+        layer = self.layer
+        one = layer.part(module) if isinstance(layer, Divisible) else None
+        return Adapter(
+            name=self.name,
+            base=self.base,
+            shapes={module: self.shapes[module]},
+            ranks={module: self.ranks[module]},
+            dtype=self.dtype,
+            layer=one or {module: layer(module)}.__getitem__,
+            provenance=self.provenance,
+        )
 
     @classmethod
     def from_updates(

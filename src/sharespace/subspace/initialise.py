@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from sharespace.errors import OptionError
+from sharespace.executor import LOCAL, Executor
 from sharespace.linalg.allocate import Dimension
-from sharespace.linalg.budget import Profile, profile, spend
+from sharespace.linalg.budget import Profile, spend
 from sharespace.linalg.canonical import weights
 from sharespace.linalg.precision import (
     canonical_rounding,
@@ -20,7 +21,8 @@ from sharespace.linalg.precision import (
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, BaseModel
 from sharespace.subspace.compatible import common_base, common_shapes
-from sharespace.subspace.layers import Build, Choice, LayerResult, build_layer, read_problem
+from sharespace.subspace.jobs import BuildJob, built, profiled
+from sharespace.subspace.layers import Build, Choice, LayerResult
 from sharespace.subspace.state import (
     LayerSubspace,
     Ledger,
@@ -45,6 +47,7 @@ def initialise(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    executor: Executor = LOCAL,
 ) -> ShareModel:
     """Build one subspace per adapted module and express every adapter in it.
 
@@ -56,6 +59,7 @@ def initialise(
         dtype: stored dtype; None: the one that holds all the adapters' factors.
         device: where to compute; the result is on the CPU.
         progress: called after each module.
+        executor: where the layers are computed.
 
     Raises:
         MismatchError: the adapters are not of one base model.
@@ -73,7 +77,7 @@ def initialise(
         dtype=dtype or common_dtype(*(a.dtype for a in adapters)),
         device=usable_device(device),
     )
-    layers, tasks = build_layers(adapters, build, "init", {}, progress)
+    layers, tasks = build_layers(adapters, build, "init", {}, progress, executor)
     return ShareModel(found, build.settings, build.dtype, layers, {t.name: t for t in tasks})
 
 
@@ -97,6 +101,7 @@ def build_layers(
     event: str,
     ledgers: Mapping[str, Ledger],
     progress: Progress | None,
+    executor: Executor = LOCAL,
 ) -> tuple[dict[str, LayerSubspace], list[Task]]:
     """Layers and tasks of a model, built from the adapters alone.
 
@@ -106,15 +111,30 @@ def build_layers(
     """
     shapes = common_shapes(adapters)
     if build.dimension.budget is not None:
-        build = replace(build, split=_split_budget(adapters, shapes, build))
-    results: dict[str, LayerResult] = {}
-    for done, (module, shape) in enumerate(shapes.items(), 1):
-        members = [a for a in adapters if module in a.shapes]
-        results[module] = build_layer(module, shape, members, build)
-        if progress:
-            progress(module, done, len(shapes))
+        build = replace(build, split=_split_budget(adapters, shapes, build, executor))
+    jobs = _jobs(adapters, shapes, build)
+    results = gathered(shapes, executor.map(built, jobs), progress)
     tasks = [new_task(a, results, event, ledgers.get(a.name)) for a in adapters]
     return {m: r.layer for m, r in results.items()}, tasks
+
+
+def _jobs(
+    adapters: Sequence[Adapter], shapes: Mapping[str, ModuleShape], build: Build
+) -> Iterator[BuildJob]:
+    for module, shape in shapes.items():
+        yield BuildJob(module, shape, [a for a in adapters if module in a.shapes], build)
+
+
+def gathered(
+    modules: Collection[str], results: Iterable[LayerResult], progress: Progress | None
+) -> dict[str, LayerResult]:
+    """Module -> result, with the progress told after each."""
+    found: dict[str, LayerResult] = {}
+    for module, result in zip(modules, results, strict=True):
+        found[module] = result
+        if progress:
+            progress(module, len(found), len(modules))
+    return found
 
 
 def new_task(
@@ -150,14 +170,16 @@ def new_task(
 
 
 def _split_budget(
-    adapters: Sequence[Adapter], shapes: Mapping[str, ModuleShape], build: Build
+    adapters: Sequence[Adapter],
+    shapes: Mapping[str, ModuleShape],
+    build: Build,
+    executor: Executor,
 ) -> dict[str, Choice]:
     """How each module is stored, from a first pass over all of them."""
     budget = build.dimension.budget or 0
     members = {m: [a for a in adapters if m in a.shapes] for m in shapes}
-    profiles = {
-        m: profile(read_problem(m, members[m], build), build.itemsize, budget) for m in shapes
-    }
+    found = executor.map(profiled, _jobs(adapters, shapes, build))
+    profiles = dict(zip(shapes, found, strict=True))
     total = _total_weights(profiles, members, build.entry_norms)
     module_weights = {
         m: torch.tensor([total[a.name] for a in members[m]], dtype=torch.float64) for m in shapes
@@ -176,8 +198,8 @@ def _total_weights(
 ) -> dict[str, float]:
     """1 / |dW_i over all modules| of each task, as it was at entry."""
     energies: dict[str, float] = {}
-    for module, profiled in profiles.items():
-        for adapter, energy in zip(members[module], profiled.energies.tolist(), strict=True):
+    for module, found in profiles.items():
+        for adapter, energy in zip(members[module], found.energies.tolist(), strict=True):
             known = entry_norms.get(adapter.name, {}).get(module)
             entered = energy if known is None else known**2
             energies[adapter.name] = energies.get(adapter.name, 0.0) + entered

@@ -13,13 +13,15 @@ from dataclasses import replace
 import torch
 
 from sharespace.errors import OptionError
+from sharespace.executor import LOCAL, Executor
 from sharespace.linalg.allocate import Dimension
 from sharespace.linalg.core_merge import framed_updates
 from sharespace.linalg.precision import usable_device
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, BaseModel
 from sharespace.subspace.compatible import common_base, common_shapes
-from sharespace.subspace.initialise import Progress, build_layers, new_task
+from sharespace.subspace.initialise import Progress, build_layers, gathered, new_task
+from sharespace.subspace.jobs import MergeJob
 from sharespace.subspace.layers import Build, LayerResult, build_layer, read_pairs, read_updates
 from sharespace.subspace.merge_layer import Side, merge_layer
 from sharespace.subspace.reconstruct import as_adapter
@@ -41,6 +43,7 @@ def merge(
     base: BaseModel | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    executor: Executor = LOCAL,
 ) -> ShareModel:
     """The model with the adapters as new tasks.
 
@@ -52,6 +55,7 @@ def merge(
         base: overrides what the adapters say of their base model.
         device: where to compute.
         progress: called after each module.
+        executor: where the layers are computed.
 
     Raises:
         MismatchError: an adapter belongs to another base model.
@@ -65,7 +69,7 @@ def merge(
     model = with_cap(replace(model, base=base or common_base(adapters, model.base)), cap)
     common_shapes(adapters, model.shapes)
     if model.settings.budget is not None:
-        return merge_under_budget(model, adapters, "merge", {}, device, progress)
+        return merge_under_budget(model, adapters, "merge", {}, device, progress, executor)
     build = Build(
         settings=model.settings,
         dimension=_rule_for_new_layers(model.settings),
@@ -73,11 +77,8 @@ def merge(
         device=usable_device(device),
     )
     modules = list(common_shapes(adapters))
-    results: dict[str, LayerResult] = {}
-    for done, module in enumerate(modules, 1):
-        results[module] = _merge_module(model, module, adapters, build)
-        if progress:
-            progress(module, done, len(modules))
+    jobs = (MergeJob(m, model, [a for a in adapters if m in a.shapes], build) for m in modules)
+    results = gathered(modules, executor.map(merged, jobs), progress)
     return with_results(model, results, [(a, None) for a in adapters], "merge")
 
 
@@ -131,10 +132,9 @@ def _rule_for_new_layers(settings: Settings) -> Dimension:
     return Dimension(k=settings.cap) if settings.cap else Dimension(variance=1.0)
 
 
-def _merge_module(
-    model: ShareModel, module: str, adapters: Sequence[Adapter], build: Build
-) -> LayerResult:
-    members = [a for a in adapters if module in a.shapes]
+def merged(job: MergeJob) -> LayerResult:
+    """One layer with the newcomers in it."""
+    model, module, members, build = job.model, job.module, job.members, job.build
     if module not in model.layers:
         shape = members[0].shapes[module]
         if build.settings.method == "share":
@@ -166,6 +166,7 @@ def merge_under_budget(
     ledgers: Mapping[str, Ledger],
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    executor: Executor = LOCAL,
 ) -> ShareModel:
     """Split the model's byte budget again over all tasks, the known ones as they are stored now.
 
@@ -184,5 +185,5 @@ def merge_under_budget(
             n: dict(zip(x.modules, x.norms.tolist(), strict=True)) for n, x in ledgers.items()
         },
     )
-    layers, tasks = build_layers([*known, *adapters], build, event, ledgers, progress)
+    layers, tasks = build_layers([*known, *adapters], build, event, ledgers, progress, executor)
     return model.with_layers(layers).with_tasks(tasks)
