@@ -7,51 +7,23 @@ here a row takes its coefficients by number out of one stack, and the bases meet
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sharespace.errors import MismatchError, OptionError
+from sharespace.errors import MismatchError
 from sharespace.nn.batch_heads import heads_of, own_outputs
+from sharespace.nn.block import Block
 from sharespace.nn.layer import sides
-from sharespace.nn.rows import with_updates
+from sharespace.nn.layout import Layout
+from sharespace.nn.pipelines import as_module, guided_copies
 from sharespace.nn.slots import Slots
+from sharespace.nn.stacks import BASE_SLOT
 from sharespace.share import Share
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """The rows of the passes inside one block."""
-
-    slots: Slots
-    """Of the version that was current when the block began."""
-    numbers: tuple[int, ...]
-    """Slot of each row."""
-    index: Tensor
-    """The same, int64 [rows]."""
-    beams: int
-
-    def heads(self, module: str) -> dict[int, Mapping[str, Tensor]]:
-        """Slot -> own parameters of that module, of the tasks of these rows."""
-        known = {s: self.slots.heads.get(s, {}) for s in set(self.numbers)}
-        return {s: heads[module] for s, heads in known.items() if module in heads}
-
-    def of(self, x: Tensor) -> Tensor:
-        """Slots for a tensor whose first axis is rows, or rows times beams."""
-        if len(x) == len(self.numbers):
-            return self.index
-        if len(x) == len(self.numbers) * self.beams:
-            return self.index.repeat_interleave(self.beams)
-        raise OptionError(
-            f"a batch of {len(x)} rows",
-            f"{len(self.numbers)} tasks were named, {self.beams} beams each",
-            "Name one task a row; a model that repeats rows wants them repeated here too",
-        )
 
 
 class MixedTasks:
@@ -70,12 +42,13 @@ class MixedTasks:
     """
 
     def __init__(
-        self, model: nn.Module, share: Share, *, slots: int = 256, dtype: torch.dtype | None = None
+        self, model: Any, share: Share, *, slots: int = 256, dtype: torch.dtype | None = None
     ) -> None:
         """Attach to a model.
 
         Args:
-            model: the base model without PEFT; in evaluation mode.
+            model: the base model without PEFT, in evaluation mode; or a pipeline of diffusers,
+                whose text encoders may be adapted, too.
             share: its tasks; coefficients are read when a task is first asked for.
             slots: tasks at hand at the same time, and so the most in one batch.
             dtype: of bases and coefficients; None: float32. The model's own dtype is fastest.
@@ -84,11 +57,13 @@ class MixedTasks:
             MismatchError: the model is not the Share model's base.
             OptionError: ``slots`` is not positive.
         """
-        self.model = model
+        self.model = as_module(model, share.model.layers)
+        """The base model; of a pipeline, its components by name, or the denoiser alone."""
+        self._copies = partial(guided_copies, model)
         self._dtype = dtype or torch.float32
         self._count = slots
         self._lock = threading.Lock()
-        self._rows: _Rows | None = None
+        self._rows: Block | None = None
         self._handles: dict[tuple[str, str], Any] = {}
         self._share, self._slots = share, self._open(share)
         self._attach()
@@ -123,12 +98,17 @@ class MixedTasks:
             self._detach()
 
     @contextmanager
-    def tasks(self, names: Sequence[str | None], *, beams: int = 1) -> Iterator[None]:
+    def tasks(
+        self, names: Sequence[str | None], *, beams: int = 1, copies: int | None = None
+    ) -> Iterator[None]:
         """Forward passes inside the block run row i with task ``names[i]``.
 
         Args:
-            names: one a row; None: the base model without any task.
-            beams: rows that generation makes of each (``num_beams`` or ``num_return_sequences``).
+            names: one a row (a pipeline: one a prompt); None: the base model without any task.
+            beams: rows that generation makes of each, side by side (``num_beams``,
+                ``num_return_sequences`` or ``num_images_per_prompt``).
+            copies: times that guidance repeats the whole batch, one copy after the other. None:
+                twice while a pipeline given to ``MixedTasks`` says that it guides, else once.
 
         Raises:
             TaskNotFoundError: a task is not in the Share model.
@@ -138,10 +118,11 @@ class MixedTasks:
         """
         with self._lock:
             numbers = self._slots.numbers(names)
-            device = next(self.model.parameters()).device
-            index = torch.tensor(numbers, dtype=torch.long, device=device)
+            layout = Layout(
+                tuple(numbers), beams, self._copies if copies is None else lambda: copies
+            )
             self._hook_heads(set(numbers))
-            self._rows = _Rows(self._slots, tuple(numbers), index, beams)
+            self._rows = Block(self._slots, layout, frozenset(numbers))
             try:
                 yield
             finally:
@@ -157,9 +138,12 @@ class MixedTasks:
                     f"is {sides(module)} here, but {wanted} in the Share model",
                     "Use the base model that the Share model was made for",
                 )
-        device = next(self.model.parameters()).device
         find = partial(heads_of, self.model, adapted=share.model.layers)
-        return Slots(share.model, self._count, find, self._dtype, device)
+        return Slots(share.model, self._count, find, self._dtype, self._device_of)
+
+    def _device_of(self, name: str) -> torch.device:
+        """Of one module: a large model may be on several devices."""
+        return next(_module(self.model, name).parameters()).device
 
     def _attach(self) -> None:
         self._detach()
@@ -185,17 +169,13 @@ class MixedTasks:
 
     def _add_update(self, name: str, module: Any, args: tuple[Any, ...], result: Tensor) -> Any:
         rows = self._rows
-        if rows is None or not any(rows.numbers):
+        if rows is None or rows.chosen <= {BASE_SLOT}:
             return None
-        stack = rows.slots.stacks[name]
-        return with_updates(module, stack, args[0], rows.of(args[0]), result)
+        return rows.update(name, module, args[0], result)
 
     def _own_head(self, name: str, module: Any, args: tuple[Any, ...], result: Tensor) -> Any:
         rows = self._rows
-        heads = {} if rows is None else rows.slots.heads
-        own = {
-            s: heads[s][name] for s in set(rows.numbers if rows else ()) if name in heads.get(s, ())
-        }
+        own = {} if rows is None else rows.heads(name)
         if rows is None or not own:
             return None
         self._rows = None  # A head that is called with a task's own parameters has this hook, too.

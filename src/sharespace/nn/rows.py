@@ -7,33 +7,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from sharespace.nn.folded import Folded
 from sharespace.nn.stacks import Stack
 
 
 def with_updates(
-    module: nn.Module, stack: Stack, x: Tensor, slots: Tensor, result: Tensor
+    module: nn.Module,
+    stack: Stack | Folded | None,
+    x: Tensor,
+    slots: Tensor,
+    private: Mapping[int, tuple[Tensor, Tensor]],
+    result: Tensor,
 ) -> Tensor:
     """The output of the base module and the updates.
 
     Args:
         module: linear, Conv1D of transformers, or a convolution with any groups.
-        stack: its bases, and the coefficients of all slots.
+        stack: its bases, and the coefficients of all slots; None: no row has any.
         x: the module's input, [rows, ..., d] or [rows, channels, ...].
         slots: int64 [rows].
+        private: slot -> (P, Q), of rows whose task is outside of the stack.
         result: the module's output.
     """
-    x = x.to(stack.left_basis.dtype)
-    if not stack.is_empty:
-        by_group = slots.repeat_interleave(_groups(module))
+    if stack is not None:
+        x = x.to(stack.left_basis.dtype)
+        groups = _groups(module)
+        by_group = slots if groups == 1 else slots.repeat_interleave(groups)
         hidden = stack.coordinates(_down(module, x, stack.right_basis), by_group)
         result = _plus(module, result, hidden, stack.left_basis)
-    for slot in stack.private.keys() & set(slots.tolist()):
-        left, right = stack.private[slot]
+    for slot, (left, right) in private.items():
         mine = (slots == slot).nonzero().flatten()
-        own = _plus(module, result[mine], _down(module, x[mine], right), left)
+        own = _plus(module, result[mine], _down(module, x[mine].to(right.dtype), right), left)
         result = result.index_copy(0, mine, own)
     return result
 

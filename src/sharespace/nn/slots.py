@@ -26,14 +26,26 @@ class Slots:
         count: int,
         heads: Callable[[Task], Heads],
         dtype: torch.dtype,
-        device: torch.device | str,
+        device: Callable[[str], torch.device],
     ) -> None:
+        """No task at hand yet.
+
+        Args:
+            model: its tasks and bases.
+            count: tasks at hand at the same time.
+            heads: what a task carries, where it belongs in the base model.
+            dtype: of bases and coefficients.
+            device: of a module; a large model's may be on several.
+
+        Raises:
+            OptionError: ``count`` is not positive.
+        """
         if count < 1:
             raise OptionError(f"slots={count}", "must be at least 1", "Give more")
         self.model = model
         self.count = count
         self.stacks = {
-            name: Stack.empty(layer, count + 1, dtype, device)
+            name: Stack.empty(layer, count + 1, dtype, device(name))
             for name, layer in model.layers.items()
         }
         self.heads: dict[int, Heads] = {}

@@ -108,8 +108,24 @@ class Stack:
             [rows, positions, k_left].
         """
         if self.right is not None:
-            hidden = torch.bmm(hidden, self.right[slots])
-        return torch.bmm(hidden, self.left[slots].mT)
+            hidden = torch.bmm(hidden, self.right.index_select(0, slots))
+        return torch.bmm(hidden, self.left.index_select(0, slots).mT)
+
+    def width(self, slot: int) -> int:
+        """Columns of the slot's own factors n x w and d x w, as ``pair`` gives them."""
+        if slot in self.private:
+            return self.private[slot][0].shape[1]
+        return int((self.left if self.right is None else self.right).shape[2])
+
+    def pair(self, slot: int) -> tuple[Tensor, Tensor]:
+        """The slot's update as left @ right^T, n x w and d x w; rounded once, to the dtype."""
+        if slot in self.private:
+            return self.private[slot]
+        left = self.left_basis.float() @ self.left[slot].float()
+        if self.right is None:
+            return left.to(self.left), self.right_basis
+        right = self.right_basis.float() @ self.right[slot].float()
+        return left.to(self.left), right.to(self.left)
 
     @property
     def is_empty(self) -> bool:

@@ -207,14 +207,20 @@ class Engine:
         first = type(alive[0].request) if alive else None
         tasks: set[str | None] = set()
         taken: list[Job] = []
+        left: deque[Job] = deque()
         for job in alive:
-            more = tasks | {job.request.task}
-            fits = len(taken) < self.limits.batch and len(more) <= self.served.mixed.slots.count
+            fits = len(taken) < self.limits.batch and self._has_room(tasks, job.request.task)
             if type(job.request) is first and fits:
                 taken.append(job)
-                tasks = more
-        self._waiting = deque(job for job in alive if job not in taken)
+                tasks.add(job.request.task)
+            else:
+                left.append(job)
+        self._waiting = left
         return taken
+
+    def _has_room(self, tasks: set[str | None], task: str | None) -> bool:
+        """True where a batch of these tasks has a slot for one more."""
+        return task in tasks or len(tasks) < self.served.mixed.slots.count
 
     def _run_batch(self, jobs: list[Job]) -> None:
         """Run them; what is wrong with one task does not stop the others."""
