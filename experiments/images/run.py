@@ -10,26 +10,23 @@ that a run goes on where it was cut off. ``summarise`` makes the tables and figu
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 
+from experiments.common import variant
 from experiments.common.methods import METHODS
 from experiments.common.runs import Run, run_methods
 from experiments.images import script
 from experiments.images.base import Base
 from experiments.images.jobs import make_jobs
-from experiments.images.settings import INITIAL, STREAMS, Size
-
-from sharespace.baselines import Settings
+from experiments.images.settings import STREAMS, Size
 
 
 def options() -> argparse.Namespace:
     parser = script.parser(__doc__, "runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--streams", nargs="+", help="default: all of the base")
-    parser.add_argument("--p", type=int, help="another size of the cores")
-    parser.add_argument("--phi", type=int, help="another number of new directions a task")
-    parser.add_argument("--lora", type=float, help="another learning rate of LoRA")
+    variant.add_options(parser)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     chosen = parser.parse_args()
     known = list(STREAMS[chosen.base])
@@ -50,30 +47,22 @@ def main() -> None:
 def run(base: Base, size: Size, stream: str, seed: int, chosen: argparse.Namespace) -> None:
     """One stream and seed."""
     tasks = STREAMS[chosen.base][stream]
+    numbers = script.numbers(base, chosen.base, size, seed, len(tasks))
     found = Run(
         folder=chosen.out / chosen.base,
         order=stream,
         tasks=tasks,
         base=base.name,
-        settings=_settings(base, size, seed, len(tasks), chosen),
-        own=script.own_folder(chosen.cache, base, size, seed),
+        settings=variant.vary(numbers, chosen, len(tasks)),
+        own=variant.own_folder(script.own_folder(chosen.cache, base, size, seed), chosen),
         size=asdict(size),
-        store=chosen.cache / "share" / f"{chosen.base}-{stream}-{seed}",
+        store=None
+        if variant.is_varied(chosen)
+        else chosen.cache / "share" / f"{chosen.base}-{stream}-{seed}",
     )
     images = chosen.data / script.IMAGES
     jobs = partial(make_jobs, base, images, tasks, size, seed, chosen.cache / "features")
     run_methods(found, jobs, chosen.methods)
-
-
-def _settings(
-    base: Base, size: Size, seed: int, tasks: int, chosen: argparse.Namespace
-) -> Settings:
-    """The base's settings, but for what the command line changes; k has room for all tasks."""
-    found = script.numbers(base, chosen.base, size, seed, tasks)
-    p, phi = chosen.p or found.p, found.phi if chosen.phi is None else chosen.phi
-    room = INITIAL * found.rank + max(tasks - INITIAL, 0) * phi
-    rate = chosen.lora or found.lora.learning_rate
-    return replace(found, p=p, phi=phi, k=room, lora=replace(found.lora, learning_rate=rate))
 
 
 if __name__ == "__main__":

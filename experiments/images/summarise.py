@@ -16,11 +16,11 @@ from typing import Any
 from experiments.common.claims import write_claims
 from experiments.common.figures import draw_order
 from experiments.common.runs import read
+from experiments.common.sizes import read_sizes, size_table
 from experiments.common.slower import slower_table, with_slower
 from experiments.common.tables import Goals, Results, goals_table, learned_table, main_table
 from experiments.common.transfer import transfer_table
 from experiments.images.claims import claims
-from experiments.images.larger import larger_table
 from experiments.images.pictures import draw_kinds, draw_transfer, kinds_table
 from experiments.images.settings import INITIAL, STREAMS
 
@@ -49,8 +49,8 @@ def main() -> None:
         draw_base(base, runs, chosen.figures)
     parts = [section(base, runs, notes[base]) for base, runs in groups.items()]
     for base, runs in groups.items():
-        larger = read(chosen.results / "larger" / base)
-        parts += [larger_table(runs, larger, base)] if larger else []
+        sizes = size_table(runs, read_sizes(chosen.results / "sizes", base), INITIAL)
+        parts.append(sizes.replace("trains\n", f"trains ({base})\n", 1))
     if kinds:
         parts.append(kinds_table(kinds))
         draw_kinds(kinds, chosen.figures / "images-kinds.png")

@@ -17,12 +17,13 @@ from typing import Any
 from experiments.common.claims import write_claims
 from experiments.common.figures import draw_order, draw_subspace
 from experiments.common.runs import read
+from experiments.common.sizes import read_sizes, size_table
 from experiments.common.slower import slower_table, with_slower
 from experiments.common.tables import Goals, goals_table, learned_table, main_table
 from experiments.pose import pictures, script
 from experiments.pose.claims import claims
 from experiments.pose.settings import INITIAL
-from experiments.pose.tables import category_table, occlusion_table, size_table
+from experiments.pose.tables import category_table, occlusion_table
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parents[1] / "docs" / "figures"
@@ -44,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     note = slower_table(runs, slower)
     runs = [with_slower(run, slower) for run in runs]
     parts = [main_table(runs), note, learned_table(runs, INITIAL), goals_table(runs, GOALS)]
-    others = [r for place in sorted(chosen.results.glob("p[0-9]*")) for r in read(place)]
-    if others:
-        parts.append(size_table(runs, others, INITIAL))
+    parts.append(size_table(runs, read_sizes(chosen.results / "sizes"), INITIAL))
     if scored:
         parts += [occlusion_table(scored), category_table(scored)]
         path = chosen.figures / "pose-views.png"

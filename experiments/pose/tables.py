@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from experiments.common.tables import Results, rows, scores, spread
+from experiments.common.tables import spread
 
 Scored = Mapping[str, Any]
 """What a results file of ``occluded`` holds."""
@@ -70,58 +70,3 @@ def category_table(runs: Sequence[Scored]) -> str:
             cells.append(" / ".join(f"{fmean(s[m] for s in scored):.1f}" for m in MEASURES))
         lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def size_table(runs: Sequence[Results], others: Sequence[Results], initial: int) -> str:
-    """Strict Share by how much a task trains.
-
-    Args:
-        runs: results files of ``run`` as it is, of all seeds.
-        others: of ``run`` with another p, phi and k; they have strict Share only.
-        initial: tasks that came as adapters.
-    """
-    lines = [
-        "## How much a category trains",
-        "",
-        "Strict Share with smaller and larger cores; Acc at pi/6, seed by seed. The first "
-        f"{initial} categories are own LoRAs, compressed; the others are learned.",
-        "",
-        "| seed | trained as | numbers a category | LoRA's, times fewer | all categories | learned "
-        "ones | gain kept on these | forgetting |",
-        "|--:|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for run in runs:
-        seed = run["environment"]["seed"]
-        known = [run, *(o for o in others if o["environment"]["seed"] == seed)]
-        lines.append(_size_row(run, run, "per_task_lora", initial))
-        for other in sorted(known, key=lambda o: -int(o["settings"]["p"])):
-            lines.append(_size_row(run, other, "share_strict", initial))
-    return "\n".join(lines) + "\n"
-
-
-def _size_row(run: Results, other: Results, method: str, initial: int) -> str:
-    """One method of another file beside own LoRA and head only of the run."""
-    found, settings = other["methods"][method], other["settings"]
-    last = run["tasks"][-1]
-    trained = found["trainable"][last]
-    ratio = run["methods"]["per_task_lora"]["trainable"][last] / trained
-    mine, own, head = (
-        _over(r, m, initial)
-        for r, m in ((other, method), (run, "per_task_lora"), (run, "head_only"))
-    )
-    lost, name = "-", f"LoRA of rank {settings['rank']}"
-    if method == "share_strict":
-        merged = {**run, "methods": {**run["methods"], method: found}}
-        lost = next(f"{r.forgetting or 0:.2f}" for r in rows([merged]) if r.method == method)
-        name = f"p = {settings['p']}, phi = {settings['phi']}, k = {settings['k']}"
-    gain = (mine - head) / (own - head)
-    every = fmean(scores(other, method).values())
-    seed = run["environment"]["seed"]
-    cells = (name, f"{trained:,}", f"{ratio:.1f}", f"{every:.2f}", f"{mine:.2f}", f"{gain:.0%}")
-    return f"| {seed} | {' | '.join(cells)} | {lost} |"
-
-
-def _over(run: Results, method: str, initial: int) -> float:
-    """Mean over the tasks that are learned from data."""
-    found = scores(run, method)
-    return fmean(found[task] for task in run["tasks"][initial:])

@@ -163,4 +163,4 @@ def test_from_meshes_to_tables_and_figures(
     assert all(f"| {name} |" in text for name in METHODS)
     assert "| L3 (60-80 %) | Share at the end |" in text
     assert len(json.loads((results / "claims.json").read_text())["claims"]) == 4
-    assert len(list(figures.glob("*.png"))) == 3
+    assert len(list(figures.glob("*.png"))) == 4
