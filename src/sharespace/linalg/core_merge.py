@@ -54,9 +54,9 @@ class Framed:
     factors: tuple[tuple[Tensor, Tensor], ...] = ()
     """Where they are known: (m x r, m' x r) of each task, split between the sides as it came."""
 
-    def cores(self) -> Tensor:
-        """The updates themselves: tasks x m x m'."""
-        core = self.core
+    def cores(self, tasks: range | None = None) -> Tensor:
+        """The updates themselves, of some tasks or of all: tasks x m x m'."""
+        core = self.core if tasks is None else self.core.select(tasks)
         left = core.blocks(core.left.mT) * core.blocks(core.sigma)[..., None]
         return left.mT @ core.blocks(core.right.mT)
 

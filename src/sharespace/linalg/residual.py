@@ -5,6 +5,8 @@ A difference of squares has a floor of sqrt(eps), 3e-4 in float32; these are exa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -47,15 +49,52 @@ def frame_difference(
     Returns:
         float64 [tasks].
     """
-    r_left = torch.linalg.qr(torch.cat([old[0].double(), new[0].double()], dim=1), mode="r")[1]
-    r_right = torch.linalg.qr(torch.cat([old[1].double(), new[1].double()], dim=1), mode="r")[1]
-    k_left, k_right = old[0].shape[1], old[1].shape[1]
-    difference = r_left[:, k_left:] @ new[2].double() @ r_right[:, k_right:].mT
-    # R is triangular: the old tasks have no part below its first rows.
-    before = r_left[:k_left, :k_left] @ old[2].double() @ r_right[:k_right, :k_right].mT
-    difference[:, : before.shape[1], : before.shape[2]] -= before
-    norms: Tensor = torch.linalg.vector_norm(difference, dim=(1, 2))
-    return norms
+    return Between.of(old[:2], new[:2]).differences(old[2], new[2])[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Between:
+    """Two pairs of frames in coordinates common to both, for tasks that come in portions."""
+
+    old: tuple[Tensor, Tensor]
+    """Triangular, float64: the old frames (their first rows, they have no others)."""
+    new: tuple[Tensor, Tensor]
+    """The new frames; rows beyond the old ones' are what lies outside of these."""
+
+    @classmethod
+    def of(cls, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Between:
+        """By one QR a side.
+
+        Args:
+            old: (left n x k, right d x k').
+            new: the same for the new frames.
+        """
+        parts = []
+        for before, after in zip(old, new, strict=True):
+            both = torch.cat([before.double(), after.double()], dim=1)
+            r = torch.linalg.qr(both, mode="r")[1]
+            k = before.shape[1]
+            parts.append((r[:k, :k], r[:, k:]))
+        return cls((parts[0][0], parts[1][0]), (parts[0][1], parts[1][1]))
+
+    def differences(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """What became of each task, and the norm of what of it lies outside the old frames.
+
+        Args:
+            old: tasks x k x k'.
+            new: tasks x k x k' in the new frames.
+
+        Returns:
+            float64 [tasks] each: |old - new|, and |new| outside.
+        """
+        difference = self.new[0] @ new.double() @ self.new[1].mT
+        rows, columns = self.old[0].shape[0], self.old[1].shape[0]
+        inside = difference[:, :rows, :columns]
+        outside = (difference.square().sum((1, 2)) - inside.square().sum((1, 2))).clamp_min(0)
+        # R is triangular: the old tasks have no part below its first rows.
+        inside -= self.old[0] @ old.double() @ self.old[1].mT
+        norms: Tensor = torch.linalg.vector_norm(difference, dim=(1, 2))
+        return norms, outside.sqrt()
 
 
 def _split(updates: Updates, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:

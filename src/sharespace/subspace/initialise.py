@@ -48,6 +48,7 @@ def initialise(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     executor: Executor = LOCAL,
+    memory: int | None = None,
 ) -> ShareModel:
     """Build one subspace per adapted module and express every adapter in it.
 
@@ -60,11 +61,14 @@ def initialise(
         device: where to compute; the result is on the CPU.
         progress: called after each module.
         executor: where the layers are computed.
+        memory: bytes that one layer of all adapters may take. A layer that would take more is built
+            out of core, from a few passes over the files. None: ``one_layer.DEFAULT_MEMORY``; then
+            what cannot be built out of core is built in memory all the same.
 
     Raises:
         MismatchError: the adapters are not of one base model.
         TaskExistsError: two adapters have the same name.
-        OptionError: no adapter, or a rule that cannot be fulfilled.
+        OptionError: no adapter, or a rule that cannot be fulfilled (in the memory given).
         CorruptAdapterError: a factor holds NaN or infinity.
     """
     if not adapters:
@@ -76,6 +80,7 @@ def initialise(
         dimension=dimension,
         dtype=dtype or common_dtype(*(a.dtype for a in adapters)),
         device=usable_device(device),
+        memory=memory,
     )
     layers, tasks = build_layers(adapters, build, "init", {}, progress, executor)
     return ShareModel(found, build.settings, build.dtype, layers, {t.name: t for t in tasks})

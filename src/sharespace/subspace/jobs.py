@@ -15,7 +15,8 @@ import torch
 from sharespace.linalg.budget import Profile, profile
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.layers import Build, LayerResult, build_layer, read_problem
+from sharespace.subspace.layers import Build, LayerResult, read_problem
+from sharespace.subspace.one_layer import make_layer
 from sharespace.subspace.state import Ledger, ShareModel, Task
 
 
@@ -50,7 +51,7 @@ class MergeJob:
 
 def built(job: BuildJob) -> LayerResult:
     """The layer and its tasks' coefficients."""
-    return build_layer(job.module, job.shape, job.members, job.build)
+    return make_layer(job.module, job.shape, job.members, job.build)
 
 
 def profiled(job: BuildJob) -> Profile:

@@ -56,6 +56,9 @@ class Build:
     """Task -> module -> norm, for tasks that entered before and keep the weight they had."""
     split: Mapping[str, Choice] = field(default_factory=dict)
     """Module -> how the budget stores it."""
+    memory: int | None = None
+    """Bytes that one layer of all adapters may take; what is larger is built out of core. None:
+    ``streamed.DEFAULT_MEMORY``, and in memory all the same what cannot be built otherwise."""
 
     @property
     def itemsize(self) -> int:
@@ -87,12 +90,17 @@ def read_updates(adapters: Sequence[Adapter], module: str, device: torch.device)
     try:
         return canonicalise_stream(read_pairs(adapters, module, device), ranks, dtype)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        names = ", ".join(repr(a.name) for a in adapters[:5])
-        raise CorruptAdapterError(
-            f"module {module!r} of {names}",
-            "a factor holds numbers too large to compute with",
-            "The training run diverged; use an earlier checkpoint",
-        ) from error
+        raise too_large(adapters, module) from error
+
+
+def too_large(adapters: Sequence[Adapter], module: str) -> CorruptAdapterError:
+    """The error for factors that are finite, and not to be computed with."""
+    names = ", ".join(repr(a.name) for a in adapters[:5])
+    return CorruptAdapterError(
+        f"module {module!r} of {names}",
+        "a factor holds numbers too large to compute with",
+        "The training run diverged; use an earlier checkpoint",
+    )
 
 
 def _checked_pair(

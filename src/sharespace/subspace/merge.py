@@ -15,15 +15,14 @@ import torch
 from sharespace.errors import OptionError
 from sharespace.executor import LOCAL, Executor
 from sharespace.linalg.allocate import Dimension
-from sharespace.linalg.core_merge import framed_updates
 from sharespace.linalg.precision import usable_device
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, BaseModel
 from sharespace.subspace.compatible import common_base, common_shapes
 from sharespace.subspace.initialise import Progress, build_layers, gathered, new_task
 from sharespace.subspace.jobs import MergeJob
-from sharespace.subspace.layers import Build, LayerResult, build_layer, read_pairs, read_updates
-from sharespace.subspace.merge_layer import Side, merge_layer
+from sharespace.subspace.layers import Build, LayerResult
+from sharespace.subspace.one_layer import make_layer, merge_one_layer
 from sharespace.subspace.reconstruct import as_adapter
 from sharespace.subspace.state import (
     LayerSubspace,
@@ -44,6 +43,7 @@ def merge(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     executor: Executor = LOCAL,
+    memory: int | None = None,
 ) -> ShareModel:
     """The model with the adapters as new tasks.
 
@@ -56,6 +56,7 @@ def merge(
         device: where to compute.
         progress: called after each module.
         executor: where the layers are computed.
+        memory: bytes that one layer of all newcomers may take; see ``initialise``.
 
     Raises:
         MismatchError: an adapter belongs to another base model.
@@ -69,12 +70,13 @@ def merge(
     model = with_cap(replace(model, base=base or common_base(adapters, model.base)), cap)
     common_shapes(adapters, model.shapes)
     if model.settings.budget is not None:
-        return merge_under_budget(model, adapters, "merge", {}, device, progress, executor)
+        return merge_under_budget(model, adapters, "merge", {}, device, progress, executor, memory)
     build = Build(
         settings=model.settings,
         dimension=_rule_for_new_layers(model.settings),
         dtype=model.dtype,
         device=usable_device(device),
+        memory=memory,
     )
     modules = list(common_shapes(adapters))
     jobs = (MergeJob(m, model, [a for a in adapters if m in a.shapes], build) for m in modules)
@@ -138,14 +140,9 @@ def merged(job: MergeJob) -> LayerResult:
     if module not in model.layers:
         shape = members[0].shapes[module]
         if build.settings.method == "share":
-            return build_layer(module, shape, members, build)
+            return make_layer(module, shape, members, build)
         model = replace(model, layers={module: empty_layer(model, shape)})
-    updates = read_updates(members, module, build.device)
-    # Only the paper's method depends on how an update is split between its factors.
-    share = build.settings.method == "share"
-    pairs = list(read_pairs(members, module, build.device)) if share else []
-    framed = framed_updates(updates, pairs)
-    return merge_layer(model, module, Side(tuple(a.name for a in members), framed, updates.norms))
+    return merge_one_layer(model, module, members, build)
 
 
 def empty_layer(model: ShareModel, shape: ModuleShape) -> LayerSubspace:
@@ -167,6 +164,7 @@ def merge_under_budget(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     executor: Executor = LOCAL,
+    memory: int | None = None,
 ) -> ShareModel:
     """Split the model's byte budget again over all tasks, the known ones as they are stored now.
 
@@ -184,6 +182,7 @@ def merge_under_budget(
         entry_norms={
             n: dict(zip(x.modules, x.norms.tolist(), strict=True)) for n, x in ledgers.items()
         },
+        memory=memory,
     )
     layers, tasks = build_layers([*known, *adapters], build, event, ledgers, progress, executor)
     return model.with_layers(layers).with_tasks(tasks)

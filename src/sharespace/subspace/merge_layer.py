@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +14,13 @@ from sharespace.linalg.core_merge import Framed, framed_coefficients, new_direct
 from sharespace.linalg.cores import seen_by
 from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.joint import Bases, Problem, joint
-from sharespace.linalg.precision import compute_dtype, stored_rounding, tolerance
-from sharespace.linalg.residual import frame_difference
+from sharespace.linalg.precision import (
+    canonical_rounding,
+    compute_dtype,
+    stored_rounding,
+    tolerance,
+)
+from sharespace.linalg.residual import Between
 from sharespace.subspace.layers import LayerResult, certify, stored_basis
 from sharespace.subspace.project import coefficients_of, dense_cores, split_coefficients
 from sharespace.subspace.reconstruct import factor_pair
@@ -29,6 +34,9 @@ from sharespace.subspace.state import (
     ShareModel,
 )
 
+PORTION = 1 << 20
+"""Numbers of dense cores at once: 8 MiB."""
+
 
 @dataclass(frozen=True, eq=False)
 class Side:
@@ -38,18 +46,43 @@ class Side:
     framed: Framed
     norms: Tensor
     """float64 [tasks]: |dW_i| at entry, whose inverse is the weight."""
+    outside: Tensor | None = None
+    """float64 [3, tasks]: energy of each task outside the left frame, the right one, and the two
+    together, where the frames do not hold all of it (streamed)."""
+
+    @property
+    def whole(self) -> bool:
+        """Nothing but rounding is outside of the frames."""
+        if self.outside is None:
+            return True
+        rounding = canonical_rounding(torch.float32) ** 2 * self.norms.square()
+        return bool((self.outside[2] <= rounding).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """The tasks that live in a layer's subspace."""
+
+    side: Side
+    coefficients: tuple[Factors | Core, ...]
 
 
 def merge_layer(model: ShareModel, module: str, new: Side) -> LayerResult:
     """One layer with newcomers in whatever orthonormal coordinates they come."""
     layer = model.layers[module]
-    old, coefficients = _known_side(model, module, new.framed.left.device)
-    dtype = layer.left_basis.dtype
-    extra = _extra(old, new, stored_rounding(dtype), model.settings.p)
+    known = known_tasks(model, module, new.framed.left.device)
+    return merge_sides(layer, known, new, model.settings)
+
+
+def merge_sides(layer: LayerSubspace, known: Known, new: Side, settings: Settings) -> LayerResult:
+    """The same for known tasks that are not, or not yet, part of a model."""
+    old = known.side
+    extra = _extra(old, new, stored_rounding(layer.left_basis.dtype), settings.p)
     grown = layer.k[0] + extra[0].shape[1], layer.k[1] + extra[1].shape[1]
-    if layer.cap is None or (grown[0] <= layer.cap[0] and grown[1] <= layer.cap[1]):
-        return _grow(layer, extra, old, coefficients, new, model.settings)
-    return _truncate(layer, old, new, model.settings)
+    fits = layer.cap is None or (grown[0] <= layer.cap[0] and grown[1] <= layer.cap[1])
+    if fits and new.whole:
+        return _grow(layer, extra, known, new, settings)
+    return _truncate(layer, old, new, settings)
 
 
 def _extra(old: Side, new: Side, rounding: float, p: int | None = None) -> list[Tensor]:
@@ -59,35 +92,42 @@ def _extra(old: Side, new: Side, rounding: float, p: int | None = None) -> list[
     return [new_directions(b, f, rounding**2) for b, f in zip(bases, frames, strict=True)]
 
 
-def _known_side(
-    model: ShareModel, module: str, device: torch.device
-) -> tuple[Side, tuple[Factors | Core, ...]]:
+def known_tasks(model: ShareModel, module: str, device: torch.device) -> Known:
     """The known tasks that live in the layer's subspace (private updates stay as they are)."""
-    layer = model.layers[module]
-    found = [
-        (t.name, c, t.ledger.norm(module))
+    found = {
+        t.name: (c, t.ledger.norm(module))
         for t in model.tasks.values()
         if isinstance(c := t.coefficients.get(module), Factors | Core)
-    ]
-    pairs = [factor_pair(c) for _, c, _ in found]
+    }
+    return known_of(model.layers[module], found, device)
+
+
+def known_of(
+    layer: LayerSubspace,
+    found: Mapping[str, tuple[Factors | Core, float]],
+    device: torch.device,
+) -> Known:
+    """Tasks of a layer from their coefficients and norms at entry."""
+    pairs = [factor_pair(c) for c, _ in found.values()]
     framed = framed_coefficients(
         layer.left_basis.to(device),
         layer.right_basis.to(device),
         [(e.to(device), f.to(device)) for e, f in pairs],
     )
-    norms = torch.tensor([norm for _, _, norm in found], dtype=torch.float64, device=device)
-    return Side(tuple(n for n, _, _ in found), framed, norms), tuple(c for _, c, _ in found)
+    entered = [norm for _, norm in found.values()]
+    norms = torch.tensor(entered, dtype=torch.float64, device=device)
+    return Known(Side(tuple(found), framed, norms), tuple(c for c, _ in found.values()))
 
 
 def _grow(
     layer: LayerSubspace,
     extra: Sequence[Tensor],
-    old: Side,
-    coefficients: Sequence[Factors | Core],
+    known: Known,
     new: Side,
     settings: Settings,
 ) -> LayerResult:
     """Below the cap: append directions, pad the known tasks with zeros, lose nothing."""
+    old = known.side
     dtype = layer.left_basis.dtype
     grown = replace(
         layer,
@@ -96,10 +136,10 @@ def _grow(
         certificate=_with_tail(layer.certificate, new, settings.p),
     )
     padded = {
-        name: pad(value, grown.k) for name, value in zip(old.names, coefficients, strict=True)
+        name: pad(value, grown.k) for name, value in zip(old.names, known.coefficients, strict=True)
     }
-    newcomers = _express(new.framed, grown, settings)
-    lost = _lost(new.framed, grown, newcomers)
+    newcomers = express(new.framed, grown, settings)
+    lost = lost_by(new, grown, newcomers)
     return LayerResult(
         grown,
         {**padded, **dict(zip(new.names, newcomers, strict=True))},
@@ -153,14 +193,14 @@ def _truncate(layer: LayerSubspace, old: Side, new: Side, settings: Settings) ->
         layer,
         left_basis=stored_basis(left @ bases.left, layer.left_basis.dtype),
         right_basis=stored_basis(right @ bases.right, layer.right_basis.dtype),
-        certificate=certify(problem, bases),
+        certificate=certified(problem, bases, new),
     )
-    coefficients = _express(everyone, moved, settings)
+    coefficients = express(everyone, moved, settings)
     known = len(old.names)
     # In their own frames: what of the newcomers was left out as rounding is counted, too.
     lost = [
-        *_lost(old.framed, moved, coefficients[:known]),
-        *_lost(new.framed, moved, coefficients[known:]),
+        *lost_by(old, moved, coefficients[:known]),
+        *lost_by(new, moved, coefficients[known:]),
     ]
     names = (*old.names, *new.names)
     return LayerResult(
@@ -178,7 +218,7 @@ def _bases(everyone: Framed, problem: Problem, k: tuple[int, int], settings: Set
     return factor_bases(pairs, k, centred=settings.centred, seed=settings.seed)
 
 
-def _express(framed: Framed, layer: LayerSubspace, settings: Settings) -> tuple[Coefficients, ...]:
+def express(framed: Framed, layer: LayerSubspace, settings: Settings) -> tuple[Coefficients, ...]:
     """Coefficients of tasks in a layer's stored bases."""
     left = framed.left.mT @ layer.left_basis.to(framed.left)
     right = framed.right.mT @ layer.right_basis.to(framed.right)
@@ -190,10 +230,40 @@ def _express(framed: Framed, layer: LayerSubspace, settings: Settings) -> tuple[
     )
 
 
-def _lost(framed: Framed, layer: LayerSubspace, found: Sequence[Coefficients]) -> list[float]:
-    """The norm of what each task loses when it is stored so."""
-    before = (framed.left, framed.right, framed.cores())
-    device = framed.left.device
-    stored = (layer.left_basis, layer.right_basis, dense_cores(found, layer))
-    after = (stored[0].to(device), stored[1].to(device), stored[2].to(device))
-    return [float(x) for x in frame_difference(before, after)]
+def certified(problem: Problem, bases: Bases, new: Side) -> Certificate:
+    """The certificate of bases in the frames' coordinates; what is outside of these is lost."""
+    found = certify(problem, bases)
+    if new.outside is None:
+        return found
+    left, right, _ = (new.outside @ weights(new.norms).square()).tolist()
+    return replace(
+        found,
+        discarded_left=found.discarded_left + left,
+        discarded_right=found.discarded_right + right,
+    )
+
+
+def lost_by(side: Side, layer: LayerSubspace, found: Sequence[Coefficients]) -> list[float]:
+    """The norm of what each task loses when it is stored so.
+
+    Where a part of the tasks is outside of the frames, all of it is lost, and what the stored
+    bases' rounding has outside of them is counted as if it pointed away from it: a bound, above
+    the loss by no more than the rounding.
+    """
+    framed, device = side.framed, side.framed.left.device
+    if not found:
+        return []
+    stored = layer.left_basis.to(device), layer.right_basis.to(device)
+    between = Between.of((framed.left, framed.right), stored)
+    portion = max(PORTION // (framed.left.shape[1] * framed.right.shape[1]), 1)
+    parts = []
+    for start in range(0, len(found), portion):
+        tasks = range(start, min(start + portion, len(found)))
+        after = dense_cores(found[tasks.start : tasks.stop], layer).to(device)
+        parts.append(torch.stack(between.differences(framed.cores(tasks), after)))
+    lost, stray = torch.cat(parts, dim=1)
+    if side.outside is not None:
+        gone = side.outside[2].to(lost)
+        lost = (lost.square() + gone + 2 * gone.sqrt() * stray).sqrt()
+    result: list[float] = lost.tolist()
+    return result

@@ -67,6 +67,8 @@ class LayerSubspace:
     """Largest (k_left, k_right) that a merge may grow to; None: as many as needed."""
     certificate: Certificate | None = None
     """Of the build or of the last merge that truncated; None where there was none."""
+    streamed: bool = False
+    """Adapters came into it out of core, because they did not fit in the memory given."""
 
     @property
     def k(self) -> tuple[int, int]:

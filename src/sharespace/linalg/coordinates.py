@@ -1,0 +1,146 @@
+"""The second pass: every task in coordinates of two frames, and what lies outside of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from sharespace.linalg.canonical import Updates, canonicalise
+from sharespace.linalg.power import add_power, chunk_weights, seen
+from sharespace.linalg.row_chunks import Chunk, Rows, chunks
+
+SMALL_LOSS = 1e-3
+"""Relative energy below which what lies outside a frame is measured and not taken as a difference
+of energies, whose rounding is 1e-6 of the norm in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """All tasks in coordinates of two frames, and what the frames do not hold."""
+
+    left: Tensor
+    """n x l, orthonormal columns, in the compute dtype."""
+    right: Tensor
+    """d x l'."""
+    core: Updates
+    """left^T dW_i right in canonical form (compute dtype)."""
+    norms: Tensor
+    """float64 [tasks]: |dW_i|."""
+    outside_left: Tensor
+    """float64 [tasks]: energy of dW_i outside the left frame."""
+    outside_right: Tensor
+    """float64 [tasks]: and outside the right one."""
+    outside: Tensor
+    """float64 [tasks]: |dW_i|^2 - |core_i|^2."""
+    pushed: tuple[Tensor, Tensor]
+    """n x l and d x l': sum_i w_i^2 dW_i right right^T dW_i^T left, and the same of the other side;
+    empty where it was not asked for."""
+
+
+def coordinates(
+    rows: Rows, left: Tensor, right: Tensor, entry_norms: Tensor | None = None, *, power: bool
+) -> Compressed:
+    """One pass over all tasks.
+
+    Args:
+        left: n x l, orthonormal columns.
+        right: d x l'.
+        entry_norms: as in ``streamed.Search``.
+        power: find ``pushed``, too.
+    """
+    tasks = len(rows.ranks)
+    norms = torch.zeros(tasks, dtype=torch.float64)
+    outside = torch.zeros(3, tasks, dtype=torch.float64)
+    cores = _Cores([min(r, left.shape[1], right.shape[1]) for r in rows.ranks], left, right)
+    pushed = (
+        torch.zeros_like(left[:, : None if power else 0]),
+        torch.zeros_like(right[:, : None if power else 0]),
+    )
+    for chunk in chunks(rows):
+        found = seen(chunk.left, left), seen(chunk.right, right)
+        inner = [(s @ s.mT).double() for s in found]
+        norms[chunk.tasks] = chunk.norms.cpu()
+        outside[:, chunk.tasks] = _outside(chunk, (left, right), found, inner).cpu()
+        cores.put(chunk, found)
+        if power:
+            weighing = chunk_weights(chunk, entry_norms)
+            add_power(chunk.left, inner[1], weighing, found[0], pushed[0])
+            add_power(chunk.right, inner[0], weighing, found[1], pushed[1])
+    only_left, only_right, both = outside
+    return Compressed(left, right, cores.updates, norms, only_left, only_right, both, pushed)
+
+
+class _Cores:
+    """The cores in canonical form, put in their places chunk by chunk."""
+
+    def __init__(self, ranks: Sequence[int], left: Tensor, right: Tensor) -> None:
+        self._ranks = ranks
+        self._ends = list(accumulate(ranks))
+        count = self._ends[-1]
+        self._parts = (
+            left.new_empty(count, left.shape[1]),
+            left.new_empty(count),
+            right.new_empty(count, right.shape[1]),
+        )
+
+    def put(self, chunk: Chunk, found: tuple[Tensor, Tensor]) -> None:
+        """Put what the frames see of a chunk's factors (m x r x l and m x r x l') in its place."""
+        left, right = (part.double().mT for part in found)
+        pairs = [(a[:, :r], b[:, :r]) for a, b, r in zip(left, right, chunk.ranks, strict=True)]
+        small = canonicalise(pairs)
+        places = [
+            i for t in chunk.tasks for i in range(self._ends[t] - self._ranks[t], self._ends[t])
+        ]
+        index = torch.tensor(places, device=left.device)
+        for target, part in zip(
+            self._parts, (small.left.mT, small.sigma, small.right.mT), strict=True
+        ):
+            target[index] = part.to(target.dtype)
+
+    @property
+    def updates(self) -> Updates:
+        left, sigma, right = self._parts
+        return Updates(left.mT, sigma, right.mT, tuple(self._ranks))
+
+
+def _outside(
+    chunk: Chunk,
+    frames: tuple[Tensor, Tensor],
+    found: tuple[Tensor, Tensor],
+    inner: Sequence[Tensor],
+) -> Tensor:
+    """float64 [3, tasks]: energy outside the left frame, the right one, and the two together."""
+    held = torch.stack(
+        [
+            (inner[0] * chunk.right_gram).sum((1, 2)),
+            (inner[1] * chunk.left_gram).sum((1, 2)),
+            (inner[0] * inner[1]).sum((1, 2)),
+        ]
+    )
+    whole = chunk.norms.square()
+    result = whole - held
+    close = (result[:2].amin(0) < SMALL_LOSS * whole).nonzero()[:, 0]
+    if len(close):
+        result[:, close] = _measured(chunk, frames, found, inner, close)
+    return result.clamp_min(0)
+
+
+def _measured(
+    chunk: Chunk,
+    frames: tuple[Tensor, Tensor],
+    found: tuple[Tensor, Tensor],
+    inner: Sequence[Tensor],
+    tasks: Tensor,
+) -> Tensor:
+    """The same for some tasks, from the hidden parts themselves."""
+    hidden = []
+    for factor, frame, part in zip((chunk.left, chunk.right), frames, found, strict=True):
+        rest = factor[tasks] - part[tasks] @ frame.mT
+        hidden.append((rest @ rest.mT).double())
+    left = (hidden[0] * chunk.right_gram[tasks]).sum((1, 2))
+    right = (hidden[1] * chunk.left_gram[tasks]).sum((1, 2))
+    return torch.stack([left, right, left + (inner[0][tasks] * hidden[1]).sum((1, 2))])

@@ -1,0 +1,104 @@
+"""The first pass: directions that hold most of all tasks' weighed energy, side by side.
+
+Each side's weighed Gram matrix is applied to a test matrix: one step of subspace iteration, as a
+sum over chunks (Halko, Martinsson, Tropp 2011, SIAM Review 53(2), algorithm 4.4; out of core:
+Halko, Martinsson, Shkolnisky, Tygert 2011, SIAM J. Sci. Comput. 33(5)). A random test matrix would
+double the noise of related tasks that it lets in; ours is the same iteration's result for a random
+sample of the tasks, and fresh random columns for what the sample does not show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sharespace.linalg.own_directions import OwnDirections, own_directions
+from sharespace.linalg.power import (
+    add_power,
+    chunk_weights,
+    normal,
+    orthonormal_columns,
+    ritz,
+    seen,
+    sides,
+    width,
+)
+from sharespace.linalg.row_chunks import Rows, chunks, read_chunk, sample
+
+PILOT_STEPS = 3
+"""Steps of subspace iteration on the sample; its directions only have to be a good start."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the first pass found."""
+
+    left: Tensor
+    """n x l: the left Gram matrix times its test matrix."""
+    right: Tensor
+    """d x l'."""
+    total: float
+    """Weighed energy of all tasks."""
+    captured: tuple[Tensor, Tensor]
+    """float64, descending: energies along directions of the test matrices; what the directions
+    found hold never falls short of their sums."""
+    own: OwnDirections
+
+    def needs_own(self, k: tuple[int, int]) -> bool:
+        """False where the leading directions of both sides surely hold more than the own ones."""
+        left, right = (float(c[:n].sum()) for c, n in zip(self.captured, k, strict=True))
+        return left + right - self.total < self.own.energy
+
+    def columns(self, own: bool) -> tuple[Tensor, Tensor]:
+        """All directions, of length 1, with or without those of single tasks."""
+        left, right = normal(self.left), normal(self.right)
+        if not own:
+            return left, right
+        return torch.cat([left, self.own.left], dim=1), torch.cat([right, self.own.right], dim=1)
+
+
+def range_search(
+    rows: Rows, k: tuple[int, int], entry_norms: Tensor | None = None, seed: int = 0
+) -> Found:
+    """One pass over all tasks, after one look at a sample; see ``streamed.compress``."""
+    tests = _pilot(rows, k, entry_norms, torch.Generator().manual_seed(seed))
+    sums = [torch.zeros_like(t) for t in tests]
+    own = OwnDirections.none(rows.n, rows.d, min(k), rows.dtype, rows.device)
+    total = 0.0
+    for chunk in chunks(rows):
+        weighing = chunk_weights(chunk, entry_norms)
+        total += float((weighing * chunk.norms).square().sum())
+        own = own.with_more(own_directions(chunk, weighing, own))
+        for (factor, gram), test, target in zip(sides(chunk), tests, sums, strict=True):
+            add_power(factor, gram, weighing, seen(factor, test), target)
+    left, right = (ritz(t, s)[0] for t, s in zip(tests, sums, strict=True))
+    return Found(sums[0], sums[1], total, (left, right), own)
+
+
+def _pilot(
+    rows: Rows, k: tuple[int, int], entry_norms: Tensor | None, generator: torch.Generator
+) -> list[Tensor]:
+    """Test matrices (n x l, d x l'), orthonormal: what a random sample of the tasks says."""
+    tasks = sample(rows, generator)
+    chunk = read_chunk(rows, tasks)
+    weighing = chunk_weights(chunk, entry_norms)
+    columns, whole = sum(rows.ranks), len(tasks) == len(rows.ranks)
+    results = []
+    for (factor, gram), side, most in zip(sides(chunk), (rows.n, rows.d), k, strict=True):
+        test = orthonormal_columns(_random(side, width(most, side, columns), rows, generator))
+        for _ in range(PILOT_STEPS):
+            pushed = torch.zeros_like(test)
+            add_power(factor, gram, weighing, seen(factor, test), pushed)
+            turned = normal(pushed @ ritz(test, pushed)[1].to(pushed))
+            test = orthonormal_columns(turned)
+        if not whole:
+            fresh = _random(side, max(test.shape[1] - most, 0), rows, generator)
+            test = orthonormal_columns(torch.cat([test[:, :most], fresh], dim=1))
+        results.append(test)
+    return results
+
+
+def _random(side: int, columns: int, rows: Rows, generator: torch.Generator) -> Tensor:
+    return torch.randn(side, columns, generator=generator).to(rows.device, rows.dtype)
