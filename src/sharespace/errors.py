@@ -14,6 +14,7 @@
     |- ContributionError (ValueError)  a contribution cannot be merged
     |- InboxError (OSError)          contributions cannot be read or handed in there
     |- MissingExtraError (ImportError)
+   |- ClusterError (RuntimeError)    the processes that compute layers are gone
     |- ServeError (RuntimeError)     a server cannot take a request now
     |  |- QueueFullError               too many wait already
     |  `- UnavailableError             it is shutting down
@@ -111,6 +112,10 @@ class InboxError(SharespaceError, OSError):
 
 class MissingExtraError(SharespaceError, ImportError):
     """An optional dependency is needed and not installed."""
+
+
+class ClusterError(SharespaceError, RuntimeError):
+    """A cluster cannot be reached, has no worker left, or loses every worker that it has."""
 
 
 class ServeError(SharespaceError, RuntimeError):

@@ -5,5 +5,6 @@ machines, with the same results bit for bit (docs/howto/cluster.md).
 """
 
 from sharespace.executor.base import LOCAL, Executor, Local
+from sharespace.executor.dask import Dask
 
-__all__ = ["LOCAL", "Executor", "Local"]
+__all__ = ["LOCAL", "Dask", "Executor", "Local"]
