@@ -9,13 +9,16 @@ is computed that is not in the results files.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.common.claims import write_claims
 from experiments.common.runs import read
+from experiments.common.sizes import read_sizes, size_table
+from experiments.common.slower import slower_table, with_slower
 from experiments.common.tables import Goals, goals_table, learned_table, main_table, mean_of
-from experiments.generation import draw, tables
+from experiments.generation import draw, tables, weighing
 from experiments.generation.claims import claims
 from experiments.generation.relative import Results
 from experiments.generation.settings import INITIAL
@@ -30,6 +33,8 @@ def main() -> None:
     parser.add_argument("--merge", type=Path, default=HERE / "results" / "merge")
     parser.add_argument("--relatives", type=Path, default=HERE / "results" / "relatives")
     parser.add_argument("--learn", type=Path, default=HERE / "results" / "learn")
+    parser.add_argument("--slower", type=Path, default=HERE / "results" / "slower")
+    parser.add_argument("--sizes", type=Path, default=HERE / "results" / "sizes")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--figures", type=Path, default=FIGURES)
     chosen = parser.parse_args()
@@ -38,12 +43,19 @@ def main() -> None:
     related = [run for run in read(chosen.relatives) if "original" in run["methods"]]
     if related:
         sections.append(tables.relatives(related))
+    weighed = chosen.out / "weighing.json"
+    if weighed.is_file():
+        sections.append(weighing.table(json.loads(weighed.read_text())))
     if learned:
-        sections += [main_table(learned), learned_table(learned, INITIAL)]
+        slower = read(chosen.slower)
+        note = slower_table(learned, slower)
+        learned = [with_slower(run, slower) for run in learned]
+        sections += [main_table(learned), note, learned_table(learned, INITIAL)]
+        sections.append(size_table(learned, read_sizes(chosen.sizes), INITIAL))
     if judged := can_judge(learned):
         sections.append(goals_table(judged, GOALS))
     chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "tables.md").write_text("\n".join(sections))
+    (chosen.out / "tables.md").write_text("\n".join(s for s in sections if s))
     command = "python -m experiments.generation.summarise"
     write_claims(chosen.out / "claims.json", claims(merged, judged), command)
     starts = by_start(merged)

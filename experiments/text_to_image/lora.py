@@ -36,7 +36,7 @@ def make(studio: Studio, style: str, numbers: Settings, folder: Path, images: Pa
     """
     if (folder / "own.json").is_file():
         return
-    unet = _with_lora(studio.unet(), numbers)
+    unet = with_lora(studio.unet(), numbers)
     trained = [p for p in unet.parameters() if p.requires_grad]
     length = steps(style, studio.painter.size)
     training = replace(numbers.lora, seed=numbers.seed, steps=length)
@@ -50,7 +50,7 @@ def make(studio: Studio, style: str, numbers: Settings, folder: Path, images: Pa
     _record(folder, score, sum(p.numel() for p in trained), done)
 
 
-def _with_lora(unet: Any, numbers: Settings) -> Any:
+def with_lora(unet: Any, numbers: Settings) -> Any:
     config = LoraConfig(
         r=numbers.rank,
         lora_alpha=numbers.alpha,

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 
+from experiments.common import variant
 from experiments.common.methods import METHODS
 from experiments.common.runs import Run, run_methods
 from experiments.text_to_image import lora, script
@@ -36,6 +37,7 @@ def options() -> argparse.Namespace:
     parser = script.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(USED))
+    variant.add_options(parser)
     return parser.parse_args()
 
 
@@ -56,14 +58,15 @@ def run(studio: Callable[[], Studio], size: Size, seed: int, chosen: argparse.Na
         order=ORDER,
         tasks=TASKS,
         base="diffusers UNet2DConditionModel, pretrained here",
-        settings=settings(size, seed),
-        own=folder / "own",
+        settings=variant.vary(settings(size, seed), chosen, len(TASKS)),
+        own=variant.own_folder(folder / "own", chosen),
         size=asdict(size),
-        store=folder / "share",
+        store=None if variant.is_varied(chosen) else folder / "share",
     )
-    _own_loras(studio, found, folder / "images")
+    images = folder / (f"images-{chosen.out.name}" if variant.is_varied(chosen) else "images")
+    _own_loras(studio, found, images)
     for name in chosen.methods:
-        run_methods(found, partial(_jobs, studio, folder / "images" / name), [name])
+        run_methods(found, partial(_jobs, studio, images / name), [name])
 
 
 def _own_loras(studio: Callable[[], Studio], found: Run, images: Path) -> None:

@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import diffusers
 import torch
 import transformers
-from experiments.text_to_image.settings import FULL, QUICK, Size, settings
+from experiments.text_to_image.settings import FULL, QUICK, TASKS, Size, settings, steps
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,6 +44,11 @@ def begin(chosen: argparse.Namespace) -> None:
 
 
 def seed_folder(cache: Path, size: Size, seed: int) -> Path:
-    """Where own LoRAs, images and the Share model of a seed are kept."""
-    text = repr((size, settings(size, 0))).encode()
-    return cache / f"{hashlib.sha256(text).hexdigest()[:8]}-{seed}"
+    """Where own LoRAs, images and the Share model of a seed are kept.
+
+    Its name says by what the own LoRAs are made, so that another size of the core finds them.
+    """
+    numbers = settings(size, 0)
+    lengths = tuple(steps(style, size) for style in TASKS)
+    known = (size, lengths, numbers.lora, numbers.rank, numbers.alpha, numbers.targets)
+    return cache / f"{hashlib.sha256(repr(known).encode()).hexdigest()[:8]}-{seed}"

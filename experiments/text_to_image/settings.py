@@ -13,8 +13,8 @@ from sharespace.learn import Training
 TASKS = ("outlined", "striped", "bold", "embossed", "framed", "blurred", "rotated")
 """Styles, in the order of the stream. The first three come as finished LoRAs, the others are
 learned from images, one by one."""
-SLOW = ("inverted", "embossed", "rotated")
-"""Styles in which every pixel changes: they are trained for longer, by all methods."""
+SLOW = ("inverted", "embossed", "framed", "blurred", "rotated")
+"""Styles that are trained for longer, by all methods: those that Share learns itself."""
 INITIAL = 3
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]
 """Attention and the convolutions of all residual blocks."""
@@ -96,13 +96,13 @@ def settings(size: Size, seed: int) -> Settings:
     return Settings(
         head=training(1e-3),  # there are no heads: never used
         lora=training(4e-3),
-        coefficients=training(3e-2),
+        coefficients=training(1e-2),
         targets=TARGETS,
         rank=8,
         lora_alpha=8,
-        k=44,
-        p=10,
-        phi=4,
+        k=72,
+        p=24,
+        phi=12,
         form="core",
         directions="gradient",
         initial=INITIAL,

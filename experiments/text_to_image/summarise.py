@@ -17,6 +17,8 @@ import numpy as np
 from experiments.common.claims import write_claims
 from experiments.common.figures import draw_order, draw_subspace
 from experiments.common.runs import read
+from experiments.common.sizes import read_sizes, size_table
+from experiments.common.slower import slower_table, with_slower
 from experiments.common.tables import Goals, Results, goals_table, learned_table, main_table
 from experiments.text_to_image.claims import claims
 from experiments.text_to_image.compare import BASE, END, LEARNED, OWN
@@ -27,6 +29,7 @@ from experiments.text_to_image.tables import (
     adapters_table,
     distance_table,
     real_table,
+    tune_table,
     verdict_table,
 )
 
@@ -51,12 +54,18 @@ def main() -> None:
     runs = [r for r in read(chosen.results / "runs") if all(n in r["methods"] for n in NEEDED)]
     compared = read(chosen.results / "compare")
     adapters = read(chosen.results / "adapters")
-    tables = [main_table(runs), learned_table(runs, INITIAL), goals_table(runs, GOALS)]
+    slower = read(chosen.results / "slower")
+    note = slower_table(runs, slower)
+    runs = [with_slower(run, slower) for run in runs]
+    tables = [main_table(runs), note, learned_table(runs, INITIAL), goals_table(runs, GOALS)]
+    tables.append(size_table(runs, read_sizes(chosen.results / "sizes"), INITIAL))
     tables += [verdict_table(compared), distance_table(compared)]
     tables += [adapters_table(adapters)] if adapters else []
     real = chosen.results / "real_adapter.json"
     tables += [real_table(json.loads(real.read_text()))] if real.is_file() else []
-    (chosen.results / "tables.md").write_text("\n".join(tables))
+    tuned = chosen.results / "tune.json"
+    tables += [tune_table(json.loads(tuned.read_text()))] if tuned.is_file() else []
+    (chosen.results / "tables.md").write_text("\n".join(t for t in tables if t))
     write_claims(chosen.results / "claims.json", claims(runs, compared, adapters), COMMAND)
     draw(runs, chosen.results / "samples", chosen.figures)
 

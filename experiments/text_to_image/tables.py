@@ -133,3 +133,24 @@ def real_table(record: Mapping[str, Any]) -> str:
         loaded = row["exported_in_diffusers"]["largest_relative_difference"]
         lines.append(f"| {row['k']} | {shown} | {loaded:.1e} |")
     return "\n".join(lines) + "\n"
+
+
+def tune_table(record: Mapping[str, Any]) -> str:
+    """Settings tried on noise and test digits that no reported score uses."""
+    lines = [
+        "## Settings that were tried",
+        "",
+        "80 images a style from noise that no other table has, and the loss on test digits; seed "
+        "0, the first style after the finished LoRAs.",
+        "",
+        "| style | setting | numbers | right digit | right style | both | loss |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for style, tried in record["styles"].items():
+        for label, found in sorted(tried.items(), key=lambda item: item[1]["loss"]):
+            cells = [f"{found[kind]:.1f}" for kind in ("prompt", "style", "both")]
+            lines.append(
+                f"| {style} | {label} | {found['trained']:,} | {' | '.join(cells)} "
+                f"| {found['loss']:.4f} |"
+            )
+    return "\n".join(lines) + "\n"

@@ -21,7 +21,7 @@ from shared_data import TEXT
 if not TEXT.is_dir():
     pytest.skip("the text sets are not here", allow_module_level=True)
 
-from experiments.generation import adapters, learn, run, script, summarise
+from experiments.generation import adapters, learn, run, script, summarise, tune, weighing
 from experiments.generation.adapters import fresh, scaled, train
 from experiments.generation.base import padded, tokenise
 from experiments.generation.many import Stack, adapted
@@ -77,6 +77,14 @@ def test_from_data_to_tables_and_figures(
         "share_strict": modules * 12 * 12,
     }
 
+    others = (*common, "--out", tmp_path / "results")
+    trials = ("--core", "4", "2", "1e-2", "2", "--lora", "1e-3", "2")
+    call(tune.main, monkeypatch, *others, "--tasks", "agnews", *trials)
+    tried = json.loads((tmp_path / "results" / "tune.json").read_text())["trials"]
+    assert set(tried) == {"core p=4 phi=2 rate=0.01 steps=2", "lora rate=0.001 steps=2"}
+    call(weighing.main, monkeypatch, *others)
+    check_weighing(json.loads((tmp_path / "results" / "weighing.json").read_text())["scores"]["4"])
+
     figures = tmp_path / "figures"
     figures.mkdir()
     out = ("--out", tmp_path / "results", "--figures", figures)
@@ -85,6 +93,14 @@ def test_from_data_to_tables_and_figures(
     assert "joint (ours)" in (tmp_path / "results" / "tables.md").read_text()
     assert len(json.loads((tmp_path / "results" / "claims.json").read_text())["claims"]) == 3
     assert len(list(figures.glob("generation-*.png"))) == 2
+
+
+def check_weighing(found: Any) -> None:
+    """Who counts how much matters, and the library's weights leave the least relative error."""
+    at_once = {label: v for label, v in found.items() if "at once" in label}
+    assert len(found) == 2 * len(at_once) == 8
+    best = max(at_once, key=lambda label: at_once[label]["explained_variance"])
+    assert best == "joint, weight 1/|dW|, at once"
 
 
 def test_many_adapters_at_once_are_as_pefts(ready: script.Ready, tmp_path: Path) -> None:

@@ -59,12 +59,15 @@ def test_from_data_to_tables_and_figures(tmp_path: Path) -> None:
         run,  # finds everything there
         ("adapters_stream", *common, "--k", "4"),
         ("compare", *common),
+        ("tune", *common[:-2], "--styles", "framed", "--own", "--core", "4", "2", "1e-2", "2"),
         ("summarise", "--results", out, "--figures", figures),
     )
     assert said.count("share_strict") == 1
     check_runs(json.loads((out / "runs" / "styles-0.json").read_text()))
     check_images(json.loads((out / "compare" / "0.json").read_text()))
     assert len(json.loads((out / "claims.json").read_text())["claims"]) == 6
+    tried = json.loads((out / "tune.json").read_text())["styles"]["framed"]
+    assert tried["core p=4 phi=2 rate=0.01 steps=2"]["trained"] == 48 * 4 * 4
     text = (out / "tables.md").read_text()
     assert all(f"| {name} |" in text for name in METHODS)
     assert "| Share, at the end |" in text

@@ -1,0 +1,105 @@
+"""Sizes, rates and steps of core and LoRA, on examples that neither training nor scores use.
+
+    python -m experiments.generation.tune --data DATA/text --core 12 6 1.2e-1 150 --lora 4e-3 150
+
+Seed 0, after ``learn``: the subspace is that of the own LoRAs of the tasks that begin the stream.
+The last 64 training examples of each task are held out. One file, ``tune.json``; what is in it
+already is not tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from benchmarks.common import environment
+from experiments.common import own as own_files
+from experiments.common.runs import write
+from experiments.generation import script
+from experiments.generation.jobs import make_jobs
+from experiments.generation.learn import own_folder
+from experiments.generation.script import Ready
+from experiments.generation.settings import INITIAL, LEARN, LEARN_QUICK, settings
+
+from sharespace import Share
+from sharespace.baselines import Settings, Workbench
+from sharespace.baselines.own import own_lora
+from sharespace.baselines.shared import learn
+from sharespace.nn import release
+
+HELD_OUT = 64
+TASKS = ("banking77-1", "clinc150-1", "rule-rotate")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting: a core, or where p is None a LoRA of the experiment's rank."""
+
+    rate: float
+    steps: int
+    p: int | None = None
+    phi: int = 0
+
+    @property
+    def label(self) -> str:
+        """Its key in the file."""
+        kind = "lora" if self.p is None else f"core p={self.p} phi={self.phi}"
+        return f"{kind} rate={self.rate:g} steps={self.steps}"
+
+    def settings(self, numbers: Settings) -> Settings:
+        """The experiment's numbers with those of the trial."""
+        training = replace(numbers.lora, learning_rate=self.rate, steps=self.steps)
+        if self.p is None:
+            return replace(numbers, lora=training)
+        return replace(numbers, coefficients=training, p=self.p, phi=self.phi)
+
+
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = script.parser(__doc__, "")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    core, lora = ("P", "PHI", "RATE", "STEPS"), ("RATE", "STEPS")
+    parser.add_argument("--core", nargs=4, action="append", metavar=core, default=[])
+    parser.add_argument("--lora", nargs=2, action="append", metavar=lora, default=[])
+    return parser.parse_args(arguments)
+
+
+def trials(chosen: argparse.Namespace) -> list[Trial]:
+    """What was asked for."""
+    cores = [Trial(float(r), int(s), int(p), int(phi)) for p, phi, r, s in chosen.core]
+    return [*(Trial(float(rate), int(steps)) for rate, steps in chosen.lora), *cores]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = options(arguments)
+    ready = script.begin(chosen)
+    numbers = settings(ready.size, 0)
+    first = (LEARN_QUICK if chosen.quick else LEARN)[:INITIAL]
+    own = own_files.load(own_folder(ready, 0, chosen.cache))
+    share = Share.from_adapters([own[name].adapter for name in first], k=numbers.k, seed=0)
+    file = chosen.out / "tune.json"
+    known = json.loads(file.read_text())["trials"] if file.is_file() else {}
+    for trial in trials(chosen):
+        mine = known.setdefault(trial.label, {})
+        for task in (t for t in chosen.tasks if t not in mine):
+            mine[task] = percent(ready, share, task, trial, 4 if chosen.quick else HELD_OUT)
+        print(trial.label, mine, f"mean {fmean(mine.values()):.1f}", flush=True)
+        write(file, {"environment": environment(0), "held_out": HELD_OUT, "trials": known})
+
+
+def percent(ready: Ready, share: Share, task: str, trial: Trial, held_out: int) -> float:
+    """Of the held-out examples."""
+    numbers = trial.settings(settings(ready.size, 0))
+    bench = Workbench(make_jobs(ready, [task], held_out=held_out), numbers)
+    if trial.p is None:
+        return own_lora(bench, task).score
+    found = learn(bench, share, task, phi=numbers.phi, start="zero")
+    score = bench.score(task, found.model)
+    release(found.model)
+    return score
+
+
+if __name__ == "__main__":
+    main()
