@@ -13,7 +13,7 @@ import torch
 from sharespace.errors import OptionError
 from sharespace.executor import LOCAL, Executor
 from sharespace.extras import require
-from sharespace.formats import default_name, read_adapter, write_diffusers, write_peft
+from sharespace.formats import ExportOptions, PlainLora, default_name, read_adapter, write_as
 from sharespace.linalg.allocate import Dimension
 from sharespace.store import Checkout, Operation, checkout, commit
 from sharespace.subspace import fidelity as _fidelity
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = "str | os.PathLike[str] | Adapter"
 Sources: TypeAlias = "Source | Iterable[Source] | Mapping[str, Source]"
-Target = Literal["peft", "diffusers"]
+Target = Literal["peft", "diffusers", "kohya", "vllm", "sglang", "gguf"]
 
 DEFAULT_VARIANCE = 0.99
 """Explained variance that ``from_adapters`` keeps when it is not told otherwise."""
@@ -315,35 +315,31 @@ class Share:
         to: Target = "peft",
         rank: int | None = None,
         dtype: torch.dtype | None = None,
+        base: str | None = None,
         overwrite: bool = False,
     ) -> list[Path]:
-        """Write a task as plain LoRA, scaling baked in, heads and all else with it.
+        """Write a task as plain LoRA, scaling baked in, and what the format takes beside it.
 
         Args:
-            to: "peft" (loads with ``PeftModel.from_pretrained``) or "diffusers".
+            to: "peft" (loads with ``PeftModel.from_pretrained``), "diffusers", "kohya", "vllm",
+                "sglang" or "gguf" (llama.cpp); ``docs/howto/export.md`` says what each takes.
             rank: pad all layers to this rank; None: the largest that a layer needs.
             dtype: of the factors; None: the stored dtype.
+            base: folder or Hub id of the base model, whose ``config.json`` "gguf" needs and
+                "sglang" may need; None: the one the task states.
             overwrite: replace what is there.
 
         Returns:
-            The directories or files written; one per component for a pipeline's adapter.
+            The directories or files written; one per component for a pipeline's adapter as "peft".
+
+        Raises:
+            OptionError: no such format, or an option has no usable value.
+            UnsupportedAdapterError: the format has no place for something in the task.
         """
-        found = self.task(task)
-        common: dict[str, Any] = {
-            "shapes": self._model.shapes,
-            "kept": found.kept,
-            "config": found.config,
-            "base": self._model.base,
-            "rank": rank,
-            "dtype": dtype or self._model.dtype,
-            "overwrite": overwrite,
-        }
-        updates = self.updates(task)
-        if to == "peft":
-            return write_peft(path, updates, **common)
-        if to == "diffusers":
-            return [write_diffusers(path, updates, **common)]
-        raise OptionError(f"export to {to!r}", "unknown format", "Known: peft, diffusers")
+        found, model = self.task(task), self._model
+        lora = PlainLora(self.updates(task), model.shapes, found.kept, found.config, model.base)
+        options = ExportOptions(rank, dtype or model.dtype, base, overwrite)
+        return write_as(to, Path(path), lora, options)
 
     def merge_into_base(self, model: Module, task: str) -> Module:
         """The base model with a task merged into its weights, heads included, through PEFT.

@@ -13,7 +13,7 @@ import torch
 
 from nn.test_batch import llama, shared, with_heads
 from sharespace import Share
-from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
+from sharespace.errors import OptionError, TaskNotFoundError, UnsupportedAdapterError
 from sharespace.formats import read_adapter
 from sharespace.hosts import vllm
 from sharespace.hosts.vllm import parse, write
@@ -90,7 +90,7 @@ def test_refusals(store: Path, texts: Share, tmp_path: Path) -> None:
     with_heads(texts, {"b": {"lm_head.weight": torch.zeros(40, 16)}}).save(
         tmp_path / "labels.share"
     )
-    with pytest.raises(MismatchError, match="heads"):
+    with pytest.raises(UnsupportedAdapterError, match="heads"):
         write(tmp_path / "labels.share", "b", tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*"))
 

@@ -2,7 +2,20 @@
 
 from sharespace.formats.detect import default_name, read_adapter
 from sharespace.formats.diffusers_export import write_diffusers
+from sharespace.formats.export_options import ExportOptions
 from sharespace.formats.hub import download_store
 from sharespace.formats.peft_export import write_peft
+from sharespace.formats.plain import PlainLora
+from sharespace.formats.targets import TARGETS, write_as
 
-__all__ = ["default_name", "download_store", "read_adapter", "write_diffusers", "write_peft"]
+__all__ = [
+    "TARGETS",
+    "ExportOptions",
+    "PlainLora",
+    "default_name",
+    "download_store",
+    "read_adapter",
+    "write_as",
+    "write_diffusers",
+    "write_peft",
+]

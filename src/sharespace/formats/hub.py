@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -29,12 +29,13 @@ class HubId:
     """A repository on the Hub."""
 
     user: str
+    """Empty for the oldest models, ``gpt2`` for one."""
     name: str
     revision: str | None = None
 
     @property
     def repository(self) -> str:
-        return f"{self.user}/{self.name}"
+        return f"{self.user}/{self.name}" if self.user else self.name
 
     def __str__(self) -> str:
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
@@ -71,6 +72,28 @@ def _snapshot(hub: HubId, files: list[str]) -> Path:
             "Check the name, your token and the connection",
         ) from error
     return Path(folder)
+
+
+def base_model_id(name: str, revision: str | None = None) -> HubId | None:
+    """The Hub id that a base model's name is, also without a user; None where it can't be one.
+
+    Args:
+        name: ``user/repo``, ``user/repo@revision`` or ``repo``.
+        revision: where the name holds none.
+    """
+    found = parse_hub_id(name)
+    if found is None and re.fullmatch(r"\w[\w.-]*", name):
+        found = HubId("", name)
+    return found and replace(found, revision=found.revision or revision)
+
+
+def download_config(hub: HubId) -> Path:
+    """A local copy of a model's ``config.json``.
+
+    Raises:
+        AdapterError: no such repository or revision, no access, or no connection.
+    """
+    return _snapshot(hub, ["config.json"]) / "config.json"
 
 
 STORE_FILES = ["share.json", "versions/*.json", "objects/*.safetensors"]

@@ -65,13 +65,18 @@ def write_peft(
         for name, part in parts.items():
             folder = aside / name if len(parts) > 1 else aside
             folder.mkdir(exist_ok=True)
-            _write(folder, part, part.tensors(size, dtype), part.fields(size))
+            write_folder(folder, part, part.tensors(size, dtype), part.fields(size))
     return [target / name for name in parts] if len(parts) > 1 else [target]
 
 
-def _write(
+def write_folder(
     folder: Path, part: PlainLora, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
 ) -> None:
+    """Write weights and config into a folder that is there, and compare what reads back.
+
+    Raises:
+        CorruptAdapterError: a factor is not finite, or something else came back.
+    """
     write_tensors(folder / WEIGHTS, tensors, part.header)
     text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False)
     (folder / CONFIG).write_text(text, encoding="utf-8")

@@ -74,19 +74,14 @@ def write(store: Path, name: str, cache: Path) -> Written:
     Raises:
         TaskNotFoundError: the Share model has no such task.
         StoreError: it, or that version of it, cannot be read.
-        MismatchError: the task carries a head, or what was written is not what the Share model
-            holds.
+        UnsupportedAdapterError: the task is more than LoRA of linear layers.
+        OptionError: no rank that vLLM takes.
+        MismatchError: what was written is not what the Share model holds.
     """
     share, task = _find(store, name)
-    if share.task(task).kept:
-        raise MismatchError(
-            f"task {task!r}",
-            "carries heads or other tensors beside its LoRA, which vLLM does not take",
-            "Serve it with `sharespace serve`",
-        )
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
-        (made,) = share.export(task, Path(folder) / "adapter")
+        (made,) = share.export(task, Path(folder) / "adapter", to="vllm")
         _check(share, task, made)
         target = cache / _digest(made)
         if not target.exists():

@@ -1,0 +1,104 @@
+"""Serving engines take LoRA factors of linear layers and nothing else: what is refused, and why.
+
+Some of it they refuse themselves, some they leave out without a word; here each is one error
+before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sharespace.errors import UnsupportedAdapterError
+from sharespace.formats.components import COMPONENTS
+from sharespace.formats.peft import FACTOR
+from sharespace.formats.peft_export import write_folder
+from sharespace.formats.plain import PlainLora
+
+ELSEWHERE = "Export it as peft, or serve it with `sharespace serve`"
+# Part of a kept tensor's key -> what it is.
+KINDS: Mapping[str, str] = {
+    ".lora_magnitude_vector": "DoRA magnitudes",
+    ".lora_embedding_": "LoRA of embeddings",
+    ".token_adapter.": "trained tokens",
+    ".lora_B.bias": "biases of factors",
+}
+# Fields of a LoraConfig that change what the factors do when they are served.
+OTHER_USE: Mapping[str, str] = {
+    "alora_invocation_tokens": "its factors act from certain tokens on (aLoRA)",
+    "layer_replication": "it adapts a base model with repeated layers",
+}
+# All that an engine needs; other fields may be ones that it refuses or misreads.
+SERVED = (
+    *("peft_type", "task_type", "r", "lora_alpha", "target_modules", "fan_in_fan_out"),
+    *("base_model_name_or_path", "revision", "inference_mode", "use_rslora"),
+)
+
+
+def refuse_beyond_lora(lora: PlainLora, engine: str) -> None:
+    """Refuse a task that is more than LoRA factors of one model's linear layers.
+
+    Args:
+        engine: named in errors.
+
+    Raises:
+        UnsupportedAdapterError: heads, biases, magnitudes, embeddings, convolutions, or modules
+            of a diffusers pipeline.
+    """
+    if COMPONENTS in lora.config:
+        raise UnsupportedAdapterError(
+            "task",
+            f"it adapts a diffusers pipeline, which {engine} does not serve",
+            "Export it as diffusers or kohya",
+        )
+    if lora.kept:
+        kinds = ", ".join(dict.fromkeys(kind_of(key, lora.kept) for key in lora.kept))
+        key = next(iter(lora.kept))
+        why = f"carries {kinds} beside its LoRA ({key!r}), which {engine} does not take"
+        raise UnsupportedAdapterError("task", why, ELSEWHERE)
+    for field, why in OTHER_USE.items():
+        if lora.config.get(field):
+            raise UnsupportedAdapterError("task", f"{field} is set: {why}", ELSEWHERE)
+    for module in lora.updates:
+        if module in lora.shapes and lora.shapes[module].kernel:
+            why = f"it is a convolution, which {engine} does not take"
+            raise UnsupportedAdapterError(module, why, ELSEWHERE)
+
+
+def kind_of(key: str, kept: Collection[str]) -> str:
+    """What a kept tensor is, in a word or two.
+
+    Args:
+        kept: keys of all of them.
+    """
+    found = next((kind for part, kind in KINDS.items() if part in key), None)
+    if found:
+        return found
+    if FACTOR.fullmatch(key):
+        return "factors that are kept as they are"
+    alone = key.endswith(".bias") and key.removesuffix("bias") + "weight" not in kept
+    return "biases" if alone else "heads"
+
+
+def served_fields(lora: PlainLora, rank: int) -> dict[str, Any]:
+    """The fields of an ``adapter_config.json`` that engines read, and none that they stumble over.
+
+    Raises:
+        CorruptAdapterError: the original's fields have no usable values.
+    """
+    fields = lora.fields(rank)
+    return {name: fields[name] for name in SERVED if name in fields} | {"bias": "none"}
+
+
+def write_served(
+    folder: Path, lora: PlainLora, fields: Mapping[str, Any], dtype: torch.dtype | None
+) -> None:
+    """Write a PEFT folder of factors alone, and read it back.
+
+    Raises:
+        CorruptAdapterError: a factor is not finite, or what was written reads back otherwise.
+    """
+    write_folder(folder, lora, lora.tensors(fields["r"], dtype), fields)

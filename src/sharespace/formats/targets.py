@@ -1,0 +1,71 @@
+"""What a task can be exported to, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from sharespace.errors import OptionError
+from sharespace.formats.diffusers_export import write_diffusers
+from sharespace.formats.export_options import ExportOptions
+from sharespace.formats.gguf_export import write_gguf
+from sharespace.formats.kohya_export import write_kohya
+from sharespace.formats.peft_export import write_peft
+from sharespace.formats.plain import PlainLora
+from sharespace.formats.sglang_export import write_sglang
+from sharespace.formats.vllm_export import write_vllm
+
+Writer: TypeAlias = Callable[[Path, PlainLora, ExportOptions], list[Path]]
+"""Writes a task into a new directory; gives back the directories or files to load."""
+
+
+def _peft(directory: Path, lora: PlainLora, options: ExportOptions) -> list[Path]:
+    return write_peft(
+        directory,
+        lora.updates,
+        shapes=lora.shapes,
+        kept=lora.kept,
+        config=lora.config,
+        base=lora.base,
+        rank=options.rank,
+        dtype=options.dtype,
+        overwrite=options.overwrite,
+    )
+
+
+def _diffusers(directory: Path, lora: PlainLora, options: ExportOptions) -> list[Path]:
+    written = write_diffusers(
+        directory,
+        lora.updates,
+        shapes=lora.shapes,
+        kept=lora.kept,
+        config=lora.config,
+        base=lora.base,
+        rank=options.rank,
+        dtype=options.dtype,
+        overwrite=options.overwrite,
+    )
+    return [written]
+
+
+TARGETS: Mapping[str, Writer] = {
+    "peft": _peft,
+    "diffusers": _diffusers,
+    "kohya": write_kohya,
+    "vllm": write_vllm,
+    "sglang": write_sglang,
+    "gguf": write_gguf,
+}
+
+
+def write_as(to: str, directory: Path, lora: PlainLora, options: ExportOptions) -> list[Path]:
+    """Write a task in the form of that name.
+
+    Raises:
+        OptionError: there is no form of that name, or an option has no usable value.
+        AdapterError: the task can't be written in that form.
+    """
+    if to not in TARGETS:
+        raise OptionError(f"export to {to!r}", "unknown format", f"Known: {', '.join(TARGETS)}")
+    return TARGETS[to](directory, lora, options)
