@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sharespace.cli import options as o
+from sharespace.cli.exporting import export
 from sharespace.cli.reporting import report
 from sharespace.cli.running import demo, run
 from sharespace.cli.serving import serve
@@ -81,12 +82,14 @@ def init(
     dtype: o.DType = None,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
+    workers: o.Workers = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Build a Share model from LoRA adapters and say what it keeps of each."""
     from sharespace.cli import output
     from sharespace.cli.progress import layers
     from sharespace.cli.values import adapter_paths
+    from sharespace.cli.workers import executor
     from sharespace.share import Share
     from sharespace.store import refuse_existing
 
@@ -94,8 +97,10 @@ def init(
     arguments = _build_options(
         method, centred, k, variance, error, budget, p, base, dtype, device, seed
     )
-    with layers("building") as progress:
-        share = Share.from_adapters(adapter_paths(adapters), progress=progress, **arguments)
+    with executor(workers) as where, layers("building") as progress:
+        share = Share.from_adapters(
+            adapter_paths(adapters), progress=progress, executor=where, **arguments
+        )
     share.save(out)
     output.built(share, out, as_json)
 
@@ -137,18 +142,18 @@ def add(
     k: o.Cap = None,
     base: o.Base = None,
     device: o.Device = "cpu",
+    workers: o.Workers = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Merge adapters into a Share model; the old adapters are not needed."""
     from sharespace.cli import output
     from sharespace.cli.progress import layers
     from sharespace.cli.values import adapter_paths
+    from sharespace.cli.workers import executor
 
-    before = _load(share)
-    with layers("merging") as progress:
-        after = before.merge(
-            adapter_paths(adapters), k=k, base=base, device=device, progress=progress
-        )
+    before, new = _load(share), adapter_paths(adapters)
+    with executor(workers) as where, layers("merging") as progress:
+        after = before.merge(new, k=k, base=base, device=device, progress=progress, executor=where)
     after.save()
     output.merged(before, after, share, as_json)
 
@@ -246,34 +251,7 @@ def fidelity(
     output.fidelity(loaded.fidelity(originals), nulls, as_json)
 
 
-@app.command()
-def export(
-    share: o.SharePath,
-    task: Annotated[str, typer.Argument(metavar="TASK")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
-    to: Annotated[str, typer.Option(help="peft or diffusers.")] = "peft",
-    rank: Annotated[int | None, typer.Option(help="Pad all layers to this rank.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the factors; default the stored dtype.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
-    version: Annotated[int | None, typer.Option(help="From an earlier version.")] = None,
-    as_json: o.AsJson = False,
-) -> None:
-    """Write a task as plain LoRA that PEFT (or diffusers) loads."""
-    from sharespace.cli import output
-    from sharespace.cli.values import dtype_named
-
-    loaded = _load(share, version)
-    written = loaded.export(
-        task,
-        out,
-        to=to,  # type: ignore[arg-type]  # export itself refuses other names
-        rank=rank,
-        dtype=dtype_named(dtype),
-        overwrite=overwrite,
-    )
-    output.exported(task, written, as_json)
+app.command()(export)
 
 
 @app.command()

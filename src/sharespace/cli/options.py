@@ -53,5 +53,12 @@ DType = Annotated[
     str | None, typer.Option(help="Stored dtype: float32, float16, bfloat16, float64.")
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|ADDRESS",
+        help="Compute layers in N processes, or on the Dask cluster with its scheduler at ADDRESS.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of the randomised range finder.")]
 Cap = Annotated[int | None, typer.Option("--k", help="A new cap for every layer.")]
