@@ -212,7 +212,7 @@ BAD = {
     "budget for nothing": (["init", "{new}", "{adapters}/rte", "--budget", "10"], "'rte'"),
     "dtype": (["init", "{new}", "{adapters}/rte", "--dtype", "int8"], "int8"),
     "device": (["init", "{new}", "{adapters}/rte", "--device", "nonsense"], "nonsense"),
-    "format": (["export", "{share}", "rte", "{new}", "--to", "gguf"], "gguf"),
+    "format": (["export", "{share}", "rte", "{new}", "--to", "onnx"], "kohya"),
     "against a stranger": (["fidelity", "{share}", "--against", "x={adapters}/rte"], "'x'"),
     "nulls without originals": (["fidelity", "{share}", "--nulls"], "--against"),
     "nulls of some": (["fidelity", "{share}", "--nulls", "--against", "{adapters}/rte"], "sst2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -183,10 +184,16 @@ def _k_span(record: Mapping[str, Any]) -> str:
     return f"k {min(sides)} to {max(sides)}" if sides else "no layers"
 
 
-def exported(task: str, written: Sequence[Path], as_json: bool) -> None:
+def exported(
+    task: str, written: Sequence[Path], server_options: Sequence[str], as_json: bool
+) -> None:
     if as_json:
-        return _json({"task": task, "written": [str(p) for p in written]})
-    return _say(f"{_name(task)} -> {', '.join(escape(str(p)) for p in written)}")
+        paths = [str(p) for p in written]
+        return _json({"task": task, "written": paths, "server_options": list(server_options)})
+    _say(f"{_name(task)} -> {', '.join(escape(str(p)) for p in written)}")
+    if server_options:
+        _say(f"start the server with {escape(shlex.join(server_options))}")
+    return None
 
 
 def report(found: Report, as_json: bool) -> None:

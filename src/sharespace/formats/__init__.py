@@ -6,7 +6,7 @@ from sharespace.formats.export_options import ExportOptions
 from sharespace.formats.hub import download_store
 from sharespace.formats.peft_export import write_peft
 from sharespace.formats.plain import PlainLora
-from sharespace.formats.targets import TARGETS, write_as
+from sharespace.formats.targets import TARGETS, server_options, write_as
 
 __all__ = [
     "TARGETS",
@@ -15,6 +15,7 @@ __all__ = [
     "default_name",
     "download_store",
     "read_adapter",
+    "server_options",
     "write_as",
     "write_diffusers",
     "write_peft",

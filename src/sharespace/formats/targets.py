@@ -11,10 +11,11 @@ from sharespace.formats.diffusers_export import write_diffusers
 from sharespace.formats.export_options import ExportOptions
 from sharespace.formats.gguf_export import write_gguf
 from sharespace.formats.kohya_export import write_kohya
-from sharespace.formats.peft_export import write_peft
+from sharespace.formats.peft_export import CONFIG, write_peft
 from sharespace.formats.plain import PlainLora
 from sharespace.formats.sglang_export import write_sglang
-from sharespace.formats.vllm_export import write_vllm
+from sharespace.formats.strict_json import parse_object
+from sharespace.formats.vllm_export import max_lora_rank, write_vllm
 
 Writer: TypeAlias = Callable[[Path, PlainLora, ExportOptions], list[Path]]
 """Writes a task into a new directory; gives back the directories or files to load."""
@@ -57,6 +58,16 @@ TARGETS: Mapping[str, Writer] = {
     "sglang": write_sglang,
     "gguf": write_gguf,
 }
+SERVERS: Mapping[str, Callable[[list[Path]], list[str]]] = {
+    "vllm": lambda written: [
+        "--enable-lora",
+        "--max-lora-rank",
+        str(max_lora_rank(_rank(written))),
+    ],
+    "sglang": lambda written: ["--enable-lora", "--max-lora-rank", str(_rank(written))],
+    "gguf": lambda written: ["--lora", str(written[0])],
+}
+"""What the server of an export has to be started with."""
 
 
 def write_as(to: str, directory: Path, lora: PlainLora, options: ExportOptions) -> list[Path]:
@@ -69,3 +80,18 @@ def write_as(to: str, directory: Path, lora: PlainLora, options: ExportOptions) 
     if to not in TARGETS:
         raise OptionError(f"export to {to!r}", "unknown format", f"Known: {', '.join(TARGETS)}")
     return TARGETS[to](directory, lora, options)
+
+
+def server_options(to: str, written: list[Path]) -> list[str]:
+    """What the server has to be started with to take an export; empty where there is none.
+
+    Args:
+        to: the form.
+        written: what ``write_as`` gave back.
+    """
+    return SERVERS[to](written) if to in SERVERS else []
+
+
+def _rank(written: list[Path]) -> int:
+    config = written[0] / CONFIG
+    return int(parse_object(config, config.read_bytes())["r"])
