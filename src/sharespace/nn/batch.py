@@ -7,17 +7,18 @@ here a row takes its coefficients by number out of one stack, and the bases meet
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sharespace.errors import MismatchError
+from sharespace.errors import MismatchError, OptionError
 from sharespace.nn.batch_heads import heads_of, own_outputs
 from sharespace.nn.block import Block
+from sharespace.nn.hooks import Hooks, module_of
 from sharespace.nn.layer import sides
 from sharespace.nn.layout import Layout
 from sharespace.nn.pipelines import as_module, guided_copies
@@ -63,39 +64,43 @@ class MixedTasks:
         self._dtype = dtype or torch.float32
         self._count = slots
         self._lock = threading.Lock()
-        self._rows: Block | None = None
-        self._handles: dict[tuple[str, str], Any] = {}
-        self._share, self._slots = share, self._open(share)
-        self._attach()
+        self._holder: int | None = None
+        self._block: Block | None = None
+        self._hooks = Hooks(self.model)
+        self._hooked: Slots | None = None
+        self._current = share, self._open(share)
+        """What new blocks use; one attribute, so that a block never sees half a version."""
 
     @property
     def share(self) -> Share:
         """The version that new blocks use."""
-        return self._share
+        return self._current[0]
 
     @property
     def slots(self) -> Slots:
         """The tasks at hand, of that version."""
-        return self._slots
+        return self._current[1]
 
     def replace(self, share: Share) -> None:
         """From the next block on use another version: tasks added, removed or changed.
 
-        A block that runs goes on with the version it began with. What is refused leaves the
-        current version in place.
+        A block that runs goes on with the version it began with, and nobody waits for it. What is
+        refused leaves the current version in place.
 
         Raises:
             MismatchError: the model is not the Share model's base.
         """
-        opened = self._open(share)
-        with self._lock:
-            self._share, self._slots = share, opened
-            self._attach()
+        self._current = share, self._open(share)
 
     def remove(self) -> None:
-        """Take the hooks away; the model is the plain base model again."""
-        with self._lock:
-            self._detach()
+        """Take the hooks away, once no block runs; the model is the plain base model again.
+
+        Raises:
+            OptionError: inside a block of this thread.
+        """
+        with self._alone():
+            self._hooks.clear()
+            self._hooked = None
 
     @contextmanager
     def tasks(
@@ -116,21 +121,35 @@ class MixedTasks:
             OptionError: more tasks at once than there are slots, or, in a pass, another number of
                 rows than names.
         """
-        with self._lock:
-            numbers = self._slots.numbers(names)
+        with self._alone():
+            slots = self._hook_updates()
+            numbers = slots.numbers(names)
             layout = Layout(
                 tuple(numbers), beams, self._copies if copies is None else lambda: copies
             )
-            self._hook_heads(set(numbers))
-            self._rows = Block(self._slots, layout, frozenset(numbers))
+            self._hook_heads(slots, set(numbers))
+            self._block = Block(slots, layout, frozenset(numbers))
             try:
                 yield
             finally:
-                self._rows = None
+                self._block = None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._holder == threading.get_ident():
+            raise OptionError(
+                "MixedTasks", "this thread is inside a block already", "Leave it first"
+            )
+        with self._lock:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
 
     def _open(self, share: Share) -> Slots:
         for name, shape in share.model.shapes.items():
-            module = _module(self.model, name)
+            module = module_of(self.model, name)
             wanted = (shape.out_features, shape.in_features)
             if sides(module) != wanted:
                 raise MismatchError(
@@ -143,52 +162,38 @@ class MixedTasks:
 
     def _device_of(self, name: str) -> torch.device:
         """Of one module: a large model may be on several devices."""
-        return next(_module(self.model, name).parameters()).device
+        return next(module_of(self.model, name).parameters()).device
 
-    def _attach(self) -> None:
-        self._detach()
-        for name in self._share.model.layers:
-            self._hook("update", name, self._add_update)
+    def _hook_updates(self) -> Slots:
+        """The current version's slots, with hooks on its modules."""
+        slots = self._current[1]
+        if slots is not self._hooked:
+            self._hooks.clear()
+            self._hooked = None
+            for name in slots.stacks:
+                self._hooks.add("update", name, self._add_update)
+            self._hooked = slots
+        return slots
 
-    def _hook_heads(self, slots: set[int]) -> None:
+    def _hook_heads(self, slots: Slots, chosen: set[int]) -> None:
         """Heads are seen when a task comes to hand: there may be thousands of tasks."""
-        for slot in slots & self._slots.heads.keys():
-            for name in self._slots.heads[slot]:
-                self._hook("head", name, self._own_head)
-
-    def _hook(self, kind: str, name: str, call: Callable[..., Any]) -> None:
-        if (kind, name) not in self._handles:
-            module = _module(self.model, name)
-            handle = module.register_forward_hook(partial(call, name))
-            self._handles[kind, name] = handle
-
-    def _detach(self) -> None:
-        for handle in self._handles.values():
-            handle.remove()
-        self._handles.clear()
+        for slot in chosen & slots.heads.keys():
+            for name in slots.heads[slot]:
+                self._hooks.add("head", name, self._own_head)
 
     def _add_update(self, name: str, module: Any, args: tuple[Any, ...], result: Tensor) -> Any:
-        rows = self._rows
-        if rows is None or rows.chosen <= {BASE_SLOT}:
+        block = self._block
+        if block is None or block.chosen <= {BASE_SLOT}:
             return None
-        return rows.update(name, module, args[0], result)
+        return block.update(name, module, args[0], result)
 
     def _own_head(self, name: str, module: Any, args: tuple[Any, ...], result: Tensor) -> Any:
-        rows = self._rows
-        own = {} if rows is None else rows.heads(name)
-        if rows is None or not own:
+        block = self._block
+        own = {} if block is None else block.heads(name)
+        if block is None or not own:
             return None
-        self._rows = None  # A head that is called with a task's own parameters has this hook, too.
+        self._block = None  # A head that is called with a task's own parameters has this hook, too.
         try:
-            return own_outputs(module, own, rows.of(args[0]), args[0], result)
+            return own_outputs(module, own, block.of(args[0]), args[0], result)
         finally:
-            self._rows = rows
-
-
-def _module(model: nn.Module, name: str) -> nn.Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise MismatchError(
-            f"module {name!r}", "not in this model", "Use the base model the adapters belong to"
-        ) from error
+            self._block = block
