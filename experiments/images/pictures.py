@@ -46,8 +46,10 @@ def _kind_line(name: str, kind: Mapping[str, Any], own: float) -> str:
 
 
 def draw_kinds(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The mean step by step, a panel a stream."""
-    picture(path, "Tasks that come as data, as adapters, or mixed", [_kinds(r) for r in records])
+    """The mean step by step, a panel a stream (its first seed)."""
+    first = {(r["base"], r["order"]): r for r in reversed(records)}
+    panels = [_kinds(first[key]) for key in sorted(first)]
+    picture(path, "Tasks that come as data, as adapters, or mixed", panels)
 
 
 def _kinds(record: Mapping[str, Any]) -> Panel:

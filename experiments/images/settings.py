@@ -120,8 +120,8 @@ class Numbers:
 
 
 NUMBERS = {
-    "mobilenet": Numbers(p=11, phi=5, lora=8e-3, core=6e-2),
-    "vit": Numbers(p=10, phi=5, lora=4e-3, core=3e-2),
+    "mobilenet": Numbers(p=32, phi=16, lora=8e-3, core=2e-2),
+    "vit": Numbers(p=10, phi=5, lora=4e-3, core=4e-2),
 }
 RANK = 8
 

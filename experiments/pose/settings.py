@@ -94,14 +94,14 @@ def settings(size: Size, seed: int) -> Settings:
         # The jobs' heads are trained already (model.train_head): this is as good as nothing.
         head=training(1e-6, steps=1),
         lora=training(1.2e-2),
-        coefficients=training(1e-1),
+        coefficients=training(4e-2),
         finetune=training(2e-3, steps=max(size.steps // 2, 1)),
         targets=[f"layer.{i}.convolution" for i in range(size.lower, 26) if i % 2],
         rank=8,
         lora_alpha=16,
-        k=64,
-        p=24,
-        phi=8,
+        k=INITIAL * 8 + 5 * 16,  # room for three LoRAs and five learned categories
+        p=32,
+        phi=16,
         form="core",
         directions="gradient",
         initial=INITIAL,
