@@ -96,7 +96,7 @@ def _by_svd(stack: Tensor) -> tuple[Tensor, Tensor]:
         q, r = torch.linalg.qr(stack)
         u, s, _ = torch.linalg.svd(r, full_matrices=False)
         return q @ u, s.square()
-    _, r = torch.linalg.qr(stack.mT)
+    r = torch.linalg.qr(stack.mT, mode="r")[1]
     u, s, _ = torch.linalg.svd(r.mT, full_matrices=False)
     return u, s.square()
 

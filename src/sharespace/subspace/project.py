@@ -92,8 +92,10 @@ def coefficients_of(
 def _least_squares(seen: Tensor, basis: Tensor) -> Tensor:
     """Coordinates in the frame ``basis`` from inner products with it."""
     wide = basis.double().to(seen.device)
-    coordinates: Tensor = torch.linalg.solve(wide.mT @ wide, seen.double().mT)
-    return coordinates.mT
+    # All rows at once: for a batch of right sides the one matrix would be decomposed for each.
+    flat = seen.double().reshape(-1, seen.shape[-1])
+    coordinates: Tensor = torch.linalg.solve(wide.mT @ wide, flat.mT)
+    return coordinates.mT.reshape(seen.shape)
 
 
 def stored(left: Tensor, right: Tensor, dtype: torch.dtype) -> Coefficients:
