@@ -45,12 +45,15 @@ def test_mixed_batches_of_every_contender(tmp_path: Path) -> None:
     small = ["--layers", "1", "--width", "32", "--rows", "4", "--length", "4", "--rounds", "1"]
     mixed_batch.main([*small, "--k", "4", "--p", "2", "--tasks", "1", "3", "--out", str(out)])
     found = json.loads(out.read_text())
-    assert [(s["shape"], s["targets"]) for s in found["sets"]] == [
-        (shape, targets) for shape, known in mixed_batch.TARGETS.items() for targets in known
+    assert [(s["shape"], s["targets"], s["phase"]) for s in found["sets"]] == [
+        (shape, targets, phase)
+        for shape, known in mixed_batch.TARGETS.items()
+        for targets in known
+        for phase in mixed_batch.PHASES
     ]
     run = found["sets"][0]["runs"]["3"]
     # 2 k p numbers a module against r (n + d), and the weights of a whole model.
     assert run["MixedTasks"]["bytes_a_task"] == 2 * 2 * 4 * 2 * 4
     assert run["adapter_names"]["bytes_a_task"] == 2 * 8 * 64 * 4
     assert run["merged copies"]["bytes_a_task"] > 32 * 32 * 4 * 8
-    assert "| llama | all linear | 3 |" in mixed_batch.report(found)
+    assert "| llama | all linear | step | 3 |" in mixed_batch.report(found)

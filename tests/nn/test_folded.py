@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_a_batch_of_one_task(names: tuple[str | None, ...]) -> None:
     for make, head in ((bert, "classifier"), (gpt2, "lm_head")):
         model, x = make(), tokens()
         share = Share(without_heads(space(model, k=8, tasks=("a", "b", "c")), head))
-        run = lambda rows, model=model: logits(model, rows)  # noqa: E731
+        run = partial(logits, model)
         expected = each_alone(model, share, names, run, x)
         mixed = MixedTasks(model, share)
         with torch.no_grad(), mixed.tasks(names):
