@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from sharespace.errors import OptionError
 from sharespace.executor import LOCAL, Executor
 from sharespace.extras import require
-from sharespace.formats import ExportOptions, PlainLora, default_name, read_adapter, write_as
+from sharespace.formats import ExportOptions, PlainLora, write_as
+from sharespace.formats.sources import Sources, open_adapters
 from sharespace.linalg.allocate import Dimension
 from sharespace.store import Checkout, Operation, checkout, commit
 from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace import plan as _plan
-from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
+from sharespace.subspace.adapter import BaseModel, LayerUpdate
 from sharespace.subspace.erased import refuse_erased
 from sharespace.subspace.initialise import Progress, initialise
 from sharespace.subspace.merge import merge
@@ -31,8 +32,6 @@ from sharespace.subspace.union import union
 if TYPE_CHECKING:
     from torch.nn import Module
 
-Source: TypeAlias = "str | os.PathLike[str] | Adapter"
-Sources: TypeAlias = "Source | Iterable[Source] | Mapping[str, Source]"
 Target = Literal["peft", "diffusers", "kohya", "vllm", "sglang", "gguf"]
 
 DEFAULT_VARIANCE = 0.99
@@ -107,12 +106,14 @@ class Share:
         seed: int = 0,
         progress: Progress | None = None,
         executor: Executor = LOCAL,
+        memory: int | None = None,
     ) -> Share:
         """Build a Share model from LoRA adapters of one base model.
 
         Args:
             adapters: paths (PEFT, diffusers or kohya), Hub ids, or {name: path}; names default to
-                the adapter's folder. One layer of all adapters is in memory at a time.
+                the adapter's folder. One layer of all adapters is in memory at a time, and less
+                where that would be more than ``memory``.
             k: subspace dimension of every layer and side; or pattern -> k or (k_left, k_right).
             variance: or the smallest k that explains this fraction of the updates (default 0.99).
             error: or the smallest k that leaves no task a larger relative error in any layer.
@@ -128,6 +129,11 @@ class Share:
             progress: called as (module, modules done, modules in all).
             executor: where the layers are computed; default here, one after the other. With
                 ``sharespace.executor.Dask`` in other processes, with the same result.
+            memory: bytes that one layer of all adapters may take (default 2 GB). A layer that
+                would take more is built out of core, from a few passes over the files, with nearly
+                the same result: see ``docs/howto/out-of-core.md``. The rules error and budget and
+                method "share" cannot be: an OptionError where ``memory`` was given, in memory
+                otherwise.
 
         Raises:
             AdapterError: an adapter cannot be read.
@@ -136,7 +142,7 @@ class Share:
             OptionError: an option has no usable value.
         """
         model = initialise(
-            _adapters(adapters),
+            open_adapters(adapters),
             _dimension(k, variance, error, budget),
             Settings(method=method, centred=centred, p=p, seed=seed),
             base=BaseModel(base) if base else None,
@@ -144,6 +150,7 @@ class Share:
             device=device,
             progress=progress,
             executor=executor,
+            memory=_checked_memory(memory),
         )
         refuse_erased(model)
         return cls(model, pending=(Operation("init", tuple(model.tasks)),))
@@ -155,7 +162,7 @@ class Share:
         Bytes now and as Share, break-even, expected error and shared fraction of each task, own
         SVDs at the same bytes, and a verdict.
         """
-        originals = _adapters(adapters)
+        originals = open_adapters(adapters)
         return _plan.plan(cls.from_adapters(originals, **options).model, originals)
 
     @classmethod
@@ -220,6 +227,7 @@ class Share:
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
         executor: Executor = LOCAL,
+        memory: int | None = None,
     ) -> Share:
         """Add adapters as new tasks; the old adapters are not needed.
 
@@ -231,11 +239,18 @@ class Share:
             k: a new cap for every layer; None: the caps that it has.
             base: id of the base model, where the adapters name it differently.
             executor: where the layers are computed.
+            memory: bytes that one layer of all newcomers may take, as in ``from_adapters``.
         """
-        new = _adapters(adapters)
-        found = BaseModel(base) if base else None
+        new = open_adapters(adapters)
         merged = merge(
-            self._model, new, cap=k, base=found, device=device, progress=progress, executor=executor
+            self._model,
+            new,
+            cap=k,
+            base=BaseModel(base) if base else None,
+            device=device,
+            progress=progress,
+            executor=executor,
+            memory=_checked_memory(memory),
         )
         refuse_erased(merged)
         return self._then(merged, "add", [a.name for a in new])
@@ -301,11 +316,11 @@ class Share:
                 errors come from the ledger: exact after the build, estimates after merges, and
                 always with a bound.
         """
-        return _fidelity.fidelity(self._model, _adapters(against))
+        return _fidelity.fidelity(self._model, open_adapters(against))
 
     def nulls(self, originals: Sources, seed: int = 0) -> Nulls:
         """The errors of a mean adapter, a random basis, and own SVDs at equal bytes."""
-        return nulls(self._model, _adapters(originals), seed)
+        return nulls(self._model, open_adapters(originals), seed)
 
     def export(
         self,
@@ -377,16 +392,7 @@ def _dimension(
     return Dimension(k=k, variance=variance, error=error, budget=budget)
 
 
-def _adapters(sources: Sources) -> list[Adapter]:
-    """Open whatever was given; adapters that are open already pass through."""
-    if isinstance(sources, str | os.PathLike | Adapter):
-        sources = [sources]
-    if isinstance(sources, Mapping):
-        return [_adapter(source, name) for name, source in sources.items()]
-    return [_adapter(source, None) for source in sources]
-
-
-def _adapter(source: Source, name: str | None) -> Adapter:
-    if isinstance(source, Adapter):
-        return source if name is None else source.with_name(name)
-    return read_adapter(source, default_name(source) if name is None else name)
+def _checked_memory(memory: int | None) -> int | None:
+    if memory is not None and memory < 1:
+        raise OptionError(f"memory of {memory} bytes", "it must be above 0", "Give more, or none")
+    return memory

@@ -50,7 +50,7 @@ def _build_options(
     seed: int,
 ) -> dict[str, Any]:
     """The keyword arguments of ``Share.from_adapters``."""
-    from sharespace.cli.values import dtype_named, size_in_bytes
+    from sharespace.cli.values import dtype_named, optional_size
 
     return {
         "method": method,
@@ -58,7 +58,7 @@ def _build_options(
         "k": k,
         "variance": variance,
         "error": error,
-        "budget": None if budget is None else size_in_bytes(budget),
+        "budget": optional_size(budget),
         "p": p,
         "base": base,
         "dtype": dtype_named(dtype),
@@ -83,12 +83,13 @@ def init(
     device: o.Device = "cpu",
     seed: o.Seed = 0,
     workers: o.Workers = None,
+    memory: o.Memory = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Build a Share model from LoRA adapters and say what it keeps of each."""
     from sharespace.cli import output
     from sharespace.cli.progress import layers
-    from sharespace.cli.values import adapter_paths
+    from sharespace.cli.values import adapter_paths, optional_size
     from sharespace.cli.workers import executor
     from sharespace.share import Share
     from sharespace.store import refuse_existing
@@ -97,6 +98,7 @@ def init(
     arguments = _build_options(
         method, centred, k, variance, error, budget, p, base, dtype, device, seed
     )
+    arguments["memory"] = optional_size(memory)
     with executor(workers) as where, layers("building") as progress:
         share = Share.from_adapters(
             adapter_paths(adapters), progress=progress, executor=where, **arguments
@@ -143,17 +145,20 @@ def add(
     base: o.Base = None,
     device: o.Device = "cpu",
     workers: o.Workers = None,
+    memory: o.Memory = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Merge adapters into a Share model; the old adapters are not needed."""
     from sharespace.cli import output
     from sharespace.cli.progress import layers
-    from sharespace.cli.values import adapter_paths
+    from sharespace.cli.values import adapter_paths, optional_size
     from sharespace.cli.workers import executor
 
-    before, new = _load(share), adapter_paths(adapters)
+    before, new, room = _load(share), adapter_paths(adapters), optional_size(memory)
     with executor(workers) as where, layers("merging") as progress:
-        after = before.merge(new, k=k, base=base, device=device, progress=progress, executor=where)
+        after = before.merge(
+            new, k=k, base=base, device=device, progress=progress, executor=where, memory=room
+        )
     after.save()
     output.merged(before, after, share, as_json)
 

@@ -45,6 +45,14 @@ Budget = Annotated[
 PseudoRank = Annotated[
     int | None, typer.Option("--p", help="Pseudo-rank of the tasks; default min(k, r), exact.")
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory that one layer of all these adapters may take (default 2GB); larger ones are "
+        "built out of core.",
+    ),
+]
 Base = Annotated[
     str | None,
     typer.Option(metavar="ID", help="Base model, where the adapters do not say or disagree."),

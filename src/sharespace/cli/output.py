@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,7 @@ def built(share: Share, path: Path, as_json: bool) -> None:
     if as_json:
         return _json(records.built_record(share, str(path)))
     _say(f"[bold]{escape(str(path))}[/]: {escape(repr(share))}")
+    _out_of_core(layer.streamed for layer in share.model.layers.values())
     found = share.fidelity()
     _fidelity_table(found)
     return _sizes(records.bytes_record(found.bytes))
@@ -82,8 +83,16 @@ def merged(before: Share, after: Share, path: Path, as_json: bool) -> None:
         f"[bold]{escape(str(path))}[/] version {after.version}: added {_names(new)}; "
         f"{count(len(after.tasks), 'task')}; {_growth(grown)}"
     )
+    _out_of_core(after.model.layers[m].streamed for m in grown)
     _fidelity_table(found)
     return _sizes(records.bytes_record(found.bytes))
+
+
+def _out_of_core(layers: Iterable[bool]) -> None:
+    """Which layers took in adapters that did not fit in memory together; nothing where none did."""
+    found = list(layers)
+    if any(found):
+        _say(f"out of core: {sum(found)} of {count(len(found), 'layer')}")
 
 
 def _growth(k: Mapping[str, tuple[tuple[int, int], tuple[int, int]]]) -> str:
@@ -165,6 +174,7 @@ def info(found: Checkout, as_json: bool) -> None:
         f"base {escape(base)}, method {record['method']}, {record['dtype']}, {_k_span(record)}, "
         f"{count(len(record['layers']), 'layer')}, {count(len(record['tasks']), 'task')}"
     )
+    _out_of_core(layer["out_of_core"] for layer in record["layers"].values())
     table = _table("task", "format", "layers", "bound", "coefficients", "adapter")
     for name, task in record["tasks"].items():
         table.add_row(

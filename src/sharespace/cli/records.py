@@ -83,6 +83,7 @@ def built_record(share: Share, path: str) -> dict[str, Any]:
         "method": share.model.settings.method,
         "base_model": share.model.base.id,
         "k": {m: list(layer.k) for m, layer in share.model.layers.items()},
+        "out_of_core": [m for m, layer in share.model.layers.items() if layer.streamed],
         **fidelity_record(share.fidelity()),
     }
 
@@ -109,6 +110,7 @@ def info_record(found: Checkout) -> dict[str, Any]:
                 "kind": e.shape.kind,
                 "k": list(e.k),
                 "cap": list(e.cap) if e.cap else None,
+                "out_of_core": e.streamed,
             }
             for e in content.layers
         },

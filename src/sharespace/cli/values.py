@@ -61,6 +61,11 @@ def _expanded(path: str) -> list[str]:
     return matches
 
 
+def optional_size(text: str | None) -> int | None:
+    """``size_in_bytes`` of an option that may have been left out."""
+    return None if text is None else size_in_bytes(text)
+
+
 def size_in_bytes(text: str) -> int:
     """``500000``, ``500k``, ``1.5MB`` (powers of ten) or ``2MiB`` (powers of two).
 

@@ -82,6 +82,8 @@ class LayerEntry:
     """(k_left, k_right)."""
     cap: tuple[int, int] | None
     certificate: Certificate | None
+    streamed: bool = False
+    """``LayerSubspace.streamed``."""
 
 
 @dataclass(frozen=True)

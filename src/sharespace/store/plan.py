@@ -61,7 +61,9 @@ def _plan_basis(model: ShareModel) -> tuple[Payload, dict[str, LayerEntry]]:
         _check_layer(module, layer, model.dtype)
         left, right = basis_names(module)
         tensors[left], tensors[right] = layer.left_basis, layer.right_basis
-        entries[module] = LayerEntry(module, layer.shape, layer.k, layer.cap, layer.certificate)
+        entries[module] = LayerEntry(
+            module, layer.shape, layer.k, layer.cap, layer.certificate, layer.streamed
+        )
     refuse_non_finite("the basis", tensors)
     return tensor_file("basis", tensors, None), entries
 

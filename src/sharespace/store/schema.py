@@ -221,6 +221,7 @@ def _layer_to_json(layer: LayerEntry) -> dict[str, object]:
         "k_right": layer.k[1],
         "cap": layer.cap,
         "certificate": layer.certificate and asdict(layer.certificate),
+        **({"streamed": True} if layer.streamed else {}),
     }
 
 
@@ -236,6 +237,7 @@ def _layer(fields: Fields) -> LayerEntry:
         k=k,
         cap=None if cap is None else (cap[0], cap[1]),
         certificate=None if fields.is_null("certificate") else _certificate(fields),
+        streamed=fields.has("streamed") and fields.flag("streamed"),
     )
 
 
