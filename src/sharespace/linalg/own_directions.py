@@ -60,7 +60,7 @@ def own_directions(chunk: Chunk, weights: Tensor, known: OwnDirections) -> OwnDi
     With A A^T = L L^T, the squared singular values of B A are the eigenvalues of L^T (B^T B) L; an
     eigenvector v gives y ~ B L v and z ~ A^T (B^T B) L v.
     """
-    root = _root(chunk.right_gram)
+    root = _root(chunk.right_gram, chunk.right.dtype)
     energies, vectors = torch.linalg.eigh(root.mT @ chunk.left_gram @ root)
     strengths = energies.clamp_min(0).sqrt() * weights[:, None]
     flat = strengths.flatten()
@@ -76,12 +76,13 @@ def own_directions(chunk: Chunk, weights: Tensor, known: OwnDirections) -> OwnDi
     return OwnDirections(known.most, flat[chosen], left, right)
 
 
-def _root(gram: Tensor) -> Tensor:
-    """L with L L^T = gram but for rounding; also where a factor's rank is not full."""
-    scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(gram.dtype).tiny)
+def _root(gram: Tensor, dtype: torch.dtype) -> Tensor:
+    """L with L L^T = gram but for rounding of the factors' dtype, by which it is lifted: a factor's
+    rank need not be full. Only which directions are chosen depends on it."""
+    trace = gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(torch.finfo(gram.dtype).tiny)
     identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    lifted = gram / scale[:, None, None] + 1e-12 * gram.shape[1] * identity
-    result: Tensor = torch.linalg.cholesky(lifted) * scale.sqrt()[:, None, None]
+    lifted = gram / trace[:, None, None] + 4 * torch.finfo(dtype).eps * identity
+    result: Tensor = torch.linalg.cholesky(lifted) * trace.sqrt()[:, None, None]
     return result
 
 
