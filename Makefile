@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types architecture unit format bench peft-suite vllm docs clean
+.PHONY: help demo test check lint types architecture unit format bench peft-suite vllm sglang llama docs clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -78,10 +78,29 @@ $(VLLM)/.ready: pyproject.toml
 	@touch $@
 
 vllm: .venv/.ready-dev $(VLLM)/.ready  ## every task through a real vLLM, token by token (4 minutes to install, 3 GB)
+	SHARESPACE_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/pytest tests/formats/test_vllm_export.py
 	$(BIN)/python tests/hosts/vllm_suite.py --python $(VLLM)/bin/python
+
+SGLANG := .cache/sglang
+$(SGLANG)/.ready: Makefile .venv/.ready-dev
+	$(BIN)/pip download --quiet --no-deps --dest $(SGLANG) sglang==0.5.23
+	$(BIN)/python -m zipfile --extract $(SGLANG)/sglang-*.whl $(SGLANG)
+	@touch $@
+
+sglang: .venv/.ready-dev $(SGLANG)/.ready  ## exports through the code of SGLang's loader (fetches its wheel, 40 MB; no GPU)
+	SHARESPACE_SGLANG=$(SGLANG) $(BIN)/pytest tests/formats/test_sglang_export.py
+
+LLAMA := .venv-llama
+$(LLAMA)/.ready: Makefile
+	$(PYTHON) -m venv $(LLAMA)
+	$(LLAMA)/bin/pip install --quiet xllamacpp==2026.10.11549
+	@touch $@
+
+llama: .venv/.ready-dev $(LLAMA)/.ready  ## exports through a real llama.cpp, every architecture (one minute)
+	$(BIN)/python tests/hosts/llama_suite.py --python $(LLAMA)/bin/python
 
 docs: .venv/.ready-docs  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
 clean:  ## remove what the commands above made
-	rm -rf .venv .venv-vllm demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm .venv-llama .cache/sglang demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

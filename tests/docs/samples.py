@@ -23,7 +23,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
-from sharespace.formats import write_diffusers
+from sharespace.formats import write_diffusers, write_peft
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 
 TASKS = ("sst2", "rte", "mrpc", "cola", "qnli")
@@ -41,7 +41,7 @@ OWN = 0.03
 
 def make(folder: Path) -> None:
     """Write ``roberta-base``, ``adapters/<task>``, ``strangers/<task>``, ``styles/<style>``,
-    ``unusual/<kind>`` and ``data/reviews``."""
+    ``unusual/<kind>``, ``data/reviews``, and ``chat/<task>`` with the config of ``tiny-llama``."""
     with _quiet(), _inside(folder):
         _base()
         _tokenizer("roberta-base")
@@ -55,6 +55,7 @@ def make(folder: Path) -> None:
         _adapter("unusual/half", 52, dtype=torch.float16)
         for seed, name in enumerate(STYLES):
             _style(f"styles/{name}", seed)
+        _chat("tiny-llama", "chat/brief", "chat/polite")
 
 
 def _base() -> None:
@@ -131,6 +132,22 @@ def _style(path: str, seed: int) -> None:
         base=BaseModel("stable-diffusion-v1-5/stable-diffusion-v1-5"),
         component="unet",
     )
+
+
+def _chat(base: str, *tasks: str) -> None:
+    transformers.LlamaConfig(
+        hidden_size=SIZE,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=SIZE,
+        vocab_size=200,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(base)
+    modules = [f"model.layers.{n}.self_attn.{x}_proj" for n in range(2) for x in "qv"]
+    for seed, task in enumerate(tasks, 60):
+        updates = {m: LayerUpdate(*_factors(at, seed, SIZE, SIZE)) for at, m in enumerate(modules)}
+        write_peft(task, updates, base=BaseModel(base))
 
 
 def _factors(module: int, task: int, n: int, d: int, size: float = 1.0) -> tuple[Tensor, Tensor]:
