@@ -10,6 +10,7 @@ from sharespace.linalg.precision import (
     canonical_rounding,
     common_dtype,
     compute_dtype,
+    full_float32,
     stored_rounding,
     tolerance,
     usable_device,
@@ -44,3 +45,39 @@ def test_an_unusable_device_is_an_option_error() -> None:
     for name in ("no such device", "cuda:99"):
         with pytest.raises(OptionError, match="device"):
             usable_device(name)
+
+
+@pytest.mark.parametrize("chosen", ["highest", "high", "medium"])
+def test_tf32_is_off_inside_and_as_it_was_outside(chosen: str) -> None:
+    torch.set_float32_matmul_precision(chosen)
+    try:
+        with full_float32():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == chosen
+
+        @full_float32()
+        def fails() -> None:
+            assert torch.get_float32_matmul_precision() == "highest"
+            raise ValueError
+
+        with pytest.raises(ValueError):  # noqa: PT011
+            fails()
+        assert torch.get_float32_matmul_precision() == chosen
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_tf32_chosen_in_the_newer_way() -> None:
+    """After it torch refuses questions asked in the older way."""
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this torch has one way only")
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        with full_float32():
+            assert matmul.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
+        torch.set_float32_matmul_precision("highest")

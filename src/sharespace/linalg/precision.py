@@ -2,10 +2,14 @@
 
 Factors of 16 bits are computed in float32, float64 stays float64. Small matrices (cores, Grams and
 their eigendecompositions) are always float64: a float32 Gram of near-identical adapters gives
-garbage (method.md, "What it costs").
+garbage (method.md, "What it costs"). On a GPU products of float32 are float32, never TF32, whose 10
+bits would be taken for what tasks differ in.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -70,3 +74,29 @@ def usable_device(device: torch.device | str) -> torch.device:
             f"device {str(device)!r}", reason, "Leave it out to use the CPU"
         ) from error
     return found
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """No TF32 in the products of the block, whatever this process has chosen; also a decorator.
+
+    The switch is the process's: products in other threads are exact for as long, too.
+    """
+    restore = _without_tf32()
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _without_tf32() -> Callable[[], None]:
+    """Switch it off; what switches back. torch has two ways to say it, and refuses a mixture."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        matmul = torch.backends.cuda.matmul
+        found = matmul.fp32_precision
+        matmul.fp32_precision = "ieee"
+        return lambda: setattr(matmul, "fp32_precision", found)
+    torch.set_float32_matmul_precision("highest")
+    return lambda: torch.set_float32_matmul_precision(before)

@@ -15,7 +15,7 @@ import torch
 from sharespace.errors import OptionError
 from sharespace.executor import LOCAL, Executor
 from sharespace.linalg.allocate import Dimension
-from sharespace.linalg.precision import usable_device
+from sharespace.linalg.precision import full_float32, usable_device
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, BaseModel
 from sharespace.subspace.compatible import common_base, common_shapes
@@ -34,6 +34,7 @@ from sharespace.subspace.state import (
 )
 
 
+@full_float32()
 def merge(
     model: ShareModel,
     adapters: Sequence[Adapter],
