@@ -16,6 +16,7 @@ from sharespace.linalg.precision import (
     canonical_rounding,
     common_dtype,
     compute_dtype,
+    full_float32,
     usable_device,
 )
 from sharespace.shapes import ModuleShape
@@ -38,6 +39,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (module, modules done, modules in all)."""
 
 
+@full_float32()
 def initialise(
     adapters: Sequence[Adapter],
     dimension: Dimension,
