@@ -14,6 +14,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from shared_data import public_adapters
@@ -118,8 +120,12 @@ def test_dtypes(dtype: torch.dtype, name: str, base: Path, tmp_path: Path) -> No
 
 def test_pairs_are_the_order_of_llama_cpp() -> None:
     assert pair_order(8, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-    rows = torch.randn(24, 3)
-    assert torch.equal(halves(rows[pair_order(24, 3)], 3), rows)
+
+
+@given(heads=st.integers(1, 6), half=st.integers(1, 8))
+def test_pairs_and_halves_are_inverse(heads: int, half: int) -> None:
+    rows = torch.arange(2 * heads * half)[:, None]
+    assert torch.equal(halves(rows[pair_order(len(rows), heads)], heads), rows)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_a_language_model_has_no_name(tmp_path: Path) -> None:
     lora = PlainLora(
         {"model.layers.0.q": LayerUpdate(torch.ones(4, 1), torch.ones(1, 4))}, {}, {}, {}
     )
-    with pytest.raises(UnsupportedAdapterError, match="'transformer' has no name"):
+    with pytest.raises(UnsupportedAdapterError, match="are no UNet's and no pipeline's"):
         write_as("kohya", tmp_path / "x", lora, ExportOptions())
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -131,6 +133,18 @@ def test_the_loaders_rules_leave_our_updates(words: tuple[str, ...], tmp_path: P
     base = saved_config(llama(), tmp_path / "base")
     lora = lora_of(llama(), words)
     folder = write(lora, tmp_path / "x", base=str(base), rank=6)
+    assert_same(lora, Loaded(folder).updates(SIZES))
+
+
+EVERY = lora_of(llama())
+SHAPES = {m: ModuleShape(u.up.shape[0], u.down.shape[1]) for m, u in EVERY.updates.items()}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(modules=st.sets(st.sampled_from(sorted(EVERY.updates)), min_size=1))
+def test_any_modules_are_stacked_rightly(modules: set[str], tmp_path: Path) -> None:
+    lora = replace(EVERY, updates={m: EVERY.updates[m] for m in modules}, shapes=SHAPES)
+    folder = write(lora, tmp_path / "x", overwrite=True)
     assert_same(lora, Loaded(folder).updates(SIZES))
 
 

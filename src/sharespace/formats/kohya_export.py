@@ -66,10 +66,11 @@ def kohya_names(lora: PlainLora) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     pipeline = COMPONENTS in lora.config
+    if not pipeline and default_component(lora.updates) != UNET:
+        why = "its modules are no UNet's and no pipeline's, so they have no name in kohya's form"
+        raise UnsupportedAdapterError("task", why, "Export it as peft")
     for module in lora.updates:
-        component, path = split_component(module)
-        if not pipeline:
-            component, path = default_component(lora.updates), module
+        component, path = split_component(module) if pipeline else (UNET, module)
         if component in TEXT and path.startswith("encoder."):
             path = f"text_model.{path}"  # transformers 5 has taken this word out
         if component not in (UNET, *TEXT):
