@@ -19,6 +19,8 @@ are of as many different tasks as there are, or as there are rows. Two phases: a
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -61,8 +63,8 @@ RANK = 8
 BASE, OURS, NAMES, SWITCH, COPIES = (
     "base", "MixedTasks", "adapter_names", "set_adapter", "merged copies",
 )  # fmt: skip
-SLOW = {SWITCH: 2, COPIES: 2}
-"""Rounds of contenders that are far off anyhow."""
+SLOW = {SWITCH: 1, COPIES: 1}
+"""Rounds, without one to warm up, of contenders that are far off anyhow."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "clock": _clock(options)[0],
         "sets": [],
     }
+    if options.add:
+        results["sets"] = _others(options)
     for shape in options.shapes:
         for targets in [t for t in TARGETS[shape] if t in options.targets]:
             for phase in options.phases:
@@ -85,6 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 # It takes half an hour: what is measured is kept.
                 common.write_results(options.out, results | {"others_during": clock.others()})
     print(report(results | {"others_during": clock.others()}))
+
+
+def _others(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the results file has of sets that are not measured now."""
+    asked = itertools.product(options.shapes, options.targets, options.phases)
+    now = set(asked)
+    before = json.loads(options.out.read_text())["sets"] if options.out.exists() else []
+    return [s for s in before if (s["shape"], s["targets"], s["phase"]) not in now]
 
 
 def _clock(options: argparse.Namespace) -> tuple[str, Callable[[], float]]:
@@ -103,6 +115,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 4, 16, 64, 256, 1024])
     parser.add_argument("--phases", nargs="+", default=PHASES, choices=PHASES)
     parser.add_argument("--layers", type=int, help=f"of the model; default {LAYERS}")
+    parser.add_argument("--add", action="store_true", help="to what the results file has")
     parser.add_argument("--width", type=int, help="another hidden size, for tests")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--length", type=int, default=16, help="tokens of a prompt")
@@ -203,7 +216,7 @@ class Contenders:
             names = list(self.calls)
             # Another one is first in each round: nobody always runs after the same neighbour.
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                if turn > SLOW.get(name, rounds):
+                if turn > SLOW.get(name, rounds) or (not turn and name in SLOW):
                     continue
                 start = clock()
                 self._finished(name)
@@ -295,8 +308,8 @@ def report(results: dict[str, Any]) -> str:
         f"{sizes['rows']} rows; a prompt has {sizes['length']} tokens a row, a step one. k = "
         f"{sizes['k']}, p = {sizes['p']}, LoRA of rank {RANK}; layers: {layers}. Medians of "
         f"{sizes['rounds']} rounds ({SLOW[SWITCH]} of {SWITCH} and {COPIES}), "
-        f"{results['clock']}; other jobs had {results['others_during']:.0%} of the cores. Beyond base: the time that is added to the "
-        "base model's, PEFT's by ours."
+        f"{results['clock']}; other jobs had {results['others_during']:.0%} of the cores. "
+        "Beyond base: the time that is added to the base model's, PEFT's by ours."
     )
     return f"{said}\n\n{common.table(header, rows)}"
 
