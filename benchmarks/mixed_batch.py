@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "environment": common.environment(options.seed),
         "load_before": before,
         "sizes": {n: getattr(options, n) for n in ("k", "p", "rows", "length", "rounds")}
-        | {"layers": {shape: options.layers or LAYERS[shape] for shape in options.shapes}},
+        | {"layers": {shape: options.layers or LAYERS[shape] for shape in LAYERS}},
         "clock": _clock(options)[0],
         "sets": [],
     }
