@@ -67,6 +67,7 @@ def test_what_is_refused_before_it_listens(
         (Options(), "does not say which"),
         (Options(base=str(llama), name="a"), "is named as the base model"),
         (Options(base=str(bert)), "in this model"),
+        (Options(base=str(llama), device="nowhere"), "device 'nowhere'"),
     ):
         with pytest.raises(SharespaceError, match=said):
             serve(store, options)

@@ -21,6 +21,9 @@ def serve(
     dtype: Annotated[
         str, typer.Option(help="Of the model: float32, bfloat16 or float16.")
     ] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")
+    ] = None,
     slots: Annotated[int, typer.Option(help="Tasks in memory at the same time.")] = 256,
     batch: Annotated[int, typer.Option(help="Rows of a batch.")] = 32,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 256,
@@ -43,5 +46,5 @@ def serve(
     ours = require("sharespace.serve.server", "serve")
     rules = ours.Rules(seconds=seconds, body=body, api_key=api_key, admin_token=admin_token)
     limits = ours.Limits(batch=batch, queue=queue)
-    options = ours.Options(base, name, host, port, dtype, slots, limits, rules, drain)
+    options = ours.Options(base, name, host, port, dtype, slots, limits, rules, drain, device)
     ours.serve(share, options)

@@ -10,6 +10,7 @@ import torch
 
 from sharespace.errors import MismatchError
 from sharespace.extras import require
+from sharespace.linalg.precision import usable_device
 from sharespace.nn import MixedTasks
 from sharespace.serve.generate import pad_left
 from sharespace.serve.requests import Classify, Embed, Generate, Request, Scores, Vector
@@ -84,7 +85,13 @@ class Served:
 
 
 def load_base(
-    base: str, share: Share, *, name: str | None = None, dtype: str = "float32", slots: int = 256
+    base: str,
+    share: Share,
+    *,
+    name: str | None = None,
+    dtype: str = "float32",
+    slots: int = 256,
+    device: str | None = None,
 ) -> Served:
     """A base model by path or Hub id, of the class that its own config names.
 
@@ -94,12 +101,15 @@ def load_base(
         name: what the base model is called in requests; None: as ``base`` says.
         dtype: of the model, the bases and the coefficients: "float32", "bfloat16" or "float16".
         slots: tasks at hand at the same time.
+        device: where the model runs; None: the first GPU, or the CPU where there is none.
 
     Raises:
+        OptionError: there is no such device.
         MissingExtraError: transformers is not installed.
         MismatchError: it is of no class of transformers, or not the Share model's base.
     """
     transformers = require("transformers", "serve")
+    place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = transformers.AutoConfig.from_pretrained(base)
     names = getattr(config, "architectures", None) or []
     found = next((getattr(transformers, n) for n in names if hasattr(transformers, n)), None)
@@ -110,8 +120,6 @@ def load_base(
             "Give a model that was saved by transformers",
         )
     kind = getattr(torch, dtype)
-    model = found.from_pretrained(base, dtype=kind).eval().requires_grad_(False)
-    if torch.cuda.is_available():
-        model = model.cuda()
+    model = found.from_pretrained(base, dtype=kind).eval().requires_grad_(False).to(place)
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     return Served(MixedTasks(model, share, slots=slots, dtype=kind), tokenizer, name or base)

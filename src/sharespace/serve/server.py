@@ -30,6 +30,8 @@ class Options:
     rules: Rules = field(default_factory=Rules)
     drain: float = 30.0
     """Seconds that running requests get at the end."""
+    device: str | None = None
+    """Where the model runs; None: the first GPU, or the CPU where there is none."""
 
 
 def serve(path: Path, options: Options) -> None:
@@ -66,7 +68,14 @@ def _base(share: Share, options: Options) -> Any:
     base = options.base or share.model.base.id
     if not base:
         raise OptionError("base model", "the Share model does not say which", "Give --base")
-    served = load_base(base, share, name=options.name, dtype=options.dtype, slots=options.slots)
+    served = load_base(
+        base,
+        share,
+        name=options.name,
+        dtype=options.dtype,
+        slots=options.slots,
+        device=options.device,
+    )
     if served.name in share.model.tasks:
         raise OptionError(
             f"task {served.name!r}", "is named as the base model", "Give the base another --name"
