@@ -1,6 +1,6 @@
 """Sizes, rates and steps of core and LoRA, on examples that neither training nor scores use.
 
-    python -m experiments.generation.tune --data DATA/text --core 12 6 1.2e-1 150 --lora 4e-3 150
+    python -m experiments.generation.tune --data DATA/text --core 12 6 1.2e-1 150 --lora 8 4e-3 150
 
 Seed 0, after ``learn``: the subspace is that of the own LoRAs of the tasks that begin the stream.
 The last 64 training examples of each task are held out. One file, ``tune.json``; what is in it
@@ -36,40 +36,42 @@ TASKS = ("banking77-1", "clinc150-1", "rule-rotate")
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting: a core, or where p is None a LoRA of the experiment's rank."""
+    """One setting: a core, or where p is None a LoRA."""
 
     rate: float
     steps: int
+    rank: int = 0
     p: int | None = None
     phi: int = 0
 
     @property
     def label(self) -> str:
         """Its key in the file."""
-        kind = "lora" if self.p is None else f"core p={self.p} phi={self.phi}"
+        kind = f"lora rank={self.rank}" if self.p is None else f"core p={self.p} phi={self.phi}"
         return f"{kind} rate={self.rate:g} steps={self.steps}"
 
     def settings(self, numbers: Settings) -> Settings:
         """The experiment's numbers with those of the trial."""
         training = replace(numbers.lora, learning_rate=self.rate, steps=self.steps)
         if self.p is None:
-            return replace(numbers, lora=training)
+            scale = (numbers.lora_alpha or 1) / numbers.rank
+            return replace(numbers, lora=training, rank=self.rank, lora_alpha=scale * self.rank)
         return replace(numbers, coefficients=training, p=self.p, phi=self.phi)
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = script.parser(__doc__, "")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    core, lora = ("P", "PHI", "RATE", "STEPS"), ("RATE", "STEPS")
+    core, lora = ("P", "PHI", "RATE", "STEPS"), ("RANK", "RATE", "STEPS")
     parser.add_argument("--core", nargs=4, action="append", metavar=core, default=[])
-    parser.add_argument("--lora", nargs=2, action="append", metavar=lora, default=[])
+    parser.add_argument("--lora", nargs=3, action="append", metavar=lora, default=[])
     return parser.parse_args(arguments)
 
 
 def trials(chosen: argparse.Namespace) -> list[Trial]:
     """What was asked for."""
-    cores = [Trial(float(r), int(s), int(p), int(phi)) for p, phi, r, s in chosen.core]
-    return [*(Trial(float(rate), int(steps)) for rate, steps in chosen.lora), *cores]
+    cores = [Trial(float(r), int(s), p=int(p), phi=int(phi)) for p, phi, r, s in chosen.core]
+    return [*(Trial(float(r), int(s), rank=int(n)) for n, r, s in chosen.lora), *cores]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

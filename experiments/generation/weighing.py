@@ -3,7 +3,7 @@
     python -m experiments.generation.weighing --data DATA/text
 
 After ``run``, whose adapters it takes; nothing is trained. Two things are changed, one at a time:
-how much a task counts (1 / |dW|, as in the library; 1 / sqrt|dW|; 1), and whether the adapters come
+how much a task counts (1 / |dW|, as in the library, or 1), and whether the adapters come
 in ten batches or all at once. No option of the library changes the weights, so this script alone
 replaces one of its functions. One file, ``weighing.json``; what is in it already is not run again.
 """
@@ -45,13 +45,12 @@ class Variant:
     @property
     def label(self) -> str:
         """Its key in the file."""
-        count = {1.0: "1/|dW|", 0.5: "1/sqrt|dW|", 0.0: "1"}[self.power]
-        weighed = f", weight {count}" if self.method == "joint" else ""
+        weighed = f", weight {'1/|dW|' if self.power else 1}" if self.method == "joint" else ""
         return f"{self.method}{weighed}, {'batches' if self.batches else 'at once'}"
 
 
 VARIANTS = (
-    *(Variant("joint", power, batches) for batches in (True, False) for power in (1.0, 0.5, 0.0)),
+    *(Variant("joint", power, batches) for batches in (True, False) for power in (1.0, 0.0)),
     *(Variant("share", 1.0, batches) for batches in (True, False)),
 )
 

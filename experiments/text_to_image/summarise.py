@@ -54,11 +54,11 @@ def main() -> None:
     runs = [r for r in read(chosen.results / "runs") if all(n in r["methods"] for n in NEEDED)]
     compared = read(chosen.results / "compare")
     adapters = read(chosen.results / "adapters")
-    slower = read(chosen.results / "slower")
+    slower = read(chosen.results / "slower" / "runs")
     note = slower_table(runs, slower)
     runs = [with_slower(run, slower) for run in runs]
     tables = [main_table(runs), note, learned_table(runs, INITIAL), goals_table(runs, GOALS)]
-    tables.append(size_table(runs, read_sizes(chosen.results / "sizes"), INITIAL))
+    tables.append(size_table(runs, read_sizes(chosen.results / "sizes", "runs"), INITIAL))
     tables += [verdict_table(compared), distance_table(compared)]
     tables += [adapters_table(adapters)] if adapters else []
     real = chosen.results / "real_adapter.json"

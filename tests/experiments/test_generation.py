@@ -78,10 +78,10 @@ def test_from_data_to_tables_and_figures(
     }
 
     others = (*common, "--out", tmp_path / "results")
-    trials = ("--core", "4", "2", "1e-2", "2", "--lora", "1e-3", "2")
+    trials = ("--core", "4", "2", "1e-2", "2", "--lora", "2", "1e-3", "2")
     call(tune.main, monkeypatch, *others, "--tasks", "agnews", *trials)
     tried = json.loads((tmp_path / "results" / "tune.json").read_text())["trials"]
-    assert set(tried) == {"core p=4 phi=2 rate=0.01 steps=2", "lora rate=0.001 steps=2"}
+    assert set(tried) == {"core p=4 phi=2 rate=0.01 steps=2", "lora rank=2 rate=0.001 steps=2"}
     call(weighing.main, monkeypatch, *others)
     check_weighing(json.loads((tmp_path / "results" / "weighing.json").read_text())["scores"]["4"])
 
@@ -98,7 +98,7 @@ def test_from_data_to_tables_and_figures(
 def check_weighing(found: Any) -> None:
     """Who counts how much matters, and the library's weights leave the least relative error."""
     at_once = {label: v for label, v in found.items() if "at once" in label}
-    assert len(found) == 2 * len(at_once) == 8
+    assert len(found) == 2 * len(at_once) == 6
     best = max(at_once, key=lambda label: at_once[label]["explained_variance"])
     assert best == "joint, weight 1/|dW|, at once"
 
