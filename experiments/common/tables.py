@@ -116,7 +116,8 @@ def goals_table(runs: Sequence[Results], wanted: Goals) -> str:
     forgotten = [r.forgetting for r in rows(runs) if r.method == "share_strict"]
     kept = [r.gain_retained for r in rows(runs) if r.method == "share_strict"]
     full = [
-        max(mean_of(r, "per_task_lora"), mean_of(r, "joint_lora")) - mean_of(r, "share_full")
+        max(mean_of(r, m) for m in ("per_task_lora", "joint_lora") if m in r["methods"])
+        - mean_of(r, "share_full")
         for r in runs
         if "share_full" in r["methods"]
     ]
