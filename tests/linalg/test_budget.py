@@ -1,4 +1,4 @@
-"""Spending bytes: sizes are the stored ones, curves are true, greedy is near the best."""
+"""Spending bytes: curves are true, points are kept to, greedy is near the best."""
 
 from __future__ import annotations
 
@@ -9,55 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import MODULE, adapter, build, dense_tasks, frame, law, problem, update
-from sharespace.linalg.budget import Point, Sizes, own_profile, profile, refine, sizes, spend
-from sharespace.linalg.joint import hosvd
+from builders import dense_tasks, frame, law, problem, update
+from sharespace.linalg.budget import Point, own_profile, profile, settle, spend, stretched
 from sharespace.subspace.adapter import LayerUpdate
-
-
-@law()
-@given(
-    ranks=st.lists(st.integers(1, 6), min_size=1, max_size=4),
-    k=st.tuples(st.integers(1, 7), st.integers(1, 7)),
-    p=st.sampled_from([None, 1, 3]),
-    dtype=st.sampled_from([torch.float64, torch.float16]),
-)
-def test_sizes_are_the_bytes_that_are_stored(
-    ranks: list[int], k: tuple[int, int], p: int | None, dtype: torch.dtype
-) -> None:
-    tasks = [update(9, 8, r, i) for i, r in enumerate(ranks)]
-    model = build([adapter(f"t{i}", u) for i, u in enumerate(tasks)], k, p=p, dtype=dtype)
-    layer = model.layers[MODULE]
-    values = sum(t.coefficients[MODULE].nbytes for t in model.tasks.values())
-    size = sizes(problem(tasks).updates, p, dtype.itemsize)
-    assert size.coefficients(*layer.k) == values
-    assert size.joint(*layer.k) == values + layer.nbytes
-    assert int(size.joint_table(*layer.k)[-1, -1]) == size.joint(*layer.k)
-    assert size.own(3) == 3 * 17 * dtype.itemsize
-
-
-@pytest.mark.parametrize("p", [None, 1, 2])
-def test_the_joint_curve_is_what_nested_bases_lose(p: int | None) -> None:
-    found = problem([update(9, 7, 3, i, norm=i + 1.0, dtype=torch.float64) for i in range(4)], p)
-    curve = profile(found, 4)
-    bases = hosvd(found, (7, 7))
-    for i, task in enumerate(dense_tasks(found.updates)):
-        for k in range(1, 8):
-            core = bases.left[:, :k].mT @ task @ bases.right[:, :k]
-            kept = torch.linalg.svdvals(core)[:p].square().sum()
-            wanted = float(task.square().sum() - kept)
-            assert float(curve.shared_lost[i, k - 1]) == pytest.approx(wanted, abs=1e-9)
-
-
-def test_a_faint_last_direction_counts_in_float32() -> None:
-    """1e-4 of the norm is 1e-8 of the energy: below the rounding of a difference of squares."""
-    tasks = [update(12, 12, 3, 5, dtype=torch.float64) for _ in range(4)]
-    u, s, vh = torch.linalg.svd(tasks[0].up @ tasks[0].down)
-    s = torch.tensor([1.0, 0.5, 1e-4], dtype=torch.float64)
-    faint = type(tasks[0])(u[:, :3] * s, vh[:3])
-    curve = profile(problem([faint] * 4, None, torch.float32), 4)
-    assert float(curve.shared_lost[0, 1]) == pytest.approx(1e-8, rel=0.01)
-    assert float(curve.shared_lost[0, 2]) == 0
 
 
 def test_the_own_curve_is_the_sorted_tails_of_all_tasks() -> None:
@@ -75,8 +29,37 @@ def test_the_own_curve_is_the_sorted_tails_of_all_tasks() -> None:
 
 def test_points_end_at_the_budget() -> None:
     found = problem([update(9, 7, 3, i, dtype=torch.float64) for i in range(3)])
-    assert all(p.nbytes <= 300 for p in profile(found, 4).points(found.weights, 300))
+    assert all(p.nbytes <= 300 for p in profile(found, 4, 300).points(found.weights, 300))
     assert [p.nbytes for p in profile(found, 4, 0).points(found.weights, 0)] == [0]
+
+
+@law(15)
+@given(
+    relatives=st.integers(0, 6),
+    strangers=st.integers(0, 4),
+    seed=st.integers(0, 99),
+    budget=st.integers(400, 6000),
+)
+def test_a_point_is_kept_and_no_more_is_lost_than_it_says(
+    relatives: int, strangers: int, seed: int, budget: int
+) -> None:
+    right = frame(14, 2, seed).mT.contiguous()
+    tasks = [LayerUpdate(frame(15, 3, seed)[:, i % 2 :][:, :2], right) for i in range(relatives)]
+    tasks += [update(15, 14, 3, seed + i, dtype=torch.float64) for i in range(strangers + 1)]
+    found = problem(tasks)
+    for point in profile(found, 4, budget).points(found.weights, budget):
+        if not point.is_own:
+            bases, chosen = settle(found, point, 4, budget)
+            assert chosen.nbytes <= point.nbytes
+            assert chosen.k == bases.k
+            assert chosen.weighed(found.weights) <= point.lost + 1e-12
+
+
+def test_what_is_left_over_is_given_to_common_bases() -> None:
+    own, small, large = Point(10, 1.0), Point(20, 1.0, k=(1, 1)), Point(40, 1.0, k=(2, 2))
+    found = stretched([own, small, large], 100)
+    assert [p.nbytes for p in found] == [10, 30, 60]
+    assert stretched([own], 100) == [own]
 
 
 CURVES = st.lists(
@@ -94,7 +77,7 @@ def test_spending_fits_and_is_within_one_step_of_the_best(
     curves: list[list[tuple[int, float, bool]]], budget: int
 ) -> None:
     offers = [
-        [Point(0, 1.0), *(Point(b, lost, k=int(j), columns=int(not j)) for b, lost, j in curve)]
+        [Point(0, 1.0), *(Point(b, lost, int(not j), (int(j),) * 2) for b, lost, j in curve)]
         for curve in curves
     ]
     chosen = spend(offers, budget)
@@ -119,7 +102,7 @@ def test_spending_loses_no_more_than_own_svds_alone(
         for curve in curves
     ]
     both = [
-        [*offer, *(Point(b, lost, k=1) for b, lost, joint in curve if joint)]
+        [*offer, *(Point(b, lost, k=(1, 1)) for b, lost, joint in curve if joint)]
         for offer, curve in zip(own, curves, strict=True)
     ]
     alone = sum(p.lost for p in spend(own, budget))
@@ -128,29 +111,11 @@ def test_spending_loses_no_more_than_own_svds_alone(
 
 def test_a_large_joint_step_does_not_crowd_out_own_svds() -> None:
     """The joint subspace has the better slope, and leaves no bytes for the other module."""
-    shared = [Point(0, 1.0), Point(10, 0.55, columns=1), Point(11, 0.5, k=1)]
+    shared = [Point(0, 1.0), Point(10, 0.55, columns=1), Point(11, 0.5, k=(1, 1))]
     other = [Point(0, 1.0), Point(10, 0.57, columns=1)]
     assert [p.nbytes for p in spend([shared, other], 20)] == [10, 10]
 
 
 def test_spending_buys_no_bytes_for_nothing() -> None:
-    offer = [Point(0, 1.0), Point(10, 0.0, k=1), Point(90, 0.0, columns=9)]
+    offer = [Point(0, 1.0), Point(10, 0.0, k=(1, 1)), Point(90, 0.0, columns=9)]
     assert spend([offer], 100) == [offer[1]]
-
-
-def test_refining_spends_on_the_side_that_needs_it() -> None:
-    """All tasks have two right directions in common, and left ones of their own."""
-    right = frame(60, 2).mT.contiguous()
-    tasks = [LayerUpdate(frame(10, 2, i), right) for i in range(5)]
-    found = problem(tasks)
-    bases, k = refine(found, 4, 4)
-    assert sizes(found.updates, None, 4).joint(*k) <= sizes(found.updates, None, 4).joint(4, 4)
-    assert k[0] > 4 > k[1] >= 2
-    assert found.energy(bases.first(k)) > found.energy(hosvd(found, (4, 4))) + 0.1
-
-
-def test_sizes_count_cores_where_p_is_the_whole_of_a_side() -> None:
-    size = Sizes(10, 10, (3,), 4)
-    assert size.coefficients(3, 9) == 4 * 27
-    assert size.coefficients(4, 4) == 4 * 24
-    assert size.coefficients(8, 8) == 4 * 48

@@ -29,7 +29,7 @@ def test_a_private_task_is_its_truncated_svd(seed: int, keep: int, stored: torch
         whole = value.left.double() @ value.right.double().mT  # type: ignore[union-attr]
         error = float((dense(task) - whole).norm())
         best = float(torch.linalg.svdvals(dense(task))[rank:].norm())
-        assert best - 1e-12 <= error <= best + 20 * torch.finfo(stored).eps
+        assert best - 1e-12 <= error <= best + 40 * torch.finfo(stored).eps
         assert float(found.lost[i]) == pytest.approx(error, rel=1e-9, abs=1e-12)
 
 

@@ -1,8 +1,9 @@
-"""Spend a byte budget over modules: joint subspaces or own SVDs, whichever keeps more.
+"""Spend a byte budget over modules: common bases, own SVDs, or both, whichever keeps more.
 
-Each module offers two curves of (bytes, lost energy): its joint subspace at k = 1, 2, ... and the
-own SVDs of its tasks. Greedy along the lower hull of both, by energy per byte, is within one
-direction of the best split. Energies weigh a task by 1 / |dW_i over all modules|.
+Each module offers points of (bytes, lost energy): the own SVDs of its tasks, column by column, and
+what its tasks choose where every byte has the same price (``menu``), from dear to cheap. Greedy
+along the lower hull of both, by energy per byte, is within one step of the best split. Energies
+weigh a task by 1 / |dW_i over all modules|.
 """
 
 from __future__ import annotations
@@ -10,83 +11,53 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from sharespace.linalg.allocate import each_core, energy_table
 from sharespace.linalg.canonical import Updates
-from sharespace.linalg.cores import core_svd, seen_by
-from sharespace.linalg.joint import Bases, Problem, hosvd
-from sharespace.linalg.precision import canonical_rounding
+from sharespace.linalg.joint import Bases, Problem, joint
+from sharespace.linalg.menu import Allocation, Marks, Menu, menu
+from sharespace.linalg.orders import orders
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Point:
     """One way to store a module."""
 
     nbytes: int
     lost: float
     """Weighed energy of the module that is not kept."""
-    k: int = 0
-    """Dimension of the joint subspace; 0 where the tasks are stored on their own."""
     columns: int = 0
-    """Columns of all own SVDs together; 0 where there is a joint subspace."""
+    """Columns of all own SVDs together, where all tasks are stored so."""
+    k: tuple[int, int] = (0, 0)
+    """Directions of the common bases; (0, 0) where there are none."""
+    order: int = 0
+    """Which of the module's bases: their number in ``orders``."""
+
+    @property
+    def is_own(self) -> bool:
+        """All tasks are stored by their own SVDs."""
+        return self.k == (0, 0)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a direction and its coefficients cost in bytes."""
-
-    n: int
-    d: int
-    ranks: tuple[int, ...]
-    """Rank of each task after the pseudo-rank's limit."""
-    itemsize: int
-
-    def coefficients(self, k_left: int, k_right: int) -> int:
-        """Bytes of all tasks' coefficients: E and F, or the core where p is the whole of a side."""
-        per_task = (
-            (k_left + k_right) * r if r < min(k_left, k_right) else k_left * k_right
-            for r in self.ranks
-        )
-        return self.itemsize * sum(per_task)
-
-    def joint(self, k_left: int, k_right: int) -> int:
-        """Bytes of bases and coefficients."""
-        basis = self.itemsize * (self.n * k_left + self.d * k_right)
-        return basis + self.coefficients(k_left, k_right)
-
-    def joint_table(self, k_left: int, k_right: int) -> Tensor:
-        """int64 [k_left, k_right]: ``joint`` of (a, b) at [a - 1, b - 1]."""
-        a = torch.arange(1, k_left + 1)[:, None]
-        b = torch.arange(1, k_right + 1)[None]
-        total = self.n * a + self.d * b
-        for rank in set(self.ranks):
-            numbers = torch.where(torch.minimum(a, b) > rank, (a + b) * rank, a * b)
-            total = total + self.ranks.count(rank) * numbers
-        return self.itemsize * total
-
-    def own(self, columns: int) -> int:
-        """Bytes of own SVDs with so many columns in all."""
-        return self.itemsize * (self.n + self.d) * columns
-
-
-def sizes(updates: Updates, p: int | None, itemsize: int) -> Sizes:
-    """The sizes of a module."""
-    ranks = tuple(r if p is None else min(r, p) for r in updates.ranks)
-    return Sizes(updates.left.shape[0], updates.right.shape[0], ranks, itemsize)
+_PRICES = 56
+_STEP = 1.6
+"""Prices of a byte that are tried: over 56 steps the lost energy falls by about 1e11."""
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """All that the split of a budget needs to know of a module; tasks x k numbers."""
+    """All that the split of a budget needs to know of a module."""
 
-    sizes: Sizes
+    sides: int
+    """n + d."""
+    itemsize: int
     own: Tensor
     """float64 [tasks, r]: energy of each singular direction, descending, zero-padded."""
-    shared_lost: Tensor
-    """float64 [tasks, k]: energy that the leading 1, 2, ... k joint directions lose."""
+    shared: tuple[Point, ...] = ()
+    """Ways with common bases, at one price of a byte each."""
 
     @property
     def energies(self) -> Tensor:
@@ -94,18 +65,17 @@ class Profile:
         return self.own.sum(1)
 
     def points(self, weights: Tensor, budget: int) -> list[Point]:
-        """Both curves of the module from nothing at all upwards, as far as the budget reaches.
+        """All ways, as far as the budget reaches.
 
         Args:
             weights: float64 [tasks], 1 / |dW_i over all modules|.
         """
-        square = weights.square()[:, None]
-        shared = (square * self.shared_lost).sum(0).tolist()
         # Summed from the faintest: what is left after the c strongest columns.
-        left = (square * self.own).flatten().sort().values.cumsum(0).flip(0).tolist()
-        joint = [Point(self.sizes.joint(k, k), e, k=k) for k, e in enumerate(shared, 1)]
-        own = [Point(self.sizes.own(c), e, columns=c) for c, e in enumerate([*left, 0.0])]
-        return [p for p in own + joint if p.nbytes <= budget]
+        strength = (weights.square()[:, None] * self.own).flatten()
+        left = strength.sort().values.cumsum(0).flip(0).tolist()
+        column = self.itemsize * self.sides
+        own = [Point(column * c, e, columns=c) for c, e in enumerate([*left, 0.0])]
+        return [p for p in (*own, *self.shared) if p.nbytes <= budget]
 
     def own_ranks(self, weights: Tensor, columns: int) -> list[int]:
         """How many singular directions each task keeps when all keep ``columns`` together."""
@@ -118,65 +88,39 @@ class Profile:
 def own_profile(updates: Updates, itemsize: int) -> Profile:
     """Profile of a module with own SVDs only."""
     own = updates.blocks(updates.sigma).double().square().cpu()
-    return Profile(sizes(updates, None, itemsize), own, own[:, :0])
+    return Profile(updates.left.shape[0] + updates.right.shape[0], itemsize, own)
 
 
 def profile(problem: Problem, itemsize: int, budget: int | None = None) -> Profile:
-    """Profile of a module; no joint direction that alone would cost more than the budget."""
-    size = sizes(problem.updates, problem.p, itemsize)
-    limit = min(size.n, size.d)
-    if budget is not None:
-        limit = min(limit, budget // (itemsize * (size.n + size.d)))
-    own = own_profile(problem.updates, itemsize)
-    lost = _nested_lost(problem, hosvd(problem, (limit, limit)), own.energies)
-    return replace(own, sizes=size, shared_lost=lost)
+    """Profile of a module; no common bases that alone would cost more than the budget.
 
-
-def _nested_lost(problem: Problem, bases: Bases, energies: Tensor) -> Tensor:
-    """float64 [tasks, k]: energy that is lost with the leading 1, 2, ... k directions a side."""
-    found = [_outside(core.square().cpu()) for core in each_core(problem, bases)]
-    kept, outside = torch.stack([k for k, _ in found]), torch.stack([o for _, o in found])
-    hidden = energies - kept
-    # A difference of squares: below its rounding the bases hold all of the task.
-    floor = canonical_rounding(problem.updates.left.dtype) * energies
-    lost = outside + torch.where(hidden > floor, hidden, 0.0)[:, None]
-    if problem.p is not None and problem.p < max(problem.updates.ranks):
-        lost = lost + _rank_tails(problem, bases, problem.p)
-    return lost
-
-
-def _outside(squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of a core's squares, and of those outside its leading k x k block for k = 1, 2, ...
-
-    By sums of what is outside, not by differences, so that a faint last direction still counts.
+    Args:
+        problem: with the weights 1 / |dW_i over all modules|.
     """
-    a, b = squares.shape
-    shell = torch.maximum(torch.arange(a)[:, None], torch.arange(b)[None])
-    shells = torch.zeros(max(a, b), dtype=squares.dtype)
-    shells.index_add_(0, shell.flatten(), squares.flatten())
-    outside = shells.flip(0).cumsum(0).flip(0)
-    return squares.sum(), torch.cat([outside[1:], outside.new_zeros(1)])[: min(a, b)]
+    own = own_profile(problem.updates, itemsize)
+    shared: list[Point] = []
+    for number, order in enumerate(orders(problem, affordable(problem, itemsize, budget))):
+        card = menu(problem, order.bases, itemsize, order.marks)
+        shared += _curve(card, problem.weights, number)
+    return replace(own, shared=tuple(shared))
 
 
-def _rank_tails(problem: Problem, bases: Bases, p: int) -> Tensor:
-    """float64 [tasks, k]: energy beyond rank p of each core's leading k x k block."""
-    left = seen_by(problem.updates, bases.left)
-    right = seen_by(problem.updates.flipped, bases.right)
-    tails = torch.zeros(len(left), min(bases.k), dtype=torch.float64)
-    for k in range(p + 1, tails.shape[1] + 1):
-        tails[:, k - 1] = core_svd(left[..., :k], problem.sigma, right[..., :k]).tail(p).cpu()
-    return tails
+def affordable(problem: Problem, itemsize: int, budget: int | None) -> int:
+    """Most directions a side that a budget pays for."""
+    n, d = problem.updates.left.shape[0], problem.updates.right.shape[0]
+    return min(n, d) if budget is None else min(n, d, budget // (itemsize * (n + d)))
 
 
-def refine(problem: Problem, k: int, itemsize: int) -> tuple[Bases, tuple[int, int]]:
-    """The best (k_left, k_right) at the bytes of (k, k): sides need not be equal where n != d."""
-    size = sizes(problem.updates, problem.p, itemsize)
-    wide = min(2 * k, min(problem.updates.left.shape[0], problem.updates.right.shape[0]))
-    bases = hosvd(problem, (max(wide, k), max(wide, k)))
-    table = energy_table(problem, bases, problem.weights)
-    allowed = size.joint_table(table.shape[0], table.shape[1]) <= size.joint(k, k)
-    best = int(torch.where(allowed, table, -1.0).argmax())
-    return bases, (best // table.shape[1] + 1, best % table.shape[1] + 1)
+def _curve(found: Menu, weights: Tensor, order: int) -> list[Point]:
+    """What the tasks choose from a price at which nothing is worth it down to rounding."""
+    energies = weights.square() * found.private[:, 0]
+    highest = float(energies.sum()) / (found.itemsize * sum(found.sides))
+    points: dict[int, Point] = {}
+    for step in range(_PRICES if highest > 0 else 0):
+        here = found.at(highest * _STEP**-step, weights)
+        if here.k != (0, 0):
+            points[here.nbytes] = Point(here.nbytes, here.weighed(weights), k=here.k, order=order)
+    return list(points.values())
 
 
 def spend(offers: Sequence[Sequence[Point]], budget: int) -> list[Point]:
@@ -185,9 +129,21 @@ def spend(offers: Sequence[Sequence[Point]], budget: int) -> list[Point]:
     Never more than own SVDs alone would lose at the same bytes.
     """
     mixed = _greedy([_hull(points) for points in offers], offers, budget)
-    only_own = [[p for p in points if not p.k] for points in offers]
+    only_own = [[p for p in points if p.is_own] for points in offers]
     own = _greedy([_hull(points) for points in only_own], only_own, budget)
     return min(mixed, own, key=lambda points: sum(p.lost for p in points))
+
+
+def stretched(points: Sequence[Point], budget: int) -> list[Point]:
+    """The points with what they leave of the budget, given to those with common bases.
+
+    These can use any number of bytes (``settle``), and in proportion to what they have.
+    """
+    flexible = sum(p.nbytes for p in points if not p.is_own)
+    left = budget - sum(p.nbytes for p in points)
+    return [
+        p if p.is_own else replace(p, nbytes=p.nbytes + left * p.nbytes // flexible) for p in points
+    ]
 
 
 def _hull(points: Sequence[Point]) -> list[Point]:
@@ -235,3 +191,37 @@ def _spend_rest(chosen: list[Point], offers: Sequence[Sequence[Point]], left: in
         left -= best.nbytes - now.nbytes
         result.append(best)
     return result
+
+
+def settle(
+    problem: Problem, point: Point, itemsize: int, budget: int | None
+) -> tuple[Bases, Allocation]:
+    """The bases of a point and what each task takes of them, in no more than its bytes.
+
+    The point's own bases, or those after sweeps over the tasks that use them, whichever lose less;
+    so never more than the point says.
+
+    Args:
+        problem: as it was when the point was offered.
+        point: one with common bases.
+        budget: as it was then.
+    """
+    found = orders(problem, affordable(problem, itemsize, budget))
+    order = next(islice(found, point.order, None))
+    bases = order.bases.first(point.k)
+    first = _settled(problem, bases, point.nbytes, itemsize, order.marks)
+    inside = first[1].inside
+    if not inside:
+        return first
+    members = Problem(
+        problem.updates.select(inside), problem.weights[inside], problem.p, problem.seed
+    )
+    swept = _settled(problem, joint(members, bases.k, start=bases), point.nbytes, itemsize)
+    return min(first, swept, key=lambda found: found[1].weighed(problem.weights))
+
+
+def _settled(
+    problem: Problem, bases: Bases, nbytes: int, itemsize: int, marks: Marks = ((), ())
+) -> tuple[Bases, Allocation]:
+    found = menu(problem, bases, itemsize, marks)
+    return bases, found.within(nbytes, problem.weights, bases.k)

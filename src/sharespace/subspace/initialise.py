@@ -10,7 +10,7 @@ import torch
 from sharespace.errors import OptionError
 from sharespace.executor import LOCAL, Executor
 from sharespace.linalg.allocate import Dimension
-from sharespace.linalg.budget import Profile, spend
+from sharespace.linalg.budget import spend, stretched
 from sharespace.linalg.canonical import weights
 from sharespace.linalg.precision import (
     canonical_rounding,
@@ -21,9 +21,10 @@ from sharespace.linalg.precision import (
 )
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, BaseModel
+from sharespace.subspace.budgeted import Choice
 from sharespace.subspace.compatible import common_base, common_shapes
-from sharespace.subspace.jobs import BuildJob, built, profiled
-from sharespace.subspace.layers import Build, Choice, LayerResult
+from sharespace.subspace.jobs import BuildJob, built, measured, profiled
+from sharespace.subspace.layers import Build, LayerResult
 from sharespace.subspace.state import (
     LayerSubspace,
     Ledger,
@@ -117,9 +118,9 @@ def build_layers(
         ledgers: of tasks that are known already and only change their form.
     """
     shapes = common_shapes(adapters)
+    jobs = list(_jobs(adapters, shapes, build))
     if build.dimension.budget is not None:
-        build = replace(build, split=_split_budget(adapters, shapes, build, executor))
-    jobs = _jobs(adapters, shapes, build)
+        jobs = _split_budget(jobs, build.dimension.budget, executor)
     results = gathered(shapes, executor.map(built, jobs), progress)
     tasks = [new_task(a, results, event, ledgers.get(a.name)) for a in adapters]
     return {m: r.layer for m, r in results.items()}, tasks
@@ -176,39 +177,29 @@ def new_task(
     )
 
 
-def _split_budget(
-    adapters: Sequence[Adapter],
-    shapes: Mapping[str, ModuleShape],
-    build: Build,
-    executor: Executor,
-) -> dict[str, Choice]:
-    """How each module is stored, from a first pass over all of them."""
-    budget = build.dimension.budget or 0
-    members = {m: [a for a in adapters if m in a.shapes] for m in shapes}
-    found = executor.map(profiled, _jobs(adapters, shapes, build))
-    profiles = dict(zip(shapes, found, strict=True))
-    total = _total_weights(profiles, members, build.entry_norms)
-    module_weights = {
-        m: torch.tensor([total[a.name] for a in members[m]], dtype=torch.float64) for m in shapes
-    }
-    points = spend([p.points(module_weights[m], budget) for m, p in profiles.items()], budget)
-    return {
-        m: Choice(point, tuple(p.own_ranks(module_weights[m], point.columns)))
-        for (m, p), point in zip(profiles.items(), points, strict=True)
-    }
+def _split_budget(jobs: Sequence[BuildJob], budget: int, executor: Executor) -> list[BuildJob]:
+    """The jobs with how the budget stores their layers, from two passes over all of them."""
+    totals = _total_weights(jobs, executor.map(measured, jobs))
+    jobs = [replace(job, build=replace(job.build, totals=totals)) for job in jobs]
+    profiles = list(executor.map(profiled, jobs))
+    weighed = [
+        torch.tensor([totals[a.name] for a in job.members], dtype=torch.float64) for job in jobs
+    ]
+    offers = [p.points(w, budget) for p, w in zip(profiles, weighed, strict=True)]
+    points = stretched(spend(offers, budget), budget)
+    return [
+        replace(job, choice=Choice(point, tuple(p.own_ranks(w, point.columns))))
+        for job, p, w, point in zip(jobs, profiles, weighed, points, strict=True)
+    ]
 
 
 def _total_weights(
-    profiles: Mapping[str, Profile],
-    members: Mapping[str, Sequence[Adapter]],
-    entry_norms: Mapping[str, Mapping[str, float]],
+    jobs: Sequence[BuildJob], energies: Iterable[Sequence[float]]
 ) -> dict[str, float]:
     """1 / |dW_i over all modules| of each task, as it was at entry."""
-    energies: dict[str, float] = {}
-    for module, found in profiles.items():
-        for adapter, energy in zip(members[module], found.energies.tolist(), strict=True):
-            known = entry_norms.get(adapter.name, {}).get(module)
-            entered = energy if known is None else known**2
-            energies[adapter.name] = energies.get(adapter.name, 0.0) + entered
-    norms = torch.tensor(list(energies.values()), dtype=torch.float64).sqrt()
-    return dict(zip(energies, weights(norms).tolist(), strict=True))
+    total: dict[str, float] = {}
+    for job, found in zip(jobs, energies, strict=True):
+        for adapter, energy in zip(job.members, found, strict=True):
+            total[adapter.name] = total.get(adapter.name, 0.0) + energy
+    norms = torch.tensor(list(total.values()), dtype=torch.float64).sqrt()
+    return dict(zip(total, weights(norms).tolist(), strict=True))

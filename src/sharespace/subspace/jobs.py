@@ -12,10 +12,15 @@ from typing import Any
 
 import torch
 
-from sharespace.linalg.budget import Profile, profile
+from sharespace.linalg.budget import Profile
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.layers import Build, LayerResult, read_problem
+from sharespace.subspace.budgeted import (
+    Choice,
+    entry_energies,
+    profile_layer,
+)
+from sharespace.subspace.layers import Build, LayerResult
 from sharespace.subspace.one_layer import make_layer
 from sharespace.subspace.state import Ledger, ShareModel, Task
 
@@ -28,10 +33,13 @@ class BuildJob:
     shape: ModuleShape
     members: Sequence[Adapter]
     build: Build
+    choice: Choice | None = None
+    """How a byte budget stores the layer."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         members = [a.part(self.module) for a in self.members]
-        return BuildJob, (self.module, self.shape, members, part_of_build(self.build, self.module))
+        build = part_of_build(self.build, self.module)
+        return BuildJob, (self.module, self.shape, members, build, self.choice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +59,17 @@ class MergeJob:
 
 def built(job: BuildJob) -> LayerResult:
     """The layer and its tasks' coefficients."""
-    return make_layer(job.module, job.shape, job.members, job.build)
+    return make_layer(job.module, job.shape, job.members, job.build, job.choice)
+
+
+def measured(job: BuildJob) -> list[float]:
+    """|dW_i|^2 of the layer, as each of the tasks entered with it."""
+    return entry_energies(job.module, job.members, job.build)
 
 
 def profiled(job: BuildJob) -> Profile:
     """What the split of a byte budget needs to know of the layer."""
-    problem = read_problem(job.module, job.members, job.build)
-    return profile(problem, job.build.itemsize, job.build.dimension.budget)
+    return profile_layer(job.module, job.members, job.build)
 
 
 def part_of_build(build: Build, module: str) -> Build:
@@ -69,7 +81,6 @@ def part_of_build(build: Build, module: str) -> Build:
             for name, norms in build.entry_norms.items()
             if module in norms
         },
-        split={module: build.split[module]} if module in build.split else {},
     )
 
 

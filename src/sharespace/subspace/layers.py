@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError
 from sharespace.linalg.allocate import Dimension, smallest_bases
-from sharespace.linalg.budget import Point, refine
 from sharespace.linalg.canonical import Updates, canonicalise_stream, weights
 from sharespace.linalg.cores import core_svd, seen_by
 from sharespace.linalg.factor_svd import factor_bases
@@ -18,7 +17,6 @@ from sharespace.linalg.joint import Bases, Problem, joint
 from sharespace.linalg.precision import canonical_rounding, compute_dtype
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.private import private_layer
 from sharespace.subspace.project import project, project_factors
 from sharespace.subspace.state import Certificate, Coefficients, LayerSubspace, Settings
 
@@ -35,15 +33,6 @@ class LayerResult:
     """|dW_i| of each task."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How the budget stores a module."""
-
-    point: Point
-    own_ranks: tuple[int, ...]
-    """Columns of each task where the tasks are stored on their own."""
-
-
 @dataclass(frozen=True, eq=False)
 class Build:
     """What every layer of a build needs to know."""
@@ -54,8 +43,8 @@ class Build:
     device: torch.device
     entry_norms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Task -> module -> norm, for tasks that entered before and keep the weight they had."""
-    split: Mapping[str, Choice] = field(default_factory=dict)
-    """Module -> how the budget stores it."""
+    totals: Mapping[str, float] = field(default_factory=dict)
+    """Under a byte budget: task -> 1 / |dW_i over all modules| at entry."""
     memory: int | None = None
     """Bytes that one layer of all adapters may take; what is larger is built out of core. None:
     ``streamed.DEFAULT_MEMORY``, and in memory all the same what cannot be built otherwise."""
@@ -141,18 +130,12 @@ def build_layer(
     # Only the paper's method works on the factors; they are then read a second time.
     share = build.settings.method == "share"
     pairs = list(read_pairs(members, module, build.device)) if share else []
-    choice = build.split.get(module)
-    if choice is not None and not choice.point.k:
-        layer, result = private_layer(shape, problem.updates, choice.own_ranks, build.dtype)
+    bases = _bases(module, problem, pairs, build)
+    layer = _layer(shape, bases, build.dimension.cap(module), problem, build)
+    if share and build.settings.p is None:
+        result = project_factors(pairs, problem.updates, layer)
     else:
-        point = choice.point if choice else None
-        bases = _bases(module, problem, pairs, point, build)
-        cap = bases.k if point else build.dimension.cap(module)
-        layer = _layer(shape, bases, cap, problem, build)
-        if share and build.settings.p is None:
-            result = project_factors(pairs, problem.updates, layer)
-        else:
-            result = project(problem.updates, layer, build.settings.p)
+        result = project(problem.updates, layer, build.settings.p)
     names = [a.name for a in members]
     return LayerResult(
         layer,
@@ -163,11 +146,7 @@ def build_layer(
 
 
 def _bases(
-    module: str,
-    problem: Problem,
-    pairs: list[tuple[Tensor, Tensor]],
-    point: Point | None,
-    build: Build,
+    module: str, problem: Problem, pairs: list[tuple[Tensor, Tensor]], build: Build
 ) -> Bases:
     settings, dimension = build.settings, build.dimension
     if settings.method == "share":
@@ -178,9 +157,6 @@ def _bases(
             centred=settings.centred,
             seed=settings.seed,
         )
-    if point is not None:
-        start, k = refine(problem, point.k, build.itemsize)
-        return joint(problem, k, start=start.first(k))
     cap = dimension.cap(module)
     return smallest_bases(problem, dimension) if cap is None else joint(problem, cap)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import OptionError
-from sharespace.linalg.budget import Profile, Sizes, own_profile, spend
+from sharespace.linalg.budget import Profile, own_profile, spend
 from sharespace.linalg.canonical import weights
 from sharespace.linalg.nulls import mean_errors, own_errors, random_errors
 from sharespace.subspace.adapter import Adapter
@@ -186,7 +186,7 @@ def _shared(
     for module, profile in profiles.items():
         names = members[module]
         inverse = weights(profile.energies.sqrt())
-        columns = _columns(model, module, profile.sizes)
+        columns = _columns(model, module)
         own.add(names, inverse * own_errors(profile.own, profile.own_ranks(inverse, columns)))
         mine = torch.tensor([lost[n][module] for n in names], dtype=torch.float64)
         share.add(names, inverse * mine)
@@ -200,12 +200,13 @@ def _fraction(own: float, share: float) -> float:
     return min(max((own - share) / own, 0.0), 1.0) if own > 1e-9 else 0.0
 
 
-def _columns(model: ShareModel, module: str, size: Sizes) -> int:
+def _columns(model: ShareModel, module: str) -> int:
     """Pairs of directions that a module stores, shared and private."""
+    shape = model.layers[module].shape
     left, right = model.layers[module].k
     private = sum(
         c.left.shape[1]
         for t in model.tasks.values()
         if isinstance(c := t.coefficients.get(module), Private)
     )
-    return (left * size.n + right * size.d) // (size.n + size.d) + private
+    return (left * shape.out_features + right * shape.in_features) // shape.sides + private

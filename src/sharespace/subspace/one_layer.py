@@ -8,6 +8,7 @@ from sharespace.errors import OptionError
 from sharespace.linalg.core_merge import framed_updates
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter
+from sharespace.subspace.budgeted import Choice, budget_layer
 from sharespace.subspace.layers import Build, LayerResult, build_layer, read_pairs, read_updates
 from sharespace.subspace.merge_layer import Side, known_tasks, merge_layer
 from sharespace.subspace.state import ShareModel
@@ -24,9 +25,16 @@ DEFAULT_MEMORY = 2_000_000_000
 
 
 def make_layer(
-    module: str, shape: ModuleShape, members: Sequence[Adapter], build: Build
+    module: str,
+    shape: ModuleShape,
+    members: Sequence[Adapter],
+    build: Build,
+    choice: Choice | None = None,
 ) -> LayerResult:
     """One layer of a Share model from all the adapters that adapt it.
+
+    Args:
+        choice: how a byte budget stores it.
 
     Raises:
         CorruptAdapterError: a factor holds NaN or infinity, or numbers too large to compute with.
@@ -34,14 +42,26 @@ def make_layer(
     """
     needed, memory = build_bytes(members, module), build.memory or DEFAULT_MEMORY
     if needed <= memory:
-        return build_layer(module, shape, members, build)
-    why = _why_in_memory(module, build)
+        return _in_memory(module, shape, members, build, choice)
+    why = _why_in_memory(build)
     if why is None:
         try:
             return build_streamed(module, shape, members, build, memory)
         except TooWideError as error:
             why = f"the explained variance needs {error}"
     _refuse(module, build, needed, why)
+    return _in_memory(module, shape, members, build, choice)
+
+
+def _in_memory(
+    module: str,
+    shape: ModuleShape,
+    members: Sequence[Adapter],
+    build: Build,
+    choice: Choice | None,
+) -> LayerResult:
+    if choice is not None:
+        return budget_layer(module, shape, members, build, choice)
     return build_layer(module, shape, members, build)
 
 
@@ -71,12 +91,12 @@ def merge_one_layer(
 _SHARE = "method 'share' needs the factors of all adapters at once"
 
 
-def _why_in_memory(module: str, build: Build) -> str | None:
+def _why_in_memory(build: Build) -> str | None:
     """Why a layer can only be built in memory; None where it need not."""
     dimension = build.dimension
     if build.settings.method == "share":
         return _SHARE
-    if module in build.split or dimension.budget is not None:
+    if dimension.budget is not None:
         return "a byte budget looks at every direction of every adapter"
     if dimension.error is not None:
         return "a largest error looks at every direction of every adapter"

@@ -1,4 +1,8 @@
-"""Tasks kept outside the subspace, each by its own truncated SVD (method.md, consequence 2)."""
+"""Tasks outside the subspace, each by its own truncated SVD, beside those inside it.
+
+Under a byte budget every task has what suits it (method.md, consequence 2): a private update, or a
+core of its own rank in as many leading directions as pay.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sharespace.linalg.canonical import Updates
+from sharespace.linalg.menu import Allocation
 from sharespace.linalg.residual import errors
 from sharespace.shapes import ModuleShape
-from sharespace.subspace.project import Projection
-from sharespace.subspace.state import LayerSubspace, Private
+from sharespace.subspace.project import Projection, project
+from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, Private
 
 
 def private_layer(
@@ -29,13 +35,65 @@ def private_layer(
     layer = LayerSubspace(
         shape, torch.zeros(n, 0, dtype=dtype), torch.zeros(d, 0, dtype=dtype), cap=(0, 0)
     )
-    values, lost = [], []
-    for task, keep in enumerate(ranks):
-        one = updates.select([task])
-        value = own_svd(one, keep, dtype)
-        values.append(value)
-        lost.append(_lost(one, value))
-    return layer, Projection(tuple(values), torch.tensor(lost, dtype=torch.float64))
+    found = [_private(updates, task, keep, dtype) for task, keep in enumerate(ranks)]
+    lost = torch.tensor([e for _, e in found], dtype=torch.float64)
+    return layer, Projection(tuple(v for v, _ in found), lost)
+
+
+def project_mixed(updates: Updates, layer: LayerSubspace, chosen: Allocation) -> Projection:
+    """Every task as it was chosen: a private update, or a core in the layer's leading directions.
+
+    What a core does not use of the bases are zero rows at its end, which are not stored.
+    """
+    dtype = layer.left_basis.dtype
+    values: dict[int, Coefficients] = {}
+    lost = torch.zeros(len(updates.ranks), dtype=torch.float64)
+    for (a, b, rank), tasks in groups(chosen).items():
+        if a:
+            part = leading_part(layer, (a, b))
+            found = project(updates.select(tasks), part, rank)
+            lost[tasks] = found.lost
+            values.update(
+                zip(tasks, (_padded(v, layer.k) for v in found.coefficients), strict=True)
+            )
+            continue
+        for task in tasks:
+            values[task], lost[task] = _private(updates, task, rank, dtype)
+    return Projection(tuple(values[i] for i in range(len(values))), lost)
+
+
+def groups(chosen: Allocation) -> dict[tuple[int, int, int], list[int]]:
+    """(left directions, right directions, rank) -> tasks; without directions: private."""
+    found: dict[tuple[int, int, int], list[int]] = {}
+    parts = (chosen.left.tolist(), chosen.right.tolist(), chosen.rank.tolist())
+    for task, (a, b, rank) in enumerate(zip(*parts, strict=True)):
+        found.setdefault((a, b, rank), []).append(task)
+    return found
+
+
+def leading_part(layer: LayerSubspace, k: tuple[int, int]) -> LayerSubspace:
+    """The layer with its leading directions only."""
+    return LayerSubspace(layer.shape, layer.left_basis[:, : k[0]], layer.right_basis[:, : k[1]])
+
+
+def _padded(value: Coefficients, k: tuple[int, int]) -> Coefficients:
+    """With zero rows (of a core also zero columns) up to k."""
+    if isinstance(value, Core):
+        rows, columns = value.matrix.shape
+        return Core(pad(value.matrix, (0, k[1] - columns, 0, k[0] - rows)))
+    if isinstance(value, Factors):
+        left, right = (
+            pad(part, (0, 0, 0, most - len(part)))
+            for part, most in zip((value.left, value.right), k, strict=True)
+        )
+        return Factors(left, right)
+    return value
+
+
+def _private(updates: Updates, task: int, rank: int, dtype: torch.dtype) -> tuple[Private, float]:
+    one = updates.select([task])
+    value = own_svd(one, rank, dtype)
+    return value, _lost(one, value)
 
 
 def own_svd(update: Updates, rank: int, dtype: torch.dtype) -> Private:
