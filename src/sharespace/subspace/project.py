@@ -93,7 +93,7 @@ def _least_squares(seen: Tensor, basis: Tensor) -> Tensor:
     """Coordinates in the frame ``basis`` from inner products with it."""
     wide = basis.double().to(seen.device)
     # All rows at once: for a batch of right sides the one matrix would be decomposed for each.
-    flat = seen.double().reshape(-1, seen.shape[-1])
+    flat = seen.double().flatten(0, -2)
     coordinates: Tensor = torch.linalg.solve(wide.mT @ wide, flat.mT)
     return coordinates.mT.reshape(seen.shape)
 
