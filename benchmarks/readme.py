@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import (
     build,
+    cluster,
     common,
     equal_bytes,
     errors,
@@ -29,6 +30,7 @@ REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "training_step": training_step.report,
     "merge_cost": merge_cost.report,
     "mixed_batch": mixed_batch.report,
+    "cluster": cluster.report,
 }
 
 
