@@ -1,8 +1,12 @@
-"""The least that any method on dW must do: read the bytes, canonicalise, sketch each side once."""
+"""The least that any method on dW must do: read the bytes, canonicalise, sketch each side once.
+
+Out of core (``one_pass``) the canonical form is not needed: the factors' r x r Gram matrices carry
+the norms, and the sketch is of the factors themselves. That is less work, so a lower line.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +14,13 @@ from torch import Tensor
 
 from benchmarks.common import median_seconds
 from sharespace.formats import read_adapter
+from sharespace.linalg.allocate import Dimension
+from sharespace.linalg.row_chunks import chunks
 from sharespace.linalg.truncated import OVERSAMPLING
-from sharespace.subspace.layers import read_updates
+from sharespace.subspace.adapter import Adapter
+from sharespace.subspace.layers import Build, read_updates
+from sharespace.subspace.state import Settings
+from sharespace.subspace.streamed import CHUNK_BYTES, rows_of
 
 
 def limit_seconds(paths: Sequence[Path], k: int, repeats: int) -> float:
@@ -28,3 +37,26 @@ def limit_seconds(paths: Sequence[Path], k: int, repeats: int) -> float:
         return found
 
     return median_seconds(work, repeats)
+
+
+def one_pass(adapters: Sequence[Adapter], k: int) -> None:
+    """Every byte once, in chunks: to the compute dtype, norms, one sketch of each side."""
+    build = Build(Settings(), Dimension(k=k), torch.float32, torch.device("cpu"))
+    for module in adapters[0].shapes:
+        rows = rows_of(adapters, module, build, 8 * CHUNK_BYTES)
+        tests = [torch.randn(side, k + OVERSAMPLING) for side in (rows.n, rows.d)]
+        sums = [torch.zeros_like(t) for t in tests]
+        for chunk in chunks(rows):
+            for factor, target in zip((chunk.left, chunk.right), sums, strict=True):
+                mix = torch.randn(factor.shape[0] * factor.shape[1], target.shape[1])
+                target.addmm_(factor.flatten(0, 1).mT, mix)
+
+
+def read_bytes(paths: Iterable[Path]) -> int:
+    """Every byte of the weights files once, and nothing done with them; how many there are."""
+    piece, total = bytearray(1 << 20), 0
+    for path in paths:
+        with (path / "adapter_model.safetensors").open("rb", buffering=0) as file:
+            while count := file.readinto(piece):
+                total += count
+    return total

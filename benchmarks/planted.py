@@ -21,17 +21,19 @@ NOISE = 0.095
 
 @dataclass(frozen=True)
 class Planted:
-    """A set of adapters on 2 layers, q and v: 4 modules of d x d."""
+    """A set of adapters, q and v of each layer: modules of d x d."""
 
     tasks: int
     d: int
     r: int = 16
     rank: int = 32
     seed: int = 0
+    layers: int = 2
+    dtype: torch.dtype = torch.float32
 
     @property
     def modules(self) -> list[str]:
-        return [f"model.layers.{i}.self_attn.{m}_proj" for i in (0, 1) for m in "qv"]
+        return [f"model.layers.{i}.self_attn.{m}_proj" for i in range(self.layers) for m in "qv"]
 
     @property
     def label(self) -> str:
@@ -62,7 +64,7 @@ class Planted:
                 factor = self._factor(basis, generator)
                 weight = factor if side == "B" else factor.mT
                 key = f"base_model.model.{module}.lora_{side}.weight"
-                yield key, weight.contiguous()
+                yield key, weight.to(self.dtype).contiguous()
 
     def _factor(self, basis: Tensor, generator: torch.Generator) -> Tensor:
         signal = basis @ torch.randn(self.rank, self.r, generator=generator)

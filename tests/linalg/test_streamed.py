@@ -104,7 +104,7 @@ def test_what_fits_in_k_directions_is_exact(dtype: torch.dtype, chunk: int) -> N
     small = problem_of(found, wanted)
     bases = joint(small, (6, 6))
     assert bases.k == (6, 6)
-    assert small.total - small.energy(bases) < 1e-9 * small.total
+    assert small.total - small.energy(bases) < 1e-7 * small.total
 
 
 @pytest.mark.parametrize("p", [None, 2])

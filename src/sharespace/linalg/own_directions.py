@@ -60,7 +60,7 @@ def own_directions(chunk: Chunk, weights: Tensor, known: OwnDirections) -> OwnDi
     With A A^T = L L^T, the squared singular values of B A are the eigenvalues of L^T (B^T B) L; an
     eigenvector v gives y ~ B L v and z ~ A^T (B^T B) L v.
     """
-    root = _root(chunk.right_gram, chunk.right.dtype)
+    root = cholesky_root(chunk.right_gram, chunk.right.dtype)
     energies, vectors = torch.linalg.eigh(root.mT @ chunk.left_gram @ root)
     strengths = energies.clamp_min(0).sqrt() * weights[:, None]
     flat = strengths.flatten()
@@ -76,7 +76,7 @@ def own_directions(chunk: Chunk, weights: Tensor, known: OwnDirections) -> OwnDi
     return OwnDirections(known.most, flat[chosen], left, right)
 
 
-def _root(gram: Tensor, dtype: torch.dtype) -> Tensor:
+def cholesky_root(gram: Tensor, dtype: torch.dtype) -> Tensor:
     """L with L L^T = gram but for rounding of the factors' dtype, by which it is lifted: a factor's
     rank need not be full. Only which directions are chosen depends on it."""
     trace = gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(torch.finfo(gram.dtype).tiny)

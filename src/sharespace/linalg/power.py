@@ -13,8 +13,8 @@ from sharespace.linalg.row_chunks import Chunk
 
 
 def width(k: int, side: int, columns: int) -> int:
-    """Columns of a test matrix: half as many again as are wanted, at least 8 more."""
-    return min(k + max(8, k // 2), side, max(columns, 1))
+    """Columns of a test matrix: a quarter more than are wanted, at least 8 more."""
+    return min(k + max(8, k // 4), side, max(columns, 1))
 
 
 def entered_weights(norms: Tensor, entry_norms: Tensor | None) -> Tensor:

@@ -27,7 +27,7 @@ from sharespace.linalg.power import (
 )
 from sharespace.linalg.row_chunks import Rows, chunks, read_chunk, sample
 
-PILOT_STEPS = 3
+PILOT_STEPS = 2
 """Steps of subspace iteration on the sample; its directions only have to be a good start."""
 
 

@@ -57,9 +57,11 @@ class Between:
     """Two pairs of frames in coordinates common to both, for tasks that come in portions."""
 
     old: tuple[Tensor, Tensor]
-    """Triangular, float64: the old frames (their first rows, they have no others)."""
-    new: tuple[Tensor, Tensor]
-    """The new frames; rows beyond the old ones' are what lies outside of these."""
+    """Triangular, float64: the old frames in their own span."""
+    inside: tuple[Tensor, Tensor]
+    """The part of the new frames in the span of the old ones."""
+    outside: tuple[Tensor, Tensor]
+    """Triangular: their part outside of it."""
 
     @classmethod
     def of(cls, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Between:
@@ -69,13 +71,10 @@ class Between:
             old: (left n x k, right d x k').
             new: the same for the new frames.
         """
-        parts = []
-        for before, after in zip(old, new, strict=True):
-            both = torch.cat([before.double(), after.double()], dim=1)
-            r = torch.linalg.qr(both, mode="r")[1]
-            k = before.shape[1]
-            parts.append((r[:k, :k], r[:, k:]))
-        return cls((parts[0][0], parts[1][0]), (parts[0][1], parts[1][1]))
+        (a, b, c), (d, e, f) = (
+            _triangles(before, after) for before, after in zip(old, new, strict=True)
+        )
+        return cls((a, d), (b, e), (c, f))
 
     def differences(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         """What became of each task, and the norm of what of it lies outside the old frames.
@@ -87,14 +86,35 @@ class Between:
         Returns:
             float64 [tasks] each: |old - new|, and |new| outside.
         """
-        difference = self.new[0] @ new.double() @ self.new[1].mT
-        rows, columns = self.old[0].shape[0], self.old[1].shape[0]
-        inside = difference[:, :rows, :columns]
-        outside = (difference.square().sum((1, 2)) - inside.square().sum((1, 2))).clamp_min(0)
-        # R is triangular: the old tasks have no part below its first rows.
-        inside -= self.old[0] @ old.double() @ self.old[1].mT
-        norms: Tensor = torch.linalg.vector_norm(difference, dim=(1, 2))
-        return norms, outside.sqrt()
+        left, wide = self.inside[0] @ new.double(), new.double()
+        difference = left @ self.inside[1].mT - _turned(self.old[0], old.double(), self.old[1])
+        parts = (
+            difference,
+            left @ self.outside[1].mT,
+            self.outside[0] @ wide @ torch.cat([self.inside[1], self.outside[1]]).mT,
+        )
+        within, beside, below = (p.flatten(1).square().sum(1) for p in parts)
+        return (within + beside + below).sqrt(), (beside + below).sqrt()
+
+
+def _triangles(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    both = torch.cat([old.double(), new.double()], dim=1)
+    r = torch.linalg.qr(both, mode="r")[1]
+    k = old.shape[1]
+    return r[:k, :k], r[:k, k:], r[k:, k:]
+
+
+def _turned(left: Tensor, cores: Tensor, right: Tensor) -> Tensor:
+    """left @ cores @ right^T; quickly where the frames were orthonormal, so that only signs are
+    left of them."""
+    signs = torch.diagonal(left), torch.diagonal(right)
+    identity = tuple(torch.diag_embed(s.sign()) for s in signs)
+    if all(
+        torch.allclose(m, i, rtol=0, atol=1e-15 * max(m.shape, default=1))
+        for m, i in zip((left, right), identity, strict=True)
+    ):
+        return signs[0][:, None] * cores * signs[1]
+    return left @ cores @ right.mT
 
 
 def _split(updates: Updates, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:

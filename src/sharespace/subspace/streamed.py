@@ -21,6 +21,7 @@ from sharespace.linalg.power import width
 from sharespace.linalg.precision import compute_dtype
 from sharespace.linalg.row_chunks import Rows
 from sharespace.linalg.streamed import Search, compress, problem_of
+from sharespace.linalg.truncated import orthonormal
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.layers import (
@@ -134,7 +135,8 @@ def _compressed(rows: Rows, members: Sequence[Adapter], module: str, wanted: Sea
 def _side(members: Sequence[Adapter], found: Compressed) -> Side:
     core = found.core
     wide = Updates(core.left.double(), core.sigma.double(), core.right.double(), core.ranks)
-    framed = Framed(found.left.double(), found.right.double(), wide)
+    # Orthonormal to float64: what that moves is rounding of the dtype they were computed in.
+    framed = Framed(orthonormal(found.left.double()), orthonormal(found.right.double()), wide)
     outside = torch.stack([found.outside_left, found.outside_right, found.outside])
     return Side(tuple(a.name for a in members), framed, found.norms, outside)
 
