@@ -14,6 +14,7 @@ from builders import (
     FULL,
     MODULE,
     ROUNDING,
+    absolute_errors,
     adapter,
     build,
     dense,
@@ -25,12 +26,14 @@ from builders import (
     relatives,
     strangers,
     update,
+    weighed_error,
     worst,
 )
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.merge import merge
 from sharespace.subspace.plan import adapters_to_break_even
-from sharespace.subspace.state import Private, ShareModel
+from sharespace.subspace.reconstruct import as_adapter
+from sharespace.subspace.state import Core, Factors, Private, ShareModel
 
 
 def spent(model: ShareModel) -> int:
@@ -198,3 +201,124 @@ def test_entry_weights_decide_under_a_budget_too() -> None:
 def test_full_k_is_not_smaller_than_the_adapters() -> None:
     adapters = [adapter("a", LayerUpdate(torch.eye(6), torch.eye(6)))]
     assert adapters_to_break_even(build(adapters, FULL), adapters) is not None
+
+
+def own_lost(adapters: Sequence[Adapter], nbytes: int, itemsize: int = 8) -> float:
+    """The same without slack: what is not spent is less than one direction."""
+    direction = itemsize * max(
+        sum(w.shape) for u in originals(adapters).values() for w in u.values()
+    )
+    return own_energy(adapters, nbytes - direction, itemsize)
+
+
+def gathering(families: int, each: int, alone: int, seed: int) -> list[Adapter]:
+    """Families with directions of their own, and strangers, over two modules."""
+    made = []
+    for i in range(families * each + alone):
+        updates = {}
+        for j, (module, (n, d)) in enumerate({"x": (24, 16), "y": (16, 20)}.items()):
+            found = update(n, d, 3, 999 * seed + 10 * i + j, dtype=torch.float64)
+            if i < families * each:
+                found = _related(found, 31 * seed + 2 * (i // each) + j)
+            updates[module] = found
+        made.append(adapter(f"t{i}", updates))
+    return made
+
+
+GATHERED = {
+    "families": st.integers(0, 3),
+    "each": st.integers(1, 12),
+    "alone": st.integers(1, 6),
+    "seed": st.integers(0, 99),
+    "part": st.floats(0.02, 0.8),
+}
+
+
+def budget_of(adapters: Sequence[Adapter], part: float) -> int:
+    return int(part * 8 * sum(r * a.shapes[m].sides for a in adapters for m, r in a.ranks.items()))
+
+
+@law(15)
+@given(**GATHERED)
+def test_what_is_stored_is_never_worse_than_own_svds_at_any_number_of_adapters(
+    families: int, each: int, alone: int, seed: int, part: float
+) -> None:
+    """Of the model as it is: measured against the originals, and every byte of it counted."""
+    adapters = gathering(families, each, alone, seed)
+    budget = budget_of(adapters, part)
+    model = build(adapters, budget=budget)
+    assert spent(model) <= budget
+    lost = sum(e * e for e in relative_errors(model, adapters).values())
+    assert lost <= own_lost(adapters, budget) * (1 + 1e-6) + 1e-9
+
+
+@law(15)
+@given(**GATHERED)
+def test_a_merge_is_never_worse_than_own_svds_of_the_tasks_as_they_were_stored(
+    families: int, each: int, alone: int, seed: int, part: float
+) -> None:
+    adapters = gathering(families, each, alone, seed)
+    half = len(adapters) // 2 + 1
+    budget = budget_of(adapters, part)
+    model = build(adapters[:half], budget=budget)
+    merged = merge(model, adapters[half:]) if adapters[half:] else model
+    assert spent(merged) <= budget
+    before = [*(as_adapter(model, t) for t in model.tasks.values()), *adapters[half:]]
+    whole = {a.name: _norm(a) for a in adapters}
+    lost = {n: sum(x * x for x in by.values()) for n, by in absolute_errors(merged, before).items()}
+    entered = sum(e / whole[n] ** 2 for n, e in lost.items())
+    assert entered <= _weighed_own(before, whole, budget) * (1 + 1e-6) + 1e-9
+
+
+def _norm(found: Adapter) -> float:
+    return sum(float(dense(found.layer(m)).square().sum()) for m in found.shapes) ** 0.5
+
+
+def _weighed_own(adapters: Sequence[Adapter], whole: Mapping[str, float], nbytes: int) -> float:
+    """Energy that own SVDs of so many bytes lose, but for one direction; weighed as at entry."""
+    offers = []
+    for name, updates in originals(adapters).items():
+        for w in updates.values():
+            values = torch.linalg.svdvals(w).square() / whole[name] ** 2
+            offers += [(float(e) / sum(w.shape), float(e), 8 * sum(w.shape)) for e in values]
+    left, nbytes = sum(e for _, e, _ in offers), nbytes - 8 * 40
+    for _, energy, size in sorted(offers, reverse=True):
+        if size > nbytes:
+            break
+        nbytes, left = nbytes - size, left - energy
+    return max(left, 0.0)
+
+
+@law(15)
+@given(**GATHERED, stored=st.sampled_from(DTYPES))
+def test_ledger_and_certificate_bound_what_is_stored(
+    families: int, each: int, alone: int, seed: int, part: float, stored: torch.dtype
+) -> None:
+    adapters = gathering(families, each, alone, seed)
+    model = build(adapters, budget=budget_of(adapters, part), dtype=stored)
+    slack = 1e-6 + ROUNDING[stored] * len(adapters) ** 0.5
+    for name, error in relative_errors(model, adapters).items():
+        assert error <= model.tasks[name].ledger.bound * (1 + 1e-6) + 1e-6
+    for module, layer in model.layers.items():
+        if layer.certificate:
+            assert weighed_error(model, adapters, module) <= layer.certificate.bound + slack
+
+
+def test_an_outlier_among_relatives_is_private_and_they_share() -> None:
+    adapters = [*relatives(30, 40, 40, k=4, rank=4), adapter("odd", update(40, 40, 4, 5))]
+    model = build(adapters, budget=4 * (2 * 40 * 4 + 30 * 16 + 80 * 4 + 40))
+    kinds = {n: isinstance(t.coefficients[MODULE], Private) for n, t in model.tasks.items()}
+    assert kinds == {**{f"t{i}": False for i in range(30)}, "odd": True}
+    assert worst(model, adapters) <= 1e-2
+
+
+def test_a_family_stores_nothing_for_the_directions_of_those_after_it() -> None:
+    adapters = gathering(2, 20, 1, 3)
+    model = build(adapters, budget=budget_of(adapters, 0.12))
+    leading = [
+        c.used
+        for t in model.tasks.values()
+        for m, c in t.coefficients.items()
+        if isinstance(c, Factors | Core) and c.used != model.layers[m].k
+    ]
+    assert leading

@@ -18,7 +18,7 @@ from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace.nulls import Nulls
-from sharespace.subspace.plan import Plan
+from sharespace.subspace.plan import Plan, Storage
 
 if TYPE_CHECKING:
     from sharespace.demo import DemoResult
@@ -119,7 +119,25 @@ def plan(found: Plan, as_json: bool) -> None:
     _say(f"the paper's count (coefficients only): {paper.parameters:,} = {human(paper.nbytes)}")
     when = f"{count(found.break_even, 'adapter')} like these" if found.break_even else "never"
     _say(f"break-even: {when}; modules kept privately: {found.private_modules}")
+    if found.budget is not None:
+        _say(_storage(found.storage))
     return _say(f"[bold {colour}]{found.verdict}[/]: {escape(found.reason)}")
+
+
+def _storage(found: Storage) -> str:
+    """What a byte budget chose, and why."""
+    inside = found.updates - found.private
+    low, high = found.ranks
+    text = f"the budget chose a rank for each of {count(found.updates, 'update')} ({low} to {high})"
+    if inside:
+        text += f"; {inside:,} share directions"
+    if found.leading:
+        text += f" ({found.leading:,} of them only the leading ones, all that pays)"
+    if found.private:
+        text += f"; {found.private:,} are private, because they share nothing that pays"
+    if found.private_tasks:
+        text += f" ({count(found.private_tasks, 'task')} wholly)"
+    return text
 
 
 def fidelity(found: _fidelity.Fidelity, nulls: Nulls | None, as_json: bool) -> None:

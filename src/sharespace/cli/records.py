@@ -72,6 +72,8 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         },
         "k": {m: list(k) for m, k in plan.dimensions.items()},
         "private_modules": plan.private_modules,
+        "budget": plan.budget,
+        "storage": asdict(plan.storage),
         **fidelity_record(plan.fidelity, plan.nulls),
     }
 

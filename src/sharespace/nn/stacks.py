@@ -72,8 +72,7 @@ class Stack:
     def _fill(self, slot: int, value: Coefficients) -> None:
         if isinstance(value, Private):
             return
-        k_left, k_right = self.left.shape[1], self.right_basis.shape[1]
-        wanted = min(k_left, k_right) if isinstance(value, Core) else value.p
+        wanted = min(value.used) if isinstance(value, Core) else value.p
         if self.right is not None and wanted > self.left.shape[2]:
             self._widen(wanted)
         if self.right is None:

@@ -10,6 +10,7 @@ from typing import Literal
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.fidelity import Bytes, Fidelity, fidelity
 from sharespace.subspace.nulls import Nulls, nulls
+from sharespace.subspace.reconstruct import rank
 from sharespace.subspace.state import Private, ShareModel
 
 Verdict = Literal["worth it", "marginal", "not worth it"]
@@ -22,6 +23,21 @@ class PaperCount:
     parameters: int
     """Coefficients of all tasks."""
     nbytes: int
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the updates are stored, one for each task and module that it adapts."""
+
+    updates: int
+    private: int
+    """Outside the subspace, by own SVDs."""
+    leading: int
+    """In the subspace, but in its leading directions only."""
+    private_tasks: int
+    """Tasks of which every update is private."""
+    ranks: tuple[int, int]
+    """Smallest and largest rank of an update."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,10 @@ class Plan:
     dimensions: Mapping[str, tuple[int, int]]
     """Module -> (k_left, k_right); (0, 0) where the tasks are kept privately."""
     private_modules: int
+    """Modules of which every update is private."""
+    storage: Storage
+    budget: int | None
+    """Bytes that bases and updates may take together, where a budget chose."""
     verdict: Verdict
     reason: str
 
@@ -62,8 +82,25 @@ def plan(model: ShareModel, adapters: Sequence[Adapter]) -> Plan:
         nulls=simpler,
         dimensions={m: layer.k for m, layer in model.layers.items()},
         private_modules=sum(_is_private(model, m) for m in model.layers),
+        storage=storage(model),
+        budget=model.settings.budget,
         verdict=verdict,
         reason=reason,
+    )
+
+
+def storage(model: ShareModel) -> Storage:
+    """What each update became."""
+    values = {n: list(t.coefficients.items()) for n, t in model.tasks.items()}
+    every = [pair for found in values.values() for pair in found]
+    alone = [[isinstance(c, Private) for _, c in found] for found in values.values()]
+    ranks = [rank(c) for _, c in every]
+    return Storage(
+        updates=len(every),
+        private=sum(sum(found) for found in alone),
+        leading=sum(not isinstance(c, Private) and c.used != model.layers[m].k for m, c in every),
+        private_tasks=sum(bool(found) and all(found) for found in alone),
+        ranks=(min(ranks, default=0), max(ranks, default=0)),
     )
 
 
@@ -119,7 +156,8 @@ def _no_gain(fraction: float, share: float, own: float) -> str:
 
 def _is_private(model: ShareModel, module: str) -> bool:
     values = [t.coefficients.get(module) for t in model.tasks.values()]
-    return any(isinstance(v, Private) for v in values)
+    found = [isinstance(v, Private) for v in values if v is not None]
+    return bool(found) and all(found)
 
 
 def _mean(values: Mapping[str, float]) -> float:

@@ -13,12 +13,27 @@ from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace
 
 
 def factor_pair(value: Factors | Core) -> tuple[Tensor, Tensor]:
-    """(E, F) of a task in coordinates of the subspace; a core is split by its SVD."""
+    """(E, F) of a task in coordinates of the subspace; a core is split by its SVD.
+
+    Of a core that uses the leading directions only, the columns are as many as these.
+    """
     if isinstance(value, Factors):
         return value.left, value.right
-    u, s, vh = torch.linalg.svd(value.matrix.double(), full_matrices=False)
+    rows, columns = _block(value)
+    u, s, vh = torch.linalg.svd(value.matrix[:rows, :columns].double(), full_matrices=False)
     root = s.sqrt()
-    return u * root, vh.mT * root
+    k_left, k_right = value.matrix.shape
+    return (
+        torch.nn.functional.pad(u * root, (0, 0, 0, k_left - rows)),
+        torch.nn.functional.pad(vh.mT * root, (0, 0, 0, k_right - columns)),
+    )
+
+
+def _block(value: Core) -> tuple[int, int]:
+    """The part of a core that is not zero beside and below; at least one row and column."""
+    used = zip(value.used, value.matrix.shape, strict=True)
+    rows, columns = (min(max(u, 1), k) for u, k in used)
+    return rows, columns
 
 
 def layer_update(layer: LayerSubspace, value: Coefficients) -> LayerUpdate:
@@ -47,7 +62,7 @@ def reconstruct(model: ShareModel, name: str) -> Mapping[str, LayerUpdate]:
 
 def as_adapter(model: ShareModel, task: Task) -> Adapter:
     """A task as an adapter again, read layer by layer; it carries all that came with the task."""
-    ranks = {m: _rank(c) for m, c in task.coefficients.items()}
+    ranks = {m: rank(c) for m, c in task.coefficients.items()}
     return Adapter(
         name=task.name,
         base=model.base,
@@ -62,5 +77,6 @@ def as_adapter(model: ShareModel, task: Task) -> Adapter:
     )
 
 
-def _rank(value: Coefficients) -> int:
-    return min(value.matrix.shape) if isinstance(value, Core) else value.left.shape[1]
+def rank(value: Coefficients) -> int:
+    """Of the update as it is stored."""
+    return min(_block(value)) if isinstance(value, Core) else value.left.shape[1]

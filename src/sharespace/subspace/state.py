@@ -95,10 +95,14 @@ class Factors:
         return self.left.shape[1]
 
     @property
+    def used(self) -> tuple[int, int]:
+        """Leading directions (left, right) that it uses; the rows after them are zero."""
+        return _used_rows(self.left), _used_rows(self.right)
+
+    @property
     def nbytes(self) -> int:
         """As stored."""
-        rows = _used_rows(self.left) + _used_rows(self.right)
-        return rows * self.p * self.left.element_size()
+        return sum(self.used) * self.p * self.left.element_size()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +113,15 @@ class Core:
     """C, k_left x k_right."""
 
     @property
+    def used(self) -> tuple[int, int]:
+        """Leading directions (left, right) that it uses; rows and columns after are zero."""
+        return _used_rows(self.matrix), _used_rows(self.matrix.mT)
+
+    @property
     def nbytes(self) -> int:
         """As stored."""
-        used = _used_rows(self.matrix) * _used_rows(self.matrix.mT)
-        return used * self.matrix.element_size()
+        rows, columns = self.used
+        return rows * columns * self.matrix.element_size()
 
 
 @dataclass(frozen=True, eq=False)
