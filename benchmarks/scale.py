@@ -3,8 +3,9 @@
 Planted adapters in float16 files, two modules of d x d, rank 16. Each point is a process of its
 own with one thread: one build, whose peak memory is the one reported; then builds and the limit in
 turn. Beside the wall clock stands the process's CPU time, which other jobs on the machine disturb
-far less; the ratio to the limit is of CPU times. The limit is one pass over the files (``limit.one_pass``):
-read every byte, to float32, norms, one sketch of each side. Reading alone is beside it.
+far less; the ratio to the limit is of CPU times. The limit is one pass over the files
+(``limit.one_pass``): read every byte, to float32, norms, one sketch of each side. Reading alone is
+beside it.
 """
 
 from __future__ import annotations
@@ -31,19 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     if options.worker:
         return _work(options)
-    points = []
-    for width in options.widths:
-        with tempfile.TemporaryDirectory() as folder:
-            _write(Path(folder), width, options)
-            points += _points(Path(folder), width, options)
-    results = {
+    results: dict[str, Any] = {
         "environment": common.environment(options.seed),
         "k": options.k,
         "r": options.r,
         "memory": options.memory,
-        "points": points,
+        "points": [],
     }
-    common.write_results(options.out, results)
+    for width in options.widths:
+        with tempfile.TemporaryDirectory() as folder:
+            _write(Path(folder), width, options)
+            results["points"] += _points(Path(folder), width, options)
+        common.write_results(options.out, results)
     print(report(results))
     if options.figure:
         from benchmarks.scale_figure import draw
@@ -172,7 +172,8 @@ def report(results: dict[str, Any]) -> str:
     points = results["points"]
     head = [
         "work", "width", "adapters", "their MB", "seconds", "CPU s", "one pass, CPU s",
-        "CPU by one pass", "reading alone, CPU s", "peak MB", "error", "others busy: before, during",
+        "CPU by one pass", "reading alone, CPU s", "peak MB", "error",
+        "others busy: before, during",
     ]  # fmt: skip
     return common.table(head, [_row(p) for p in points]) + "\n\n" + _goals(points)
 
