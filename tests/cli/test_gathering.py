@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Ran, make_adapter
+from gather.fake_hub import REPO, FakeHub
 
 Run = Callable[..., Ran]
 
@@ -85,3 +86,36 @@ def test_bad_input(run: Run, share: Path, adapters: Path, tmp_path: Path) -> Non
         assert said.err.startswith("sharespace: "), said.err
         assert len(said.err.strip().splitlines()) == 1
     assert not (tmp_path / "inbox").exists()
+
+
+def test_push_brings_new_versions_once(
+    run: Run, share: Path, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").mkdir()
+    hub = FakeHub(tmp_path / "cache")
+    monkeypatch.setattr("sharespace.gather.hub.HfApi", lambda: hub)
+    assert run("push", share, REPO).out == f"{REPO}: commit\n"
+    assert run("push", share, REPO).out == f"{REPO}: up to date\n"
+    assert run("push", share, REPO, "--json").json == {"repository": REPO, "url": None}
+    run("add", share, adapters / "rte")
+    found = run("push", share, REPO, "--pull-request", "--json").json
+    assert found == {"repository": REPO, "url": "request"}
+    assert run("push", share, REPO).code == 0
+    hub.download(tmp_path / "copy")
+    assert run("verify", tmp_path / "copy", "--all").code == 0
+    assert run("info", tmp_path / "copy", "--json").json["version"] == 2
+
+
+def test_push_of_another_store_is_refused(
+    run: Run, share: Path, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").mkdir()
+    hub = FakeHub(tmp_path / "cache")
+    monkeypatch.setattr("sharespace.gather.hub.HfApi", lambda: hub)
+    run("push", share, REPO)
+    before = dict(hub.commits[-1])
+    run("init", tmp_path / "other", adapters / "mrpc")
+    said = run("push", tmp_path / "other", REPO)
+    assert said.code == 2
+    assert "none of this store's" in said.err
+    assert hub.commits[-1] == before

@@ -9,6 +9,7 @@ import typer
 
 from sharespace.cli import options as o
 from sharespace.cli.exporting import export
+from sharespace.cli.gathering import gather, push, submit
 from sharespace.cli.reporting import report
 from sharespace.cli.running import demo, run
 from sharespace.cli.serving import serve
@@ -309,55 +310,9 @@ app.command()(report)
 app.command()(demo)
 app.command()(run)
 app.command()(serve)
-
-
-@app.command()
-def submit(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="What save_pretrained wrote.")],
-    inbox: o.Inbox,
-    task: Annotated[
-        str | None, typer.Option(help="Its name; default that of the ShareConfig, or the folder's.")
-    ] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Whole factors: larger, independent of the history.")
-    ] = False,
-    pull_request: Annotated[
-        bool, typer.Option("--pull-request", help="INBOX hf://USER/REPO/FOLDER: propose it there.")
-    ] = False,
-    as_json: o.AsJson = False,
-) -> None:
-    """Hand in a trained task as one small file, for gather to merge."""
-    from sharespace.cli import gathering
-    from sharespace.gather import submit as hand_in
-
-    sent = hand_in(adapter, inbox, task=task, plain=plain, pull_request=pull_request)
-    gathering.submitted(sent, as_json)
-
-
-@app.command()
-def gather(
-    share: o.SharePath,
-    inbox: o.Inbox,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until SIGINT or SIGTERM.")] = False,
-    interval: Annotated[
-        float, typer.Option(help="With --watch: seconds between two looks.")
-    ] = 10.0,
-    batch: Annotated[int, typer.Option(help="Contributions that one version takes in.")] = 32,
-    on_conflict: Annotated[
-        o.OnConflict, typer.Option(help="Where the task's name is taken by other content.")
-    ] = "refuse",
-    device: o.Device = "cpu",
-    as_json: o.AsJson = False,
-) -> None:
-    """Merge what was handed in, each contribution once; bad ones are set aside with a reason."""
-    from sharespace.cli import gathering
-    from sharespace.gather import Options
-
-    options = Options(batch, on_conflict, device=device)
-    if watch:
-        gathering.follow(share, inbox, options, interval, as_json)
-    else:
-        gathering.gather(share, inbox, options, as_json)
+app.command()(submit)
+app.command()(gather)
+app.command()(push)
 
 
 def _load(path: Path, version: int | None = None) -> Share:

@@ -1,126 +1,74 @@
-"""``submit`` and ``gather``: what they print, and how a watch is stopped."""
+"""The commands ``submit``, ``gather`` and ``push``."""
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import datetime, timezone
-from pathlib import Path
-from threading import Event
-from types import FrameType
-from typing import Any
+from typing import Annotated
 
-from sharespace.cli.output import count, human
-from sharespace.errors import SharespaceError
-from sharespace.gather import Gathered, Gatherer, Options, Refusal, Submission, open_inbox, watch
+import typer
+
+from sharespace.cli import options as o
 
 
-def submitted(found: Submission, as_json: bool) -> None:
-    """What and where, or the record."""
-    if as_json:
-        print(json.dumps(asdict(found), indent=2))
-        return
-    how = "plain factors" if found.version is None else f"in the bases of version {found.version}"
-    print(f"{found.task}: {human(found.bytes)}, {how}")
-    print(f"{found.inbox}/{found.file}")
+def submit(
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="What save_pretrained wrote.")],
+    inbox: o.Inbox,
+    task: Annotated[
+        str | None, typer.Option(help="Its name; default that of the ShareConfig, or the folder's.")
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Whole factors: larger, independent of the history.")
+    ] = False,
+    pull_request: Annotated[
+        bool, typer.Option("--pull-request", help="INBOX hf://USER/REPO/FOLDER: propose it there.")
+    ] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Hand in a trained task as one small file, for gather to merge."""
+    from sharespace.cli import gathered
+    from sharespace.gather import submit as hand_in
+
+    sent = hand_in(adapter, inbox, task=task, plain=plain, pull_request=pull_request)
+    gathered.submitted(sent, as_json)
 
 
-def gather(share: Path, inbox: str, options: Options, as_json: bool) -> None:
-    """Once: a line per batch and per refusal, and a line for all."""
-    gatherer = Gatherer(share, open_inbox(inbox), options)
-    found = gatherer.run(None if as_json else _batch)
-    if as_json:
-        print(json.dumps(record(found), indent=2))
-        return
-    if not (found.merged or found.refused or found.repeated):
-        print(f"version {found.version}: nothing to gather in {inbox}")
+def gather(
+    share: o.SharePath,
+    inbox: o.Inbox,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until SIGINT or SIGTERM.")] = False,
+    interval: Annotated[
+        float, typer.Option(help="With --watch: seconds between two looks.")
+    ] = 10.0,
+    batch: Annotated[int, typer.Option(help="Contributions that one version takes in.")] = 32,
+    on_conflict: Annotated[
+        o.OnConflict, typer.Option(help="Where the task's name is taken by other content.")
+    ] = "refuse",
+    device: o.Device = "cpu",
+    as_json: o.AsJson = False,
+) -> None:
+    """Merge what was handed in, each contribution once; bad ones are set aside with a reason."""
+    from sharespace.cli import gathered
+    from sharespace.gather import Options
+
+    options = Options(batch, on_conflict, device=device)
+    if watch:
+        gathered.follow(share, inbox, options, interval, as_json)
+    else:
+        gathered.gather(share, inbox, options, as_json)
 
 
-def follow(share: Path, inbox: str, options: Options, interval: float, as_json: bool) -> None:
-    """Until SIGINT or SIGTERM; the batch that was begun is brought to its end."""
-    gatherer = Gatherer(share, open_inbox(inbox), options)
-    with _stopped_by_signals() as stop:
-        watch(
-            gatherer,
-            stop,
-            interval=interval,
-            observe=_json_line if as_json else _timed,
-            failed=_failed,
-        )
+def push(
+    share: o.SharePath,
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="USER/REPO on the Hugging Face Hub; it exists.")
+    ],
+    pull_request: Annotated[
+        bool, typer.Option("--pull-request", help="Propose it, instead of committing.")
+    ] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Bring a Share model's new versions to the Hub, in one commit."""
+    from sharespace.cli import gathered
+    from sharespace.gather import push as bring
 
-
-def record(found: Gathered) -> dict[str, Any]:
-    """Plain JSON values; names here are an interface."""
-    return {
-        "version": found.version,
-        "merged": {one.task: one.id for one in found.merged},
-        "quarantined": [asdict(one) for one in found.refused],
-        "repeated": list(found.repeated),
-    }
-
-
-def _line(found: Gathered) -> str:
-    text = f"version {found.version}: merged {count(len(found.merged), 'task')}"
-    if found.merged:
-        text += f" ({_names(sorted(one.task for one in found.merged))})"
-    if found.refused:
-        text += f"; quarantined {len(found.refused)}"
-    if found.repeated:
-        text += f"; {len(found.repeated)} merged before"
-    return text
-
-
-def _names(tasks: list[str]) -> str:
-    shown = ", ".join(tasks[:5])
-    return shown if len(tasks) <= 5 else f"{shown} and {len(tasks) - 5} more"
-
-
-def _refusal(one: Refusal) -> str:
-    return f"quarantined {one.file[:26]}...: {one.what}: {one.why}. {one.remedy}"
-
-
-def _batch(found: Gathered) -> None:
-    print(_line(found), flush=True)
-    for one in found.refused:
-        print(_refusal(one), file=sys.stderr, flush=True)
-
-
-def _timed(found: Gathered) -> None:
-    print(f"{_now()} {_line(found)}", flush=True)
-    for one in found.refused:
-        print(f"{_now()} {_refusal(one)}", file=sys.stderr, flush=True)
-
-
-def _json_line(found: Gathered) -> None:
-    print(json.dumps({"time": _now(), **record(found)}), flush=True)
-
-
-def _failed(error: SharespaceError) -> None:
-    print(f"{_now()} not now: {error}", file=sys.stderr, flush=True)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[Event]:
-    """An event that SIGINT and SIGTERM set; a second signal acts as it always does."""
-    stop = Event()
-    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for one in before:
-        signal.signal(one, handle)
-    try:
-        yield stop
-    finally:
-        for one, old in before.items():
-            signal.signal(one, old)
+    url = bring(share, repository, pull_request=pull_request)
+    gathered.pushed(repository, url, as_json)
