@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types architecture unit format bench peft-suite vllm sglang llama docs clean
+.PHONY: help demo test check lint types architecture unit format bench cuda peft-suite vllm sglang llama docs clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -62,6 +62,10 @@ bench: .venv/.ready-bench  ## the benchmarks against peers (half an hour); ADAPT
 	$(BIN)/python -m benchmarks.training_step --wait 600
 	$(BIN)/python -m benchmarks.merge_cost --wait 600
 	$(BIN)/python -m benchmarks.readme
+
+cuda: .venv/.ready-bench  ## on a machine with a GPU: its tests, and benchmarks/results/gpu.json, which names it
+	$(BIN)/pytest -m cuda
+	$(BIN)/python -m benchmarks.gpu
 
 peft-suite: .venv/.ready-dev  ## PEFT's own behaviour tests against ShareConfig (fetches PEFT's source distribution)
 	$(BIN)/python tests/nn/peft_suite.py

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("psutil", reason="extra 'bench' is not installed")
 pytest.importorskip("transformers", reason="extra 'train' is not installed")
 
-from benchmarks import merge_cost, mixed_batch, training_step
+from benchmarks import common, gpu, merge_cost, mixed_batch, training_step
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
@@ -57,3 +57,14 @@ def test_mixed_batches_of_every_contender(tmp_path: Path) -> None:
     assert run["adapter_names"]["bytes_a_task"] == 2 * 8 * 64 * 4
     assert run["merged copies"]["bytes_a_task"] > 32 * 32 * 4 * 8
     assert "| llama | all linear | step | 3 |" in mixed_batch.report(found)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
+def test_the_command_for_a_gpu_starts_anywhere(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    gpu.main(["--device", "cpu", "--quick", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert found["device"] == common.cpu_model()
+    assert found["builds"][0]["runs"]["cpu"]["error"] < 0.5
+    assert [s["phase"] for s in found["mixed"]] == ["prompt", "step"] * 2
+    assert "| 3 x 48, r=4, k=8 | cpu |" in gpu.report(found)
