@@ -255,7 +255,8 @@ def lost_by(side: Side, layer: LayerSubspace, found: Sequence[Coefficients]) -> 
         return []
     stored = layer.left_basis.to(device), layer.right_basis.to(device)
     between = Between.of((framed.left, framed.right), stored)
-    portion = max(PORTION // (framed.left.shape[1] * framed.right.shape[1]), 1)
+    numbers = max(framed.left.shape[1] * framed.right.shape[1], 1)
+    portion = max(PORTION // numbers, 1)
     parts = []
     for start in range(0, len(found), portion):
         tasks = range(start, min(start + portion, len(found)))
