@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("psutil", reason="extra 'bench' is not installed")
 
-from benchmarks import build, equal_bytes, errors, merge, readme, round_trip
+from benchmarks import build, equal_bytes, errors, merge, readme, round_trip, scale
 
 TRAINS = pytest.mark.skipif(
     find_spec("peft") is None or find_spec("sklearn") is None, reason="needs peft and scikit-learn"
@@ -36,6 +36,17 @@ def test_build_measures_every_contender_that_is_installed(tmp_path: Path) -> Non
     assert [r["contender"] for r in runs] == expected
     assert all(r["seconds"] > 0 and 0 <= r["error_mean"] <= r["error_worst"] for r in runs)
     assert runs[0]["limit_seconds"] > 0
+
+
+def test_scale_measures_each_point_in_a_process_of_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "scale.json"
+    sizes = ["--tasks", "4", "--widths", "48", "--in-memory", "--merge", "48"]
+    scale.main([*sizes, "--r", "4", "--k", "8", "--memory", "1000", "--repeats", "1",
+                "--no-figure", "--out", str(out)])  # fmt: skip
+    points = results(out)["points"]
+    assert [p["kind"] for p in points] == ["streamed", "merge"]
+    assert [p["streamed_layers"] for p in points] == [2, 2]
+    assert all(p["build"][1] > 0 and p["limit"][1] > 0 for p in points)
 
 
 @pytest.mark.parametrize(("name", "module"), [("lorashare", "lorashare"), ("vlora-dev", "vlora")])
