@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("psutil", reason="extra 'bench' is not installed")
 pytest.importorskip("transformers", reason="extra 'train' is not installed")
 
-from benchmarks import common, gpu, merge_cost, mixed_batch, training_step
+from benchmarks import common, gpu, many_tasks, merge_cost, mixed_batch, training_step
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
@@ -68,3 +68,13 @@ def test_the_command_for_a_gpu_starts_anywhere(tmp_path: Path) -> None:
     assert found["builds"][0]["runs"]["cpu"]["error"] < 0.5
     assert [s["phase"] for s in found["mixed"]] == ["prompt", "step"] * 2
     assert "| 3 x 48, r=4, k=8 | cpu |" in gpu.report(found)
+
+
+def test_stores_of_many_tasks(tmp_path: Path) -> None:
+    out = tmp_path / "many.json"
+    small = ["--layers", "1", "--width", "32", "--k", "4", "--p", "2"]
+    many_tasks.main([*small, "--tasks", "60", "120", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert [p["tasks"] for p in found["points"]] == [60, 120]
+    assert len({p["coefficients"] for p in found["points"]}) == 1
+    assert "| 120 |" in many_tasks.report(found)

@@ -57,8 +57,8 @@ def test_folded_is_the_stack(
     for kind in kinds:
         sides = (n, d) if kind == "private" else (k, k)
         pair = [normal(side, 1, generator=generator) for side in sides]
-        made = {"factors": Factors, "private": Private}.get(kind)
-        values.append(made(*pair) if made else None)
+        made: dict[str, Coefficients] = {"factors": Factors(*pair), "private": Private(*pair)}
+        values.append(made.get(kind))
     stack = stack_of((n, d), k, values)
     slots = torch.tensor([min(row, len(values)) for row in rows])
     chosen = set(slots.tolist())
@@ -99,11 +99,11 @@ def test_a_batch_of_one_task(names: tuple[str | None, ...]) -> None:
         mixed = MixedTasks(model, share)
         with torch.no_grad(), mixed.tasks(names):
             found = run(x)
-            assert mixed._block is not None
-            first = dict(mixed._block.folded)
+            first = dict(mixed.slots.folded)
             assert first, "the narrow way was taken"
+        with torch.no_grad(), mixed.tasks(names):
             run(x)
-            assert all(mixed._block.folded[n] is f for n, f in first.items())
+            assert all(mixed.slots.folded[n] is f for n, f in first.items())
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -118,9 +118,21 @@ def test_convolutions_of_one_task() -> None:
     mixed = MixedTasks(model, share)
     with torch.no_grad(), mixed.tasks(["c"] * 4):
         found = model(x)
-        assert mixed._block is not None
-        assert mixed._block.folded
+        assert mixed.slots.folded
     mixed.remove()
     torch.testing.assert_close(
         found, each_alone(model, share, ["c"] * 4, model, x), rtol=1e-4, atol=1e-4
     )
+
+
+def test_factors_are_forgotten_when_a_slot_changes_its_task() -> None:
+    """One slot: every task comes into the place of the one before."""
+    model, x = gpt2(), tokens()
+    share = Share(without_heads(space(model, k=8, tasks=("a", "b", "c")), "lm_head"))
+    mixed = MixedTasks(model, share, slots=1)
+    for name in ("a", "b", "a", "c", "c"):
+        mixed.remove()
+        expected = each_alone(model, share, [name] * len(x), partial(logits, model), x)
+        with torch.no_grad(), mixed.tasks([name] * len(x)):
+            torch.testing.assert_close(logits(model, x), expected, rtol=1e-4, atol=1e-5)
+            assert mixed.slots.folded

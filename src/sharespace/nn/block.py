@@ -26,8 +26,6 @@ class Block:
     """Slots of all rows."""
     index: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
     """(rows of a pass, device) -> their slots, int64 [rows]."""
-    folded: dict[str, Folded] = field(default_factory=dict)
-    """Module -> the factors of these tasks, where they are narrower than the bases."""
 
     def heads(self, module: str) -> dict[int, Mapping[str, Tensor]]:
         """Slot -> own parameters of that module, of the tasks of these rows."""
@@ -54,10 +52,11 @@ class Block:
         return with_updates(module, wide, x, self.of(x), private, result)
 
     def _folded(self, name: str, stack: Stack, result: Tensor) -> Folded | None:
-        """Folded once a block: the tokens that generation adds find it done."""
-        if name not in self.folded:
-            made = folded(stack, self.chosen, result.numel() // len(stack.left_basis))
-            if made is None:
-                return None
-            self.folded[name] = made
-        return self.folded[name]
+        """Found done where the pass before was of the same tasks, as in generation."""
+        known = self.slots.folded.get(name)
+        if known is not None and known[0] == self.chosen:
+            return known[1]
+        made = folded(stack, self.chosen, result.numel() // len(stack.left_basis))
+        if made is not None:
+            self.slots.folded[name] = self.chosen, made
+        return made

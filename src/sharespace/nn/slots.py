@@ -9,6 +9,7 @@ import torch
 
 from sharespace.errors import OptionError
 from sharespace.nn.batch_heads import Heads
+from sharespace.nn.folded import Folded
 from sharespace.nn.stacks import BASE_SLOT, Stack
 from sharespace.subspace.state import ShareModel, Task
 
@@ -50,6 +51,8 @@ class Slots:
         }
         self.heads: dict[int, Heads] = {}
         """Slot -> what the task carries besides its coefficients."""
+        self.folded: dict[str, tuple[frozenset[int], Folded]] = {}
+        """Module -> the slots of its last pass with few tasks, and their factors."""
         self._heads_of = heads
         self._free = list(range(count, BASE_SLOT, -1))
         self._used: OrderedDict[str, int] = OrderedDict()
@@ -95,6 +98,7 @@ class Slots:
     def _bring(self, name: str, wanted: Sequence[str]) -> None:
         task = _read(self.model, name)
         slot = self._free.pop() if self._free else self._evict(wanted)
+        self.folded.clear()
         try:
             self.heads[slot] = self._heads_of(task)
             for module, stack in self.stacks.items():
