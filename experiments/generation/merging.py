@@ -119,7 +119,7 @@ def random_basis(stream: Stream, k: int, seed: int) -> Record:
         for module, s in shapes.items()
     }
     return stream.score(
-        {name: _projected(updates_of(a), bases) for name, a in stream.adapters.items()}
+        {name: projected(updates_of(a), bases) for name, a in stream.adapters.items()}
     )
 
 
@@ -129,7 +129,8 @@ def _random(side: int, k: int, generator: torch.Generator) -> Tensor:
     return basis
 
 
-def _projected(updates: Updates, bases: Mapping[str, tuple[Tensor, Tensor]]) -> Updates:
+def projected(updates: Updates, bases: Mapping[str, tuple[Tensor, Tensor]]) -> Updates:
+    """What module -> (left, right) bases hold of updates."""
     return {
         module: LayerUpdate(left @ (left.mT @ u.up), (u.down @ right) @ right.mT, u.scaling)
         for module, u in updates.items()

@@ -18,7 +18,7 @@ from experiments.common.runs import read
 from experiments.common.sizes import read_sizes, size_table
 from experiments.common.slower import slower_table, with_slower
 from experiments.common.tables import Goals, goals_table, learned_table, main_table, mean_of
-from experiments.generation import draw, tables, weighing
+from experiments.generation import draw, tables, tune, weighing
 from experiments.generation.claims import claims
 from experiments.generation.relative import Results
 from experiments.generation.settings import INITIAL
@@ -43,9 +43,10 @@ def main() -> None:
     related = [run for run in read(chosen.relatives) if "original" in run["methods"]]
     if related:
         sections.append(tables.relatives(related))
-    weighed = chosen.out / "weighing.json"
-    if weighed.is_file():
-        sections.append(weighing.table(json.loads(weighed.read_text())))
+    for name, table in (("weighing", weighing.table), ("tune", tune.table)):
+        file = chosen.out / f"{name}.json"
+        if file.is_file():
+            sections.append(table(json.loads(file.read_text())))
     if learned:
         slower = read(chosen.slower)
         note = slower_table(learned, slower)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any
 
 from benchmarks.common import environment
 from experiments.common import own as own_files
@@ -101,6 +102,24 @@ def percent(ready: Ready, share: Share, task: str, trial: Trial, held_out: int) 
     score = bench.score(task, found.model)
     release(found.model)
     return score
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """All trials, the best first."""
+    found = record["trials"]
+    names = list(next(iter(found.values())))
+    lines = [
+        "## Settings that were tried",
+        "",
+        f"Percent of {record['held_out']} held-out training examples a task; seed 0.",
+        "",
+        f"| setting | {' | '.join(names)} | mean |",
+        "|---|" + "--:|" * (len(names) + 1),
+    ]
+    for label, scores in sorted(found.items(), key=lambda item: -fmean(item[1].values())):
+        cells = [f"{scores[n]:.1f}" for n in names]
+        lines.append(f"| {label} | {' | '.join(cells)} | {fmean(scores.values()):.1f} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ replaces one of its functions. One file, ``weighing.json``; what is in it alread
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def norm(adapter: Any) -> float:
     """|dW| over all modules."""
     updates = [adapter.layer(module) for module in adapter.shapes]
     squares = [((u.scaling * u.up.double()) @ u.down.double()).square().sum() for u in updates]
-    return float(sum(squares)) ** 0.5
+    return math.sqrt(float(sum(squares)))
 
 
 def attempt(stream: Stream, variant: Variant, k: int) -> dict[str, Any]:
