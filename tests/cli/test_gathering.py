@@ -119,3 +119,35 @@ def test_push_of_another_store_is_refused(
     assert said.code == 2
     assert "none of this store's" in said.err
     assert hub.commits[-1] == before
+
+
+def test_pull_makes_a_copy_and_brings_it_forwards(
+    run: Run, share: Path, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From what the Hub holds, downloaded by the stand-in as ``snapshot_download`` does."""
+    (tmp_path / "cache").mkdir()
+    hub = FakeHub(tmp_path / "cache")
+
+    def snapshot(source: str) -> Path:
+        assert source == REPO
+        hub.download(tmp_path / "snapshot")
+        return tmp_path / "snapshot"
+
+    monkeypatch.setattr("sharespace.gather.hub.HfApi", lambda: hub)
+    monkeypatch.setattr("sharespace.gather.hub.download_store", snapshot)
+    run("push", share, REPO)
+    copy = tmp_path / "copy.share"
+    assert run("pull", REPO, copy).out == f"{copy} version 1: 1 task\n"
+    assert run("pull", REPO, copy).out == f"{copy}: up to date\n"
+    run("add", share, adapters / "rte")
+    run("push", share, REPO)
+    assert run("pull", REPO, copy, "--json").json == {"version": 2}
+    assert run("pull", REPO, copy, "--json").json == {"version": None}
+    assert run("verify", copy, "--all").code == 0
+    run("add", copy, adapters / "mrpc")
+    run("remove", share, "rte")
+    run("push", share, REPO)
+    said = run("pull", REPO, copy)
+    assert said.code == 2
+    assert "do not follow from each other" in said.err
+    assert run("info", copy, "--json").json["version"] == 3

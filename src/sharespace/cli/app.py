@@ -9,7 +9,7 @@ import typer
 
 from sharespace.cli import options as o
 from sharespace.cli.exporting import export
-from sharespace.cli.gathering import gather, push, submit
+from sharespace.cli.gathering import gather, pull, push, submit
 from sharespace.cli.reporting import report
 from sharespace.cli.running import demo, run
 from sharespace.cli.serving import serve
@@ -313,6 +313,7 @@ app.command()(serve)
 app.command()(submit)
 app.command()(gather)
 app.command()(push)
+app.command()(pull)
 
 
 def _load(path: Path, version: int | None = None) -> Share:

@@ -1,4 +1,4 @@
-"""``submit``, ``gather`` and ``push``: what they print, and how a watch is stopped."""
+"""``submit``, ``gather``, ``push`` and ``pull``: what they print, and how a watch is stopped."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 from sharespace.cli.output import count, human
 from sharespace.errors import SharespaceError
 from sharespace.gather import Gathered, Gatherer, Options, Refusal, Submission, open_inbox, watch
+from sharespace.store import Version
 
 
 def submitted(found: Submission, as_json: bool) -> None:
@@ -35,6 +36,17 @@ def pushed(repository: str, url: str | None, as_json: bool) -> None:
         print(json.dumps({"repository": repository, "url": url}, indent=2))
         return
     print(f"{repository}: {url or 'up to date'}")
+
+
+def pulled(share: Path, version: Version | None, as_json: bool) -> None:
+    """The version that is current now, or that there was nothing new."""
+    if as_json:
+        print(json.dumps({"version": version.number if version else None}, indent=2))
+        return
+    if version is None:
+        print(f"{share}: up to date")
+        return
+    print(f"{share} version {version.number}: {count(version.task_count, 'task')}")
 
 
 def gather(share: Path, inbox: str, options: Options, as_json: bool) -> None:

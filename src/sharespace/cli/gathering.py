@@ -1,7 +1,8 @@
-"""The commands ``submit``, ``gather`` and ``push``."""
+"""The commands ``submit``, ``gather``, ``push`` and ``pull``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -72,3 +73,17 @@ def push(
 
     url = bring(share, repository, pull_request=pull_request)
     gathered.pushed(repository, url, as_json)
+
+
+def pull(
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="USER/REPO[@REVISION] on the Hugging Face Hub.")
+    ],
+    share: Annotated[Path, typer.Argument(metavar="SHARE", help="A copy of it, or a new path.")],
+    as_json: o.AsJson = False,
+) -> None:
+    """Bring a copy of a Share model to the version on the Hub, or make one."""
+    from sharespace.cli import gathered
+    from sharespace.gather import pull as bring
+
+    gathered.pulled(share, bring(repository, share), as_json)

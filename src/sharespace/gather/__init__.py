@@ -4,7 +4,7 @@ from sharespace.gather.batch import OnConflict
 from sharespace.gather.codec import decode, encode
 from sharespace.gather.contribution import Basis, Contribution, Coordinates, Plain
 from sharespace.gather.gatherer import Arrival, Gathered, Gatherer, Options, gather
-from sharespace.gather.hub import push
+from sharespace.gather.hub import pull, push
 from sharespace.gather.inbox import Entry, Inbox, open_inbox
 from sharespace.gather.quarantine import Refusal
 from sharespace.gather.saved import read_contribution
@@ -30,6 +30,7 @@ __all__ = [
     "gather",
     "hand_in",
     "open_inbox",
+    "pull",
     "push",
     "read_contribution",
     "submit",

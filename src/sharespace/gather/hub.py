@@ -16,8 +16,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from sharespace.errors import InboxError, OptionError, SharespaceError, StoreConflictError
+from sharespace.formats.hub import download_store
 from sharespace.gather.inbox import SUFFIX, Entry, inbox_error
-from sharespace.store import checkout, history
+from sharespace.store import Version, checkout, history, receive
 from sharespace.store.directory import committed_versions, read_manifest
 from sharespace.store.layout import HEAD
 from sharespace.store.schema import head_from_json
@@ -137,6 +138,26 @@ def push(
         )
         url: str | None = done.pr_url or done.commit_url
         return url
+
+
+def pull(repository: str, store: str | os.PathLike[str]) -> Version | None:
+    """Bring a store here to the version that a model repository has, or make it.
+
+    Args:
+        repository: ``user/repo`` or ``user/repo@revision``; or a directory with a copy.
+        store: where; nothing of it is lost.
+
+    Returns:
+        The version that is current now; None where nothing new is there.
+
+    Raises:
+        StoreConflictError: there are versions here that the repository does not have, and the
+            other way round.
+        StoreExistsError: something else is at the path.
+        AdapterError: the Hub does not give the repository.
+        StoreNotFoundError, CorruptStoreError: it holds no store, or a damaged one.
+    """
+    return receive(store, download_store(repository))
 
 
 def _files(root: Path, head: bytes) -> Sequence[str]:

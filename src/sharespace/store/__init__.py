@@ -4,6 +4,7 @@ from sharespace.store.directory import refuse_existing
 from sharespace.store.edit import remove, rename, rollback
 from sharespace.store.layout import Manifest, Operation, TaskSummary, Version
 from sharespace.store.pruning import Pruned, prune
+from sharespace.store.receive import receive
 from sharespace.store.store import Checkout, checkout, commit, history, load
 from sharespace.store.verification import Finding, Report, verify
 
@@ -21,6 +22,7 @@ __all__ = [
     "history",
     "load",
     "prune",
+    "receive",
     "refuse_existing",
     "remove",
     "rename",
