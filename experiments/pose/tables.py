@@ -40,7 +40,7 @@ def occlusion_table(runs: Sequence[Scored]) -> str:
         "## Under occlusion",
         "",
         f"Mean over the {len(runs[0]['scores'])} categories, ± sample standard deviation over the "
-        f"seeds ({len(runs)}); the median error is the mean of the categories' medians.",
+        f"runs ({len(runs)}); the median error is the mean of the categories' medians.",
         "",
         f"| test views | method | {' | '.join(MEASURES.values())} |",
         "|---|---|" + "--:|" * len(MEASURES),
@@ -57,7 +57,7 @@ def category_table(runs: Sequence[Scored]) -> str:
     lines = [
         "## Every category, not occluded",
         "",
-        "Acc at pi/6 / Acc at pi/18 / median error in degrees; means over the seeds "
+        "Acc at pi/6 / Acc at pi/18 / median error in degrees; means over the runs "
         f"({len(runs)}).",
         "",
         f"| category | {' | '.join(METHODS.values())} |",
