@@ -113,7 +113,7 @@ def affordable(problem: Problem, itemsize: int, budget: int | None) -> int:
 
 def _curve(found: Menu, weights: Tensor, order: int) -> list[Point]:
     """What the tasks choose from a price at which nothing is worth it down to rounding."""
-    energies = weights.square() * found.private[:, 0]
+    energies = weights.square().cpu() * found.private[:, 0]
     highest = float(energies.sum()) / (found.itemsize * sum(found.sides))
     points: dict[int, Point] = {}
     for step in range(_PRICES if highest > 0 else 0):

@@ -47,7 +47,7 @@ class Allocation:
 
     def weighed(self, weights: Tensor) -> float:
         """Weighed energy that is not kept."""
-        return float((weights.square() * self.lost).sum())
+        return float((weights.square().cpu() * self.lost).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class Menu:
             weights: float64 [tasks].
             k: (left, right) directions, both among the steps; None: as many as pay.
         """
-        square = weights.square()
+        square = weights.square().cpu()
         own = _Best.of(square[:, None] * self.private, price * self._private_bytes())
         shape = self._cheapest(price, square, own.cost) if k is None else self._position(k)
         return self._allocation(price, square, own, shape)
