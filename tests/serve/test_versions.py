@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -17,7 +18,7 @@ from nn.test_batch import alone
 from serve.conftest import TASKS, engine_of
 from sharespace import Share
 from sharespace.errors import OptionError, TaskNotFoundError
-from sharespace.serve import Engine, Generate, Piece, Sampling, Served
+from sharespace.serve import Embed, Engine, Generate, Piece, Sampling, Served
 from sharespace.subspace.state import Factors, Task
 
 PROMPT = (5, 6, 7)
@@ -164,3 +165,40 @@ def test_a_block_inside_a_block_is_an_error_not_a_deadlock(served: Served) -> No
             pass
         with pytest.raises(OptionError, match="inside a block"):
             served.mixed.remove()
+
+
+def test_a_long_queue_of_two_kinds_keeps_its_order(llama: Path, texts: Share) -> None:
+    """Batches are of one kind; nothing is lost, and nobody is overtaken by his own kind."""
+    with engine_of(llama, texts, batch=16, queue=500) as engine:
+        started, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+        def hold(_: object) -> None:
+            started.set()
+            assert go_on.wait(60)
+
+        engine.submit(Generate("a", PROMPT, Sampling(max_tokens=1)), hold)
+        assert started.wait(60)
+        answered: list[tuple[type, int]] = []
+
+        def listen(kind: type, number: int, found: object) -> None:
+            assert not isinstance(found, Exception)
+            answered.append((kind, number))
+            if len(answered) == 200:
+                done.set()
+
+        jobs = []
+        for i in range(200):
+            kind = Generate if i % 3 else Embed
+            task = TASKS[i % 3]
+            request = (
+                Generate(task, PROMPT, Sampling(max_tokens=1, temperature=0))
+                if i % 3
+                else Embed(task, PROMPT)
+            )
+            jobs.append(engine.submit(request, partial(listen, kind, i)))
+        assert engine.waiting == 200
+        go_on.set()
+        assert done.wait(120)
+        for kind in (Generate, Embed):
+            mine = [i for k, i in answered if k is kind]
+            assert mine == sorted(mine)
