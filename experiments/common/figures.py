@@ -44,8 +44,9 @@ def draw_order(runs: Sequence[Results], path: Path) -> None:
             "mean over the tasks so far",
             partial(draw_steps, methods=means, steps=tasks, levels=levels),
         ),
-        Panel("forgetting", partial(draw_forgetting, methods=lost)),
     ]
+    if len(known) > 1:  # Alone, Share's bars would all be of no height.
+        panels.append(Panel("forgetting", partial(draw_forgetting, methods=lost)))
     seed = first["environment"]["seed"]
     count = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
     title = f"Stream {first['order']}, {count} (heat maps: seed {seed})"

@@ -151,7 +151,7 @@ def _retention(axes: Any, runs: Sequence[Results]) -> None:
     """The scores of the first categories after every step."""
     for method, label, colour in (
         ("share_strict", "Share", _LINES["share_strict"]),
-        ("sequential_lora", "one LoRA, trained on and on, same rate", "#7b3294"),
+        ("sequential_lora", "one LoRA, trained on and on", "#7b3294"),
     ):
         known = [first_ones(matrix_of(r, method)) for r in runs if method in r["methods"]]
         if known:

@@ -57,8 +57,7 @@ def category_table(runs: Sequence[Scored]) -> str:
     lines = [
         "## Every category, not occluded",
         "",
-        "Acc at pi/6 / Acc at pi/18 / median error in degrees; means over the runs "
-        f"({len(runs)}).",
+        f"Acc at pi/6 / Acc at pi/18 / median error in degrees; means over the runs ({len(runs)}).",
         "",
         f"| category | {' | '.join(METHODS.values())} |",
         "|---|" + "---|" * len(METHODS),

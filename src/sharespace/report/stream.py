@@ -112,5 +112,6 @@ def _legend_below(axes: Any, entries: int, names: Sequence[str]) -> None:
     """
     # Slanted names reach further down the longer they are.
     room = 0.1 + 0.015 * max(map(len, names)) if crowded(names) else 0.1
-    anchor, columns = (0.5, -room), min(3, entries)
+    # Levels have long names: three in a row would be cut off.
+    anchor, columns = (0.5, -room), 3 if entries > 3 else 2
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=anchor, ncols=columns, fontsize=9)
