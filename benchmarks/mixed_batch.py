@@ -295,7 +295,8 @@ def random_share(
             n, d = module.out_features, module.in_features
             left, right = (torch.linalg.qr(torch.randn(side, k))[0] for side in (n, d))
             layers[name] = LayerSubspace(ModuleShape(n, d), left, right)
-    ledger = Ledger((), torch.zeros(0), torch.zeros(0, 0), ())
+    norms = torch.ones(len(layers), dtype=torch.float64)
+    ledger = Ledger(tuple(layers), norms, norms.new_zeros(len(layers), 0), ())
     tasks = {}
     for i in range(count):
         found = {m: Factors(torch.randn(k, p) / k, torch.randn(k, p)) for m in layers}
