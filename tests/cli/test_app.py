@@ -71,8 +71,19 @@ def test_init_with_the_papers_method(run: Run, adapters: Path, tmp_path: Path) -
 
 
 def test_init_under_a_budget_stays_within_it(run: Run, adapters: Path, tmp_path: Path) -> None:
-    found = run("init", tmp_path / "s", f"{adapters}/*", "--budget", "0.4kB", "--json").json
-    assert 0 < found["bytes"]["basis"] + found["bytes"]["coefficients"] <= 400
+    found = run("init", tmp_path / "s", f"{adapters}/*", "--budget", "0.6kB", "--json").json
+    assert 0 < found["bytes"]["basis"] + found["bytes"]["coefficients"] <= 600
+
+
+def test_plan_says_what_a_budget_chose_for_each_update(run: Run, adapters: Path) -> None:
+    found = run("plan", f"{adapters}/*", "--budget", "0.6kB", "--json").json
+    storage = found["storage"]
+    assert found["budget"] == 600
+    assert storage["private"] == storage["updates"]  # independent random factors share nothing
+    assert storage["private_tasks"] == len(found["tasks"])
+    out = " ".join(run("plan", f"{adapters}/*", "--budget", "0.6kB").out.split())
+    assert "because they share nothing that pays" in out
+    assert "the budget chose" not in run("plan", f"{adapters}/*", "--k", 3).out
 
 
 def test_names_can_be_given(run: Run, adapters: Path, tmp_path: Path) -> None:
