@@ -12,9 +12,7 @@ Result = TypeVar("Result")
 class Executor(Protocol):
     """Runs independent pieces of work."""
 
-    def map(
-        self, function: Callable[[Item], Result], items: Iterable[Item], /
-    ) -> Iterator[Result]:
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
         """The results in the items' order, as they become available.
 
         Args:
@@ -31,9 +29,7 @@ class Executor(Protocol):
 class Local:
     """One item after the other in this process: nothing is copied, one item in memory."""
 
-    def map(
-        self, function: Callable[[Item], Result], items: Iterable[Item], /
-    ) -> Iterator[Result]:
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
         """See ``Executor.map``."""
         return map(function, items)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -90,7 +91,7 @@ class Dask:
             ) from error
         return client
 
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
         """See ``Executor.map``; twice as many items are in flight as the cluster has threads.
 
         Raises:
@@ -182,8 +183,15 @@ class Dask:
             self._client.cancel(list(flying))
 
     def _close_cluster(self) -> None:
-        if self._cluster is not None:
+        if self._cluster is None:
+            return
+        log = logging.getLogger("distributed.nanny")
+        before = log.level
+        log.setLevel(logging.ERROR)  # on a busy machine: that a worker took long to end
+        try:
             self._cluster.close()
+        finally:
+            log.setLevel(before)
 
 
 def _versions() -> tuple[str, str]:
