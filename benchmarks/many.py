@@ -9,6 +9,7 @@ contenders are known from the energies in their bases, before any sweep.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tempfile
 import time
@@ -39,22 +40,25 @@ from sharespace.subspace.state import Private, ShareModel
 
 ITEM = 4
 """Bytes of a float32."""
+FILES = 100
+"""Up to so many adapters the files of a store are written and weighed, too."""
 OWN, BUDGET = "own SVD, stored", "--budget, stored"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     torch.set_num_threads(options.threads)
-    results: dict[str, Any] = {"fraction": options.fraction, "sets": {}}
+    results = _begun(options)
     base = many_sets.base_model(options.seed)
-    for label, make in many_sets.SETS.items():
-        for count in options.counts:
-            adapters = _open(make(base, count, options.steps, options.cache))
-            _add(results, label, adapters, options.fraction)
-    for label, paths in real_sets(options.adapters).items():
-        adapters = _shuffled(_open(paths), options.seed)
-        for count in (c for c in options.counts if c <= len(adapters)):
-            _add(results, label, adapters[:count], options.fraction)
+    real = {name: _shuffled(_open(paths), options.seed)
+            for name, paths in real_sets(options.adapters).items()}  # fmt: skip
+    for count in options.counts:
+        for label, make in many_sets.SETS.items():
+            paths = make(base, count, options.steps, options.cache)
+            _add(results, label, _open(paths), options)
+        for label, adapters in real.items():
+            if count <= len(adapters):
+                _add(results, label, adapters[:count], options)
     adapters = _open(many_sets.mix(base, options.merged, options.steps, options.cache))
     mixed = _shuffled(adapters, options.seed)
     results["merges"] = merges(mixed, options.fraction, options.batches)
@@ -74,9 +78,23 @@ def _shuffled(adapters: Sequence[Adapter], seed: int) -> list[Adapter]:
     return [adapters[i] for i in order.tolist()]
 
 
-def _add(results: dict[str, Any], label: str, adapters: Sequence[Adapter], fraction: float) -> None:
-    found = compare(adapters, fraction)
-    results["sets"].setdefault(label, {})[str(len(adapters))] = found
+def _begun(options: argparse.Namespace) -> dict[str, Any]:
+    """What an interrupted run has left, with ``--resume``."""
+    if options.resume and options.out.exists():
+        found: dict[str, Any] = json.loads(options.out.read_text())
+        return found
+    return {"fraction": options.fraction, "sets": {}}
+
+
+def _add(
+    results: dict[str, Any], label: str, adapters: Sequence[Adapter], options: argparse.Namespace
+) -> None:
+    counts = results["sets"].setdefault(label, {})
+    if str(len(adapters)) in counts:
+        return
+    found = counts[str(len(adapters))] = compare(adapters, options.fraction)
+    results["environment"] = common.environment(options.seed)
+    common.write_results(options.out, results)
     means = {name: round(row["mean"], 4) for name, row in found["rows"].items()}
     print(f"{label} {len(adapters)}: {means}", flush=True)
 
@@ -93,6 +111,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--merged", type=int, default=100, help="adapters of the mix, in batches")
     parser.add_argument("--batches", type=int, default=10)
+    parser.add_argument("--resume", action="store_true", help="leave out what --out has already")
     parser.add_argument("--no-figure", dest="figure", action="store_false")
     return parser.parse_args(arguments)
 
@@ -114,6 +133,7 @@ def compare(adapters: Sequence[Adapter], fraction: float) -> dict[str, Any]:
     """All contenders at the same bytes: mean and worst relative error of a task."""
     full = ITEM * sum(r * a.shapes[m].sides for a in adapters for m, r in a.ranks.items())
     budget = int(fraction * full)
+    weighed = len(adapters) <= FILES
     modules = read_modules(adapters)
     menus = [_menu(m.problem) for m in modules]
     own = [own_profile(m.problem.updates, ITEM) for m in modules]
@@ -125,8 +145,8 @@ def compare(adapters: Sequence[Adapter], fraction: float) -> dict[str, Any]:
         "subspace or own SVDs, by module": _by_module(modules, menus, own, budget),
         "rank and private by task": _by_task(modules, [[x] for x in menus], budget),
         "clusters, a subspace each": _by_task(modules, [_clusters(m) for m in modules], budget),
-        OWN: _stored(_own_model(modules, own, adapters, budget), adapters),
-        BUDGET: _stored(model, adapters),
+        OWN: _stored(_own_model(modules, own, adapters, budget), adapters, files=weighed),
+        BUDGET: _stored(model, adapters, files=weighed),
     }
     return {"budget_bytes": budget, "lora_bytes": full, "seconds": seconds, "rows": rows,
             "chosen": _chosen(model)}  # fmt: skip
@@ -302,7 +322,9 @@ def _own_model(
     return model.with_layers({m: r.layer for m, r in results.items()}).with_tasks(tasks)
 
 
-def _stored(model: ShareModel, adapters: Sequence[Adapter]) -> dict[str, float]:
+def _stored(
+    model: ShareModel, adapters: Sequence[Adapter], *, files: bool = False
+) -> dict[str, Any]:
     """Measured against the adapters; bytes of the tensors, and of all files of a store."""
     lost = measure(model, adapters)
     errors = []
@@ -310,12 +332,16 @@ def _stored(model: ShareModel, adapters: Sequence[Adapter]) -> dict[str, float]:
         norm = model.tasks[adapter.name].ledger.total_norm
         errors.append(math.hypot(*lost[adapter.name].values()) / norm)
     found = sizes(model)
-    with tempfile.TemporaryDirectory() as folder:
-        Share(model).save(Path(folder) / "model.share")
-        files = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
     return {"mean": sum(errors) / len(errors), "worst": max(errors),
             "square": sum(e * e for e in errors), "bytes": found.basis + found.coefficients,
-            "files": files}  # fmt: skip
+            "files": _files(model) if files else None}  # fmt: skip
+
+
+def _files(model: ShareModel) -> int:
+    """Bytes of all files of a store."""
+    with tempfile.TemporaryDirectory() as folder:
+        Share(model).save(Path(folder) / "model.share")
+        return sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
 
 
 def _chosen(model: ShareModel) -> dict[str, Any]:
@@ -370,12 +396,12 @@ def report(results: Mapping[str, Any]) -> str:
 def _cells(found: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     rows = found["rows"]
     gain = rows[OWN]["mean"] / rows[BUDGET]["mean"] if rows[BUDGET]["mean"] else math.inf
-    files = rows[BUDGET]["files"] / rows[OWN]["files"]
+    both = rows[BUDGET]["files"], rows[OWN]["files"]
     return [
         *(f"{rows[n]['mean']:.3f} / {rows[n]['worst']:.3f}" for n in names),
         f"{found['chosen']['private']:.0%}",
         f"{gain:.2f}x",
-        f"{files:.2f}",
+        f"{both[0] / both[1]:.2f}" if both[0] else "",
     ]
 
 
