@@ -17,6 +17,7 @@ from benchmarks import (
     merge_cost,
     mixed_batch,
     round_trip,
+    scale,
     training_step,
 )
 
@@ -31,6 +32,7 @@ REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "merge_cost": merge_cost.report,
     "mixed_batch": mixed_batch.report,
     "cluster": cluster.report,
+    "scale": scale.report,
 }
 
 
