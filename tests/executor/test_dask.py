@@ -16,6 +16,8 @@ from executor.held import Held, divide, end_this_process, refuse
 from sharespace import Share, read_adapter
 from sharespace.errors import ClusterError, CorruptAdapterError, OptionError
 from sharespace.executor import Dask, Executor
+from sharespace.executor.dask import run, versions
+from sharespace.executor.travel import dumps, loads
 from sharespace.formats import write_peft
 from sharespace.store import verify
 
@@ -144,3 +146,10 @@ def test_an_address_that_is_none() -> None:
 def test_fewer_than_one_process() -> None:
     with pytest.raises(OptionError, match="at least one"):
         Dask(0)
+
+
+def test_a_worker_with_other_versions_refuses() -> None:
+    error = loads(run(("0.0.1", "1.13"), 1, dumps((refuse, 1))))
+    assert isinstance(error, ClusterError)
+    assert "not 0.0.1 and torch 1.13" in str(error)
+    assert loads(run(versions(), 1, dumps((refuse, 1)))) == 1

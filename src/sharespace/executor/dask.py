@@ -129,7 +129,7 @@ class Dask:
     def _submit(self, function: Callable[[Item], Result], item: Item) -> Any:
         with self._dask.config.set(_NO_WARNING):
             return self._client.submit(
-                run, _versions(), self._threads, dumps((function, item)), pure=False
+                run, versions(), self._threads, dumps((function, item)), pure=False
             )
 
     def _result(self, future: Any) -> Any:
@@ -194,20 +194,21 @@ class Dask:
             log.setLevel(before)
 
 
-def _versions() -> tuple[str, str]:
+def versions() -> tuple[str, str]:
+    """Of sharespace and torch here."""
     return version("sharespace"), torch.__version__
 
 
-def run(versions: tuple[str, str], threads: int, job: bytes) -> bytes:
+def run(wanted: tuple[str, str], threads: int, job: bytes) -> bytes:
     """On a worker: do a piece of work. An error of sharespace is a result, too.
 
     Args:
-        versions: of sharespace and torch where the result is used.
+        wanted: versions of sharespace and torch where the result is used.
         threads: of torch.
         job: (function, item) as ``travel.dumps`` gives it.
     """
-    if versions != _versions():
-        here, there = " and torch ".join(_versions()), " and torch ".join(versions)
+    if wanted != versions():
+        here, there = " and torch ".join(versions()), " and torch ".join(wanted)
         return dumps(
             ClusterError(
                 "a worker",
