@@ -146,44 +146,56 @@ def table(record: Mapping[str, Any]) -> str:
         f"Score kept at the end, all {len(record['norms'])} adapters, one order. Mean |dW|: "
         f"{norms}.",
         "",
-        "| k | Share model | score kept | classes | rewriting | explained variance |",
-        "|---|---|---|---|---|---|",
+        "| k | Share model | score kept | classes | rewriting | explained variance | of classes "
+        "| of rewriting |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for k, variants in record["scores"].items():
         for label, found in variants.items():
             groups = (list(record["norms"]), *kinds.values())
             cells = [f"{_part(record, found, tasks):.2f}" for tasks in groups]
-            lines.append(
-                f"| {k} | {label} | {' | '.join(cells)} | {found['explained_variance']:.3f} |"
-            )
+            cells.append(f"{found['explained_variance']:.2f}")
+            cells += [f"{_explained(found, tasks):.2f}" for tasks in kinds.values()]
+            lines.append(f"| {k} | {_safe(label)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_by_variance(record)]) + "\n"
 
 
+def _explained(found: Mapping[str, Any], tasks: Sequence[str]) -> float:
+    """Of whole tasks, not module by module: larger modules count for more."""
+    return 1 - fmean(found["relative_error"][task] ** 2 for task in tasks)
+
+
 def _by_variance(record: Mapping[str, Any]) -> list[str]:
-    """Is the score a matter of the error alone? Both methods' tasks by explained variance."""
-    labels = [v.label for v in VARIANTS if v.batches and v.power == 1.0]
+    """Is the score of a choice between classes a matter of the error alone?"""
+    labels = [v.label for v in VARIANTS if v.power == 1.0]
     lines = [
-        "Score kept (how many tasks) by the variance that is explained of the task, all k:",
+        "Choices between classes: score kept (how many) by the variance that is explained of the "
+        f"task, k = {' and '.join(record['scores'])}:",
         "",
-        f"| explained variance | {' | '.join(labels)} |",
-        "|---|---|---|",
+        f"| explained variance | {' | '.join(map(_safe, labels))} |",
+        "|---|" + "---|" * len(labels),
     ]
-    for low in range(0, 100, 20):
-        cells = [_between(record, label, low, low + 20) for label in labels]
-        lines.append(f"| {low} to {low + 20} % | {' | '.join(cells)} |")
+    for low in range(10, 60, 10):
+        cells = [_between(record, label, low, low + 10) for label in labels]
+        lines.append(f"| {low} to {low + 10} % | {' | '.join(cells)} |")
     return lines
 
 
 def _between(record: Mapping[str, Any], label: str, low: int, high: int) -> str:
-    """Of the tasks of which so many percent are explained."""
+    """Of the classes' tasks of which so many percent are explained."""
     pairs = [
         (found["final"][task]["percent"], record["original"][task]["percent"])
         for found in (v[label] for v in record["scores"].values() if label in v)
-        for task, error in found["relative_error"].items()
-        if low <= 100 * (1 - error**2) < high
+        for task in _of(record, "classes")
+        if low <= 100 * _explained(found, [task]) < high
     ]
     own = sum(pair[1] for pair in pairs)
     return f"{sum(pair[0] for pair in pairs) / own if own else 0:.2f} ({len(pairs)})"
+
+
+def _safe(label: str) -> str:
+    """In a table."""
+    return label.replace("|", "\\|")
 
 
 def _of(record: Mapping[str, Any], kind: str) -> list[str]:
