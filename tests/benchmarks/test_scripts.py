@@ -11,7 +11,18 @@ import pytest
 
 pytest.importorskip("psutil", reason="extra 'bench' is not installed")
 
-from benchmarks import build, equal_bytes, errors, merge, readme, round_trip, scale
+from benchmarks import (
+    build,
+    equal_bytes,
+    errors,
+    many,
+    many_sets,
+    merge,
+    readme,
+    round_trip,
+    scale,
+    training,
+)
 
 TRAINS = pytest.mark.skipif(
     find_spec("peft") is None or find_spec("sklearn") is None, reason="needs peft and scikit-learn"
@@ -113,6 +124,25 @@ def test_equal_bytes_never_spends_more_than_the_budget(tmp_path: Path) -> None:
         budget = found["budgets"]["0.5"]
         rows = [r for r in budget["rows"].values() if "refused" not in r]
         assert all(r["bytes"] <= budget["budget_bytes"] for r in rows)
+
+
+@TRAINS
+def test_many_never_stores_worse_than_own_svds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many_sets, "base_model", lambda seed: training._base(seed, 5))
+    monkeypatch.setattr(many_sets, "RUN_STEPS", 6)
+    out = tmp_path / "many.json"
+    arguments = ["--counts", "4", "--steps", "3", "--merged", "4", "--batches", "2", "--no-figure"]
+    many.main([*arguments, "--cache", str(tmp_path / "cache"), "--out", str(out)])
+    found = results(out)
+    assert list(found["sets"]) == list(many_sets.SETS)
+    for counts in found["sets"].values():
+        rows = counts["4"]["rows"]
+        assert all(r["bytes"] <= counts["4"]["budget_bytes"] for r in rows.values())
+        assert rows[many.BUDGET]["square"] <= rows[many.OWN]["square"] * 1.0001
+        assert rows[many.BUDGET]["files"] > rows[many.BUDGET]["bytes"]
+    assert [s["adapters"] for s in found["merges"]["steps"]] == [2, 4]
 
 
 def test_readme_replaces_what_is_between_markers() -> None:
