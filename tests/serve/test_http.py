@@ -33,7 +33,7 @@ def client(text_server: str) -> Iterator[openai.OpenAI]:
 
 
 def greedy(served: Served, share: Share, task: str | None, text: str, count: int) -> str:
-    """What the model with changed weights gives."""
+    """What the model with changed weights gives, once the engine has left it alone."""
     ids = torch.tensor([served.tokenizer(text)["input_ids"]])
 
     def run() -> torch.Tensor:
@@ -41,7 +41,8 @@ def greedy(served: Served, share: Share, task: str | None, text: str, count: int
         options = {"max_new_tokens": count, "do_sample": False, "attention_mask": mask}
         return torch.as_tensor(served.model.generate(ids, **options))
 
-    tokens = alone(served.model, share, task, run)[0, ids.shape[1] :]
+    with served.mixed.tasks([None]):
+        tokens = alone(served.model, share, task, run)[0, ids.shape[1] :]
     return str(served.tokenizer.decode(tokens, skip_special_tokens=True))
 
 

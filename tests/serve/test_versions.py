@@ -61,7 +61,8 @@ def expected(served: Served, share: Share, task: str | None) -> str:
         found = served.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
         return torch.as_tensor(found)
 
-    tokens = alone(served.model, share, task, run)[0, len(PROMPT) :]
+    with served.mixed.tasks([None]):
+        tokens = alone(served.model, share, task, run)[0, len(PROMPT) :]
     return str(served.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
