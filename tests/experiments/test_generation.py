@@ -89,7 +89,8 @@ def test_from_data_to_tables_and_figures(
     figures.mkdir()
     out = ("--out", tmp_path / "results", "--figures", figures)
     given = ("--merge", tmp_path / "merge", "--learn", tmp_path / "learn")
-    call(summarise.main, monkeypatch, *given, "--relatives", tmp_path / "merge", *out)
+    none = ("--slower", tmp_path / "none", "--sizes", tmp_path / "none")
+    call(summarise.main, monkeypatch, *given, *none, "--relatives", tmp_path / "merge", *out)
     assert "joint (ours)" in (tmp_path / "results" / "tables.md").read_text()
     assert len(json.loads((tmp_path / "results" / "claims.json").read_text())["claims"]) == 3
     assert len(list(figures.glob("generation-*.png"))) == 2
