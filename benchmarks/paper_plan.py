@@ -91,7 +91,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--r", type=int, default=16)
     parser.add_argument("--itemsize", type=int, default=2, help="bytes of a number; 2: bf16")
     parser.add_argument("--k", type=int, nargs="+", default=[16, 64, 256, 1024])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 16, 64, 256])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument(
         "--link", type=float, default=1.25, help="GB/s of the shared file system, assumed"
     )
@@ -115,7 +115,7 @@ def report(options: argparse.Namespace) -> str:
         _bytes_table(jobs),
         "What a Share model of them takes, by k (p = min(k, r), so nothing is truncated twice):",
         _sizes_table(jobs, options.k),
-        f"Hours on N workers of one thread, each layer out of core, at {1e9 * rate:.0f} ns for "
+        f"Hours on N workers of one thread, each layer out of core, at {1e9 * rate:.1f} ns for "
         f"each number of the factors ({source}) and {reads:.0f} reads of every file through "
         f"{options.link:g} GB/s (assumed):",
         _times_table(jobs, options, rate, reads),
@@ -128,18 +128,29 @@ def report(options: argparse.Namespace) -> str:
 
 
 def out_of_core_rate(folder: Path) -> tuple[float, str]:
-    """(seconds of one thread for each number of the factors, where that was measured).
+    """(CPU seconds of one thread for each number of the factors, where that was measured): of the
+    largest build of the curves."""
+    largest = _curve(folder)[-1]
+    where = f"`scale`: {largest['tasks']} adapters of width {largest['width']}"
+    return largest["build"][1] * BF16 / largest["adapter_bytes"], where
 
-    The largest point of the curves where they were measured on a quiet machine; else the CPU
-    seconds of ``benchmarks.cluster``, which other work disturbs less.
-    """
-    points = _quiet_curve(folder / "scale.json")
-    if points:
-        largest = max(points, key=lambda p: int(p["adapter_bytes"]))
-        where = f"`scale`: {largest['tasks']} adapters of width {largest['width']}"
-        return largest["seconds"] * BF16 / largest["adapter_bytes"], where
-    found = _read(folder, "cluster")
-    return found["constants"]["out_of_core_seconds_per_number"], f"`cluster`: {found['set']}"
+
+def more_memory(folder: Path) -> float:
+    """Bytes that a worker needs for one adapter more: the end of the widest curve."""
+    before, last = _curve(folder)[-2:]
+    grown = last["peak_bytes"] - before["peak_bytes"]
+    return float(grown / (last["tasks"] - before["tasks"]))
+
+
+def _curve(folder: Path) -> list[dict[str, Any]]:
+    """The builds out of core at the largest width, fewest adapters first."""
+    points = [
+        p
+        for p in _read(folder, "scale")["points"]
+        if p["kind"] == "streamed" and p["streamed_layers"]
+    ]
+    widest = max(p["width"] for p in points)
+    return sorted((p for p in points if p["width"] == widest), key=lambda p: int(p["tasks"]))
 
 
 def merge_rate(folder: Path) -> float:
@@ -201,6 +212,7 @@ def _times_table(
         "adapted", "workers", "computing", "reading", "largest module", "at least", "what binds",
         "memory of the workers",
     ]  # fmt: skip
+    memory = LAYER_MEMORY + options.adapters * more_memory(options.results)
     rows = []
     for name, job in jobs.items():
         reading = reads * job.numbers * job.itemsize / (options.link * 1e9)
@@ -212,7 +224,7 @@ def _times_table(
             }
             binds = max(times, key=lambda what: times[what])
             hours = [f"{seconds / 3600:.2f}" for seconds in (*times.values(), times[binds])]
-            rows.append([name, str(workers), *hours, binds, _size(workers * LAYER_MEMORY)])
+            rows.append([name, str(workers), *hours, binds, _size(workers * memory)])
     return common.table(header, rows)
 
 

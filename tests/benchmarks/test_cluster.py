@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("psutil", reason="extra 'bench' is not installed")
 pytest.importorskip("distributed", reason="extra 'cluster' is not installed")
 
-from benchmarks import cluster, common, paper_plan
+from benchmarks import cluster, paper_plan
 from builders import adapter, build, update
 
 SHAPES = {"q": (12, 9), "k": (4, 9)}
@@ -56,16 +56,15 @@ def test_the_plan_is_printed_and_written_between_its_markers(
     assert text.endswith("after\n")
 
 
-def test_a_quiet_curve_is_preferred(tmp_path: Path) -> None:
-    for name in ("cluster", "merge"):
-        (tmp_path / f"{name}.json").write_text((common.RESULTS / f"{name}.json").read_text())
-    point = {
-        "kind": "streamed", "width": 8, "tasks": 5, "seconds": 3.0, "adapter_bytes": 600,
-        "streamed_layers": 2, "others_during": 0.0,
-    }  # fmt: skip
-    for others, source in ((0.0, "`scale`"), (0.9, "`cluster`")):
-        curve = {"points": [{**point, "others_during": others}]}
-        (tmp_path / "scale.json").write_text(json.dumps(curve))
-        rate, said = paper_plan.out_of_core_rate(tmp_path)
-        assert said.startswith(source)
-        assert (rate == 0.01) == (source == "`scale`")
+def test_rates_are_those_of_the_end_of_the_widest_curve(tmp_path: Path) -> None:
+    point = {"kind": "streamed", "width": 8, "streamed_layers": 2, "build": [50.0, 3.0]}
+    points = [
+        {**point, "tasks": 10, "adapter_bytes": 600, "peak_bytes": 5000},
+        {**point, "tasks": 4, "adapter_bytes": 240, "peak_bytes": 2000},
+        {**point, "width": 4, "tasks": 99, "adapter_bytes": 10**6, "peak_bytes": 1},
+        {**point, "kind": "in memory", "tasks": 999, "adapter_bytes": 10**6, "peak_bytes": 1},
+        {**point, "streamed_layers": 0, "tasks": 999, "adapter_bytes": 10**6, "peak_bytes": 1},
+    ]
+    (tmp_path / "scale.json").write_text(json.dumps({"points": points}))
+    assert paper_plan.out_of_core_rate(tmp_path)[0] == 0.01
+    assert paper_plan.more_memory(tmp_path) == 500
