@@ -124,7 +124,7 @@ def _outside(
     result = whole - held
     close = (result[:2].amin(0) < SMALL_LOSS * whole).nonzero()[:, 0]
     if len(close):
-        result[:, close] = _measured(chunk, frames, found, inner, close)
+        result[:, close] = _measured(chunk, frames, found, close)
     return result.clamp_min(0)
 
 
@@ -132,17 +132,25 @@ def _measured(
     chunk: Chunk,
     frames: tuple[Tensor, Tensor],
     found: tuple[Tensor, Tensor],
-    inner: Sequence[Tensor],
     tasks: Tensor,
 ) -> Tensor:
-    """The same for some tasks, from the hidden parts themselves."""
-    hidden = []
-    for factor, frame, part in zip((chunk.left, chunk.right), frames, found, strict=True):
-        rest = factor[tasks] - part[tasks] @ frame.mT
-        hidden.append((rest @ rest.mT).double())
-    left = (hidden[0] * chunk.right_gram[tasks]).sum((1, 2))
-    right = (hidden[1] * chunk.left_gram[tasks]).sum((1, 2))
-    return torch.stack([left, right, left + (inner[0][tasks] * hidden[1]).sum((1, 2))])
+    """The same for some tasks, from the hidden parts themselves.
+
+    Through triangular factors: a Gram matrix would see the hidden rows of a factor also where the
+    other factor cancels them (an update of lower rank than its factors).
+    """
+    factors = chunk.left[tasks], chunk.right[tasks]
+    held = found[0][tasks], found[1][tasks]
+    hidden = [f - h @ frame.mT for f, h, frame in zip(factors, held, frames, strict=True)]
+    left = _energy(factors[1], hidden[0])
+    return torch.stack([left, _energy(factors[0], hidden[1]), left + _energy(held[0], hidden[1])])
+
+
+def _energy(one: Tensor, other: Tensor) -> Tensor:
+    """float64 [tasks]: |one^T other|^2 of m x r x n and m x r x d rows."""
+    triangle = torch.linalg.qr(one.mT, mode="r")[1]
+    energies: Tensor = (triangle @ other).double().square().sum((1, 2))
+    return energies
 
 
 def _canonical(chunk: Chunk, found: tuple[Tensor, Tensor]) -> Updates:
