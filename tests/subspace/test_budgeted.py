@@ -90,7 +90,7 @@ def test_rows_of_a_mixed_batch_get_their_own(model: ShareModel) -> None:
     assert stack.left.shape[2] <= 4  # not as wide as the bases
     x, module = torch.randn(len(names), D), nn.Linear(D, N)
     slots = torch.arange(1, len(names) + 1)
-    private = {i: pair for i, pair in stack.private.items()}
+    private = dict(stack.private)
     found = with_updates(module, stack, x, slots, private, module(x))
     for row, name in enumerate(names):
         wanted = module(x[row]).double() + stored_dense(model, name) @ x[row].double()
