@@ -423,7 +423,9 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
                 [int(c) for c in counts], errors, color=colour, marker=mark, label=name,
                 linewidth=wide,
             )  # fmt: skip
-        axes.set(xscale="log", xlabel="adapters", title=label.split(":")[0])
+        axes.set(
+            xscale="log", xlabel="adapters", title=label if len(label) < 40 else label.split(":")[0]
+        )
         tidy(axes)
     panels[0].set_ylabel(f"mean relative error at {results['fraction']:.1%} of the bytes")
     panels[0].set_ylim(0, None)
