@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -271,7 +272,7 @@ def test_a_merge_is_never_worse_than_own_svds_of_the_tasks_as_they_were_stored(
 
 
 def _norm(found: Adapter) -> float:
-    return sum(float(dense(found.layer(m)).square().sum()) for m in found.shapes) ** 0.5
+    return math.sqrt(sum(float(dense(found.layer(m)).square().sum()) for m in found.shapes))
 
 
 def _weighed_own(adapters: Sequence[Adapter], whole: Mapping[str, float], nbytes: int) -> float:
