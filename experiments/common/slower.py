@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.common.methods import ORDER_FREE
 from experiments.common.tables import Results, mean_of
 
 METHODS = ("joint_lora", "sequential_lora", "o_lora", "ewc", "replay")
@@ -52,9 +53,15 @@ def slower_table(runs: Sequence[Results], slower: Sequence[Results]) -> str:
 
 
 def _tried(run: Results, slower: Sequence[Results], method: str) -> list[Results]:
-    """Results files of the run's stream and seed that have the method."""
-    same = [f for f in slower if (f["order"], _seed(f)) == (run["order"], _seed(run))]
-    return [found for found in (run, *same) if method in found["methods"]]
+    """Results files of the run's seed and stream (tasks in any order, where it does not matter)
+    that have the method."""
+    again = [found for found in slower if _stream(found, method) == _stream(run, method)]
+    return [found for found in (run, *again) if method in found["methods"]]
+
+
+def _stream(found: Results, method: str) -> tuple[Any, int]:
+    tasks = sorted(found["tasks"]) if method in ORDER_FREE else found["order"]
+    return tasks, _seed(found)
 
 
 def _rate(found: Results) -> float:
