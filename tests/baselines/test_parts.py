@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import peft
@@ -20,6 +20,7 @@ from sharespace.baselines.ewc import Quadratic, factors, fisher
 from sharespace.baselines.lora import add_lora, lora_layers, trained_head
 from sharespace.baselines.merging import _by_peft
 from sharespace.baselines.multitask import Part, TaskBatches
+from sharespace.baselines.replay import _bytes
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
 from sharespace.learn import fit
 
@@ -251,3 +252,13 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(MismatchError, match=r"first\.weight"):
         Workbench([job(0), job(1, model=other)], settings())
     assert len(Points(0, 2)) == 160
+
+
+def test_replay_counts_examples_of_any_kind() -> None:
+    @dataclass(frozen=True)
+    class Tokens:
+        ids: tuple[int, ...]
+        prompt: int
+
+    example = {"x": torch.zeros(3), "text": "dé", "tokens": Tokens((1, 2, 3), 1), "label": 4}
+    assert _bytes(example) == 3 * 4 + 3 + 4 * 8 + 8

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import torch
 
@@ -21,7 +24,7 @@ def replay(bench: Workbench) -> Outcome:
 
     Old examples come as batches of their own, as often as their part of all examples says (one a
     task at least), beside all the new task's steps. Heads of earlier tasks stay as they were.
-    Kept examples are counted as state: as many bytes as their tensors have.
+    Kept examples are counted as state: the bytes of their tensors, numbers and texts.
     """
     buffer = Buffer(bench)
 
@@ -69,7 +72,7 @@ class Buffer:
         ]
 
     def nbytes(self) -> int:
-        """Of all kept examples' tensors."""
+        """Of all kept examples."""
         return sum(
             _bytes(self.bench.job(name).data[i])
             for name, indices in self.kept.items()
@@ -77,6 +80,12 @@ class Buffer:
         )
 
 
-def _bytes(example: object) -> int:
-    values = example.values() if isinstance(example, dict) else [example]
-    return sum(torch.as_tensor(v).nbytes for v in values if not isinstance(v, str))
+def _bytes(example: Any) -> int:
+    """Of a tensor, a number or a text, and of mappings and dataclasses of them."""
+    if isinstance(example, str):
+        return len(example.encode())
+    if isinstance(example, Mapping):
+        return sum(map(_bytes, example.values()))
+    if is_dataclass(example):
+        return sum(_bytes(getattr(example, field.name)) for field in fields(example))
+    return torch.as_tensor(example).nbytes
