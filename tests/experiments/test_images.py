@@ -73,5 +73,5 @@ def test_convolutions_of_the_mobilenet(tmp_path: Path, monkeypatch: pytest.Monke
     found = json.loads((tmp_path / "mobilenet" / "five-sets-0.json").read_text())
     strict = found["methods"]["share_strict"]
     assert strict["trainable"]["mnist"] == 8 * (128 + 256) + 8 * (256 + 256)
-    assert strict["trainable"]["things"] == 2 * 11 * 11
+    assert strict["trainable"]["things"] == 2 * 32 * 32
     assert len(strict["matrix"]["steps"]) == 6
