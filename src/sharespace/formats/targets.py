@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sharespace.errors import OptionError
 from sharespace.formats.diffusers_export import write_diffusers
@@ -21,33 +21,25 @@ Writer: TypeAlias = Callable[[Path, PlainLora, ExportOptions], list[Path]]
 """Writes a task into a new directory; gives back the directories or files to load."""
 
 
+def _of(lora: PlainLora, options: ExportOptions) -> dict[str, Any]:
+    """What PEFT's and diffusers' writers are told beside the directory and the updates."""
+    return {
+        "shapes": lora.shapes,
+        "kept": lora.kept,
+        "config": lora.config,
+        "base": lora.base,
+        "rank": options.rank,
+        "dtype": options.dtype,
+        "overwrite": options.overwrite,
+    }
+
+
 def _peft(directory: Path, lora: PlainLora, options: ExportOptions) -> list[Path]:
-    return write_peft(
-        directory,
-        lora.updates,
-        shapes=lora.shapes,
-        kept=lora.kept,
-        config=lora.config,
-        base=lora.base,
-        rank=options.rank,
-        dtype=options.dtype,
-        overwrite=options.overwrite,
-    )
+    return write_peft(directory, lora.updates, **_of(lora, options))
 
 
 def _diffusers(directory: Path, lora: PlainLora, options: ExportOptions) -> list[Path]:
-    written = write_diffusers(
-        directory,
-        lora.updates,
-        shapes=lora.shapes,
-        kept=lora.kept,
-        config=lora.config,
-        base=lora.base,
-        rank=options.rank,
-        dtype=options.dtype,
-        overwrite=options.overwrite,
-    )
-    return [written]
+    return [write_diffusers(directory, lora.updates, **_of(lora, options))]
 
 
 TARGETS: Mapping[str, Writer] = {

@@ -16,6 +16,7 @@ from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.layers import (
     Build,
     LayerResult,
+    by_name,
     certify,
     read_pairs,
     read_problem,
@@ -71,13 +72,7 @@ def budget_layer(
         layer, result = private_layer(shape, problem.updates, choice.own_ranks, build.dtype)
     else:
         layer, result = _mixed_layer(shape, problem, members, build, choice.point)
-    names = [a.name for a in members]
-    return LayerResult(
-        layer,
-        dict(zip(names, result.coefficients, strict=True)),
-        dict(zip(names, result.lost.tolist(), strict=True)),
-        dict(zip(names, problem.updates.norms.tolist(), strict=True)),
-    )
+    return by_name(members, layer, result, problem.updates.norms)
 
 
 def _mixed_layer(

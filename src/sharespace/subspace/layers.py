@@ -17,7 +17,7 @@ from sharespace.linalg.joint import Bases, Problem, joint
 from sharespace.linalg.precision import canonical_rounding, compute_dtype
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.project import project, project_factors
+from sharespace.subspace.project import Projection, project, project_factors
 from sharespace.subspace.state import Certificate, Coefficients, LayerSubspace, Settings
 
 
@@ -136,12 +136,23 @@ def build_layer(
         result = project_factors(pairs, problem.updates, layer)
     else:
         result = project(problem.updates, layer, build.settings.p)
+    return by_name(members, layer, result, problem.updates.norms)
+
+
+def by_name(
+    members: Sequence[Adapter], layer: LayerSubspace, found: Projection, norms: Tensor
+) -> LayerResult:
+    """What was found of the tasks in their order, under their names.
+
+    Args:
+        norms: [tasks], |dW_i|.
+    """
     names = [a.name for a in members]
     return LayerResult(
         layer,
-        dict(zip(names, result.coefficients, strict=True)),
-        dict(zip(names, result.lost.tolist(), strict=True)),
-        dict(zip(names, problem.updates.norms.tolist(), strict=True)),
+        dict(zip(names, found.coefficients, strict=True)),
+        dict(zip(names, found.lost.tolist(), strict=True)),
+        dict(zip(names, norms.tolist(), strict=True)),
     )
 
 
