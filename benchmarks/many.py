@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -423,9 +424,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
                 [int(c) for c in counts], errors, color=colour, marker=mark, label=name,
                 linewidth=wide,
             )  # fmt: skip
-        axes.set(
-            xscale="log", xlabel="adapters", title=label if len(label) < 40 else label.split(":")[0]
-        )
+        axes.set(xscale="log", xlabel="adapters", title=textwrap.fill(label, 24))
         tidy(axes)
     panels[0].set_ylabel(f"mean relative error at {results['fraction']:.1%} of the bytes")
     panels[0].set_ylim(0, None)
