@@ -127,3 +127,14 @@ def test_a_task_with_a_head(run: Run, adapters: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
     config = json.loads((adapters / "rte" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["classifier"]
+
+
+def test_the_current_directory_is_refused(
+    run: Run, share: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    ran = run("export", share, "ink", ".", "--to", "vllm")
+    assert ran.code == 2
+    assert "the current directory" in ran.err
+    assert not any((tmp_path / "here").iterdir())

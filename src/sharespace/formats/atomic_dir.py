@@ -20,7 +20,8 @@ def new_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     before; on an error it is removed and ``target`` is as it was.
 
     Raises:
-        OptionError: ``target`` is there, not empty, and is not to be overwritten; or can't be made.
+        OptionError: ``target`` is there, not empty, and is not to be overwritten; is the current
+            directory; or can't be made.
     """
     _refuse_full(target, overwrite)
     try:
@@ -39,6 +40,12 @@ def new_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _refuse_full(target: Path, overwrite: bool) -> None:
+    if target.resolve() == Path.cwd():
+        raise OptionError(
+            str(target),
+            "the current directory: a new one takes its place, and your shell would not see it",
+            "Name a directory in it, or run this from elsewhere",
+        )
     if target.is_dir():
         if any(target.iterdir()) and not overwrite:
             raise OptionError(
