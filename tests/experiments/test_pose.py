@@ -145,7 +145,7 @@ def test_from_meshes_to_tables_and_figures(
     run.main(runs)
     found = json.loads((results / "runs" / "animals-first-0.json").read_text())
     assert set(found["methods"]) == set(METHODS)
-    assert found["methods"]["share_strict"]["trainable"]["cow"] == 2 * 24 * 24
+    assert found["methods"]["share_strict"]["trainable"]["cow"] == 2 * 32 * 32
     capsys.readouterr()
     run.main(runs)
     assert not capsys.readouterr().out
