@@ -19,7 +19,6 @@ are of as many different tasks as there are, or as there are rows. Two phases: a
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import time
@@ -82,23 +81,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "clock": _clock(options)[0],
         "sets": [],
     }
-    if options.add:
-        results["sets"] = _others(options)
+    if options.add and options.out.exists():
+        results["sets"] = json.loads(options.out.read_text())["sets"]
     for shape in options.shapes:
         for targets in [t for t in TARGETS[shape] if t in options.targets]:
             for phase in options.phases:
-                results["sets"].append(measure(shape, targets, phase, options))
+                found = measure(shape, targets, phase, options)
+                results["sets"] = with_set(results["sets"], found)
                 # It takes half an hour: what is measured is kept.
                 common.write_results(options.out, results | {"others_during": clock.others()})
     print(report(results | {"others_during": clock.others()}))
 
 
-def _others(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the results file has of sets that are not measured now."""
-    asked = itertools.product(options.shapes, options.targets, options.phases)
-    now = set(asked)
-    before = json.loads(options.out.read_text())["sets"] if options.out.exists() else []
-    return [s for s in before if (s["shape"], s["targets"], s["phase"]) not in now]
+def with_set(sets: Sequence[dict[str, Any]], found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sets with what was measured now; other numbers of tasks of the same set are kept."""
+    known = next((s for s in sets if _place(s) == _place(found)), None)
+    runs = {**known["runs"], **found["runs"]} if known else found["runs"]
+    merged = {**found, "runs": {n: runs[n] for n in sorted(runs, key=int)}}
+    if known is None:
+        return [*sets, merged]
+    return [merged if s is known else s for s in sets]
+
+
+def _place(found: dict[str, Any]) -> tuple[str, str, str]:
+    return found["shape"], found["targets"], found["phase"]
 
 
 def _clock(options: argparse.Namespace) -> tuple[str, Callable[[], float]]:
