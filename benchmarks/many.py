@@ -111,7 +111,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path(".cache/many"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--merged", type=int, default=100, help="adapters of the mix, in batches")
-    parser.add_argument("--batches", type=int, default=10)
+    parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--resume", action="store_true", help="leave out what --out has already")
     parser.add_argument("--no-figure", dest="figure", action="store_false")
     return parser.parse_args(arguments)

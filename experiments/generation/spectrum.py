@@ -21,10 +21,9 @@ from typing import Any
 import torch
 from experiments.common.runs import write
 from experiments.generation import script
-from experiments.generation.adapters import load_adapters
 from experiments.generation.many import Updates
 from experiments.generation.merging import Stream, projected, updates_of
-from experiments.generation.run import in_batches
+from experiments.generation.weighing import own_stream
 from torch import Tensor
 
 from sharespace import Share
@@ -53,10 +52,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", help="default: the experiment's")
     chosen = parser.parse_args()
     ready = script.begin(chosen)
-    tasks = list(ready.tasks.values())
-    adapters = load_adapters(ready.base, tasks, ready.size, "own", 0, chosen.cache, "")
-    batches = in_batches(list(adapters), ready.size.batches, 0)
-    stream = Stream(ready.base, adapters, {name: ready.tests[name] for name in adapters}, batches)
+    stream = own_stream(ready, chosen.cache)
     file = chosen.out / "weighing.json"
     results = json.loads(file.read_text())
     for k in chosen.k or ready.size.dimensions:

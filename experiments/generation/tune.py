@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 from benchmarks.common import environment
 from experiments.common import own as own_files
 from experiments.common.runs import write
+from experiments.common.trials import Trial, add_options, trials
 from experiments.generation import script
 from experiments.generation.jobs import make_jobs
 from experiments.generation.learn import own_folder
@@ -35,44 +36,20 @@ HELD_OUT = 64
 TASKS = ("banking77-1", "clinc150-1", "rule-rotate")
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One setting: a core, or where p is None a LoRA."""
-
-    rate: float
-    steps: int
-    rank: int = 0
-    p: int | None = None
-    phi: int = 0
-
-    @property
-    def label(self) -> str:
-        """Its key in the file."""
-        kind = f"lora rank={self.rank}" if self.p is None else f"core p={self.p} phi={self.phi}"
-        return f"{kind} rate={self.rate:g} steps={self.steps}"
-
-    def settings(self, numbers: Settings) -> Settings:
-        """The experiment's numbers with those of the trial."""
-        training = replace(numbers.lora, learning_rate=self.rate, steps=self.steps)
-        if self.p is None:
-            scale = (numbers.lora_alpha or 1) / numbers.rank
-            return replace(numbers, lora=training, rank=self.rank, lora_alpha=scale * self.rank)
-        return replace(numbers, coefficients=training, p=self.p, phi=self.phi)
+def with_trial(numbers: Settings, trial: Trial) -> Settings:
+    """The experiment's numbers with those of the trial."""
+    training = replace(numbers.lora, learning_rate=trial.rate, steps=trial.steps)
+    if trial.p is None:
+        scale = (numbers.lora_alpha or 1) / numbers.rank
+        return replace(numbers, lora=training, rank=trial.rank, lora_alpha=scale * trial.rank)
+    return replace(numbers, coefficients=training, p=trial.p, phi=trial.phi)
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = script.parser(__doc__, "")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    core, lora = ("P", "PHI", "RATE", "STEPS"), ("RANK", "RATE", "STEPS")
-    parser.add_argument("--core", nargs=4, action="append", metavar=core, default=[])
-    parser.add_argument("--lora", nargs=3, action="append", metavar=lora, default=[])
+    add_options(parser)
     return parser.parse_args(arguments)
-
-
-def trials(chosen: argparse.Namespace) -> list[Trial]:
-    """What was asked for."""
-    cores = [Trial(float(r), int(s), p=int(p), phi=int(phi)) for p, phi, r, s in chosen.core]
-    return [*(Trial(float(r), int(s), rank=int(n)) for n, r, s in chosen.lora), *cores]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def percent(ready: Ready, share: Share, task: str, trial: Trial, held_out: int) -> float:
     """Of the held-out examples."""
-    numbers = trial.settings(settings(ready.size, 0))
+    numbers = with_trial(settings(ready.size, 0), trial)
     bench = Workbench(make_jobs(ready, [task], held_out=held_out), numbers)
     if trial.p is None:
         return own_lora(bench, task).score

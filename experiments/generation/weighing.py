@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +26,7 @@ from experiments.generation import script
 from experiments.generation.adapters import load_adapters
 from experiments.generation.merging import Method, Stream, kept, originals
 from experiments.generation.run import in_batches
+from experiments.generation.script import Ready
 from torch import Tensor
 
 from sharespace import Share
@@ -61,10 +63,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", help="default: the experiment's")
     chosen = parser.parse_args()
     ready = script.begin(chosen)
-    tasks = list(ready.tasks.values())
-    adapters = load_adapters(ready.base, tasks, ready.size, "own", 0, chosen.cache, "")
-    batches = in_batches(list(adapters), ready.size.batches, 0)
-    stream = Stream(ready.base, adapters, {name: ready.tests[name] for name in adapters}, batches)
+    stream = own_stream(ready, chosen.cache)
     file = chosen.out / "weighing.json"
     results = json.loads(file.read_text()) if file.is_file() else begin(stream, ready.tasks)
     for k in chosen.k or ready.size.dimensions:
@@ -75,6 +74,14 @@ def main() -> None:
                 write(file, results)
                 mean = fmean(s["percent"] for s in mine[variant.label]["final"].values())
                 print(f"k = {k}, {variant.label}: {mean:.1f}", flush=True)
+
+
+def own_stream(ready: Ready, cache: Path) -> Stream:
+    """The adapters with starts of their own, in the batches of seed 0."""
+    tasks = list(ready.tasks.values())
+    adapters = load_adapters(ready.base, tasks, ready.size, "own", 0, cache, "")
+    batches = in_batches(list(adapters), ready.size.batches, 0)
+    return Stream(ready.base, adapters, {name: ready.tests[name] for name in adapters}, batches)
 
 
 def begin(stream: Stream, tasks: Any) -> dict[str, Any]:

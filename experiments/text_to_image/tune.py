@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from benchmarks.common import environment
 from experiments.common.runs import write
+from experiments.common.trials import Trial, add_options, trials
 from experiments.text_to_image import judges, lora, script
 from experiments.text_to_image.digits import Digits, prompt, read
 from experiments.text_to_image.jobs import Denoiser, Studio, open_studio, plain_unet
@@ -42,37 +43,12 @@ EXAMPLES = 256
 """Test digits that the loss is taken on."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One setting: a core, or where p is None a LoRA."""
-
-    rate: float
-    steps: int
-    rank: int = 0
-    p: int | None = None
-    phi: int = 0
-
-    @property
-    def label(self) -> str:
-        """Its key in the file."""
-        kind = f"lora rank={self.rank}" if self.p is None else f"core p={self.p} phi={self.phi}"
-        return f"{kind} rate={self.rate:g} steps={self.steps}"
-
-
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = script.parser(__doc__)
     parser.add_argument("--styles", nargs="+", choices=TASKS, default=["framed", "rotated"])
-    core, adapter = ("P", "PHI", "RATE", "STEPS"), ("RANK", "RATE", "STEPS")
-    parser.add_argument("--core", nargs=4, action="append", metavar=core, default=[])
-    parser.add_argument("--lora", nargs=3, action="append", metavar=adapter, default=[])
+    add_options(parser)
     parser.add_argument("--own", action="store_true", help="the own LoRAs of the run, too")
     return parser.parse_args(arguments)
-
-
-def trials(chosen: argparse.Namespace) -> list[Trial]:
-    """What was asked for."""
-    cores = [Trial(float(r), int(s), p=int(p), phi=int(phi)) for p, phi, r, s in chosen.core]
-    return [*(Trial(float(r), int(s), rank=int(n)) for n, r, s in chosen.lora), *cores]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
