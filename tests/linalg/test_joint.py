@@ -56,9 +56,9 @@ def test_a_sweep_never_raises_the_weighed_error(
     found = problem(family.updates, p)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(truncated, "EXACT_SIDE", exact_side)
-        now = module._hosvd(found, k)
+        now = module.steps(found, k).hosvd()
         for _ in range(3):
-            following = module._sweep(found, now, k)
+            following = module.steps(found, k).sweep(now)
             before, after = lost(found, now.bases), lost(found, following.bases)
             assert after <= before + 1e-9 * max(found.total, 1)
             assert orthonormality(following.bases.left) <= 1e-9
@@ -71,9 +71,9 @@ def test_a_sweep_knows_what_truncation_to_p_will_take(seed: int, k: tuple[int, i
     """A sweep for all of the cores raises the error of their first directions in one of ten."""
     tasks = [update(6, 5, 4, 1000 * seed + i, dtype=torch.float64) for i in range(4)]
     found = problem(tasks, 1)
-    now = module._hosvd(found, k)
+    now = module.steps(found, k).hosvd()
     for _ in range(3):
-        following = module._sweep(found, now, k)
+        following = module.steps(found, k).sweep(now)
         assert lost(found, following.bases) <= lost(found, now.bases) + 1e-9
         now = following
 
@@ -103,9 +103,9 @@ def test_the_second_start_finds_what_sweeps_from_hosvd_do_not() -> None:
     """Three weak tasks share much with each side's direction and little with the pair of both; a
     fourth of rank 1 is worth more than the three together, but no sweep leads there."""
     found = problem(decoys())
-    now = module._hosvd(found, (1, 1))
+    now = module.steps(found, (1, 1)).hosvd()
     for _ in range(9):
-        now = module._sweep(found, now, (1, 1))
+        now = module.steps(found, (1, 1)).sweep(now)
     assert now.energy < 0.95
     assert found.energy(joint(found, (1, 1))) == pytest.approx(1.0, abs=1e-6)
 

@@ -21,6 +21,9 @@ _Pair: TypeAlias = tuple[Tensor, Tensor]
 _Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
 _BATCH_NUMBERS = 1 << 20
 """Numbers in a batch of factors: 4 MiB in float32, times the copies that LAPACK makes."""
+SLICE_NUMBERS = 1 << 19
+"""Numbers of the directions in a slice of tasks: they stay in the processor's cache, and what is
+computed on the way takes no more memory than they do, however many tasks there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +74,37 @@ class Updates:
     def norms(self) -> Tensor:
         """float64 [tasks]: |dW_i| (Frobenius)."""
         return self.blocks(self.sigma.double().square()).sum(1).sqrt()
+
+    def slices(self, numbers: int = SLICE_NUMBERS) -> Iterator[tuple[slice, Updates]]:
+        """(where they are, the tasks): consecutive ones together, as views.
+
+        Args:
+            numbers: of the directions of tasks that come together; one task at least.
+        """
+        sides = self.left.shape[0] + self.right.shape[0]
+        ends = [0, *accumulate(self.ranks)]
+        first = 0
+        while first < len(self.ranks):
+            last = first + 1
+            while last < len(self.ranks) and (ends[last + 1] - ends[first]) * sides <= numbers:
+                last += 1
+            yield slice(first, last), self._between(first, last, ends)
+            first = last
+
+    def _between(self, first: int, last: int, ends: Sequence[int]) -> Updates:
+        columns = slice(ends[first], ends[last])
+        return Updates(
+            self.left[:, columns],
+            self.sigma[columns],
+            self.right[:, columns],
+            self.ranks[first:last],
+        )
+
+    def double(self) -> Updates:
+        """In float64."""
+        # Of the transposes, which are contiguous: the copies are then, too.
+        left, right = self.left.mT.double().mT, self.right.mT.double().mT
+        return Updates(left, self.sigma.double(), right, self.ranks)
 
     def select(self, tasks: Sequence[int]) -> Updates:
         """Only these tasks, in this order."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sharespace.linalg.canonical import Updates, canonicalise
 from sharespace.linalg.own_directions import cholesky_root
-from sharespace.linalg.power import add_power, chunk_weights, seen
+from sharespace.linalg.power import add_power, chunk_weights, seen, zero_sum
 from sharespace.linalg.row_chunks import Chunk, Rows, chunks
 
 SMALL_LOSS = 1e-3
@@ -58,8 +58,8 @@ def coordinates(
     outside = torch.zeros(3, tasks, dtype=torch.float64)
     cores = _Cores([min(r, left.shape[1], right.shape[1]) for r in rows.ranks], left, right)
     pushed = (
-        torch.zeros_like(left[:, : None if power else 0]),
-        torch.zeros_like(right[:, : None if power else 0]),
+        zero_sum(left[:, : None if power else 0]),
+        zero_sum(right[:, : None if power else 0]),
     )
     for chunk in chunks(rows):
         found = seen(chunk.left, left), seen(chunk.right, right)
@@ -69,8 +69,8 @@ def coordinates(
         cores.put(chunk, found)
         if power:
             weighing = chunk_weights(chunk, entry_norms)
-            add_power(chunk.left, inner[1], weighing, found[0], pushed[0])
-            add_power(chunk.right, inner[0], weighing, found[1], pushed[1])
+            add_power(chunk.left, inner[1], weighing, found[0], pushed[0].mT)
+            add_power(chunk.right, inner[0], weighing, found[1], pushed[1].mT)
     only_left, only_right, both = outside
     return Compressed(left, right, cores.updates, norms, only_left, only_right, both, pushed)
 
@@ -91,14 +91,19 @@ class _Cores:
     def put(self, chunk: Chunk, found: tuple[Tensor, Tensor]) -> None:
         """Put what the frames see of a chunk's factors (m x r x l and m x r x l') in its place."""
         small = _canonical(chunk, found)
-        places = [
-            i for t in chunk.tasks for i in range(self._ends[t] - self._ranks[t], self._ends[t])
-        ]
-        index = torch.tensor(places, device=self._parts[1].device)
+        places = self._places(chunk.tasks)
         for target, part in zip(
             self._parts, (small.left.mT, small.sigma, small.right.mT), strict=True
         ):
-            target[index] = part.to(target.dtype)
+            target[places] = part.to(target.dtype)
+
+    def _places(self, tasks: Sequence[int]) -> slice | Tensor:
+        """Where the directions of tasks are; of consecutive ones a slice, which is faster."""
+        first, last = tasks[0], tasks[-1]
+        if list(tasks) == list(range(first, last + 1)):
+            return slice(self._ends[first] - self._ranks[first], self._ends[last])
+        places = [i for t in tasks for i in range(self._ends[t] - self._ranks[t], self._ends[t])]
+        return torch.tensor(places, device=self._parts[1].device)
 
     @property
     def updates(self) -> Updates:

@@ -61,19 +61,33 @@ def own_directions(chunk: Chunk, weights: Tensor, known: OwnDirections) -> OwnDi
     eigenvector v gives y ~ B L v and z ~ A^T (B^T B) L v.
     """
     root = cholesky_root(chunk.right_gram, chunk.right.dtype)
-    energies, vectors = torch.linalg.eigh(root.mT @ chunk.left_gram @ root)
-    strengths = energies.clamp_min(0).sqrt() * weights[:, None]
+    inner = root.mT @ chunk.left_gram @ root
+    able = (_largest(inner).sqrt() * weights > known.weakest).nonzero()[:, 0]
+    energies, vectors = torch.linalg.eigh(inner[able])
+    strengths = energies.clamp_min(0).sqrt() * weights[able, None]
     flat = strengths.flatten()
     order = flat.argsort(descending=True, stable=True)[: known.most]
     chosen = order[flat[order] > known.weakest]
-    tasks, columns = chosen // strengths.shape[1], chosen % strengths.shape[1]
-    left_mix = root[tasks] @ vectors[tasks, :, columns][..., None]
+    rows, columns = chosen // strengths.shape[1], chosen % strengths.shape[1]
+    tasks = able[rows]
+    left_mix = root[tasks] @ vectors[rows, :, columns][..., None]
     right_mix = chunk.left_gram[tasks] @ left_mix
     left, right = (
         _unit((mix.mT.to(rows.dtype) @ rows[tasks])[:, 0].mT)
         for mix, rows in ((left_mix, chunk.left), (right_mix, chunk.right))
     )
     return OwnDirections(known.most, flat[chosen], left, right)
+
+
+def _largest(inner: Tensor) -> Tensor:
+    """[tasks]: no less than the largest eigenvalue of each, mostly by a few percent: the norm of
+    the eighth power. Most tasks need no decomposition then, which takes five times as long."""
+    trace = inner.diagonal(dim1=1, dim2=2).sum(1).clamp_min(torch.finfo(inner.dtype).tiny)
+    power = inner / trace[:, None, None]
+    for _ in range(3):
+        power = power @ power
+    bound = power.square().sum((1, 2)) ** (1 / 16)
+    return bound * trace * (1 + 1e-9)
 
 
 def cholesky_root(gram: Tensor, dtype: torch.dtype) -> Tensor:

@@ -41,7 +41,7 @@ def seen(factor: Tensor, columns: Tensor) -> Tensor:
 
 
 def add_power(factor: Tensor, inner: Tensor, weighing: Tensor, test: Tensor, into: Tensor) -> None:
-    """Add sum_i w_i^2 B_i inner_i (B_i^T columns) to ``into`` (n x l).
+    """Add sum_i w_i^2 B_i inner_i (B_i^T columns), transposed, to ``into`` (l x n).
 
     Args:
         factor: m x r x n, B_i^T.
@@ -50,7 +50,12 @@ def add_power(factor: Tensor, inner: Tensor, weighing: Tensor, test: Tensor, int
         test: m x r x l, what the columns see of each task: B_i^T columns.
     """
     gains = (weighing.square()[:, None, None] * inner).to(factor.dtype)
-    into.addmm_(factor.flatten(0, 1).mT, (gains @ test).flatten(0, 1))
+    into.addmm_((gains @ test).flatten(0, 1).mT, factor.flatten(0, 1))
+
+
+def zero_sum(columns: Tensor) -> Tensor:
+    """Zeros like the columns (n x l), column by column in memory, as ``add_power`` takes them."""
+    return columns.new_zeros(columns.shape[1], columns.shape[0]).mT
 
 
 def orthonormal_columns(columns: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from sharespace.linalg.power import (
     seen,
     sides,
     width,
+    zero_sum,
 )
 from sharespace.linalg.row_chunks import Rows, chunks, read_chunk, sample
 
@@ -64,7 +65,7 @@ def range_search(
 ) -> Found:
     """One pass over all tasks, after one look at a sample; see ``streamed.compress``."""
     tests = _pilot(rows, k, entry_norms, torch.Generator().manual_seed(seed))
-    sums = [torch.zeros_like(t) for t in tests]
+    sums = [zero_sum(t) for t in tests]
     own = OwnDirections.none(rows.n, rows.d, min(k), rows.dtype, rows.device)
     total = 0.0
     for chunk in chunks(rows):
@@ -72,7 +73,7 @@ def range_search(
         total += float((weighing * chunk.norms).square().sum())
         own = own.with_more(own_directions(chunk, weighing, own))
         for (factor, gram), test, target in zip(sides(chunk), tests, sums, strict=True):
-            add_power(factor, gram, weighing, seen(factor, test), target)
+            add_power(factor, gram, weighing, seen(factor, test), target.mT)
     left, right = (ritz(t, s)[0] for t, s in zip(tests, sums, strict=True))
     return Found(sums[0], sums[1], total, (left, right), own)
 
@@ -89,8 +90,8 @@ def _pilot(
     for (factor, gram), side, most in zip(sides(chunk), (rows.n, rows.d), k, strict=True):
         test = orthonormal_columns(_random(side, width(most, side, columns), rows, generator))
         for _ in range(PILOT_STEPS):
-            pushed = torch.zeros_like(test)
-            add_power(factor, gram, weighing, seen(factor, test), pushed)
+            pushed = zero_sum(test)
+            add_power(factor, gram, weighing, seen(factor, test), pushed.mT)
             turned = normal(pushed @ ritz(test, pushed)[1].to(pushed))
             test = orthonormal_columns(turned)
         if not whole:

@@ -108,8 +108,9 @@ def read_chunk(rows: Rows, tasks: Sequence[int]) -> Chunk:
     left, right = rows.views(len(tasks), max(ranks))
     for i, (task, rank) in enumerate(zip(tasks, ranks, strict=True)):
         rows.read(task, left[i, :rank], right[i, :rank])
-        left[i, rank:].zero_()
-        right[i, rank:].zero_()
+        if rank < left.shape[1]:
+            left[i, rank:].zero_()
+            right[i, rank:].zero_()
     left_gram, right_gram = _gram(left), _gram(right)
     energies = (left_gram * right_gram).sum((1, 2))
     scales = left_gram.diagonal(dim1=1, dim2=2).sum(1) * right_gram.diagonal(dim1=1, dim2=2).sum(1)

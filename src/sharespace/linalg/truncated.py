@@ -67,13 +67,13 @@ def leading(
     side = min(n, c)
     if side <= EXACT_SIDE or (start is None and 4 * (k + OVERSAMPLING) >= side):
         exact, energies = _exact(updates, gains)
-        basis = exact[:, : _keep(energies, k, dropped)].to(updates.left.dtype)
+        basis = exact[:, : leading_count(energies, k, dropped)].to(updates.left.dtype)
         return Leading(basis, energies[: basis.shape[1]], seen_by(updates, basis))
     gains = gains.to(updates.left.dtype)
     if start is None or start.shape[1] < k:
         start, seen = _block(updates, gains, k, start, generator), None
     found = _iterate(updates, gains, start, seen, k, tol, max_iterations)
-    keep = _keep(found.energies, k, dropped)
+    keep = leading_count(found.energies, k, dropped)
     return Leading(found.basis[:, :keep], found.energies[:keep], found.seen[..., :keep])
 
 
@@ -164,7 +164,9 @@ def _ritz(gains: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     return energies.flip(0).clamp_min(0), vectors.flip(1)
 
 
-def _keep(energies: Tensor, k: int, dropped: float) -> int:
+def leading_count(energies: Tensor, k: int, dropped: float) -> int:
+    """How many of the leading directions are kept: trailing ones are left out while their energy
+    together is at most ``dropped``."""
     tails = energies.flip(0).cumsum(0).flip(0)
     return min(k, int((tails > dropped).sum()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -195,23 +195,25 @@ def stored_basis(basis: Tensor, dtype: torch.dtype) -> Tensor:
 
 def certify(problem: Problem, bases: Bases) -> Certificate:
     """The certificate of bases for a problem, rounding of the compute dtype added."""
+    lost = [0.0, 0.0, 0.0]
+    for tasks, part in problem.updates.slices():
+        some = replace(problem, updates=part, weights=problem.weights[tasks])
+        lost = [x + more for x, more in zip(lost, _lost(some, bases), strict=True)]
+    rounding = canonical_rounding(problem.updates.left.dtype)
+    left, right = (x * (1 + rounding) + rounding**2 * problem.total for x in lost[:2])
+    return Certificate(left, right, lost[2])
+
+
+def _lost(problem: Problem, bases: Bases) -> tuple[float, float, float]:
+    """Weighed energy outside the left basis, the right one, and in the cores beyond rank p."""
     left = seen_by(problem.updates, bases.left)
     right = seen_by(problem.updates.flipped, bases.right)
-    square = problem.weights.square()
-    sigma = problem.sigma.double()
-    rounding = canonical_rounding(problem.updates.left.dtype)
-    slack = rounding**2 * problem.total
-    lost_left, lost_right = (
-        _outside(side, basis, seen) * (1 + rounding) + slack
-        for side, basis, seen in (
-            (problem, bases.left, left),
-            (problem.flipped, bases.right, right),
-        )
-    )
     tail = 0.0
     if problem.p is not None and problem.p < min(left.shape[1], left.shape[2], right.shape[2]):
-        tail = float((square * core_svd(left, sigma, right).tail(problem.p)).sum())
-    return Certificate(lost_left, lost_right, tail)
+        beyond = core_svd(left, problem.sigma.double(), right).tail(problem.p)
+        tail = float((problem.weights.square() * beyond).sum())
+    outside = _outside(problem, bases.left, left)
+    return outside, _outside(problem.flipped, bases.right, right), tail
 
 
 def _outside(problem: Problem, basis: Tensor, seen: Tensor) -> float:

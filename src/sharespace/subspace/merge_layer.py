@@ -13,6 +13,7 @@ from sharespace.linalg.canonical import weights
 from sharespace.linalg.core_merge import Framed, framed_coefficients, new_directions, together
 from sharespace.linalg.cores import seen_by
 from sharespace.linalg.factor_svd import factor_bases
+from sharespace.linalg.frame_change import FrameChange
 from sharespace.linalg.joint import Bases, Problem, joint
 from sharespace.linalg.precision import (
     canonical_rounding,
@@ -20,9 +21,8 @@ from sharespace.linalg.precision import (
     stored_rounding,
     tolerance,
 )
-from sharespace.linalg.residual import Between
 from sharespace.subspace.layers import LayerResult, certify, stored_basis
-from sharespace.subspace.project import coefficients_of, dense_cores, split_coefficients
+from sharespace.subspace.project import coefficients_of, factor_rows, split_coefficients
 from sharespace.subspace.reconstruct import factor_pair
 from sharespace.subspace.state import (
     Certificate,
@@ -33,9 +33,6 @@ from sharespace.subspace.state import (
     Settings,
     ShareModel,
 )
-
-PORTION = 1 << 20
-"""Numbers of dense cores at once: 8 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,10 +221,12 @@ def express(framed: Framed, layer: LayerSubspace, settings: Settings) -> tuple[C
     right = framed.right.mT @ layer.right_basis.to(framed.right)
     if settings.method == "share" and settings.p is None:
         return split_coefficients([(e.mT @ left, f.mT @ right) for e, f in framed.factors], layer)
-    core = framed.core
-    return coefficients_of(
-        seen_by(core, left), core, seen_by(core.flipped, right), layer, settings.p
-    )
+    found: list[Coefficients] = []
+    for _, part in framed.core.slices():
+        core = part.double()
+        seen = seen_by(core, left), seen_by(core.flipped, right)
+        found += coefficients_of(seen[0], core, seen[1], layer, settings.p)
+    return tuple(found)
 
 
 def certified(problem: Problem, bases: Bases, new: Side) -> Certificate:
@@ -254,14 +253,11 @@ def lost_by(side: Side, layer: LayerSubspace, found: Sequence[Coefficients]) -> 
     if not found:
         return []
     stored = layer.left_basis.to(device), layer.right_basis.to(device)
-    between = Between.of((framed.left, framed.right), stored)
-    numbers = max(framed.left.shape[1] * framed.right.shape[1], 1)
-    portion = max(PORTION // numbers, 1)
+    change = FrameChange.of((framed.left, framed.right), stored)
     parts = []
-    for start in range(0, len(found), portion):
-        tasks = range(start, min(start + portion, len(found)))
-        after = dense_cores(found[tasks.start : tasks.stop], layer).to(device)
-        parts.append(torch.stack(between.differences(framed.cores(tasks), after)))
+    for tasks, part in framed.core.slices():
+        rows = (r.to(device) for r in factor_rows(found[tasks], layer))
+        parts.append(torch.stack(change.differences(part.double(), *rows)))
     lost, stray = torch.cat(parts, dim=1)
     if side.outside is not None:
         gone = side.outside[2].to(lost)

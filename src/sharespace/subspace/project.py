@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sharespace.linalg.canonical import Updates
-from sharespace.linalg.cores import core_svd, seen_by
+from sharespace.linalg.cores import core_factors, seen_by
 from sharespace.linalg.residual import errors
 from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace
 
@@ -81,7 +81,7 @@ def coefficients_of(
     left = _least_squares(seen_left, layer.left_basis)
     right = _least_squares(seen_right, layer.right_basis)
     sigma = updates.blocks(updates.sigma)
-    e, f = core_svd(left, sigma, right).factors(p)
+    e, f = core_factors(left, sigma, right, p)
     e, f = e.cpu(), f.cpu()
     return tuple(
         stored(e[i, :, :r], f[i, :, :r], layer.left_basis.dtype)
@@ -111,6 +111,32 @@ def stored(left: Tensor, right: Tensor, dtype: torch.dtype) -> Coefficients:
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def factor_rows(
+    coefficients: Sequence[Coefficients], layer: LayerSubspace
+) -> tuple[Tensor, Tensor]:
+    """The stored E^T and F^T, float64 [tasks, p, k_left] and [tasks, p, k_right], with zeros where
+    a p is smaller than the largest; a core is C and 1, a private update nothing."""
+    pairs = [_pair(value, layer) for value in coefficients]
+    shapes = {(e.shape, f.shape) for e, f in pairs}
+    if len(shapes) == 1:
+        left, right = (torch.stack(side).mT.double() for side in zip(*pairs, strict=True))
+        return left.contiguous(), right.contiguous()
+    p = max((e.shape[1] for e, _ in pairs), default=0)
+    wide = [torch.zeros(len(pairs), p, k, dtype=torch.float64) for k in layer.k]
+    for i, pair in enumerate(pairs):
+        for target, part in zip(wide, pair, strict=True):
+            target[i, : part.shape[1]] = part.mT
+    return wide[0], wide[1]
+
+
+def _pair(value: Coefficients, layer: LayerSubspace) -> tuple[Tensor, Tensor]:
+    if isinstance(value, Factors):
+        return value.left, value.right
+    if isinstance(value, Core):
+        return value.matrix, torch.eye(layer.k[1], dtype=value.matrix.dtype)
+    return torch.empty(layer.k[0], 0), torch.empty(layer.k[1], 0)
 
 
 def dense_cores(coefficients: Sequence[Coefficients], layer: LayerSubspace) -> Tensor:
