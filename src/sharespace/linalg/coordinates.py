@@ -12,7 +12,7 @@ from torch import Tensor
 from sharespace.linalg.canonical import Updates, canonicalise
 from sharespace.linalg.own_directions import cholesky_root
 from sharespace.linalg.power import add_power, chunk_weights, seen, zero_sum
-from sharespace.linalg.row_chunks import Chunk, Rows, chunks
+from sharespace.linalg.row_chunks import Chunk, Norms, Rows, chunks_again
 
 SMALL_LOSS = 1e-3
 """Relative energy below which what lies outside a frame is measured and not taken as a difference
@@ -31,10 +31,6 @@ class Compressed:
     """left^T dW_i right in canonical form (compute dtype)."""
     norms: Tensor
     """float64 [tasks]: |dW_i|."""
-    outside_left: Tensor
-    """float64 [tasks]: energy of dW_i outside the left frame."""
-    outside_right: Tensor
-    """float64 [tasks]: and outside the right one."""
     outside: Tensor
     """float64 [tasks]: |dW_i|^2 - |core_i|^2."""
     pushed: tuple[Tensor, Tensor]
@@ -43,36 +39,39 @@ class Compressed:
 
 
 def coordinates(
-    rows: Rows, left: Tensor, right: Tensor, entry_norms: Tensor | None = None, *, power: bool
+    rows: Rows,
+    left: Tensor,
+    right: Tensor,
+    norms: Norms,
+    entry_norms: Tensor | None = None,
+    *,
+    power: bool,
 ) -> Compressed:
     """One pass over all tasks.
 
     Args:
         left: n x l, orthonormal columns.
         right: d x l'.
+        norms: what an earlier pass measured.
         entry_norms: as in ``streamed.Search``.
         power: find ``pushed``, too.
     """
-    tasks = len(rows.ranks)
-    norms = torch.zeros(tasks, dtype=torch.float64)
-    outside = torch.zeros(3, tasks, dtype=torch.float64)
+    outside = torch.zeros(len(rows.ranks), dtype=torch.float64)
     cores = _Cores([min(r, left.shape[1], right.shape[1]) for r in rows.ranks], left, right)
     pushed = (
         zero_sum(left[:, : None if power else 0]),
         zero_sum(right[:, : None if power else 0]),
     )
-    for chunk in chunks(rows):
+    for chunk in chunks_again(rows, norms):
         found = seen(chunk.left, left), seen(chunk.right, right)
         inner = [(s @ s.mT).double() for s in found]
-        norms[chunk.tasks] = chunk.norms.cpu()
-        outside[:, chunk.tasks] = _outside(chunk, (left, right), found, inner).cpu()
+        outside[chunk.tasks] = _outside(chunk, (left, right), found, inner).cpu()
         cores.put(chunk, found)
         if power:
             weighing = chunk_weights(chunk, entry_norms)
             add_power(chunk.left, inner[1], weighing, found[0], pushed[0].mT)
             add_power(chunk.right, inner[0], weighing, found[1], pushed[1].mT)
-    only_left, only_right, both = outside
-    return Compressed(left, right, cores.updates, norms, only_left, only_right, both, pushed)
+    return Compressed(left, right, cores.updates, norms.values, outside, pushed)
 
 
 class _Cores:
@@ -117,19 +116,12 @@ def _outside(
     found: tuple[Tensor, Tensor],
     inner: Sequence[Tensor],
 ) -> Tensor:
-    """float64 [3, tasks]: energy outside the left frame, the right one, and the two together."""
-    held = torch.stack(
-        [
-            (inner[0] * chunk.right_gram).sum((1, 2)),
-            (inner[1] * chunk.left_gram).sum((1, 2)),
-            (inner[0] * inner[1]).sum((1, 2)),
-        ]
-    )
+    """float64 [tasks]: energy outside the two frames."""
     whole = chunk.norms.square()
-    result = whole - held
-    close = (result[:2].amin(0) < SMALL_LOSS * whole).nonzero()[:, 0]
+    result = whole - (inner[0] * inner[1]).sum((1, 2))
+    close = (result < SMALL_LOSS * whole).nonzero()[:, 0]
     if len(close):
-        result[:, close] = _measured(chunk, frames, found, close)
+        result[close] = _measured(chunk, frames, found, close)
     return result.clamp_min(0)
 
 
@@ -147,8 +139,7 @@ def _measured(
     factors = chunk.left[tasks], chunk.right[tasks]
     held = found[0][tasks], found[1][tasks]
     hidden = [f - h @ frame.mT for f, h, frame in zip(factors, held, frames, strict=True)]
-    left = _energy(factors[1], hidden[0])
-    return torch.stack([left, _energy(factors[0], hidden[1]), left + _energy(held[0], hidden[1])])
+    return _energy(factors[1], hidden[0]) + _energy(held[0], hidden[1])
 
 
 def _energy(one: Tensor, other: Tensor) -> Tensor:

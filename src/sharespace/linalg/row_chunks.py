@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -58,21 +58,64 @@ class Chunk:
     """m x r x n, B_i^T, rows beyond a task's rank are zero."""
     right: Tensor
     """m x r x d, A_i."""
-    left_gram: Tensor
-    """float64, m x r x r: B_i^T B_i."""
-    right_gram: Tensor
-    """float64, m x r x r: A_i A_i^T."""
     norms: Tensor
     """float64 [m]: |dW_i|."""
 
 
-def chunks(rows: Rows) -> Iterator[Chunk]:
-    """All tasks, each once, those of like rank together."""
-    order = sorted(range(len(rows.ranks)), key=lambda t: rows.ranks[t])
+@dataclass(frozen=True, eq=False)
+class Measured(Chunk):
+    """A chunk with its Gram matrices."""
+
+    left_gram: Tensor
+    """float64, m x r x r: B_i^T B_i."""
+    right_gram: Tensor
+    """float64, m x r x r: A_i A_i^T."""
+    balanced: list[int]
+    """Tasks whose factors are another split of their update than the one that was read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Norms:
+    """What one pass measures, so that later ones need no Gram matrices."""
+
+    values: Tensor
+    """float64 [tasks], on the CPU: |dW_i|."""
+    balanced: set[int]
+    """Tasks whose factors have to be split anew each time that they are read."""
+
+    @classmethod
+    def none(cls, tasks: int) -> Norms:
+        """Before the first chunk."""
+        return cls(torch.zeros(tasks, dtype=torch.float64), set())
+
+    def put(self, chunk: Measured) -> None:
+        """Remember those of a chunk."""
+        self.values[chunk.tasks] = chunk.norms.cpu()
+        self.balanced.update(chunk.balanced)
+
+
+def chunks(rows: Rows, tasks: Iterable[int] | None = None) -> Iterator[Measured]:
+    """Some tasks or all, each once, those of like rank together."""
+    for some in _groups(rows, range(len(rows.ranks)) if tasks is None else tasks):
+        yield read_chunk(rows, some)
+
+
+def chunks_again(rows: Rows, norms: Norms) -> Iterator[Chunk]:
+    """All tasks once more."""
+    for tasks in _groups(rows, range(len(rows.ranks))):
+        ranks, left, right = _read(rows, tasks)
+        for i, task in enumerate(tasks):
+            if task in norms.balanced:
+                _balance(left[i], right[i])
+        yield Chunk(tasks, ranks, left, right, norms.values[tasks].to(rows.device))
+
+
+def _groups(rows: Rows, tasks: Iterable[int]) -> Iterator[list[int]]:
+    order = sorted(tasks, key=lambda t: rows.ranks[t])
     at = 0
     while at < len(order):
         end = _end(rows, order, at)
-        yield read_chunk(rows, order[at:end])
+        yield order[at:end]
         at = end
 
 
@@ -98,12 +141,30 @@ def sample(rows: Rows, generator: torch.Generator) -> list[int]:
     return sorted(drawn)
 
 
-def read_chunk(rows: Rows, tasks: Sequence[int]) -> Chunk:
+def read_chunk(rows: Rows, tasks: Sequence[int]) -> Measured:
     """Some tasks' factors.
 
     Raises:
         FloatingPointError: they hold NaN, infinity, or numbers too large to compute with.
     """
+    ranks, left, right = _read(rows, tasks)
+    left_gram, right_gram = _gram(left), _gram(right)
+    energies = (left_gram * right_gram).sum((1, 2))
+    scales = left_gram.diagonal(dim1=1, dim2=2).sum(1) * right_gram.diagonal(dim1=1, dim2=2).sum(1)
+    if not bool(torch.isfinite(scales).all()):
+        raise FloatingPointError("a factor holds NaN, infinity, or numbers too large")
+    uneven = (scales > UNBALANCED * max(ranks) * energies).nonzero()[:, 0].tolist()
+    for i in uneven:
+        _balance(left[i], right[i])
+        left_gram[i], right_gram[i] = _gram(left[i]), _gram(right[i])
+        energies[i] = (left_gram[i] * right_gram[i]).sum()
+    norms = energies.clamp_min(0).sqrt()
+    balanced = [tasks[i] for i in uneven]
+    return Measured(list(tasks), ranks, left, right, norms, left_gram, right_gram, balanced)
+
+
+def _read(rows: Rows, tasks: Sequence[int]) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """Ranks and factors of a chunk, as they are."""
     ranks = tuple(rows.ranks[t] for t in tasks)
     left, right = rows.views(len(tasks), max(ranks))
     for i, (task, rank) in enumerate(zip(tasks, ranks, strict=True)):
@@ -111,17 +172,7 @@ def read_chunk(rows: Rows, tasks: Sequence[int]) -> Chunk:
         if rank < left.shape[1]:
             left[i, rank:].zero_()
             right[i, rank:].zero_()
-    left_gram, right_gram = _gram(left), _gram(right)
-    energies = (left_gram * right_gram).sum((1, 2))
-    scales = left_gram.diagonal(dim1=1, dim2=2).sum(1) * right_gram.diagonal(dim1=1, dim2=2).sum(1)
-    if not bool(torch.isfinite(scales).all()):
-        raise FloatingPointError("a factor holds NaN, infinity, or numbers too large")
-    for i in (scales > UNBALANCED * max(ranks) * energies).nonzero()[:, 0].tolist():
-        _balance(left[i], right[i])
-        left_gram[i], right_gram[i] = _gram(left[i]), _gram(right[i])
-        energies[i] = (left_gram[i] * right_gram[i]).sum()
-    norms = energies.clamp_min(0).sqrt()
-    return Chunk(list(tasks), ranks, left, right, left_gram, right_gram, norms)
+    return ranks, left, right
 
 
 def _gram(factor: Tensor) -> Tensor:

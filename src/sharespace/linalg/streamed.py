@@ -56,15 +56,16 @@ def compress(rows: Rows, wanted: Search) -> Compressed:
     """
     found = range_search(rows, wanted.k, wanted.entry_norms, wanted.seed)
     own = found.needs_own(wanted.k)
-    left, right = _frames(found.columns(own), wanted)
+    left, right = _frames(found.with_own(rows) if own else found.columns, wanted)
+    norms = found.norms
     del found
-    best = coordinates(rows, left, right, wanted.entry_norms, power=own)
+    best = coordinates(rows, left, right, norms, wanted.entry_norms, power=own)
     if not own:
         return best
     bases, lost = _solved(best, wanted)
     for left_to_do in reversed(range(REFINEMENTS)):
         left, right = _frames(_next_columns(best, bases, wanted), wanted)
-        best = coordinates(rows, left, right, wanted.entry_norms, power=left_to_do > 0)
+        best = coordinates(rows, left, right, norms, wanted.entry_norms, power=left_to_do > 0)
         before = lost
         bases, lost = _solved(best, wanted)
         if before - lost <= WORTH_A_PASS * before:

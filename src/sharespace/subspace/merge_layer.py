@@ -44,8 +44,8 @@ class Side:
     norms: Tensor
     """float64 [tasks]: |dW_i| at entry, whose inverse is the weight."""
     outside: Tensor | None = None
-    """float64 [3, tasks]: energy of each task outside the left frame, the right one, and the two
-    together, where the frames do not hold all of it (streamed)."""
+    """float64 [tasks]: energy of each task outside of the frames, where these do not hold all of it
+    (streamed)."""
 
     @property
     def whole(self) -> bool:
@@ -53,7 +53,7 @@ class Side:
         if self.outside is None:
             return True
         rounding = canonical_rounding(torch.float32) ** 2 * self.norms.square()
-        return bool((self.outside[2] <= rounding).all())
+        return bool((self.outside <= rounding).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,15 +230,19 @@ def express(framed: Framed, layer: LayerSubspace, settings: Settings) -> tuple[C
 
 
 def certified(problem: Problem, bases: Bases, new: Side) -> Certificate:
-    """The certificate of bases in the frames' coordinates; what is outside of these is lost."""
+    """The certificate of bases in the frames' coordinates.
+
+    What is outside of the two frames is lost whatever the bases; it counts once, half of it on each
+    side.
+    """
     found = certify(problem, bases)
     if new.outside is None:
         return found
-    left, right, _ = (new.outside @ weights(new.norms).square()).tolist()
+    half = float(new.outside @ weights(new.norms).square()) / 2
     return replace(
         found,
-        discarded_left=found.discarded_left + left,
-        discarded_right=found.discarded_right + right,
+        discarded_left=found.discarded_left + half,
+        discarded_right=found.discarded_right + half,
     )
 
 
@@ -260,7 +264,7 @@ def lost_by(side: Side, layer: LayerSubspace, found: Sequence[Coefficients]) -> 
         parts.append(torch.stack(change.differences(part.double(), *rows)))
     lost, stray = torch.cat(parts, dim=1)
     if side.outside is not None:
-        gone = side.outside[2].to(lost)
+        gone = side.outside.to(lost)
         lost = (lost.square() + gone + 2 * gone.sqrt() * stray).sqrt()
     result: list[float] = lost.tolist()
     return result

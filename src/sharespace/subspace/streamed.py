@@ -137,8 +137,7 @@ def _side(members: Sequence[Adapter], found: Compressed) -> Side:
     wide = Updates(core.left.double(), core.sigma.double(), core.right.double(), core.ranks)
     # Orthonormal to float64: what that moves is rounding of the dtype they were computed in.
     framed = Framed(orthonormal(found.left.double()), orthonormal(found.right.double()), wide)
-    outside = torch.stack([found.outside_left, found.outside_right, found.outside])
-    return Side(tuple(a.name for a in members), framed, found.norms, outside)
+    return Side(tuple(a.name for a in members), framed, found.norms, found.outside)
 
 
 def _explained(
