@@ -79,10 +79,13 @@ def test_plan_says_what_a_budget_chose_for_each_update(run: Run, adapters: Path)
     found = run("plan", f"{adapters}/*", "--budget", "0.6kB", "--json").json
     storage = found["storage"]
     assert found["budget"] == 600
-    assert storage["private"] == storage["updates"]  # independent random factors share nothing
+    # Independent random factors share nothing, and the bytes do not reach to all of them.
+    assert storage["private"] > 0 < storage["nothing"]
+    assert storage["private"] + storage["nothing"] == storage["updates"]
     assert storage["private_tasks"] == len(found["tasks"])
     out = " ".join(run("plan", f"{adapters}/*", "--budget", "0.6kB").out.split())
     assert "because they share nothing that pays" in out
+    assert f"of {storage['nothing']} nothing is kept" in out
     assert "the budget chose" not in run("plan", f"{adapters}/*", "--k", 3).out
 
 
@@ -273,3 +276,33 @@ def test_module_entry_point() -> None:
 
 def test_shell_completion_is_there(run: Run) -> None:
     assert "--install-completion" in run("--help").out
+
+
+def test_info_says_what_a_budget_chose(run: Run, adapters: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "s"
+    assert run("init", kept, f"{adapters}/*", "--budget", "0.6kB").code == 0
+    found = run("info", kept, "--layers", "--json").json
+    ways = {way: part["updates"] for way, part in found["stored"].items()}
+    assert ways == {"whole": 0, "leading": 0, "private": 7, "nothing": 2}
+    assert sum(part["bytes"] for part in found["stored"].values()) == found["bytes"]["coefficients"]
+    for key in ("layers", "tasks"):
+        parts = [one["stored"]["private"] for one in found[key].values()]
+        assert sum(part["updates"] for part in parts) == 7
+        assert sum(part["bytes"] for part in parts) == found["stored"]["private"]["bytes"]
+    out = " ".join(run("info", kept).out.split())
+    size = found["stored"]["private"]["bytes"]
+    assert f"9 updates, as a budget of 600 B chose: 7 private, outside of it ({size} B)" in out
+    assert "2 not kept (0 B)" in out
+    assert "encoder.0.q" not in out
+    assert "encoder.0.q" in run("info", kept, "--layers").out
+
+
+def test_info_without_a_budget_reads_the_manifest_alone(run: Run, share: Path) -> None:
+    layers = run("info", share, "--layers")
+    assert "in all directions of the subspace" in layers.out
+    assert run("info", share, "--layers", "--json").json["stored"]["whole"]["updates"] > 0
+    for file in (share / "objects").iterdir():
+        file.unlink()
+    assert run("info", share, "--json").json["stored"] is None
+    assert run("info", share).code == 0
+    assert run("info", share, "--layers").code != 0

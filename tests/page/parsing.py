@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "link", "br", "hr", "input"}
+VOID = {"meta", "link", "br", "hr", "input", "wbr"}
 
 
 class Page(HTMLParser):
@@ -16,6 +16,7 @@ class Page(HTMLParser):
         self.texts: list[str] = []
         self.ids: set[str] = set()
         self._open: list[str] = []
+        self._broken = False
         self.feed(source)
         self.close()
         if self._open:
@@ -23,6 +24,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._see(tag, attrs)
+        self._broken = tag == "wbr"
         if tag not in VOID:
             self._open.append(tag)
 
@@ -35,7 +37,11 @@ class Page(HTMLParser):
             raise ValueError(f"</{tag}> closes <{opened}>")
 
     def handle_data(self, data: str) -> None:
-        self.texts.append(data)
+        if self._broken:  # a place where a line may break is no space
+            self.texts[-1] += data
+        else:
+            self.texts.append(data)
+        self._broken = False
 
     def _see(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)

@@ -19,6 +19,7 @@ from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.fidelity import LayerFidelity, TaskFidelity
 from sharespace.subspace.merge import merge
 from sharespace.subspace.state import Settings, ShareModel
+from sharespace.subspace.stored import Stored, Tally
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -65,7 +66,8 @@ def task(name: str = "sst2", *, error: float = 0.01, bound: float = 0.02, **more
         "place": 1,
         "kept": kept,
         "p": (2, 2),
-        "private": 0,
+        "stored": Stored(whole=Tally(1, 5)),
+        "ways": {"m": "whole"},
         "norm": 1.0,
         "bytes": 10,
         "adapter_bytes": 100,

@@ -13,7 +13,7 @@ from sharespace.page.facts import Parts
 from sharespace.page.groups import by_kind, labels
 from sharespace.page.heat import COSINES, ERRORS, Heat, heat_map
 from sharespace.page.markup import Html, tag, visible
-from sharespace.page.sections.layers import columns
+from sharespace.page.sections.columns import columns
 from sharespace.page.sections.sizes import break_even
 from sharespace.page.words import human, percent, short, some
 

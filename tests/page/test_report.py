@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from builders import MODULE, adapter, build, update
+from builders import MODULE, adapter, build, relatives, update
 from golden.make_store_v1 import PATH as GOLDEN
 from page.parsing import Page
 from page.samples import HOSTILE, facts, made, store, task, two_steps
 from sharespace.page import read_facts, render
-from sharespace.page.markup import escape, visible
+from sharespace.page.markup import dotted, escape, tag, visible
 from sharespace.store import checkout, prune, remove
 from sharespace.subspace.adapter import BaseModel
 from sharespace.subspace.state import Ledger
+from sharespace.subspace.stored import Stored
 from store.models import model as weird_model
 
 
@@ -201,5 +202,59 @@ def test_hundreds_are_limited_and_it_is_said() -> None:
     many = facts(*(task(f"task-{i:03d}", place=i + 1) for i in range(301)))
     found = Page(render(many))
     assert "The 150 tasks with the largest bounds of 301 are shown" in found.text
-    assert "A cell is the mean of 3 × 3 neighbouring tasks" in found.text
+    assert "A cell is the mean of 2 × 2 neighbouring tasks" in found.text
     assert all(f"task-{i:03d}" in found.text for i in range(301))
+
+
+@pytest.fixture(scope="module")
+def budgeted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Relatives that share, a stranger that does not, and too few bytes for a small layer."""
+    made = [
+        adapter(a.name, {"h.0.q": a.layer(MODULE), "h.1.q": update(24, 20, 2, i, norm=1e-4)})
+        for i, a in enumerate(relatives(8, 24, 20, k=2, rank=2))
+    ]
+    odd = adapter("odd", {"h.0.q": update(24, 20, 2, 77)})
+    path = tmp_path_factory.mktemp("page") / "budget.share"
+    return store(path, build([*made, odd], budget=4 * (44 * 2 + 8 * 4 + 44 * 2)))
+
+
+def test_what_a_budget_chose_is_said_by_layer_and_in_all(budgeted: Path) -> None:
+    found = read_facts(budgeted)
+    stored = found.stored
+    assert stored.private.updates >= 1
+    assert stored.inside.updates >= 8
+    assert stored.nothing.updates == 8
+    assert sum((la.stored for la in found.layers), Stored()) == stored
+    assert found.parts.coefficients == stored.total.nbytes
+    assert found.parts.private == stored.private.nbytes
+    assert {t.name for t in found.tasks if t.ways["h.0.q"] == "private"} >= {"odd"}
+    text = page(budgeted).text
+    assert "are stored in 3 ways. A byte budget of 832 B chose" in text
+    assert "an SVD of its own, outside of the subspace" in text
+    assert "the budget did not reach so far" in text
+    for wanted in ("How it is stored", "within the budget", "kept to a budget of 832 B"):
+        assert wanted in text
+
+
+def test_one_way_is_a_sentence_and_no_map(tmp_path: Path) -> None:
+    text = page(store(tmp_path / "s", build([made(n, i) for i, n in enumerate("ab")], k=3))).text
+    assert "All 6 updates are stored in one way, all directions" in text
+    assert "How it is stored" not in text
+    assert "private" not in text
+
+
+def test_p_is_the_rank_and_not_what_a_core_is_padded_to(tmp_path: Path) -> None:
+    """A core of an earlier task gains zero rows and columns at each merge."""
+    path = store(
+        tmp_path / "s",
+        build([adapter("old", update(20, 16, 2, 0))], variance=1.0),
+        *(adapter(f"new{i}", update(20, 16, 2, i + 1)) for i in range(3)),
+    )
+    found = {t.name: t.p for t in read_facts(path).tasks}
+    assert set(found.values()) == {(2, 2)}
+
+
+def test_a_module_may_break_after_its_dots_only() -> None:
+    shown = tag("th", dotted("a.b<.c"))
+    assert shown == "<th>a.<wbr>b&lt;.<wbr>c</th>"
+    assert Page(shown).text == "a.b<.c"

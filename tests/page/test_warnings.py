@@ -13,6 +13,9 @@ from sharespace.page import Facts, notices
 from sharespace.page.facts import LayerFacts, Parts, Scores
 from sharespace.page.study import Study
 from sharespace.shapes import ModuleShape
+from sharespace.subspace.fidelity import LayerFidelity
+from sharespace.subspace.state import Settings
+from sharespace.subspace.stored import Stored, Tally
 
 
 def kinds(found: Facts) -> list[str]:
@@ -38,16 +41,22 @@ def test_an_empty_one_says_so() -> None:
 
 ESTIMATED = replace(task("rte").kept, measured=False)
 
+ALONE = Stored(private=Tally(1, 5))
+HALF = replace(task().kept, layers={"m": LayerFidelity(0.1, 0.1), "n": LayerFidelity(1.0, 1.0)})
+BUDGET = facts(layers=(layer(2, 2),), settings=Settings(budget=1000))
+
 CASES: list[tuple[str, Facts]] = [
     ("erased", facts(task("gone", error=0.995, bound=0.995))),
     ("large-bound", facts(task("lossy", error=0.2, bound=0.3))),
     ("estimated", facts(task("sst2"), task("rte", kept=ESTIMATED))),
     ("cap", facts(layers=(layer(2, 2), layer(2, None)))),
+    ("budget", BUDGET),
+    ("erased-layers", facts(task("half", kept=HALF))),
     ("larger", facts(parts=Parts(90, 10, 5, 5, 5, 0, 100))),
     ("sixteen-bit", facts(dtype="bfloat16")),
     ("sixteen-bit", facts(dtype="float16")),
     ("pruned", facts(versions=(version(2, {}),))),
-    ("private", facts(task("alone", private=1))),
+    ("private", facts(task("alone", stored=ALONE))),
     ("alone", facts(overlap=0.01)),
     ("twins", facts(cosine=1.0)),
     ("untrained", facts(task("zero", norm=0.0))),
@@ -89,7 +98,7 @@ def test_just_short_of_the_cause_gives_none(found: Facts) -> None:
 
 
 def test_serious_ones_come_first() -> None:
-    found = facts(task("lossy", bound=0.5, private=1), dtype="float16")
+    found = facts(task("lossy", bound=0.5, stored=ALONE), dtype="float16")
     levels = [notice.level for notice in notices(found)]
     assert levels[0] == "serious"
     assert levels == sorted(levels, key=lambda level: level != "serious")

@@ -219,13 +219,16 @@ def rename(
 def info(
     share: o.SharePath,
     version: Annotated[int | None, typer.Option(help="An earlier version.")] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="How the updates of each layer are stored, too.")
+    ] = False,
     as_json: o.AsJson = False,
 ) -> None:
     """What is in a Share model."""
     from sharespace.cli import output
     from sharespace.store import checkout
 
-    output.info(checkout(share, version), as_json)
+    output.info(checkout(share, version), layers, as_json)
 
 
 @app.command()

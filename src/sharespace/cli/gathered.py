@@ -14,7 +14,7 @@ from threading import Event
 from types import FrameType
 from typing import Any
 
-from sharespace.cli.output import count, human
+from sharespace.cli.words import count, human
 from sharespace.errors import SharespaceError
 from sharespace.gather import Gathered, Gatherer, Options, Refusal, Submission, open_inbox, watch
 from sharespace.store import Version

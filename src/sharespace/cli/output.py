@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sharespace.cli import records
+from sharespace.cli import records, stored
+from sharespace.cli.words import count, human, percent
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.subspace import fidelity as _fidelity
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sharespace.demo import DemoResult
     from sharespace.page import Written
     from sharespace.stream import Event, StreamResult
+    from sharespace.subspace.stored import Storing
 
 _console = Console(highlight=False)
 
@@ -34,27 +36,6 @@ def _json(record: Mapping[str, Any]) -> None:
 
 def _say(text: str) -> None:
     _console.print(text, soft_wrap=True)
-
-
-def human(nbytes: float) -> str:
-    """1234567 -> 1.23 MB, powers of ten."""
-    for unit in ("B", "kB", "MB"):
-        if abs(nbytes) < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:,.2f} GB"
-
-
-def percent(error: float) -> str:
-    """A relative error for people; only what is exactly nothing is called 0."""
-    if error == 0:
-        return "0"
-    return f"{error:.1e}" if error < 1e-3 else f"{error:.1%}"
-
-
-def count(number: int, noun: str) -> str:
-    """1 task, 2 tasks."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def built(share: Share, path: Path, as_json: bool) -> None:
@@ -126,7 +107,7 @@ def plan(found: Plan, as_json: bool) -> None:
 
 def _storage(found: Storage) -> str:
     """What a byte budget chose, and why."""
-    inside = found.updates - found.private
+    inside = found.updates - found.private - found.nothing
     low, high = found.ranks
     text = f"the budget chose a rank for each of {count(found.updates, 'update')} ({low} to {high})"
     if inside:
@@ -137,6 +118,8 @@ def _storage(found: Storage) -> str:
         text += f"; {found.private:,} are private, because they share nothing that pays"
     if found.private_tasks:
         text += f" ({count(found.private_tasks, 'task')} wholly)"
+    if found.nothing:
+        text += f"; of {found.nothing:,} nothing is kept"
     return text
 
 
@@ -182,8 +165,10 @@ def _sizes(sizes: Mapping[str, int]) -> None:
     )
 
 
-def info(found: Checkout, as_json: bool) -> None:
-    record = records.info_record(found)
+def info(found: Checkout, with_layers: bool, as_json: bool) -> None:
+    budget = found.manifest.content.settings.budget
+    storing = stored.storing_of(found) if with_layers or budget is not None else None
+    record = records.info_record(found, storing)
     if as_json:
         return _json(record)
     base = record["base_model"]["id"] or "not stated"
@@ -193,18 +178,46 @@ def info(found: Checkout, as_json: bool) -> None:
         f"{count(len(record['layers']), 'layer')}, {count(len(record['tasks']), 'task')}"
     )
     _out_of_core(layer["out_of_core"] for layer in record["layers"].values())
-    table = _table("task", "format", "layers", "bound", "coefficients", "adapter")
+    if storing and with_layers:
+        _console.print(_layer_table(record, storing))
+    _console.print(_task_table(record, storing))
+    if storing:
+        _say(stored.sentence(storing.total, budget))
+    return _sizes(record["bytes"])
+
+
+def _task_table(record: Mapping[str, Any], storing: Storing | None) -> Table:
+    private = bool(storing and storing.total.private.updates)
+    table = _table(
+        *("task", "format", "layers", *(["private"] if private else [])),
+        *("bound", "coefficients", "adapter"),
+    )
     for name, task in record["tasks"].items():
+        alone = [str(task["stored"]["private"]["updates"])] if private else []
         table.add_row(
             _name(name),
             task["format"],
             str(task["layers"]),
+            *alone,
             percent(task["bound"]),
             human(task["coefficient_bytes"]),
             human(task["adapter_bytes"]),
         )
-    _console.print(table)
-    return _sizes(record["bytes"])
+    return table
+
+
+def _layer_table(record: Mapping[str, Any], storing: Storing) -> Table:
+    every = storing.total
+    table = _table("layer", "k", *stored.heads(every), "bases")
+    for module, layer in record["layers"].items():
+        mine = storing.layers[module]
+        table.add_row(
+            _name(module),
+            "×".join(map(str, layer["k"])),
+            *stored.cells(mine, every),
+            human(layer["basis_bytes"]),
+        )
+    return table
 
 
 def _k_span(record: Mapping[str, Any]) -> str:

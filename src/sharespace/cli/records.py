@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from sharespace.cli import stored
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
+from sharespace.store.layout import LayerEntry
 from sharespace.subspace.fidelity import Bytes, Fidelity
 from sharespace.subspace.nulls import Nulls
 from sharespace.subspace.plan import Plan
+from sharespace.subspace.stored import Storing
 
 if TYPE_CHECKING:
     from sharespace.page import Written
@@ -90,7 +93,8 @@ def built_record(share: Share, path: str) -> dict[str, Any]:
     }
 
 
-def info_record(found: Checkout) -> dict[str, Any]:
+def info_record(found: Checkout, storing: Storing | None = None) -> dict[str, Any]:
+    """``stored`` is null, here and everywhere, where it was not counted."""
     content = found.manifest.content
     settings = content.settings
     return {
@@ -112,7 +116,9 @@ def info_record(found: Checkout) -> dict[str, Any]:
                 "kind": e.shape.kind,
                 "k": list(e.k),
                 "cap": list(e.cap) if e.cap else None,
+                "basis_bytes": _basis_bytes(e, content.dtype.itemsize),
                 "out_of_core": e.streamed,
+                "stored": stored.record(storing.layers[e.module]) if storing else None,
             }
             for e in content.layers
         },
@@ -125,11 +131,19 @@ def info_record(found: Checkout) -> dict[str, Any]:
                 "measured": e.summary.measured,
                 "coefficient_bytes": e.summary.coefficient_bytes,
                 "adapter_bytes": e.summary.adapter_bytes,
+                "stored": stored.record(storing.tasks[e.name]) if storing else None,
             }
             for e in content.tasks
         },
+        "stored": stored.record(storing.total) if storing else None,
         "bytes": disk_bytes(found),
     }
+
+
+def _basis_bytes(layer: LayerEntry, itemsize: int) -> int:
+    """Of a layer's bases."""
+    shape, (left, right) = layer.shape, layer.k
+    return (shape.out_features * left + shape.in_features * right) * itemsize
 
 
 def disk_bytes(found: Checkout) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sharespace.evaluate import ScoreMatrix
 from sharespace.page.families import Relations
@@ -12,6 +12,7 @@ from sharespace.shapes import ModuleShape
 from sharespace.store import Operation
 from sharespace.subspace.fidelity import TaskFidelity
 from sharespace.subspace.state import Settings
+from sharespace.subspace.stored import Stored, Way
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,10 @@ class TaskFacts:
     kept: TaskFidelity
     p: tuple[int, int]
     """Smallest and largest pseudo-rank of its layers."""
-    private: int
-    """Layers that are stored outside the subspace."""
+    stored: Stored
+    """How its updates are stored."""
+    ways: Mapping[str, Way]
+    """Module -> how its update there is stored."""
     norm: float
     """|dW| over all layers when it came."""
     bytes: int
@@ -44,6 +47,10 @@ class LayerFacts:
     shape: ModuleShape
     k: tuple[int, int]
     cap: tuple[int, int] | None
+    stored: Stored = field(default_factory=Stored)
+    """How the tasks' updates are stored."""
+    basis: int = 0
+    """Bytes of its bases."""
 
     @property
     def at_cap(self) -> bool:
@@ -89,6 +96,8 @@ class Parts:
     """Files that only earlier versions need; not in ``total``."""
     adapters: int
     """Tensors of the adapters that the tasks came from."""
+    private: int = 0
+    """Of the coefficients: updates outside the subspaces."""
 
     @property
     def total(self) -> int:
@@ -127,6 +136,11 @@ class Facts:
     scores: Scores | None = None
     left_out: int = 0
     """Tasks that are not compared with the others because there are too many."""
+
+    @property
+    def stored(self) -> Stored:
+        """How all updates are stored."""
+        return sum((task.stored for task in self.tasks), Stored())
 
     @property
     def k(self) -> list[int]:

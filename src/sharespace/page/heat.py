@@ -13,6 +13,8 @@ from sharespace.page.words import letters, percent, short
 Cell = float | None
 LETTER = 6.4
 """Width of a letter of a label, about."""
+NAMED = 9
+"""Height of a row from which on its name stands beside it."""
 _LONGEST = 26
 """Letters of a label beside the map."""
 
@@ -86,7 +88,7 @@ def heat_map(
         beside: drawn at the left of the names, ``gap`` wide, its rows 1 high.
     """
     width, height = cell
-    named = height >= 9
+    named = height >= NAMED
     longest = max((letters(_label(r)) for r in heat.rows), default=0) if named else 0
     left = gap + longest * LETTER + 6
     top = _head(heat)

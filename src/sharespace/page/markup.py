@@ -13,7 +13,7 @@ from typing import TypeAlias
 Child: TypeAlias = "str | Iterable[Child]"
 Attribute: TypeAlias = "str | float | bool | None"
 
-_EMPTY = {"meta", "link", "br", "hr", "input"}
+_EMPTY = {"meta", "link", "br", "hr", "input", "wbr"}
 _SHAPES = {"path", "rect", "line", "circle", "polyline"}
 
 
@@ -52,6 +52,12 @@ def tag(name: str, /, *children: Child, **attributes: Attribute) -> Html:
     if name in _SHAPES and not children:
         return Html(f"<{opened}/>")
     return Html(f"<{opened}>" if name in _EMPTY else f"<{opened}>{join(children)}</{name}>")
+
+
+def dotted(name: str) -> Html:
+    """A module's name that may break after its dots, and only there where there is room."""
+    parts = name.split(".")
+    return join([[f"{part}.", tag("wbr")] for part in parts[:-1]] + [parts[-1:]])
 
 
 def join(children: Child) -> Html:

@@ -15,7 +15,8 @@ from sharespace.page.scores import stored_scores
 from sharespace.page.study import study
 from sharespace.store import Checkout, checkout, history
 from sharespace.subspace.fidelity import TaskFidelity, fidelity
-from sharespace.subspace.state import Core, Factors, Private, Task
+from sharespace.subspace.reconstruct import rank
+from sharespace.subspace.stored import Storing, storing
 
 MOST_COMPARED = 600
 """Tasks that are compared with each other; of more, so many evenly spaced ones."""
@@ -41,6 +42,7 @@ def read_facts(path: str | os.PathLike[str], version: int | None = None) -> Fact
     content = opened.manifest.content
     kept = fidelity(opened.model).tasks
     names = list(opened.model.tasks)
+    how = storing(opened.model.tasks.values(), {e.module: e.k for e in content.layers})
     compared = evenly(names, MOST_COMPARED)
     found = study(opened.model, compared)
     versions = _versions(root, opened)
@@ -51,9 +53,9 @@ def read_facts(path: str | os.PathLike[str], version: int | None = None) -> Fact
         base=content.base.id,
         settings=content.settings,
         dtype=str(content.dtype).removeprefix("torch."),
-        tasks=tuple(_tasks(opened, kept)),
-        layers=tuple(LayerFacts(e.module, e.shape, e.k, e.cap) for e in content.layers),
-        parts=_parts(root, opened, versions),
+        tasks=tuple(_tasks(opened, kept, how)),
+        layers=tuple(_layers(opened, how)),
+        parts=_parts(root, opened, versions, how),
         versions=versions,
         study=found,
         relations=relations(found.cosines),
@@ -69,18 +71,27 @@ def evenly(names: Sequence[str], most: int) -> list[str]:
     return [names[i * len(names) // most] for i in range(most)]
 
 
-def _tasks(opened: Checkout, kept: Mapping[str, TaskFidelity]) -> Iterator[TaskFacts]:
+def _layers(opened: Checkout, how: Storing) -> Iterator[LayerFacts]:
+    itemsize = opened.manifest.content.dtype.itemsize
+    for entry in opened.manifest.content.layers:
+        shape, (left, right) = entry.shape, entry.k
+        numbers = left * shape.out_features + right * shape.in_features
+        stored = how.layers[entry.module]
+        yield LayerFacts(entry.module, shape, entry.k, entry.cap, stored, numbers * itemsize)
+
+
+def _tasks(opened: Checkout, kept: Mapping[str, TaskFidelity], how: Storing) -> Iterator[TaskFacts]:
     for place, entry in enumerate(opened.manifest.content.tasks, 1):
         task = opened.model.tasks[entry.name]
-        ranks = _ranks(task)
-        private = sum(isinstance(c, Private) for c in task.coefficients.values())
+        ranks = [rank(value) for value in task.coefficients.values()]
         files = [entry.coefficients, *([entry.kept] if entry.kept else [])]
         yield TaskFacts(
             name=entry.name,
             place=place,
             kept=kept[entry.name],
             p=(min(ranks, default=0), max(ranks, default=0)),
-            private=private,
+            stored=how.tasks[entry.name],
+            ways=how.ways[entry.name],
             norm=task.ledger.total_norm,
             bytes=sum(ref.bytes for ref in files),
             adapter_bytes=task.adapter_bytes,
@@ -88,19 +99,6 @@ def _tasks(opened: Checkout, kept: Mapping[str, TaskFidelity]) -> Iterator[TaskF
             source=task.provenance.source,
             sha256=task.provenance.sha256,
         )
-
-
-def _ranks(task: Task) -> list[int]:
-    """The pseudo-rank of every layer; of a core its smaller side, of a private update its own."""
-    found = []
-    for value in task.coefficients.values():
-        if isinstance(value, Factors):
-            found.append(value.p)
-        elif isinstance(value, Core):
-            found.append(min(value.matrix.shape))
-        else:
-            found.append(value.left.shape[1])
-    return found
 
 
 def _versions(root: Path, opened: Checkout) -> tuple[VersionFacts, ...]:
@@ -152,7 +150,7 @@ def _version(root: Path, here: Checkout, seen: set[str], turn: float | None) -> 
     )
 
 
-def _parts(root: Path, opened: Checkout, versions: Sequence[VersionFacts]) -> Parts:
+def _parts(root: Path, opened: Checkout, versions: Sequence[VersionFacts], how: Storing) -> Parts:
     content = opened.manifest.content
     tasks = {t.coefficients.file: t for t in content.tasks}.values()
     coefficients = sum(t.summary.coefficient_bytes for t in tasks)
@@ -165,4 +163,5 @@ def _parts(root: Path, opened: Checkout, versions: Sequence[VersionFacts]) -> Pa
         manifest=(root / opened.version.ref.file).stat().st_size,
         history=sum(v.new_bytes for v in versions) - versions[-1].bytes,
         adapters=sum(t.summary.adapter_bytes for t in content.tasks),
+        private=sum(how.tasks[t.name].private.nbytes for t in tasks),
     )

@@ -109,7 +109,7 @@ def estimated(facts: Facts) -> Notice | None:
 def cap_reached(facts: Facts) -> Notice | None:
     """Layers in which the next merge truncates."""
     full = sum(layer.at_cap for layer in facts.layers)
-    if not full:
+    if not full or facts.settings.budget is not None:
         return None
     return Notice(
         "cap",
@@ -119,6 +119,43 @@ def cap_reached(facts: Facts) -> Notice | None:
         "each may lose a little.",
         "Fine for a stream that must not grow; watch the bounds. For more room: "
         "sharespace add SHARE ADAPTER... --k N.",
+    )
+
+
+def byte_budget(facts: Facts) -> Notice | None:
+    """A limit that every merge keeps to."""
+    limit = facts.settings.budget
+    if limit is None or not facts.tasks:
+        return None
+    return Notice(
+        "budget",
+        "note",
+        f"Bases and updates are kept to a budget of {human(limit)}",
+        "The budget chose for each update how it is stored (see Layers). A merge splits the same "
+        "bytes again over all tasks, so each new one leaves less for the others.",
+        "Fine for a model that must not grow; watch the bounds. For more room build it again from "
+        "the adapters: sharespace init SHARE ADAPTER... --budget SIZE.",
+    )
+
+
+def erased_layers(facts: Facts) -> Notice | None:
+    """Single updates of which nothing is left, in tasks of which something is."""
+    lost = {
+        t.name: sum(layer.relative_error >= ERASED for layer in t.kept.layers.values())
+        for t in facts.tasks
+        if t.kept.relative_error < ERASED
+    }
+    names = [name for name, updates in lost.items() if updates]
+    if not names:
+        return None
+    whole = facts.stored.total.updates
+    return Notice(
+        "erased-layers",
+        "serious",
+        f"{sum(lost.values()):,} of {count(whole, 'update')} erased",
+        f"In some layers next to nothing is kept of {some(names)}: there the task changes nothing "
+        "(in the table of layers, those with a worst bound of 100 %).",
+        "Score these tasks on their data. Where it matters, build again with a larger k or budget.",
     )
 
 
@@ -169,17 +206,18 @@ def pruned(facts: Facts) -> Notice | None:
 
 def private(facts: Facts) -> Notice | None:
     """Updates that are stored beside the subspace."""
-    alone = [t for t in facts.tasks if t.private]
+    alone = [t for t in facts.tasks if t.stored.private.updates]
     if not alone:
         return None
-    updates = sum(t.private for t in alone)
-    whole = sum(len(t.kept.layers) for t in facts.tasks)
+    stored = facts.stored
+    verb = "shares" if len(alone) == 1 else "share"
     return Notice(
         "private",
         "note",
-        f"{updates:,} of {count(whole, 'update')} stored privately",
-        f"In these layers {some([t.name for t in alone])} share nothing that pays, so each keeps "
-        "an SVD of its own there.",
+        f"{stored.private.updates:,} of {count(stored.total.updates, 'update')} stored privately",
+        f"In these layers {some([t.name for t in alone])} {verb} nothing that pays, so each keeps "
+        f"an SVD of its own there: {human(stored.private.nbytes)} of the "
+        f"{human(stored.total.nbytes)} that all updates take beside the bases.",
         "That is what a byte budget chooses for strangers. Sharing is made by training new tasks "
         "in the subspace (sharespace run), not found afterwards.",
     )
@@ -254,9 +292,11 @@ _LOOKS: tuple[Callable[[Facts], Notice | None], ...] = (
     no_tasks,
     erased,
     large_bounds,
+    erased_layers,
     too_large,
     untrained,
     cap_reached,
+    byte_budget,
     estimated,
     private,
     shares_nothing,

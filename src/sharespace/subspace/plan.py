@@ -12,6 +12,7 @@ from sharespace.subspace.fidelity import Bytes, Fidelity, fidelity
 from sharespace.subspace.nulls import Nulls, nulls
 from sharespace.subspace.reconstruct import rank
 from sharespace.subspace.state import Private, ShareModel
+from sharespace.subspace.stored import storing
 
 Verdict = Literal["worth it", "marginal", "not worth it"]
 
@@ -34,8 +35,10 @@ class Storage:
     """Outside the subspace, by own SVDs."""
     leading: int
     """In the subspace, but in its leading directions only."""
+    nothing: int
+    """Not at all: the budget did not reach so far, or the update is zero."""
     private_tasks: int
-    """Tasks of which every update is private."""
+    """Tasks of which some update is private and none is in a subspace."""
     ranks: tuple[int, int]
     """Smallest and largest rank of an update."""
 
@@ -91,15 +94,14 @@ def plan(model: ShareModel, adapters: Sequence[Adapter]) -> Plan:
 
 def storage(model: ShareModel) -> Storage:
     """What each update became."""
-    values = {n: list(t.coefficients.items()) for n, t in model.tasks.items()}
-    every = [pair for found in values.values() for pair in found]
-    alone = [[isinstance(c, Private) for _, c in found] for found in values.values()]
-    ranks = [rank(c) for _, c in every]
+    found = storing(model.tasks.values(), {m: layer.k for m, layer in model.layers.items()})
+    ranks = [rank(c) for t in model.tasks.values() for c in t.coefficients.values()]
     return Storage(
-        updates=len(every),
-        private=sum(sum(found) for found in alone),
-        leading=sum(not isinstance(c, Private) and c.used != model.layers[m].k for m, c in every),
-        private_tasks=sum(bool(found) and all(found) for found in alone),
+        updates=found.total.total.updates,
+        private=found.total.private.updates,
+        leading=found.total.leading.updates,
+        nothing=found.total.nothing.updates,
+        private_tasks=sum(t.private.updates > 0 == t.inside.updates for t in found.tasks.values()),
         ranks=(min(ranks, default=0), max(ranks, default=0)),
     )
 

@@ -3,63 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil
 from statistics import fmean
 
 from sharespace.page.facts import Facts, LayerFacts, TaskFacts
-from sharespace.page.groups import by_kind, labels
 from sharespace.page.heat import ERRORS, Cell, Heat, heat_map
-from sharespace.page.markup import Html
+from sharespace.page.markup import Html, dotted, tag
+from sharespace.page.sections.columns import Columns, columns
 from sharespace.page.sections.frame import details, figure, read, readout, section
+from sharespace.page.sections.stored import in_all, tallies, way_map, ways_of
 from sharespace.page.sections.tasks import worst_first
 from sharespace.page.table import Cell as TableCell
 from sharespace.page.table import Figure, scrolling, table
-from sharespace.page.words import count, percent
+from sharespace.page.words import count, human, percent
+from sharespace.subspace.stored import Tally
 
 MOST_ROWS = 150
 """Tasks in the map."""
-MOST_COLUMNS = 160
-"""Columns of the map; with more layers a column is several."""
 MOST_LISTED = 400
 """Layers in the table."""
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Layers side by side, those of one kind together."""
-
-    modules: tuple[tuple[str, ...], ...]
-    """By column; more than one where there are too many layers."""
-    groups: tuple[tuple[str, int], ...]
-    """(kind, columns)."""
-
-    @property
-    def most(self) -> int:
-        """Layers in the fullest column."""
-        return max(map(len, self.modules), default=1)
-
-
-def columns(modules: Sequence[str], most: int = MOST_COLUMNS) -> Columns:
-    """Put layers of one kind side by side, and several into one column where they are too many."""
-    kinds = by_kind(modules)
-    each = ceil(len(modules) / most)
-    found: list[tuple[str, ...]] = []
-    groups = []
-    named = labels(list(kinds))
-    for kind, members in kinds.items():
-        parts = [tuple(members[i : i + each]) for i in range(0, len(members), each)]
-        found += parts
-        groups.append((named[kind], len(parts)))
-    return Columns(tuple(found), tuple(groups))
-
-
 def layers(facts: Facts) -> Html:
-    """A map of the bounds, and a table of the layers."""
+    """Maps of the bounds and of how updates are stored, and a table of the layers."""
     if not facts.tasks or not facts.layers:
         return section("layers", "Layers", read("There is nothing to show without tasks."))
     shown = worst_first(facts)[:MOST_ROWS]
     across = columns([layer.module for layer in facts.layers])
+    cell = (_between(6, 900 / len(across.modules), 56), _between(9, 900 / len(shown), 20))
     return section(
         "layers",
         "Tasks × layers",
@@ -69,11 +39,18 @@ def layers(facts: Facts) -> Html:
             "stand side by side, by depth.",
             _limits(facts, len(shown), across),
         ),
-        figure(
-            ERRORS.legend(),
-            scrolling("Map of bounds by task and layer", _map(shown, across)),
-            readout(),
+        tag(
+            "div",
+            figure(
+                ERRORS.legend(),
+                tag("h3", "Bound on the error"),
+                scrolling("Map of bounds by task and layer", _map(shown, across, cell)),
+                readout(),
+            ),
+            way_map(shown, across, cell) if len(ways_of(facts.stored)) > 1 else "",
+            class_="pair",
         ),
+        in_all(facts),
         details(f"The {count(len(facts.layers), 'layer')} as a table", _table(facts)),
     )
 
@@ -87,7 +64,7 @@ def _limits(facts: Facts, shown: int, across: Columns) -> str:
     return text
 
 
-def _map(shown: Sequence[TaskFacts], across: Columns) -> Html:
+def _map(shown: Sequence[TaskFacts], across: Columns, cell: tuple[float, float]) -> Html:
     values = [[_worst(task, modules) for modules in across.modules] for task in shown]
     known = [v for row in values for v in row if v is not None]
     summary = f"The median is {percent(sorted(known)[len(known) // 2])}" if known else "Empty"
@@ -95,9 +72,8 @@ def _map(shown: Sequence[TaskFacts], across: Columns) -> Html:
         f"Bounds of {count(len(shown), 'task')} in {count(len(across.modules), 'column')} of "
         f"layers. {summary}, the largest {percent(max(known, default=0.0))}."
     )
-    names = [m[0] if len(m) == 1 else f"{m[0]} to {m[-1]}" for m in across.modules]
-    heat = Heat(title, [t.name for t in shown], names, values, ERRORS, across.groups)
-    return heat_map(heat, (_between(6, 900 / len(names), 30), _between(5, 900 / len(shown), 20)))
+    heat = Heat(title, [t.name for t in shown], across.names, values, ERRORS, across.groups)
+    return heat_map(heat, cell)
 
 
 def _between(low: float, value: float, high: float) -> float:
@@ -109,56 +85,58 @@ def _worst(task: TaskFacts, modules: Sequence[str]) -> Cell:
     return max(known, default=None)
 
 
-_HEADS = (
-    "layer",
-    "rows n",
-    "columns d",
-    "k left",
-    "k right",
-    "cap",
-    "tasks",
-    "mean bound",
-    "worst bound",
-    "worst task",
-)
+_HEADS = ("layer", "size", "k", "cap", "tasks")
+"""Under a budget without the cap, which is k then."""
+_WAYS = ("all directions", "leading only", "private", "not kept")
+_MORE = ("bases", "mean bound", "worst bound", "worst task")
 
 
 def _table(facts: Facts) -> Html:
-    rows = [_row(layer, facts) for layer in facts.layers]
-    heads, listed = _HEADS, rows
-    if len(rows) > MOST_LISTED:
-        listed = sorted(rows, key=_worst_bound)[:MOST_LISTED]
+    """With a column for each way that updates are stored in, where there is more than one."""
+    ways = ways_of(facts.stored)
+    ways = ways if len(ways) > 1 else []
+    capped = facts.settings.budget is None
+    first = [head for head in _HEADS if capped or head != "cap"]
+    heads = (*first, *(_WAYS[way] for way in ways), *_MORE)
+    listed = facts.layers
+    if len(listed) > MOST_LISTED:
+        listed = tuple(sorted(listed, key=lambda la: -_worst_of(la, facts)[1])[:MOST_LISTED])
     return table(
-        "Layers" if listed is rows else f"The {MOST_LISTED} layers with the largest bounds",
+        "Layers" if listed is facts.layers else f"The {MOST_LISTED} layers with the largest bounds",
         heads,
-        listed,
+        [_row(layer, facts, ways) for layer in listed],
     )
 
 
-def _worst_bound(row: Sequence[TableCell]) -> float:
-    cell = row[8]
-    return -cell.value if isinstance(cell, Figure) else 0.0
+def _bounds(layer: LayerFacts, facts: Facts) -> dict[str, float]:
+    known = ((t.name, t.kept.layers.get(layer.module)) for t in facts.tasks)
+    return {name: kept.bound for name, kept in known if kept}
 
 
-def _row(layer: LayerFacts, facts: Facts) -> list[TableCell]:
-    bounds = {
-        t.name: t.kept.layers[layer.module].bound
-        for t in facts.tasks
-        if layer.module in t.kept.layers
-    }
+def _worst_of(layer: LayerFacts, facts: Facts) -> tuple[str, float]:
+    bounds = _bounds(layer, facts)
     worst = max(bounds, key=lambda name: bounds[name], default="–")
+    return worst, bounds.get(worst, 0.0)
+
+
+def _row(layer: LayerFacts, facts: Facts, ways: Sequence[int]) -> list[TableCell]:
+    bounds, (worst, largest) = _bounds(layer, facts), _worst_of(layer, facts)
     mean = fmean(bounds.values()) if bounds else 0.0
-    largest = bounds.get(worst, 0.0)
-    cap = layer.cap
+    n, d, cap = layer.shape.out_features, layer.shape.in_features, layer.cap
+    stored, capped = [tallies(layer.stored)[w] for w in ways], facts.settings.budget is None
     return [
-        layer.module,
-        Figure(f"{layer.shape.out_features:,}", layer.shape.out_features),
-        Figure(f"{layer.shape.in_features:,}", layer.shape.in_features),
-        Figure(str(layer.k[0]), layer.k[0]),
-        Figure(str(layer.k[1]), layer.k[1]),
-        Figure(str(max(cap)) if cap else "none", max(cap) if cap else 0),
+        dotted(layer.module),
+        Figure(f"{n} × {d}", n * d),
+        Figure(f"{layer.k[0]} × {layer.k[1]}", sum(layer.k)),
+        *([Figure(str(max(cap)) if cap else "none", max(cap) if cap else 0)] if capped else []),
         Figure(str(len(bounds)), len(bounds)),
+        *(Figure(_told(tally), tally.nbytes) for tally in stored),
+        Figure(human(layer.basis), layer.basis),
         Figure(percent(mean), mean),
         Figure(percent(largest), largest),
         worst,
     ]
+
+
+def _told(tally: Tally) -> str:
+    return f"{tally.updates:,} · {human(tally.nbytes)}" if tally.updates else "–"

@@ -15,7 +15,7 @@ def header(facts: Facts) -> Html:
     made = f"version {facts.version}, {facts.created.replace('T', ' ').replace('Z', ' UTC')}"
     tiles = [
         _tile("tasks", f"{len(facts.tasks):,}", f"on {count(len(facts.layers), 'layer')}"),
-        _tile("dimension k", span(facts.k), f"method {facts.settings.method}, {facts.dtype}"),
+        _tile("dimension k", span(facts.k), _how(facts)),
         _tile("on disk", human(facts.parts.total), _against(facts)),
         _tile("largest bound", percent(_largest(facts)), "on a task's relative error"),
     ]
@@ -26,6 +26,12 @@ def header(facts: Facts) -> Html:
         tag("p", "of ", base, f" — {made}", class_="made"),
         tag("dl", tiles, class_="tiles"),
     )
+
+
+def _how(facts: Facts) -> str:
+    budget = facts.settings.budget
+    limit = "" if budget is None else f", budget {human(budget)}"
+    return f"method {facts.settings.method}, {facts.dtype}{limit}"
 
 
 def _tile(name: str, value: str, more: str) -> Html:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sharespace.page.facts import Facts
 from sharespace.page.families import ALIKE
-from sharespace.page.heat import COSINES, OVERLAPS, Cell, Heat, Scale, heat_map
+from sharespace.page.heat import COSINES, NAMED, OVERLAPS, Cell, Heat, Scale, heat_map
 from sharespace.page.markup import Html, tag
 from sharespace.page.scatter import task_map
 from sharespace.page.sections.frame import details, figure, read, readout, section
@@ -17,9 +17,9 @@ from sharespace.page.table import scrolling
 from sharespace.page.tree import tree
 from sharespace.page.words import count, some
 
-MOST_ROWS = 150
+MOST_ROWS = 160
 """Rows of the matrix; with more tasks a row is several neighbours in the tree."""
-_TREE = 90
+_TREE = 60
 
 
 def similarity(facts: Facts) -> Html:
@@ -36,8 +36,7 @@ def similarity(facts: Facts) -> Html:
             "branches meet, the more alike they are.",
             _limits(facts),
         ),
-        _cosines(facts),
-        _overlaps(facts),
+        tag("div", _cosines(facts), _overlaps(facts), class_="pair"),
         _map(facts),
         _families(facts),
     )
@@ -90,9 +89,16 @@ def _matrix(facts: Facts, values: Tensor, scale: Scale) -> Html:
     names = [facts.study.names[i] for i in order]
     rows = [some(names[i : i + each], 2) for i in range(0, len(names), each)]
     title = f"Each of {count(len(names), 'task')} with each, relatives side by side."
-    side = float(round(min(26, max(4, 620 / len(rows)))))
+    side = float(_side(len(rows)))
     heat = Heat(title, rows, rows, blocks(values[order][:, order], each), scale)
     return heat_map(heat, (side, side), tree(facts.relations, _TREE, each), _TREE + 6)
+
+
+def _side(rows: int) -> int:
+    """Of a cell: so large that names fit beside the rows, or so small that two matrices fit side
+    by side."""
+    named = min(26, 620 // rows)
+    return named if named >= NAMED else max(3, 480 // rows)
 
 
 def blocks(values: Tensor, each: int) -> list[list[Cell]]:

@@ -11,16 +11,24 @@ from sharespace.page.sections.frame import figure, read, section
 from sharespace.page.table import Cell, Figure, table
 from sharespace.page.words import count, human
 
-_BAR = 460
+_BAR, _START = 460, 76.0
+"""Width of the bars with their names, and where they begin."""
 
 
-def break_even(parts: Parts, tasks: int) -> int | None:
+def break_even(parts: Parts, tasks: int, budget: bool = False) -> int | None:
     """Smallest number of tasks like these for which the Share model is the smaller one; None:
-    never. The bases stay as they are, all else grows with the tasks."""
+    never. The bases stay as they are, all else grows with the tasks; under a byte budget the
+    updates do not grow either."""
     if not tasks:
         return None
-    saved = (parts.adapters - (parts.total - parts.basis)) / tasks
-    return max(1, math.floor(parts.basis / saved) + 1) if saved > 0 else None
+    fixed = _fixed(parts, budget)
+    saved = (parts.adapters - (parts.total - fixed)) / tasks
+    return max(1, math.floor(fixed / saved) + 1) if saved > 0 else None
+
+
+def _fixed(parts: Parts, budget: bool) -> int:
+    """Bytes that do not grow with the tasks."""
+    return parts.basis + (parts.coefficients if budget else 0)
 
 
 def sizes(facts: Facts) -> Html:
@@ -34,26 +42,32 @@ def sizes(facts: Facts) -> Html:
             "Every byte of this version's files. The adapters count with their tensors alone, so "
             "the comparison is not in favour of the Share model.",
         ),
-        figure(_bar_legend(), _bars(facts.parts)),
+        figure(_bar_legend(facts.parts), _bars(facts.parts)),
         table("Bytes by part", ("part", "bytes", "share", "what it is"), _rows(facts.parts), False),
         _growth(facts),
     )
 
 
-def _named(parts: Parts) -> list[tuple[str, int, str]]:
-    return [
+def _named(parts: Parts) -> list[tuple[str, int, str, str]]:
+    """(name, bytes, what it is, colour); private updates beside the coefficients."""
+    every = [
         ("bases", parts.basis, "the subspaces, common to all tasks"),
-        ("coefficients", parts.coefficients, "the tasks in the subspaces, and private updates"),
+        ("coefficients", parts.coefficients - parts.private, "the tasks in the subspaces"),
         ("kept", parts.kept, "heads, biases and the like, as they came"),
         ("ledgers", parts.ledgers, "what each step cost, settings, headers of the files"),
         ("manifest", parts.manifest, "the list of all this"),
+        ("private", parts.private, "updates outside of the subspaces, each by its own SVD"),
     ]
+    found = [(name, size, what, f"s{i}") for i, (name, size, what) in enumerate(every)]
+    if not parts.private:
+        return found[:-1]
+    return [*found[:2], found[-1], *found[2:-1]]
 
 
 def _rows(parts: Parts) -> list[list[Cell]]:
     rows: list[list[Cell]] = [
         [name, Figure(human(size), size), _share(size, parts.total), what]
-        for name, size, what in _named(parts)
+        for name, size, what, _ in _named(parts)
     ]
     whole = Figure(human(parts.total), parts.total)
     rows.append(["this version", whole, _share(parts.total, parts.total), "sum of the above"])
@@ -71,12 +85,12 @@ def _share(size: int, total: int) -> Figure:
 
 def _bars(parts: Parts) -> Html:
     """Two bars on one scale: the adapters, and the Share model by part."""
-    scale = (_BAR - 62) / max(parts.total, parts.adapters, 1)
-    drawn = [_label("adapters", 16), _label("Share", 52)]
-    drawn.append(_part(60, 2, parts.adapters * scale, "none", "adapters", parts.adapters))
-    at = 60.0
-    for i, (name, size, _) in enumerate(_named(parts)):
-        drawn.append(_part(at, 38, size * scale, f"s{i}", name, size))
+    scale = (_BAR - _START - 2) / max(parts.total, parts.adapters, 1)
+    drawn = [_label("adapters", 17), _label("Share", 53)]
+    drawn.append(_part(_START, 2, parts.adapters * scale, "none", "adapters", parts.adapters))
+    at = _START
+    for name, size, _, style in _named(parts):
+        drawn.append(_part(at, 38, size * scale, style, name, size))
         at += size * scale
     title = f"Adapters {human(parts.adapters)}, Share model {human(parts.total)}."
     return tag(
@@ -90,7 +104,7 @@ def _bars(parts: Parts) -> Html:
 
 
 def _label(text: str, y: float) -> Html:
-    return tag("text", text, x=54, y=y, class_="end")
+    return tag("text", text, x=_START - 6, y=y, class_="end")
 
 
 def _part(x: float, y: float, width: float, style: str, name: str, size: int) -> Html:
@@ -98,24 +112,24 @@ def _part(x: float, y: float, width: float, style: str, name: str, size: int) ->
     return tag("rect", title, x=x, y=y, width=width, height=22, class_=f"bar {style}")
 
 
-def _bar_legend() -> Html:
-    names = ("bases", "coefficients", "kept", "ledgers", "manifest")
-    items = [tag("li", tag("span", class_=f"cell s{i}"), " ", n) for i, n in enumerate(names)]
+def _bar_legend(parts: Parts) -> Html:
+    items = [tag("li", tag("span", class_=f"cell {s}"), " ", n) for n, _, _, s in _named(parts)]
     return tag("ul", items, class_="legend")
 
 
 def _growth(facts: Facts) -> Html:
     """Bytes against the number of tasks, beyond those that are there."""
     parts, now = facts.parts, len(facts.tasks)
-    even = break_even(parts, now)
+    budget = facts.settings.budget is not None
+    even, fixed = break_even(parts, now, budget), _fixed(parts, budget)
     far = max(2 * now, 4, math.ceil(1.3 * even) if even and even <= 30 * now else 0)
-    share, lora = (parts.total - parts.basis) / now, parts.adapters / now
+    share, lora = (parts.total - fixed) / now, parts.adapters / now
     measured = {len(v.bounds): v for v in facts.versions if v.bounds}
     series = [
         Series("adapters", [(0, 0), (far, far * lora)], style=1),
         Series(
-            "Share model, bases as they are now",
-            [(now, parts.total), (far, parts.basis + far * share)],
+            "Share model, within the budget" if budget else "Share model, bases as they are now",
+            [(now, parts.total), (far, fixed + far * share)],
             style=0,
             dashed=True,
         ),
@@ -127,10 +141,12 @@ def _growth(facts: Facts) -> Html:
         ),
     ]
     x = Axis("tasks", far, lambda v: f"{v:,.0f}", whole=True)
-    y = Axis("bytes", max(far * lora, parts.basis + far * share, parts.total), human)
+    y = Axis("bytes", max(far * lora, fixed + far * share, parts.total), human)
     title = f"Bytes against the number of tasks, to {far} tasks."
-    extra = _mark(even, x, y, parts.basis + (even or 0) * share) if even and even <= far else []
-    return figure([legend(series), tag("p", _told(even, now))], chart(title, series, x, y, extra))
+    extra = _mark(even, x, y, fixed + (even or 0) * share) if even and even <= far else []
+    return figure(
+        [legend(series), tag("p", _told(even, now, budget))], chart(title, series, x, y, extra)
+    )
 
 
 def _mark(even: int, x: Axis, y: Axis, size: float) -> list[Html]:
@@ -139,15 +155,21 @@ def _mark(even: int, x: Axis, y: Axis, size: float) -> list[Html]:
     return [tag("line", x1=across, x2=across, y1=up, y2=bottom, class_="even")]
 
 
-def _told(even: int | None, now: int) -> str:
+def _told(even: int | None, now: int, budget: bool) -> str:
     if even is None:
         return (
             "A task takes no fewer bytes here than as an adapter, so however many there are, the "
             "Share model is not the smaller one. A smaller k or p would change that."
         )
     when = "is" if even <= now else "would be"
+    if budget:
+        return (
+            f"With all of its budget used the Share model {when} smaller from "
+            f"{count(even, 'task')} like these on (the dotted line). It does not grow with more "
+            "tasks, but for heads and ledgers; each of them is kept less well."
+        )
     return (
         f"With bases as they are now the Share model {when} smaller from {count(even, 'task')} "
-        "like these on. Where there is no cap, tasks that share nothing make the bases grow and "
-        "move this number up."
+        "like these on (the dotted line). Where there is no cap, tasks that share nothing make "
+        "the bases grow and move this number up."
     )

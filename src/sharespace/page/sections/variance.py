@@ -56,6 +56,8 @@ def variance(facts: Facts) -> Html:
         Series(g.name, [(0, 0), *((k, v) for k, v in enumerate(g.curve, 1))], style=i)
         for i, g in enumerate(drawn)
     ]
+    outside = facts.stored.private.updates + facts.stored.nothing.updates
+    left = " Updates outside of the subspaces are not counted." if outside else ""
     more = f" The {_MOST_LINES} kinds with most layers are drawn." if found != drawn else ""
     highest = max(len(g.curve) for g in drawn)
     x = Axis("directions a side, k", highest, lambda v: f"{v:g}", whole=True)
@@ -69,6 +71,7 @@ def variance(facts: Facts) -> Html:
             "counting alike; mean over the layers of a kind. A line that rises early means that "
             "the tasks share directions. It ends at the k that is stored; what is missing to "
             "100 % there was lost at the build or at merges.",
+            left,
             more,
         ),
         figure(legend(series), chart(title, series, x, y), style="varied"),
