@@ -21,9 +21,9 @@ _Pair: TypeAlias = tuple[Tensor, Tensor]
 _Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
 _BATCH_NUMBERS = 1 << 20
 """Numbers in a batch of factors: 4 MiB in float32, times the copies that LAPACK makes."""
-SLICE_NUMBERS = 1 << 19
-"""Numbers of the directions in a slice of tasks: they stay in the processor's cache, and what is
-computed on the way takes no more memory than they do, however many tasks there are."""
+SLICE_NUMBERS, SLICE_TASKS = 1 << 17, 16
+"""Numbers of the directions in a slice of tasks, and tasks at least: they stay in the processor's
+cache, and what is computed on the way takes little memory, however many tasks there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,18 +75,15 @@ class Updates:
         """float64 [tasks]: |dW_i| (Frobenius)."""
         return self.blocks(self.sigma.double().square()).sum(1).sqrt()
 
-    def slices(self, numbers: int = SLICE_NUMBERS) -> Iterator[tuple[slice, Updates]]:
-        """(where they are, the tasks): consecutive ones together, as views.
-
-        Args:
-            numbers: of the directions of tasks that come together; one task at least.
-        """
+    def slices(self) -> Iterator[tuple[slice, Updates]]:
+        """(where they are, the tasks): consecutive ones together, as views."""
         sides = self.left.shape[0] + self.right.shape[0]
         ends = [0, *accumulate(self.ranks)]
         first = 0
         while first < len(self.ranks):
-            last = first + 1
-            while last < len(self.ranks) and (ends[last + 1] - ends[first]) * sides <= numbers:
+            last = min(first + SLICE_TASKS, len(self.ranks))
+            room = ends[first] + SLICE_NUMBERS // max(sides, 1)
+            while last < len(self.ranks) and ends[last + 1] <= room:
                 last += 1
             yield slice(first, last), self._between(first, last, ends)
             first = last

@@ -11,6 +11,9 @@ from torch import Tensor
 from sharespace.linalg.canonical import Updates, canonicalise, concatenate
 from sharespace.linalg.truncated import orthonormal
 
+_COLUMNS = 1 << 12
+"""Directions of tasks that are folded into a triangle at once."""
+
 
 def new_directions(basis: Tensor, frame: Tensor, dropped: float) -> Tensor:
     """Orthonormal directions that the columns of ``frame`` need beyond ``basis``.
@@ -43,22 +46,17 @@ def _outside(basis: Tensor, columns: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Framed:
-    """Tasks in orthonormal coordinates: dW_i = left (core dW_i) right^T, all float64."""
+    """Tasks in orthonormal coordinates: dW_i = left (core dW_i) right^T, frames in float64."""
 
     left: Tensor
     """n x m, orthonormal columns."""
     right: Tensor
     """d x m', orthonormal columns."""
     core: Updates
-    """The updates as m x m' matrices, in canonical form."""
+    """The updates as m x m' matrices, in canonical form; float64, or the dtype of the many tasks
+    that were read out of core."""
     factors: tuple[tuple[Tensor, Tensor], ...] = ()
     """Where they are known: (m x r, m' x r) of each task, split between the sides as it came."""
-
-    def cores(self, tasks: range | None = None) -> Tensor:
-        """The updates themselves, of some tasks or of all: tasks x m x m'."""
-        core = self.core if tasks is None else self.core.select(tasks)
-        left = core.blocks(core.left.mT) * core.blocks(core.sigma)[..., None]
-        return left.mT @ core.blocks(core.right.mT)
 
     def weighed(self, weights: Tensor, p: int | None = None) -> tuple[Tensor, Tensor]:
         """Left and right frames whose columns carry the tasks' weighed energy (n x m, d x m').
@@ -69,18 +67,23 @@ class Framed:
         kept[:, p:] = 0.0 if p is not None else 1.0
         columns = self.core.sigma * self.core.rows(weights[:, None] * kept)
         return (
-            self.left @ _square_root(self.core.left * columns),
-            self.right @ _square_root(self.core.right * columns),
+            self.left @ _square_root(self.core.left, columns),
+            self.right @ _square_root(self.core.right, columns),
         )
 
 
-def _square_root(columns: Tensor) -> Tensor:
-    """A matrix of at most m columns with the same Gram columns columns^T.
+def _square_root(directions: Tensor, gains: Tensor) -> Tensor:
+    """A matrix of at most m columns with the same Gram columns columns^T as the directions (m x c)
+    times their gains.
 
     By QR: the square root of an eigh of the Gram has noise of sqrt(eps), which a merge in float64
-    would take for new directions.
+    would take for new directions. Folded block by block, so that many take no memory.
     """
-    r: Tensor = torch.linalg.qr(columns.mT, mode="r")[1]
+    r = gains.new_zeros(0, directions.shape[0])
+    for start in range(0, len(gains), _COLUMNS):
+        some = slice(start, start + _COLUMNS)
+        rows = directions[:, some].mT.to(gains) * gains[some, None]
+        r = torch.linalg.qr(torch.cat([r, rows]), mode="r")[1]
     return r.mT
 
 
@@ -126,6 +129,10 @@ def together(old: Framed, new: Framed, left: Tensor, right: Tensor) -> Framed:
 def _moved(part: Framed, left: Tensor, right: Tensor) -> Framed:
     to_left, to_right = left.mT @ part.left, right.mT @ part.right
     core = part.core
-    moved = Updates(to_left @ core.left, core.sigma, to_right @ core.right, core.ranks)
+    # Of the transposes, which are contiguous: so are the results.
+    left_rows, right_rows = (
+        rows.mT.to(turn) @ turn.mT for rows, turn in ((core.left, to_left), (core.right, to_right))
+    )
+    moved = Updates(left_rows.mT, core.sigma.to(to_left), right_rows.mT, core.ranks)
     factors = tuple((to_left @ e, to_right @ f) for e, f in part.factors)
     return Framed(left, right, moved, factors)

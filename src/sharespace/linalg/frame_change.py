@@ -38,11 +38,11 @@ class FrameChange:
         Norms of differences, not differences of energies; never more than (p + r) columns a task.
 
         Args:
-            old: the tasks in the old frames, float64.
-            left: float64, tasks x p x k: E_i^T in the new left frame.
+            old: the tasks in the old frames; its dtype computes.
+            left: tasks x p x k: E_i^T in the new left frame.
             right: tasks x p x k'.
         """
-        new_left, new_right = left @ self.left.mT, right @ self.right.mT
+        new_left, new_right = left @ self.left.mT.to(left), right @ self.right.mT.to(right)
         inside_left, outside_left = new_left[..., : self.m[0]], new_left[..., self.m[0] :]
         inside_right, outside_right = new_right[..., : self.m[1]], new_right[..., self.m[1] :]
         sigma = old.blocks(old.sigma)[..., None]
@@ -63,5 +63,6 @@ def _coordinates(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _energy(left: Tensor, right: Tensor) -> Tensor:
-    """|left_i^T right_i|^2 of p rows a task."""
-    return ((left @ left.mT) * (right @ right.mT)).sum((1, 2)).clamp_min(0)
+    """|left_i^T right_i|^2 of p rows a task. From the product itself: in one of Gram matrices what
+    cancels over the rows would leave sqrt(eps)."""
+    return (left.mT @ right).square().sum((1, 2))

@@ -260,8 +260,8 @@ def lost_by(side: Side, layer: LayerSubspace, found: Sequence[Coefficients]) -> 
     change = FrameChange.of((framed.left, framed.right), stored)
     parts = []
     for tasks, part in framed.core.slices():
-        rows = (r.to(device) for r in factor_rows(found[tasks], layer))
-        parts.append(torch.stack(change.differences(part.double(), *rows)))
+        rows = (r.to(part.left) for r in factor_rows(found[tasks], layer))
+        parts.append(torch.stack(change.differences(part, *rows)).double())
     lost, stray = torch.cat(parts, dim=1)
     if side.outside is not None:
         gone = side.outside.to(lost)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from sharespace.linalg.allocate import Dimension, smallest_bases
-from sharespace.linalg.canonical import Updates
 from sharespace.linalg.coordinates import Compressed
 from sharespace.linalg.core_merge import Framed, framed_updates
 from sharespace.linalg.joint import Bases, Problem, joint
@@ -133,10 +132,9 @@ def _compressed(rows: Rows, members: Sequence[Adapter], module: str, wanted: Sea
 
 
 def _side(members: Sequence[Adapter], found: Compressed) -> Side:
-    core = found.core
-    wide = Updates(core.left.double(), core.sigma.double(), core.right.double(), core.ranks)
     # Orthonormal to float64: what that moves is rounding of the dtype they were computed in.
-    framed = Framed(orthonormal(found.left.double()), orthonormal(found.right.double()), wide)
+    frames = orthonormal(found.left.double()), orthonormal(found.right.double())
+    framed = Framed(*frames, found.core)
     return Side(tuple(a.name for a in members), framed, found.norms, found.outside)
 
 
