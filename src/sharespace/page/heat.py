@@ -11,8 +11,8 @@ from sharespace.page.markup import Html, number, tag, visible
 from sharespace.page.words import letters, percent, short
 
 Cell = float | None
-LETTER = 6.4
-"""Width of a letter of a label, about."""
+LETTER = 7.0
+"""Width of a letter of a label in a wide font, about."""
 NAMED = 9
 """Height of a row from which on its name stands beside it."""
 _LONGEST = 26

@@ -60,7 +60,10 @@ def _limits(facts: Facts, shown: int, across: Columns) -> str:
     if shown < len(facts.tasks):
         text += f" The {shown} tasks with the largest bounds of {len(facts.tasks)} are shown."
     if across.most > 1:
-        text += f" A column is up to {across.most} neighbouring layers, and shows the worst."
+        text += (
+            f" A column is up to {across.most} neighbouring layers, and shows the worst bound, or "
+            "how most of them are stored."
+        )
     return text
 
 
