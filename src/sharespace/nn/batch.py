@@ -171,7 +171,8 @@ class MixedTasks:
             self._hooks.clear()
             self._hooked = None
             for name in slots.stacks:
-                self._hooks.add("update", name, self._add_update)
+                # Before other hooks: these see the module's output only with the update.
+                self._hooks.add("update", name, self._add_update, first=True)
             self._hooked = slots
         return slots
 
@@ -194,6 +195,6 @@ class MixedTasks:
             return None
         self._block = None  # A head that is called with a task's own parameters has this hook, too.
         try:
-            return own_outputs(module, own, block.of(args[0]), args[0], result)
+            return own_outputs(module, own, block.of(args[0]).slots, args[0], result)
         finally:
             self._block = block

@@ -18,14 +18,17 @@ class Hooks:
         self.model = model
         self._handles: dict[tuple[str, str], Any] = {}
 
-    def add(self, kind: str, name: str, call: Callable[..., Any]) -> None:
+    def add(self, kind: str, name: str, call: Callable[..., Any], first: bool = False) -> None:
         """Call ``call(name, module, args, result)`` after the module, unless that kind is there.
+
+        ``first``: before hooks that the module has already.
 
         Raises:
             MismatchError: there is no such module.
         """
         if (kind, name) not in self._handles:
-            handle = module_of(self.model, name).register_forward_hook(partial(call, name))
+            module = module_of(self.model, name)
+            handle = module.register_forward_hook(partial(call, name), prepend=first)
             self._handles[kind, name] = handle
 
     def clear(self) -> None:

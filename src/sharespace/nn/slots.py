@@ -52,7 +52,8 @@ class Slots:
         self.heads: dict[int, Heads] = {}
         """Slot -> what the task carries besides its coefficients."""
         self.folded: dict[str, tuple[frozenset[int], Folded]] = {}
-        """Module -> the slots of its last pass with few tasks, and their factors."""
+        """Module -> the slots of its last pass with few tasks, and their own factors; of many tasks
+        they are made for each pass, so that memory does not grow."""
         self._heads_of = heads
         self._free = list(range(count, BASE_SLOT, -1))
         self._used: OrderedDict[str, int] = OrderedDict()

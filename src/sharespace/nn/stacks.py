@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -28,13 +29,13 @@ class Stack:
     """
 
     left_basis: Tensor
-    """beta, n x k_left."""
+    """beta, n x k_left; a column's numbers lie side by side, which products read fastest."""
     right_basis: Tensor
-    """alpha, d x k_right."""
+    """alpha, d x k_right, in the same way."""
     left: Tensor
-    """[slots, k_left, p]; with cores [slots, k_left, k_right]."""
+    """E^T, [slots, p, k_left]; with cores C^T, [slots, k_right, k_left]."""
     right: Tensor | None
-    """[slots, k_right, p]; None: ``left`` holds cores."""
+    """F^T, [slots, p, k_right]; None: ``left`` holds cores."""
     private: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Slot -> (P, Q), n x q and d x q, of tasks that keep this module outside the subspace."""
 
@@ -45,10 +46,10 @@ class Stack:
         """Slots of p = 0: the base model."""
         k_left, k_right = layer.k
         return cls(
-            layer.left_basis.to(device, dtype).contiguous(),
-            layer.right_basis.to(device, dtype).contiguous(),
-            torch.zeros(slots, k_left, 0, dtype=dtype, device=device),
-            torch.zeros(slots, k_right, 0, dtype=dtype, device=device),
+            layer.left_basis.to(device, dtype).mT.contiguous().mT,
+            layer.right_basis.to(device, dtype).mT.contiguous().mT,
+            torch.zeros(slots, 0, k_left, dtype=dtype, device=device),
+            torch.zeros(slots, 0, k_right, dtype=dtype, device=device),
         )
 
     @property
@@ -73,28 +74,28 @@ class Stack:
         if isinstance(value, Private):
             return
         wanted = min(value.used) if isinstance(value, Core) else value.p
-        if self.right is not None and wanted > self.left.shape[2]:
+        if self.right is not None and wanted > self.left.shape[1]:
             self._widen(wanted)
         if self.right is None:
             core = value.matrix if isinstance(value, Core) else value.left @ value.right.mT
-            self.left[slot] = core.to(self.left)
+            self.left[slot] = core.mT.to(self.left)
             return
         e, f = factor_pair(value)
-        self.left[slot, :, : e.shape[1]] = e.to(self.left)
-        self.right[slot, :, : f.shape[1]] = f.to(self.right)
+        self.left[slot, : e.shape[1]] = e.mT.to(self.left)
+        self.right[slot, : f.shape[1]] = f.mT.to(self.right)
 
     def _widen(self, p: int) -> None:
         """Slots of pseudo-rank p, or of whole cores where these are smaller."""
         if self.right is None:
             return
-        slots, k_left, before = self.left.shape
-        k_right = self.right.shape[1]
+        slots, before, k_left = self.left.shape
+        k_right = self.right.shape[2]
         if p * (k_left + k_right) >= k_left * k_right:
-            self.left, self.right = self.left @ self.right.mT, None
+            self.left, self.right = self.right.mT @ self.left, None
             return
         more = p - before
-        self.left = torch.cat([self.left, self.left.new_zeros(slots, k_left, more)], 2)
-        self.right = torch.cat([self.right, self.right.new_zeros(slots, k_right, more)], 2)
+        self.left = torch.cat([self.left, self.left.new_zeros(slots, more, k_left)], 1)
+        self.right = torch.cat([self.right, self.right.new_zeros(slots, more, k_right)], 1)
 
     def coordinates(self, hidden: Tensor, slots: Tensor) -> Tensor:
         """alpha^T x of each row -> E F^T alpha^T x.
@@ -107,26 +108,15 @@ class Stack:
             [rows, positions, k_left].
         """
         if self.right is not None:
-            hidden = torch.bmm(hidden, self.right.index_select(0, slots))
-        return torch.bmm(hidden, self.left.index_select(0, slots).mT)
+            hidden = torch.bmm(hidden, self.right.index_select(0, slots).mT)
+        return torch.bmm(hidden, self.left.index_select(0, slots))
 
-    def width(self, slot: int) -> int:
-        """Columns of the slot's own factors n x w and d x w, as ``pair`` gives them."""
-        if slot in self.private:
-            return self.private[slot][0].shape[1]
-        return int((self.left if self.right is None else self.right).shape[2])
-
-    def pair(self, slot: int) -> tuple[Tensor, Tensor]:
-        """The slot's update as left @ right^T, n x w and d x w; rounded once, to the dtype."""
-        if slot in self.private:
-            return self.private[slot]
-        left = self.left_basis.float() @ self.left[slot].float()
-        if self.right is None:
-            return left.to(self.left), self.right_basis
-        right = self.right_basis.float() @ self.right[slot].float()
-        return left.to(self.left), right.to(self.left)
+    def width(self, slots: Collection[int]) -> int:
+        """Columns of own factors n x w and d x w that hold the update of each of these slots."""
+        own = [pair[0].shape[1] for slot, pair in self.private.items() if slot in slots]
+        return max([*own, *[int(self.left.shape[1])] * (len(own) < len(slots))])
 
     @property
     def is_empty(self) -> bool:
         """True where no slot has coefficients of this module."""
-        return self.right is not None and self.right.shape[2] == 0
+        return self.left.shape[1] == 0
