@@ -26,6 +26,9 @@ def test_init_add_and_info_say_what_was_built_out_of_core(
     layers = run("info", out, "--json").json["layers"]
     assert all(layer["out_of_core"] for layer in layers.values())
     assert run("verify", out).code == 0
+    page = tmp_path / "r.html"
+    assert run("report", out, "-o", page).code == 0
+    assert "into 3 of 3 layers out of core" in page.read_text(encoding="utf-8")
 
 
 def test_what_fits_is_as_without_the_option(run: Run, adapters: Path, tmp_path: Path) -> None:

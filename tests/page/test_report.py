@@ -238,7 +238,7 @@ def test_what_a_budget_chose_is_said_by_layer_and_in_all(budgeted: Path) -> None
 
 def test_one_way_is_a_sentence_and_no_map(tmp_path: Path) -> None:
     text = page(store(tmp_path / "s", build([made(n, i) for i, n in enumerate("ab")], k=3))).text
-    assert "All 6 updates are stored in one way, all directions" in text
+    assert "6 updates, stored in one way: all directions" in text
     assert "How it is stored" not in text
     assert "private" not in text
 
@@ -258,3 +258,13 @@ def test_a_module_may_break_after_its_dots_only() -> None:
     shown = tag("th", dotted("a.b<.c"))
     assert shown == "<th>a.<wbr>b&lt;.<wbr>c</th>"
     assert Page(shown).text == "a.b<.c"
+
+
+def test_out_of_core_layers_and_contributions_are_said() -> None:
+    plainly = facts()
+    streamed = replace(plainly.layers[0], streamed=True)
+    found = replace(plainly, layers=(streamed, *plainly.layers), contributions=3)
+    assert "into 1 of 2 layers out of core" in Page(render(found)).text
+    assert "3 contributions of workers came in" in Page(render(found)).text
+    for word in ("out of core", "contribution"):
+        assert word not in Page(render(plainly)).text

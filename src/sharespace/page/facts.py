@@ -51,6 +51,8 @@ class LayerFacts:
     """How the tasks' updates are stored."""
     basis: int = 0
     """Bytes of its bases."""
+    streamed: bool = False
+    """Adapters came into it out of core."""
 
     @property
     def at_cap(self) -> bool:
@@ -134,6 +136,8 @@ class Facts:
     study: Study
     relations: Relations
     scores: Scores | None = None
+    contributions: int = 0
+    """Of workers, that were gathered up to this version."""
     left_out: int = 0
     """Tasks that are not compared with the others because there are too many."""
 

@@ -60,6 +60,7 @@ def read_facts(path: str | os.PathLike[str], version: int | None = None) -> Fact
         study=found,
         relations=relations(found.cosines),
         scores=stored_scores(root, content),
+        contributions=len(opened.manifest.contributions),
         left_out=len(names) - len(compared),
     )
 
@@ -76,8 +77,8 @@ def _layers(opened: Checkout, how: Storing) -> Iterator[LayerFacts]:
     for entry in opened.manifest.content.layers:
         shape, (left, right) = entry.shape, entry.k
         numbers = left * shape.out_features + right * shape.in_features
-        stored = how.layers[entry.module]
-        yield LayerFacts(entry.module, shape, entry.k, entry.cap, stored, numbers * itemsize)
+        stored, size = how.layers[entry.module], numbers * itemsize
+        yield LayerFacts(entry.module, shape, entry.k, entry.cap, stored, size, entry.streamed)
 
 
 def _tasks(opened: Checkout, kept: Mapping[str, TaskFidelity], how: Storing) -> Iterator[TaskFacts]:

@@ -51,7 +51,18 @@ def layers(facts: Facts) -> Html:
             class_="pair",
         ),
         in_all(facts),
+        _out_of_core(facts),
         details(f"The {count(len(facts.layers), 'layer')} as a table", _table(facts)),
+    )
+
+
+def _out_of_core(facts: Facts) -> Html | str:
+    streamed = sum(layer.streamed for layer in facts.layers)
+    if not streamed:
+        return ""
+    return read(
+        f"Adapters came into {streamed:,} of {count(len(facts.layers), 'layer')} out of core, "
+        "because they did not fit in the memory given. The bounds count what that cost."
     )
 
 

@@ -11,7 +11,7 @@ from sharespace.page.facts import Facts, VersionFacts
 from sharespace.page.markup import Html, tag
 from sharespace.page.sections.frame import figure, read, section
 from sharespace.page.table import Cell, Figure, table
-from sharespace.page.words import human, percent, some
+from sharespace.page.words import count, human, percent, some
 
 MOST_LISTED = 100
 """Versions in the table, the newest."""
@@ -39,6 +39,8 @@ def ledger(facts: Facts) -> Html:
     more = (
         f" The newest {MOST_LISTED} of {len(rows)} are listed." if len(rows) > len(listed) else ""
     )
+    if facts.contributions:
+        more += f" {count(facts.contributions, 'contribution')} of workers came in, each once."
     return section(
         "ledger",
         "Ledger",

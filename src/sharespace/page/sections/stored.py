@@ -48,10 +48,12 @@ def in_all(facts: Facts) -> list[Html]:
     whose = "" if budget is None else f" A byte budget of {human(budget)} chose for each of them."
     total = count(stored.total.updates, "update")
     ways = ways_of(stored)
+    if not ways:
+        return [read("The tasks have no updates.")]
     if len(ways) == 1:
         way = ways[0]
-        text = f"All {total} are stored in one way, {_NAMES[way]}: {_MEANT[way]}.{whose}"
-        return [read(text, f" They take {human(stored.total.nbytes)} beside the bases.")]
+        text = f"{total}, stored in one way: {_NAMES[way]} ({_MEANT[way]}).{whose}"
+        return [read(text, f" Beside the bases: {human(stored.total.nbytes)}.")]
     rows = [_row(way, tallies(stored)[way], stored.total) for way in ways]
     text = f"The {total} (one for each task and layer) are stored in {len(ways)} ways.{whose}"
     return [
