@@ -142,14 +142,27 @@ def canonicalise_stream(
     ends = list(accumulate(ranks))
     whole: list[Tensor] = []
     for batch in _batches(pairs):
-        stacks = (torch.stack([pair[side].to(dtype) for _, pair in batch]) for side in (0, 1))
+        # As rows: column by column is how LAPACK takes the factors.
+        stacks = (torch.stack([p[side].mT.to(dtype) for _, p in batch]).mT for side in (0, 1))
         found = _canonical(*stacks)
         whole = whole or [part.new_empty(ends[-1], *part.shape[2:]) for part in found]
-        for (i, _), *rows in zip(batch, *found, strict=True):
-            for target, part in zip(whole, rows, strict=True):
-                target[ends[i] - ranks[i] : ends[i]] = part
+        _put([i for i, _ in batch], found, whole, ends)
     left, sigma, right = whole
     return Updates(left.mT, sigma, right.mT, tuple(ranks))
+
+
+def _put(
+    tasks: Sequence[int], found: _Triple, whole: Sequence[Tensor], ends: Sequence[int]
+) -> None:
+    """Put a batch's rows in their places; of tasks that follow each other in one piece."""
+    first, last, rank = tasks[0], tasks[-1], found[1].shape[1]
+    if last - first + 1 == len(tasks):
+        for target, part in zip(whole, found, strict=True):
+            target[ends[first] - rank : ends[last]] = part.flatten(0, 1)
+        return
+    for i, *rows in zip(tasks, *found, strict=True):
+        for target, part in zip(whole, rows, strict=True):
+            target[ends[i] - rank : ends[i]] = part
 
 
 def _batches(pairs: Iterable[_Pair]) -> Iterator[list[tuple[int, _Pair]]]:

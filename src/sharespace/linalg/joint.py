@@ -7,6 +7,7 @@ Minimises sum_i w_i^2 |dW_i - left E_i F_i^T right^T|^2 over orthonormal bases a
 from __future__ import annotations
 
 from sharespace.linalg.joint_blocks import Blocks, many_small
+from sharespace.linalg.joint_frames import in_frames, many_wide
 from sharespace.linalg.joint_whole import Found, Whole
 from sharespace.linalg.problem import Bases, Problem
 
@@ -51,20 +52,28 @@ def joint(
         tol: stop when a sweep lowers the weighed error by less than this fraction.
     """
     total, do = problem.total, steps(problem, k)
-    best: Found = do.given(start) if start else do.hosvd()
+    framed = start is None and many_wide(problem, k)
+    best: Found = _in_frames(problem, k) if framed else do.given(start) if start else do.hosvd()
     if total - best.energy <= max(problem.dropped, 1e-12 * total):
         return best.bases
     before, best = best, do.sweep(best)
-    other: Found = do.own()
-    if total - other.energy < RIVAL * (total - best.energy):
-        before, other = max(before, other, key=_energy), do.sweep(other)
-    best = max(best, other, key=_energy)
+    if not framed:  # otherwise both starts are behind us
+        other: Found = do.own()
+        if total - other.energy < RIVAL * (total - best.energy):
+            before, other = max(before, other, key=_energy), do.sweep(other)
+        best = max(best, other, key=_energy)
     for _ in range(sweeps):
         gained, lost = best.energy - before.energy, total - before.energy
         if gained <= tol * lost:
             break
         before, best = best, do.sweep(best)
     return max(before, best, key=_energy).bases
+
+
+def _in_frames(problem: Problem, k: tuple[int, int]) -> Found:
+    """The solution of the problem in frames that hold most of it."""
+    found = in_frames(problem, k)
+    return found.whole(problem, joint(found.problem, k))
 
 
 def _energy(found: Found) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sharespace.linalg.canonical import Updates
 from sharespace.linalg.cores import core_svd, seen_by
 from sharespace.linalg.problem import Bases, Problem
 from sharespace.linalg.truncated import Leading, leading, orthonormal
@@ -21,14 +22,14 @@ class Found:
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen(Found):
+class Seen(Found):
     """And what they see of each task."""
 
     left: Tensor
     right: Tensor
 
     @classmethod
-    def of(cls, problem: Problem, left: Leading, right: Leading) -> _Seen:
+    def of(cls, problem: Problem, left: Leading, right: Leading) -> Seen:
         energy = problem.seen_energy(left.seen, right.seen)
         return cls(Bases(left.basis, right.basis), energy, left.seen, right.seen)
 
@@ -40,34 +41,39 @@ class Whole:
     problem: Problem
     k: tuple[int, int]
 
-    def hosvd(self) -> _Seen:
+    def hosvd(self) -> Seen:
         """Leading singular vectors of the two weighed unfoldings, each side alone."""
         left, right = self.problem, self.problem.flipped
-        return _Seen.of(left, _unfolding(left, self.k[0]), _unfolding(right, self.k[1]))
+        return Seen.of(left, _unfolding(left, self.k[0]), _unfolding(right, self.k[1]))
 
-    def given(self, bases: Bases) -> _Seen:
+    def given(self, bases: Bases) -> Seen:
         """Bases that are known already."""
         left = seen_by(self.problem.updates, bases.left)
         right = seen_by(self.problem.updates.flipped, bases.right)
-        return _Seen(bases, self.problem.seen_energy(left, right), left, right)
+        return Seen(bases, self.problem.seen_energy(left, right), left, right)
 
-    def own(self) -> _Seen:
+    def own(self) -> Seen:
         """Span of the singular vectors that own SVDs would keep with k columns in all."""
         return self.given(own_directions(self.problem, self.k))
 
-    def sweep(self, found: Found) -> _Seen:
+    def sweep(self, found: Found) -> Seen:
         """One HOOI sweep: the left basis for the right one, then the right for the new left."""
-        now = found if isinstance(found, _Seen) else self.given(found.bases)
+        now = found if isinstance(found, Seen) else self.given(found.bases)
         problem = self.problem
         left = _half(problem, now.bases.left, now.left, now.right, self.k[0])
         right = _half(problem.flipped, now.bases.right, now.right, left.seen, self.k[1])
-        return _Seen.of(problem, left, right)
+        return Seen.of(problem, left, right)
+
+
+def strengths(updates: Updates, weights: Tensor) -> Tensor:
+    """c: w_i times the singular values."""
+    sigma = updates.blocks(updates.sigma)
+    return updates.rows(sigma * weights.to(sigma)[:, None])
 
 
 def own_directions(problem: Problem, k: tuple[int, int]) -> Bases:
     """Span of the singular vectors that own SVDs would keep with k columns in all."""
-    strength = problem.sigma * problem.weights.to(problem.sigma)[:, None]
-    order = problem.updates.rows(strength).argsort(descending=True)
+    order = strengths(problem.updates, problem.weights).argsort(descending=True)
     left, right = order[: k[0]], order[: k[1]]
     return Bases(
         orthonormal(problem.updates.left[:, left]), orthonormal(problem.updates.right[:, right])

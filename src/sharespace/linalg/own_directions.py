@@ -21,7 +21,7 @@ class OwnDirections:
     tasks: Tensor
     """int64: whose direction."""
     columns: Tensor
-    """int64: and which of its directions, the weakest first."""
+    """int64: and which of its directions, the strongest is 0."""
 
     @classmethod
     def none(cls, most: int) -> OwnDirections:
@@ -44,7 +44,7 @@ class OwnDirections:
         able = (_largest(inner).sqrt() * weights > self.weakest).nonzero()[:, 0]
         if not len(able):
             return self
-        energies = torch.linalg.eigvalsh(inner[able]).clamp_min(0)
+        energies = torch.linalg.eigvalsh(inner[able]).flip(1).clamp_min(0)
         found = (energies.sqrt() * weights[able, None]).cpu()
         tasks = torch.tensor(chunk.tasks)[able.cpu()]
         strengths = torch.cat([self.strengths, found.flatten()])
@@ -76,7 +76,7 @@ def _directions(chunk: Measured, tasks: Tensor, columns: Tensor) -> tuple[Tensor
     eigenvector v gives y ~ B L v and z ~ A^T (B^T B) L v.
     """
     root, inner = _inner(chunk)
-    vectors = torch.linalg.eigh(inner)[1]
+    vectors = torch.linalg.eigh(inner)[1].flip(2)
     place = {task: i for i, task in enumerate(chunk.tasks)}
     wanted = [
         (place[t], c) for t, c in zip(tasks.tolist(), columns.tolist(), strict=True) if t in place

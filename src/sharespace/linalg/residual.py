@@ -13,6 +13,42 @@ from torch import Tensor
 from sharespace.linalg.canonical import Updates
 
 
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One side of some tasks by a frame."""
+
+    inside: Tensor
+    """float64, tasks x r x k: Y_i^T Q, Q an orthonormal basis of the frame."""
+    outside: Tensor
+    """float64, tasks x r x r: Gram matrix of what of Y_i is not in the frame."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A frame (n x k, not necessarily orthonormal) as Q R."""
+
+    q: Tensor
+    r: Tensor
+    """float64, k x k."""
+
+    @classmethod
+    def of(cls, frame: Tensor, dtype: torch.dtype) -> Frame:
+        """In the dtype that computes."""
+        q, r = torch.linalg.qr(frame.to(dtype))
+        return cls(q, r.double())
+
+    def split(self, updates: Updates) -> Split:
+        """The left side of tasks."""
+        rows = updates.left.mT
+        seen = rows @ self.q
+        hidden = updates.blocks(torch.addmm(rows, seen, self.q.mT, alpha=-1))
+        return Split(updates.blocks(seen).double(), (hidden @ hidden.mT).double())
+
+    def seen(self, split: Split) -> Tensor:
+        """What the frame itself sees of the tasks: tasks x r x k."""
+        return split.inside @ self.r
+
+
 def errors(updates: Updates, left: Tensor, right: Tensor, cores: Tensor) -> Tensor:
     """|dW_i - left C_i right^T| for every task, without an n x d matrix.
 
@@ -25,15 +61,27 @@ def errors(updates: Updates, left: Tensor, right: Tensor, cores: Tensor) -> Tens
     Returns:
         float64 [tasks], absolute Frobenius norms.
     """
-    inside_l, outside_l, r_left = _split(updates, left)
-    inside_r, outside_r, r_right = _split(updates.flipped, right)
+    dtype = updates.left.dtype
+    frames = Frame.of(left, dtype), Frame.of(right, dtype)
+    found = [updates.sigma.new_zeros(0, dtype=torch.float64)]
+    for tasks, part in updates.slices():
+        splits = frames[0].split(part), frames[1].split(part.flipped)
+        found.append(split_errors(part, frames, splits, cores[tasks]))
+    return torch.cat(found)
+
+
+def split_errors(
+    updates: Updates, frames: tuple[Frame, Frame], splits: tuple[Split, Split], cores: Tensor
+) -> Tensor:
+    """``errors`` of tasks that are split by the frames already."""
+    left, right = splits
     sigma = updates.blocks(updates.sigma.double())
-    scaled = inside_l.mT * sigma[:, None]
-    inner = scaled @ inside_r - r_left @ cores.double() @ r_right.mT
-    outer_l, outer_r = outside_l * _outer(sigma), outside_r * _outer(sigma)
-    seen_l, seen_r = inside_l @ inside_l.mT, inside_r @ inside_r.mT
+    scaled = left.inside.mT * sigma[:, None]
+    inner = scaled @ right.inside - frames[0].r @ cores.double() @ frames[1].r.mT
+    outer_l, outer_r = left.outside * _outer(sigma), right.outside * _outer(sigma)
+    seen_l, seen_r = left.inside @ left.inside.mT, right.inside @ right.inside.mT
     cross = (seen_l * outer_r).sum((1, 2)) + (outer_l * seen_r).sum((1, 2))
-    rest = (outer_l * outside_r).sum((1, 2))
+    rest = (outer_l * right.outside).sum((1, 2))
     return (inner.square().sum((1, 2)) + cross.clamp_min(0) + rest.clamp_min(0)).sqrt()
 
 
@@ -115,14 +163,6 @@ def _turned(left: Tensor, cores: Tensor, right: Tensor) -> Tensor:
     ):
         return signs[0][:, None] * cores * signs[1]
     return left @ cores @ right.mT
-
-
-def _split(updates: Updates, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a frame sees of each task (tasks x r x k), the Gram of what it does not, and its R."""
-    q, r = torch.linalg.qr(frame.to(updates.left.dtype))
-    seen = updates.left.mT @ q
-    hidden = updates.blocks(torch.addmm(updates.left.mT, seen, q.mT, alpha=-1))
-    return updates.blocks(seen).double(), (hidden @ hidden.mT).double(), r.double()
 
 
 def _outer(sigma: Tensor) -> Tensor:

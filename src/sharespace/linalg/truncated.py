@@ -148,7 +148,8 @@ def _iterate(
     energies, vectors = _ritz(gains, seen)
     for _ in range(max_iterations):
         captured = float(energies[:k].sum())
-        block = orthonormal(updates.left @ updates.rows(gains @ (gains.mT @ seen)))
+        mixed = updates.rows(gains @ (gains.mT @ seen))
+        block = orthonormal((mixed.mT @ updates.left.mT).mT)
         seen = seen_by(updates, block)
         energies, vectors = _ritz(gains, seen)
         if float(energies[:k].sum()) <= captured * (1 + tol):

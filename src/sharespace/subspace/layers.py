@@ -131,11 +131,12 @@ def build_layer(
     share = build.settings.method == "share"
     pairs = list(read_pairs(members, module, build.device)) if share else []
     bases = _bases(module, problem, pairs, build)
-    layer = _layer(shape, bases, build.dimension.cap(module), problem, build)
+    layer = _layer(shape, bases, build.dimension.cap(module), build)
     if share and build.settings.p is None:
         result = project_factors(pairs, problem.updates, layer)
     else:
         result = project(problem.updates, layer, build.settings.p)
+    layer = replace(layer, certificate=_certificate(problem, bases, result))
     return by_name(members, layer, result, problem.updates.norms)
 
 
@@ -176,7 +177,6 @@ def _layer(
     shape: ModuleShape,
     bases: Bases,
     cap: tuple[int, int] | None,
-    problem: Problem,
     build: Build,
 ) -> LayerSubspace:
     return LayerSubspace(
@@ -184,7 +184,6 @@ def _layer(
         left_basis=stored_basis(bases.left, build.dtype),
         right_basis=stored_basis(bases.right, build.dtype),
         cap=cap,
-        certificate=certify(problem, bases),
     )
 
 
@@ -193,15 +192,27 @@ def stored_basis(basis: Tensor, dtype: torch.dtype) -> Tensor:
     return basis.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
 
 
+def _certificate(problem: Problem, bases: Bases, found: Projection) -> Certificate:
+    """Of the stored bases, from what the projection measured, where it says all."""
+    if problem.p is not None or found.outside is None:
+        return certify(problem, bases)
+    left, right = (found.outside.to(problem.weights) @ problem.weights.square()).tolist()
+    return _rounded(problem, left, right, 0.0)
+
+
 def certify(problem: Problem, bases: Bases) -> Certificate:
     """The certificate of bases for a problem, rounding of the compute dtype added."""
     lost = [0.0, 0.0, 0.0]
     for tasks, part in problem.updates.slices():
         some = replace(problem, updates=part, weights=problem.weights[tasks])
         lost = [x + more for x, more in zip(lost, _lost(some, bases), strict=True)]
+    return _rounded(problem, *lost)
+
+
+def _rounded(problem: Problem, left: float, right: float, tail: float) -> Certificate:
     rounding = canonical_rounding(problem.updates.left.dtype)
-    left, right = (x * (1 + rounding) + rounding**2 * problem.total for x in lost[:2])
-    return Certificate(left, right, lost[2])
+    slack = rounding**2 * problem.total
+    return Certificate(left * (1 + rounding) + slack, right * (1 + rounding) + slack, tail)
 
 
 def _lost(problem: Problem, bases: Bases) -> tuple[float, float, float]:

@@ -22,7 +22,12 @@ from sharespace.linalg.precision import (
     tolerance,
 )
 from sharespace.subspace.layers import LayerResult, certify, stored_basis
-from sharespace.subspace.project import coefficients_of, factor_rows, split_coefficients
+from sharespace.subspace.project import (
+    coefficients_of,
+    factor_rows,
+    frame_grams,
+    split_coefficients,
+)
 from sharespace.subspace.reconstruct import factor_pair
 from sharespace.subspace.state import (
     Certificate,
@@ -222,10 +227,11 @@ def express(framed: Framed, layer: LayerSubspace, settings: Settings) -> tuple[C
     if settings.method == "share" and settings.p is None:
         return split_coefficients([(e.mT @ left, f.mT @ right) for e, f in framed.factors], layer)
     found: list[Coefficients] = []
+    grams = frame_grams(layer)
     for _, part in framed.core.slices():
         core = part.double()
         seen = seen_by(core, left), seen_by(core.flipped, right)
-        found += coefficients_of(seen[0], core, seen[1], layer, settings.p)
+        found += coefficients_of(seen, core, grams, layer, settings.p)
     return tuple(found)
 
 

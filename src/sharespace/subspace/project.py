@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sharespace.linalg.canonical import Updates
-from sharespace.linalg.cores import core_factors, seen_by
-from sharespace.linalg.residual import errors
+from sharespace.linalg.cores import core_factors
+from sharespace.linalg.residual import Frame, Split, errors, split_errors
 from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace
 
 
@@ -21,6 +21,8 @@ class Projection:
     coefficients: tuple[Coefficients, ...]
     lost: Tensor
     """float64 [tasks]: |dW_i - stored|, casts included."""
+    outside: Tensor | None = None
+    """float64 [2, tasks]: energy of dW_i outside the stored left basis, and the right one."""
 
 
 def project(updates: Updates, layer: LayerSubspace, p: int | None = None) -> Projection:
@@ -32,15 +34,27 @@ def project(updates: Updates, layer: LayerSubspace, p: int | None = None) -> Pro
             the cast did to them as far as they can (least squares in the stored frame).
         p: pseudo-rank; None: min(k, r_i), which loses nothing more than the projection.
     """
-    left, right = layer.left_basis, layer.right_basis
-    device = updates.left.device
-    coefficients = coefficients_of(
-        seen_by(updates, left.to(device)), updates, seen_by(updates.flipped, right.to(device)),
-        layer, p,
-    )  # fmt: skip
-    cores = dense_cores(coefficients, layer).to(device)
-    lost = errors(updates, left.to(device), right.to(device), cores)
-    return Projection(coefficients, lost.cpu())
+    dtype, device = updates.left.dtype, updates.left.device
+    left, right = layer.left_basis.to(device), layer.right_basis.to(device)
+    frames = Frame.of(left, dtype), Frame.of(right, dtype)
+    coefficients: list[Coefficients] = []
+    lost, outside = [], []
+    grams = frame_grams(layer)
+    for _, part in updates.slices():
+        splits = frames[0].split(part), frames[1].split(part.flipped)
+        seen = [frame.seen(split) for frame, split in zip(frames, splits, strict=True)]
+        found = coefficients_of((seen[0], seen[1]), part, grams, layer, p)
+        cores = dense_cores(found, layer).to(device)
+        coefficients += found
+        lost.append(split_errors(part, frames, splits, cores))
+        outside.append(torch.stack([_energies(part, split) for split in splits]))
+    return Projection(tuple(coefficients), torch.cat(lost).cpu(), torch.cat(outside, dim=1).cpu())
+
+
+def _energies(updates: Updates, split: Split) -> Tensor:
+    """float64 [tasks]: energy outside of the frame that split them."""
+    square = updates.blocks(updates.sigma.double().square())
+    return (square * split.outside.diagonal(dim1=1, dim2=2)).sum(1)
 
 
 def project_factors(
@@ -64,22 +78,36 @@ def split_coefficients(
     seen: Sequence[tuple[Tensor, Tensor]], layer: LayerSubspace
 ) -> tuple[Coefficients, ...]:
     """Coefficients from what the stored bases see of each factor (r x k_left, r x k_right)."""
+    grams = frame_grams(layer)
     return tuple(
         stored(
-            _least_squares(left, layer.left_basis).mT.cpu(),
-            _least_squares(right, layer.right_basis).mT.cpu(),
+            _least_squares(left, grams[0]).mT.cpu(),
+            _least_squares(right, grams[1]).mT.cpu(),
             layer.left_basis.dtype,
         )
         for left, right in seen
     )
 
 
+def frame_grams(layer: LayerSubspace) -> tuple[Tensor, Tensor]:
+    """Inner products of the stored bases' columns, float64: the identity but for their cast."""
+    left, right = layer.left_basis.double(), layer.right_basis.double()
+    return left.mT @ left, right.mT @ right
+
+
 def coefficients_of(
-    seen_left: Tensor, updates: Updates, seen_right: Tensor, layer: LayerSubspace, p: int | None
+    seen: tuple[Tensor, Tensor],
+    updates: Updates,
+    grams: tuple[Tensor, Tensor],
+    layer: LayerSubspace,
+    p: int | None,
 ) -> tuple[Coefficients, ...]:
-    """Coefficients from what the stored bases see of each task (tasks x r x k, each side)."""
-    left = _least_squares(seen_left, layer.left_basis)
-    right = _least_squares(seen_right, layer.right_basis)
+    """Coefficients from what the stored bases see of each task (tasks x r x k, each side).
+
+    Args:
+        grams: ``frame_grams`` of the layer.
+    """
+    left, right = (_least_squares(s, gram) for s, gram in zip(seen, grams, strict=True))
     sigma = updates.blocks(updates.sigma)
     e, f = core_factors(left, sigma, right, p)
     e, f = e.cpu(), f.cpu()
@@ -89,12 +117,11 @@ def coefficients_of(
     )
 
 
-def _least_squares(seen: Tensor, basis: Tensor) -> Tensor:
-    """Coordinates in the frame ``basis`` from inner products with it."""
-    wide = basis.double().to(seen.device)
+def _least_squares(seen: Tensor, gram: Tensor) -> Tensor:
+    """Coordinates in a frame from inner products with it."""
     # All rows at once: for a batch of right sides the one matrix would be decomposed for each.
     flat = seen.double().flatten(0, -2)
-    coordinates: Tensor = torch.linalg.solve(wide.mT @ wide, flat.mT)
+    coordinates: Tensor = torch.linalg.solve(gram.to(flat), flat.mT)
     return coordinates.mT.reshape(seen.shape)
 
 
