@@ -13,8 +13,9 @@ from sharespace.nn.stacks import Stack
 
 _WORTH = 0.75
 """So much of the work with the bases may be left, or own factors are not worth their trouble."""
-_NARROW = 4 / 3
-"""Time of a product with few columns by that of one with as many as a basis has, a number."""
+_NARROW = {4: 4 / 3, 2: 4.0}
+"""Bytes of a number -> time of a product with few columns by that of one with as many as a basis
+has, a column: where products are fast, reading x and the output is what takes time."""
 _COPY = 8
 """Time of copying a number of a row's factors by that of a product with it."""
 _FOLD = 2
@@ -116,7 +117,7 @@ def worth_folding(
 
         bases          positions k
         side by side   positions tasks w
-        by row         positions w 4/3 + rows w 8 (copies; none of one task)
+        by row         positions w 4/3 + rows w 8 (copies; none of one task); 16 bits: 4 for 4/3
         making them    tasks w k 2, or half of it where they are kept
 
     Measured on a CPU at 768 to 5,632 features and 1 to 128 positions a row.
@@ -132,7 +133,8 @@ def worth_folding(
     k = mean_k(stack)
     columns = float(rows * length * tasks)
     if by_row and length >= _LONG:
-        columns = _NARROW * rows * length + _COPY * rows * (tasks > 1)
+        narrow = _NARROW.get(stack.left.element_size(), _NARROW[4])
+        columns = narrow * rows * length + _COPY * rows * (tasks > 1)
     making = tasks * k * (1 if is_kept(stack, width, tasks) else _FOLD)
     return width * (columns + making) <= _WORTH * rows * length * k
 

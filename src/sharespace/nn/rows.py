@@ -99,4 +99,4 @@ def _add(module: nn.Module, out: Tensor, hidden: Tensor, left: Tensor) -> None:
     split = hidden.reshape(-1, groups, *hidden.shape[1:])
     # In the layout of the output: channels before positions.
     update = left.reshape(groups, -1, left.shape[1]) @ split.mT
-    out.add_(update.reshape(out.shape))
+    out.add_(update.reshape(out.shape).to(out.dtype))
