@@ -3,7 +3,8 @@
 A model of random weights and random tasks; only sizes matter here (that rows get what their task
 alone gives is tested). The contenders take turns, batch by batch, in one process, so that other
 jobs disturb all alike, and with one thread on the CPU its CPU time is taken, which they do not
-lengthen; a ratio is the median over rounds of the ratio to the bare base model in each round. Rows
+lengthen; a ratio is the median over rounds of the ratio to the bare base model in each round, and
+PEFT's by ours that of each round, too, with the standard error of the median. Rows
 are of as many different tasks as there are, or as there are rows. Two phases: a prompt
 (``--length`` tokens a row), and a decoding step (one token a row).
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -234,12 +236,16 @@ class Contenders:
                 times[name] += [clock() - start] * bool(turn)
         found = {}
         for name, mine in times.items():
-            ratios = [t / base for t, base in zip(mine, times[BASE], strict=False)]
+            ratio, error = median_ratio(mine, times[BASE])
             found[name] = {
                 "seconds": statistics.median(mine),
-                "ratio": statistics.median(ratios),
+                "ratio": ratio,
+                "error": error,
+                "rounds": len(mine),
                 "bytes_a_task": self._bytes(name),
             }
+        ratio, error = median_ratio(times[NAMES], times[OURS])
+        found[NAMES] |= {"by_ours": ratio, "by_ours_error": error}
         return found
 
     def _finished(self, name: str) -> None:
@@ -254,6 +260,16 @@ class Contenders:
             return sum(p.nbytes for p in self.bare.parameters())
         mine = [p for n, p in self.peft.named_parameters() if ".task-0." in n]
         return 0.0 if name == BASE else sum(p.nbytes for p in mine)
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Median over the rounds both ran, and its standard error (from the quartiles)."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=False)]
+    if len(ratios) < 2:
+        return ratios[0], 0.0
+    first, median, third = statistics.quantiles(ratios, n=4, method="inclusive")
+    # Normal noise: a standard deviation is 0.741 of that range; a median's error 1.253 of a mean's.
+    return median, 1.253 * 0.741 * (third - first) / math.sqrt(len(ratios))
 
 
 def _add_lora(model: Any, name: str, config: Any) -> None:
@@ -322,11 +338,20 @@ def report(results: dict[str, Any]) -> str:
     said = (
         f"{sizes['rows']} rows; a prompt has {sizes['length']} tokens a row, a step one. k = "
         f"{sizes['k']}, p = {sizes['p']}, LoRA of rank {RANK}; layers: {layers}. Medians of "
-        f"{sizes['rounds']} rounds ({SLOW[SWITCH]} of {SWITCH} and {COPIES}), "
+        f"{_rounds(results)} rounds ({SLOW[SWITCH]} of {SWITCH} and {COPIES}), "
         f"{results['clock']}; other jobs had {results['others_during']:.0%} of the cores. "
+        "±: the median's standard error. "
         "Beyond base: the time that is added to the base model's, PEFT's by ours."
     )
     return f"{said}\n\n{common.table(header, rows)}"
+
+
+def _rounds(results: dict[str, Any]) -> str:
+    """The fewest and the most of any line."""
+    before = results["sizes"]["rounds"]
+    counts = [r[OURS].get("rounds", before) for s in results["sets"] for r in s["runs"].values()]
+    least, most = min(counts), max(counts)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _row(one: dict[str, Any], count: str, run: dict[str, Any]) -> list[str]:
@@ -338,7 +363,10 @@ def _row(one: dict[str, Any], count: str, run: dict[str, Any]) -> list[str]:
     beyond = f"{(theirs - 1) / (ours - 1):.1f}x" if min(ours, theirs) > 1.01 else "-"
     kilobytes = [f"{size / 1e3:,.1f}" for size in sizes]
     first = [one["shape"], one["targets"], one["phase"], count, f"{1e3 * run[BASE]['seconds']:.1f}"]
-    return [*first, *ratios, f"{theirs / ours:.2f}x", beyond, *kilobytes]
+    direct = f"{run[NAMES].get('by_ours', theirs / ours):.3f}x"
+    if run[NAMES].get("by_ours_error"):
+        direct += f" ± {run[NAMES]['by_ours_error']:.3f}"
+    return [*first, *ratios, direct, beyond, *kilobytes]
 
 
 if __name__ == "__main__":
