@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sharespace.linalg.joint_blocks import Blocks, many_small
 from sharespace.linalg.joint_frames import in_frames, many_wide
+from sharespace.linalg.joint_span import few_wide, in_span
 from sharespace.linalg.joint_whole import Found, Whole
 from sharespace.linalg.problem import Bases, Problem
 
@@ -21,6 +22,9 @@ the better of the two is kept unswept anyway, so the result is never worse than 
 
 def hosvd(problem: Problem, k: tuple[int, int]) -> Bases:
     """Leading singular vectors of the two weighed unfoldings, each side alone."""
+    if few_wide(problem):
+        span = in_span(problem)
+        return span.whole(hosvd(span.problem, k))
     return steps(problem, k).hosvd().bases
 
 
@@ -51,6 +55,10 @@ def joint(
         sweeps: at most so many after the first; each never raises the weighed error.
         tol: stop when a sweep lowers the weighed error by less than this fraction.
     """
+    if few_wide(problem):
+        span = in_span(problem)
+        inside = span.inside(start)
+        return span.whole(joint(span.problem, k, start=inside, sweeps=sweeps, tol=tol))
     total, do = problem.total, steps(problem, k)
     framed = start is None and many_wide(problem, k)
     best: Found = _in_frames(problem, k) if framed else do.given(start) if start else do.hosvd()

@@ -18,8 +18,6 @@ from sharespace.linalg.cores import core_svd
 from sharespace.linalg.joint_whole import Found, own_directions
 from sharespace.linalg.problem import Bases, Problem
 
-COLUMNS = 4
-"""Times the larger side: with fewer directions than that in all, whole stacks are as good."""
 EXACT = 1e-8
 """While so much of the energy, or more, is left out, eigenvectors of a float64 Gram matrix are as
 good as singular vectors; noise of 1e-16 in it only matters where hardly anything is left out."""
@@ -29,7 +27,7 @@ def many_small(problem: Problem) -> bool:
     """Whether the steps in blocks are the right ones."""
     n, c = problem.updates.left.shape
     side = max(n, problem.updates.right.shape[0])
-    return side <= truncated.EXACT_SIDE and c >= COLUMNS * side
+    return side <= truncated.EXACT_SIDE and c >= side
 
 
 @dataclass(frozen=True, eq=False)
