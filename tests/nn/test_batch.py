@@ -339,6 +339,22 @@ def test_memory_does_not_grow_with_the_tasks(tmp_path: Path) -> None:
     assert not stored.model.tasks._read  # type: ignore[attr-defined]
 
 
+def test_passes_in_inference_mode_and_outside() -> None:
+    """What one pass leaves (tasks at hand, factors) serves the next in any mode."""
+    model = gpt2()
+    share = shared(model, "lm_head")
+    mixed, x = MixedTasks(model, share), tokens()[:2]
+    for names in (("a", "a"), ("b", None)):
+        with torch.inference_mode(), mixed.tasks(names):
+            expected = model(x).logits.tolist()
+        with torch.no_grad(), mixed.tasks(names):
+            assert model(x).logits.tolist() == expected
+        with mixed.tasks(names):
+            found = model(x).logits
+        found.sum().backward()
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
 def test_versions() -> None:
     """What is replaced holds from the next block on, and a refused version changes nothing."""
     model = bert()

@@ -29,6 +29,7 @@ class Chosen:
     """bool [rows]: rows that have a task; None: all have one."""
 
     @classmethod
+    @torch.inference_mode(False)
     def of(cls, rows: Sequence[int], device: torch.device) -> Chosen:
         """From the slot of each row."""
         tasks = tuple(sorted({slot for slot in rows if slot != BASE_SLOT}))

@@ -150,6 +150,8 @@ def mean_k(stack: Stack) -> float:
     return (n * k_left + d * k_right) / (n + d)
 
 
+# What is kept may be used with gradients, after a pass in inference mode.
+@torch.inference_mode(False)
 def folded(stack: Stack, chosen: Chosen, width: int) -> Folded:
     """The factors of these tasks, rounded once, to the dtype.
 

@@ -21,6 +21,7 @@ class Slots:
     coefficients are read from the store then, so that memory does not grow with the tasks.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: ShareModel,
@@ -96,6 +97,8 @@ class Slots:
                 self._bring(name, wanted)
         return [BASE_SLOT if name is None else self._used[name] for name in names]
 
+    # Tensors outlive the pass, which may be in inference mode, where the next one is not.
+    @torch.inference_mode(False)
     def _bring(self, name: str, wanted: Sequence[str]) -> None:
         task = _read(self.model, name)
         slot = self._free.pop() if self._free else self._evict(wanted)
