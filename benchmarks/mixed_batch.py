@@ -182,14 +182,19 @@ class Contenders:
             self.calls = {n: call for n, call in self.calls.items() if n not in SLOW}
 
     def _model(self, shape: str, options: argparse.Namespace) -> nn.Module:
-        torch.manual_seed(options.seed)
         layers = options.layers or LAYERS[shape]
         return base_model(shape, layers, options.width).eval().to(self.device)
+
+    def _twin(self, shape: str, options: argparse.Namespace) -> nn.Module:
+        """With the bare model's weights, in the same memory: where they lie changes times, too."""
+        model = self._model(shape, options)
+        model.load_state_dict(self.bare.state_dict(), assign=True)
+        return model
 
     def _mixed(
         self, shape: str, modules: list[str], count: int, options: argparse.Namespace
     ) -> MixedTasks:
-        model = self._model(shape, options)
+        model = self._twin(shape, options)
         share = Share(random_share(model, modules, count, options.k, options.p))
         return MixedTasks(model, share, slots=count)
 
@@ -197,7 +202,7 @@ class Contenders:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=RANK, target_modules=modules, init_lora_weights=False)
-        model = get_peft_model(self._model(shape, options), config, adapter_name="task-0")
+        model = get_peft_model(self._twin(shape, options), config, adapter_name="task-0")
         for i in range(1, count):
             _add_lora(model, f"task-{i}", config)
         return model.eval()
