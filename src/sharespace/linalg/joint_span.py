@@ -32,8 +32,12 @@ class InSpan:
 
     def whole(self, bases: Bases) -> Bases:
         """And back."""
-        left, right = self.left @ bases.left.double(), self.right @ bases.right.double()
-        return Bases(left.to(bases.left), right.to(bases.right))
+        # The wide side last, where QR has it contiguous: several times as fast.
+        left, right = (
+            (basis.double().mT @ span.mT).mT.to(basis)
+            for basis, span in ((bases.left, self.left), (bases.right, self.right))
+        )
+        return Bases(left, right)
 
 
 def few_wide(problem: Problem) -> bool:
