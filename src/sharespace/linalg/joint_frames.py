@@ -17,9 +17,8 @@ from sharespace.linalg.canonical import Updates
 from sharespace.linalg.joint_whole import Seen, own_directions, strengths
 from sharespace.linalg.power import normal, orthonormal_columns, ritz, width
 from sharespace.linalg.problem import Bases, Problem
+from sharespace.linalg.range_search import SAMPLE
 
-SAMPLE = 8
-"""Directions of the tasks in the sample, by columns of a frame."""
 MANY = 3
 """Samples that the tasks have to be, to make one worth its cost."""
 

@@ -28,6 +28,8 @@ from sharespace.linalg.power import (
 )
 from sharespace.linalg.row_chunks import Norms, Rows, chunks, read_chunk, sample
 
+SAMPLE = 8
+"""Columns of the sample's factors by columns of a frame: with more the start is hardly better."""
 PILOT_STEPS = 2
 """Steps of subspace iteration on the sample; its directions only have to be a good start."""
 
@@ -89,10 +91,12 @@ def _pilot(
     rows: Rows, k: tuple[int, int], entry_norms: Tensor | None, generator: torch.Generator
 ) -> list[Tensor]:
     """Test matrices (n x l, d x l'), orthonormal: what a random sample of the tasks says."""
-    tasks = sample(rows, generator)
+    columns = sum(rows.ranks)
+    wanted = SAMPLE * max(width(most, max(rows.n, rows.d), columns) for most in k)
+    tasks = sample(rows, generator, wanted)
     chunk = read_chunk(rows, tasks)
     weighing = chunk_weights(chunk, entry_norms)
-    columns, whole = sum(rows.ranks), len(tasks) == len(rows.ranks)
+    whole = len(tasks) == len(rows.ranks)
     results = []
     for (factor, gram), side, most in zip(sides(chunk), (rows.n, rows.d), k, strict=True):
         test = orthonormal_columns(_random(side, width(most, side, columns), rows, generator))

@@ -130,14 +130,16 @@ def _end(rows: Rows, order: Sequence[int], start: int) -> int:
     return end
 
 
-def sample(rows: Rows, generator: torch.Generator) -> list[int]:
-    """Tasks drawn at random, as many as make a chunk, in the order in which they come."""
+def sample(rows: Rows, generator: torch.Generator, wanted: int) -> list[int]:
+    """Tasks drawn at random in the order in which they come: as many as have the wanted number of
+    columns, and as make a chunk at most."""
     drawn = torch.randperm(len(rows.ranks), generator=generator).tolist()
-    widest = 0
+    widest, columns = 0, 0
     for count, task in enumerate(drawn, 1):
         widest = max(widest, rows.ranks[task])
-        if count > rows.count(widest):
+        if columns >= wanted or count > rows.count(widest):
             return sorted(drawn[: max(count - 1, 1)])
+        columns += rows.ranks[task]
     return sorted(drawn)
 
 

@@ -25,7 +25,7 @@ from sharespace.subspace.layers import LayerResult, certify, stored_basis
 from sharespace.subspace.project import (
     coefficients_of,
     factor_rows,
-    frame_grams,
+    frame_turns,
     split_coefficients,
 )
 from sharespace.subspace.reconstruct import factor_pair
@@ -227,11 +227,11 @@ def express(framed: Framed, layer: LayerSubspace, settings: Settings) -> tuple[C
     if settings.method == "share" and settings.p is None:
         return split_coefficients([(e.mT @ left, f.mT @ right) for e, f in framed.factors], layer)
     found: list[Coefficients] = []
-    grams = frame_grams(layer)
+    turns = frame_turns(layer)
     for _, part in framed.core.slices():
         core = part.double()
         seen = seen_by(core, left), seen_by(core.flipped, right)
-        found += coefficients_of(seen, core, grams, layer, settings.p)
+        found += coefficients_of(seen, core, turns, layer, settings.p)
     return tuple(found)
 
 

@@ -39,11 +39,11 @@ def project(updates: Updates, layer: LayerSubspace, p: int | None = None) -> Pro
     frames = Frame.of(left, dtype), Frame.of(right, dtype)
     coefficients: list[Coefficients] = []
     lost, outside = [], []
-    grams = frame_grams(layer)
+    turns = frame_turns(layer)
     for _, part in updates.slices():
         splits = frames[0].split(part), frames[1].split(part.flipped)
         seen = [frame.seen(split) for frame, split in zip(frames, splits, strict=True)]
-        found = coefficients_of((seen[0], seen[1]), part, grams, layer, p)
+        found = coefficients_of((seen[0], seen[1]), part, turns, layer, p)
         cores = dense_cores(found, layer).to(device)
         coefficients += found
         lost.append(split_errors(part, frames, splits, cores))
@@ -78,51 +78,44 @@ def split_coefficients(
     seen: Sequence[tuple[Tensor, Tensor]], layer: LayerSubspace
 ) -> tuple[Coefficients, ...]:
     """Coefficients from what the stored bases see of each factor (r x k_left, r x k_right)."""
-    grams = frame_grams(layer)
+    turns = frame_turns(layer)
     return tuple(
         stored(
-            _least_squares(left, grams[0]).mT.cpu(),
-            _least_squares(right, grams[1]).mT.cpu(),
+            (left.double() @ turns[0].to(left.device)).mT.cpu(),
+            (right.double() @ turns[1].to(right.device)).mT.cpu(),
             layer.left_basis.dtype,
         )
         for left, right in seen
     )
 
 
-def frame_grams(layer: LayerSubspace) -> tuple[Tensor, Tensor]:
-    """Inner products of the stored bases' columns, float64: the identity but for their cast."""
+def frame_turns(layer: LayerSubspace) -> tuple[Tensor, Tensor]:
+    """Inverses of the inner products of the stored bases' columns, float64: the identity but for
+    their cast. They turn inner products with a basis into coordinates in it (least squares)."""
     left, right = layer.left_basis.double(), layer.right_basis.double()
-    return left.mT @ left, right.mT @ right
+    return torch.linalg.inv(left.mT @ left), torch.linalg.inv(right.mT @ right)
 
 
 def coefficients_of(
     seen: tuple[Tensor, Tensor],
     updates: Updates,
-    grams: tuple[Tensor, Tensor],
+    turns: tuple[Tensor, Tensor],
     layer: LayerSubspace,
     p: int | None,
 ) -> tuple[Coefficients, ...]:
     """Coefficients from what the stored bases see of each task (tasks x r x k, each side).
 
     Args:
-        grams: ``frame_grams`` of the layer.
+        turns: ``frame_turns`` of the layer.
     """
-    left, right = (_least_squares(s, gram) for s, gram in zip(seen, grams, strict=True))
+    left, right = (s.double() @ turn.to(s.device) for s, turn in zip(seen, turns, strict=True))
     sigma = updates.blocks(updates.sigma)
     e, f = core_factors(left, sigma, right, p)
     e, f = e.cpu(), f.cpu()
-    return tuple(
-        stored(e[i, :, :r], f[i, :, :r], layer.left_basis.dtype)
-        for i, r in enumerate(updates.ranks)
-    )
-
-
-def _least_squares(seen: Tensor, gram: Tensor) -> Tensor:
-    """Coordinates in a frame from inner products with it."""
-    # All rows at once: for a batch of right sides the one matrix would be decomposed for each.
-    flat = seen.double().flatten(0, -2)
-    coordinates: Tensor = torch.linalg.solve(gram.to(flat), flat.mT)
-    return coordinates.mT.reshape(seen.shape)
+    dtype = layer.left_basis.dtype
+    if min(e.shape[1], f.shape[1]) > e.shape[2]:  # all at once: a cast for each costs more
+        e, f = e.to(dtype), f.to(dtype)
+    return tuple(stored(e[i, :, :r], f[i, :, :r], dtype) for i, r in enumerate(updates.ranks))
 
 
 def stored(left: Tensor, right: Tensor, dtype: torch.dtype) -> Coefficients:
