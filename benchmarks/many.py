@@ -28,7 +28,6 @@ from sharespace import Share
 from sharespace.formats import read_adapter
 from sharespace.linalg.allocate import Dimension
 from sharespace.linalg.budget import Point, Profile, own_profile, spend
-from sharespace.linalg.families import families
 from sharespace.linalg.joint import Problem, hosvd
 from sharespace.linalg.menu import Menu, menu
 from sharespace.subspace.adapter import Adapter
@@ -144,8 +143,7 @@ def compare(adapters: Sequence[Adapter], fraction: float) -> dict[str, Any]:
     rows = {
         "one subspace, one k": _one_k(modules, menus, budget),
         "subspace or own SVDs, by module": _by_module(modules, menus, own, budget),
-        "rank and private by task": _by_task(modules, [[x] for x in menus], budget),
-        "clusters, a subspace each": _by_task(modules, [_clusters(m) for m in modules], budget),
+        "rank and private by task": _by_task(modules, menus, budget),
         OWN: _stored(_own_model(modules, own, adapters, budget), adapters, files=weighed),
         BUDGET: _stored(model, adapters, files=weighed),
     }
@@ -226,11 +224,13 @@ def _by_module(
         square = module.problem.weights.square()
         curve = {k: (b, x) for k, b, x in _equal_k(module, card)}
         curves.append(curve)
-        shared = tuple(Point(b, float((square * x).sum()), k=(k, k)) for k, (b, x) in curve.items())
+        shared = tuple(
+            Point(b, float((square * x).sum()), each=((k, k),)) for k, (b, x) in curve.items()
+        )
         offers.append(replace(profile, shared=shared).points(module.problem.weights, budget))
     points = spend(offers, budget)
     lost = [
-        _own_lost(p, m, point) if point.is_own else c[point.k[0]][1]
+        _own_lost(p, m, point) if point.is_own else c[point.each[0][0]][1]
         for m, p, c, point in zip(modules, own, curves, points, strict=True)
     ]
     return _summary(modules, lost, sum(p.nbytes for p in points))
@@ -242,61 +242,19 @@ def _own_lost(profile: Profile, module: Module, point: Point) -> Tensor:
     return (profile.own * (index >= ranks[:, None])).sum(1)
 
 
-def _clusters(module: Module) -> list[Menu]:
-    """A menu for each family of the module, and one for those that are in none."""
-    groups = families(module.problem)
-    rest = set(range(len(module.tasks))) - {i for g in groups for i in g}
-    groups = [*groups, sorted(rest)] if rest else groups
-    return [_Part.of(module.problem, g) for g in groups]
-
-
-@dataclass(frozen=True, eq=False)
-class _Part(Menu):
-    """The menu of some of a module's tasks."""
-
-    tasks: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, problem: Problem, tasks: Sequence[int]) -> _Part:
-        chosen = list(tasks)
-        some = replace(
-            problem, updates=problem.updates.select(chosen), weights=problem.weights[chosen]
-        )
-        found = _menu(some)
-        return cls(
-            found.bases, found.steps, found.lost, found.private, found.itemsize, tuple(chosen)
-        )
-
-
-def _by_task(
-    modules: Sequence[Module], menus: Sequence[Sequence[Menu]], budget: int
-) -> dict[str, float]:
-    """Every task takes its own rank in its subspace, or is private; one price for all bytes."""
+def _by_task(modules: Sequence[Module], menus: Sequence[Menu], budget: int) -> dict[str, float]:
+    """Every task takes its own rank in one subspace, or is private; one price for all bytes."""
     low, high = 1e-14, 1.0
-    best = _summary(modules, [_whole(m, c) for m, c in zip(modules, menus, strict=True)], 0)
+    best = _summary(modules, [card.private[:, 0] for card in menus], 0)
     for _ in range(24):
         price = math.sqrt(low * high)
-        nbytes, lost = 0, []
-        for module, cards in zip(modules, menus, strict=True):
-            energies = torch.zeros(len(module.tasks), dtype=torch.float64)
-            for card in cards:
-                mine = list(getattr(card, "tasks", range(len(module.tasks))))
-                chosen = card.at(price, module.problem.weights[mine])
-                energies[mine] = chosen.lost
-                nbytes += chosen.nbytes
-            lost.append(energies)
+        chosen = [c.at(price, m.problem.weights) for m, c in zip(modules, menus, strict=True)]
+        nbytes = sum(found.nbytes for found in chosen)
         if nbytes <= budget:
-            high, best = price, _summary(modules, lost, nbytes)
+            high, best = price, _summary(modules, [found.lost for found in chosen], nbytes)
         else:
             low = price
     return best
-
-
-def _whole(module: Module, cards: Sequence[Menu]) -> Tensor:
-    energies = torch.zeros(len(module.tasks), dtype=torch.float64)
-    for card in cards:
-        energies[list(getattr(card, "tasks", range(len(module.tasks))))] = card.private[:, 0]
-    return energies
 
 
 def _own_model(
@@ -348,7 +306,11 @@ def _files(model: ShareModel) -> int:
 def _chosen(model: ShareModel) -> dict[str, Any]:
     values = [c for t in model.tasks.values() for c in t.coefficients.values()]
     private = sum(isinstance(c, Private) for c in values)
-    return {"k": [list(x.k) for x in model.layers.values()], "private": private / len(values)}
+    return {
+        "k": [list(layer.k) for layer in model.layers.values()],
+        "subspaces": max(len(layer.parts) or 1 for layer in model.layers.values()),
+        "private": private / len(values),
+    }
 
 
 def merges(mixed: Sequence[Adapter], fraction: float, batches: int) -> dict[str, Any]:
@@ -382,7 +344,7 @@ def report(results: Mapping[str, Any]) -> str:
     for label, counts in results["sets"].items():
         names = list(next(iter(counts.values()))["rows"])
         rows = [[count, *_cells(found, names)] for count, found in counts.items()]
-        header = ["adapters", *names, "private", "own / --budget", "files"]
+        header = ["adapters", *names, "subspaces", "private", "own / --budget", "files"]
         parts.append(f"**{label}**\n\n{common.table(header, rows)}\n")
     merged = results["merges"]["steps"]
     rows = [
@@ -400,6 +362,7 @@ def _cells(found: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     both = rows[BUDGET]["files"], rows[OWN]["files"]
     return [
         *(f"{rows[n]['mean']:.3f} / {rows[n]['worst']:.3f}" for n in names),
+        str(found["chosen"]["subspaces"]),
         f"{found['chosen']['private']:.0%}",
         f"{gain:.2f}x",
         f"{both[0] / both[1]:.2f}" if both[0] else "",

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import dense_tasks, frame, law, problem, update
-from sharespace.linalg.budget import Point, own_profile, profile, settle, spend, stretched
+from sharespace.linalg.budget import Point, own_profile, profile, spend, stretched
+from sharespace.linalg.settle import settle
 from sharespace.subspace.adapter import LayerUpdate
 
 
@@ -49,14 +50,20 @@ def test_a_point_is_kept_and_no_more_is_lost_than_it_says(
     found = problem(tasks)
     for point in profile(found, 4, budget).points(found.weights, budget):
         if not point.is_own:
-            bases, chosen = settle(found, point, 4, budget)
-            assert chosen.nbytes <= point.nbytes
-            assert chosen.k == bases.k
-            assert chosen.weighed(found.weights) <= point.lost + 1e-12
+            parts = settle(found, point, 4, budget)
+            assert sorted(i for part in parts for i in part.tasks) == list(range(len(tasks)))
+            assert sum(part.chosen.nbytes for part in parts) <= point.nbytes
+            assert all(part.chosen.k == part.bases.k for part in parts)
+            lost = sum(part.chosen.weighed(found.weights[list(part.tasks)]) for part in parts)
+            assert lost <= point.lost + 1e-12
 
 
 def test_what_is_left_over_is_given_to_common_bases() -> None:
-    own, small, large = Point(10, 1.0), Point(20, 1.0, k=(1, 1)), Point(40, 1.0, k=(2, 2))
+    own, small, large = (
+        Point(10, 1.0),
+        Point(20, 1.0, each=((1, 1),)),
+        Point(40, 1.0, each=((2, 2),)),
+    )
     found = stretched([own, small, large], 100)
     assert [p.nbytes for p in found] == [10, 30, 60]
     assert stretched([own], 100) == [own]
@@ -77,7 +84,7 @@ def test_spending_fits_and_is_within_one_step_of_the_best(
     curves: list[list[tuple[int, float, bool]]], budget: int
 ) -> None:
     offers = [
-        [Point(0, 1.0), *(Point(b, lost, int(not j), (int(j),) * 2) for b, lost, j in curve)]
+        [Point(0, 1.0), *(Point(b, lost, int(not j), ((1, 1),) * int(j)) for b, lost, j in curve)]
         for curve in curves
     ]
     chosen = spend(offers, budget)
@@ -102,7 +109,7 @@ def test_spending_loses_no_more_than_own_svds_alone(
         for curve in curves
     ]
     both = [
-        [*offer, *(Point(b, lost, k=(1, 1)) for b, lost, joint in curve if joint)]
+        [*offer, *(Point(b, lost, each=((1, 1),)) for b, lost, joint in curve if joint)]
         for offer, curve in zip(own, curves, strict=True)
     ]
     alone = sum(p.lost for p in spend(own, budget))
@@ -111,11 +118,11 @@ def test_spending_loses_no_more_than_own_svds_alone(
 
 def test_a_large_joint_step_does_not_crowd_out_own_svds() -> None:
     """The joint subspace has the better slope, and leaves no bytes for the other module."""
-    shared = [Point(0, 1.0), Point(10, 0.55, columns=1), Point(11, 0.5, k=(1, 1))]
+    shared = [Point(0, 1.0), Point(10, 0.55, columns=1), Point(11, 0.5, each=((1, 1),))]
     other = [Point(0, 1.0), Point(10, 0.57, columns=1)]
     assert [p.nbytes for p in spend([shared, other], 20)] == [10, 10]
 
 
 def test_spending_buys_no_bytes_for_nothing() -> None:
-    offer = [Point(0, 1.0), Point(10, 0.0, k=(1, 1)), Point(90, 0.0, columns=9)]
+    offer = [Point(0, 1.0), Point(10, 0.0, each=((1, 1),)), Point(90, 0.0, columns=9)]
     assert spend([offer], 100) == [offer[1]]

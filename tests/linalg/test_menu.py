@@ -135,19 +135,6 @@ def test_strangers_have_no_common_bases() -> None:
         assert _menu(found).at(price, found.weights).k == (0, 0)
 
 
-@law()
-@given(spare=st.integers(0, 3000), seed=st.integers(0, 20))
-def test_more_bytes_never_lose_more(spare: int, seed: int) -> None:
-    tasks = [*_family(5, seed=seed), update(20, 16, 3, seed, dtype=torch.float64)]
-    found = problem(tasks)
-    card = _menu(found)
-    least = 4 * (3 * 20 + 3 * 16)
-    few, many = (card.within(least + x, found.weights, (3, 3)) for x in (spare // 2, spare))
-    assert few.nbytes <= least + spare // 2
-    assert many.nbytes <= least + spare
-    assert many.weighed(found.weights) <= few.weighed(found.weights) + 1e-12
-
-
 def test_zero_updates_take_nothing() -> None:
     zero = LayerUpdate(torch.zeros(9, 2), torch.ones(2, 7))
     found = problem([zero, zero], None, torch.float32)

@@ -20,7 +20,7 @@ def read_json(path: Path, sha256: str | None = None) -> dict[str, Any]:
     assert sha256 is None or hashlib.sha256(data).hexdigest() == sha256
     value: dict[str, Any] = json.loads(data)
     assert value["format"] == "sharespace"
-    assert value["schema_version"] == 1
+    assert value["schema_version"] in (1, 2)
     return value
 
 
@@ -45,9 +45,11 @@ def read_object(store: Path, ref: dict[str, Any]) -> tuple[dict[str, Array], dic
     return tensors, metadata
 
 
-def padded(matrix: Array, rows: int, columns: int) -> NDArray[np.float64]:
-    found = np.zeros((rows, columns))
-    found[: matrix.shape[0], : matrix.shape[1]] = matrix
+def padded(
+    matrix: Array, rows: int, columns: int, begin: tuple[int, int] = (0, 0)
+) -> NDArray[np.float64]:
+    (first, left), found = begin, np.zeros((rows, columns))
+    found[first : first + matrix.shape[0], left : left + matrix.shape[1]] = matrix
     return found
 
 
@@ -64,22 +66,27 @@ def updates(store: Path, manifest: dict[str, Any], name: str) -> dict[str, NDArr
             for part in ("left", "right", "core", "private_left", "private_right")
             if f"{module}.{part}" in tensors
         }
-        found[module] = update(parts, basis, layers[module])
+        left, right = metadata.get("begin", {}).get(module, (0, 0))
+        found[module] = update(parts, basis, layers[module], (left, right))
     return found
 
 
 def update(
-    parts: dict[str, Array], basis: dict[str, Array], layer: dict[str, Any]
+    parts: dict[str, Array],
+    basis: dict[str, Array],
+    layer: dict[str, Any],
+    begin: tuple[int, int],
 ) -> NDArray[np.float64]:
     if "private_left" in parts:
         left, right = parts["private_left"], parts["private_right"]
         return np.asarray(left.astype(np.float64) @ right.T.astype(np.float64), dtype=np.float64)
     k_left, k_right = layer["k_left"], layer["k_right"]
     if "core" in parts:
-        core = padded(parts["core"], k_left, k_right)
+        core = padded(parts["core"], k_left, k_right, begin)
     else:
         p = parts["left"].shape[1]
-        core = padded(parts["left"], k_left, p) @ padded(parts["right"], k_right, p).T
+        left = padded(parts["left"], k_left, p, (begin[0], 0))
+        core = left @ padded(parts["right"], k_right, p, (begin[1], 0)).T
     wide = [
         basis[f"{layer['module']}.{side}_basis"].astype(np.float64) for side in ("left", "right")
     ]

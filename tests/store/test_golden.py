@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from golden import make_store_v2
 from golden.make_store_v1 import PATH, WEIRD, make, version
 from sharespace.store import Operation, checkout, history, load, verify
 from store.models import assert_same
@@ -49,3 +50,12 @@ def test_the_exact_merge_shares_the_old_task() -> None:
 
 def test_reading_leaves_no_trace() -> None:
     assert sorted(f.name for f in PATH.iterdir()) == ["objects", "share.json", "versions"]
+
+
+def test_the_second_schema(tmp_path: Path) -> None:
+    """Families of tasks with subspaces of their own."""
+    path = make_store_v2.PATH
+    assert verify(path, all_versions=True).ok
+    assert_same(load(path), make_store_v2.model())
+    make_store_v2.make(tmp_path / "s")
+    assert files(tmp_path / "s", "objects") == files(path, "objects")

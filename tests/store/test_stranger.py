@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from golden import make_store_v2
 from golden.make_store_v1 import PATH, WEIRD, version
 from sharespace.subspace.state import Core, Factors, LayerSubspace, Private
 from store.stranger import read_current, read_object, updates
@@ -25,6 +26,15 @@ def test_the_updates_are_ours() -> None:
     for name, task in ours.tasks.items():
         found = updates(PATH, manifest, name)
         assert list(found) == list(task.coefficients)
+        for module, coefficients in task.coefficients.items():
+            wanted = our_update(ours.layers[module], coefficients)
+            assert np.array_equal(found[module], wanted.numpy())
+
+
+def test_the_updates_of_families_are_ours() -> None:
+    manifest, ours = read_current(make_store_v2.PATH), make_store_v2.model()
+    for name, task in ours.tasks.items():
+        found = updates(make_store_v2.PATH, manifest, name)
         for module, coefficients in task.coefficients.items():
             wanted = our_update(ours.layers[module], coefficients)
             assert np.array_equal(found[module], wanted.numpy())

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders import build, relatives
+from sharespace import Share
 from sharespace.errors import CorruptStoreError, SchemaVersionError
 from sharespace.store import Operation, checkout, commit, load, verify
 from sharespace.store.layout import FileRef
@@ -148,12 +150,19 @@ def test_a_damaged_head_is_a_finding(path: Path) -> None:
 
 def test_a_newer_schema_is_refused(path: Path) -> None:
     def newer(manifest: dict[str, Any]) -> None:
-        manifest["schema_version"] = 2
+        manifest["schema_version"] = 3
 
     reseal(path, newer)
     for action in (load, verify):
         with pytest.raises(SchemaVersionError, match="Upgrade"):
             action(path)
+
+
+@pytest.mark.parametrize("rule", [{"k": 8}, {"budget": 4000}])
+def test_adapters_in_float32_stored_in_float64(tmp_path: Path, rule: dict[str, int]) -> None:
+    """Their bases were orthonormal to float32 only, which verify called damage."""
+    Share(build(relatives(6, 40, 32), dtype=torch.float64, **rule)).save(tmp_path / "s")
+    assert verify(tmp_path / "s").ok
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -87,7 +87,7 @@ def test_rows_of_a_mixed_batch_get_their_own(model: ShareModel) -> None:
     stack = Stack.empty(model.layers[MODULE], len(names) + 1, torch.float32, "cpu")
     for slot, name in enumerate(names, 1):
         stack.put(slot, _value(model, name))
-    assert stack.left.shape[2] <= 4  # not as wide as the bases
+    assert stack.left.shape[1] <= 4  # not as wide as the bases
     x, module = torch.randn(len(names), D), nn.Linear(D, N)
     slots = torch.arange(1, len(names) + 1)
     private = dict(stack.private)

@@ -21,6 +21,7 @@ from sharespace.errors import CorruptAdapterError, OptionError, TaskExistsError
 from sharespace.linalg.allocate import Dimension
 from sharespace.subspace.adapter import LEARNED, BaseModel, LayerUpdate
 from sharespace.subspace.initialise import initialise
+from sharespace.subspace.state import Core
 
 
 def test_no_adapter_and_two_of_one_name_are_refused() -> None:
@@ -95,8 +96,9 @@ def test_the_stored_dtype_follows_the_adapters_or_the_wish() -> None:
     assert build(mixed, 2).dtype == torch.float32
     model = build(mixed, 2, dtype=torch.bfloat16)
     assert model.layers[MODULE].left_basis.dtype == torch.bfloat16
-    values = vars(model.tasks["b"].coefficients[MODULE]).values()
-    assert all(t.dtype == torch.bfloat16 for t in values)
+    value = model.tasks["b"].coefficients[MODULE]
+    tensors = [value.matrix] if isinstance(value, Core) else [value.left, value.right]
+    assert all(t.dtype == torch.bfloat16 for t in tensors)
 
 
 def test_what_came_with_an_adapter_stays_with_its_task() -> None:

@@ -8,15 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import MODULE, adapter, build, gauss, law, relatives, strangers, update
+from sharespace.shapes import ModuleShape
 from sharespace.subspace.merge import merge
-from sharespace.subspace.state import Coefficients, Core, Factors, Private, ShareModel
+from sharespace.subspace.state import (
+    Coefficients,
+    Core,
+    Factors,
+    LayerSubspace,
+    Private,
+    ShareModel,
+)
 from sharespace.subspace.stored import Stored, Storing, Tally, Way, storing, way
 
 K = (4, 3)
 
 
 def counted(model: ShareModel) -> Storing:
-    return storing(model.tasks.values(), {m: layer.k for m, layer in model.layers.items()})
+    return storing(model.tasks.values(), model.layers)
 
 
 def padded(rows: int, columns: int) -> torch.Tensor:
@@ -40,7 +48,9 @@ def padded(rows: int, columns: int) -> torch.Tensor:
     ],
 )
 def test_each_way(value: Coefficients, wanted: Way) -> None:
-    assert way(value, K) == wanted
+    layer = LayerSubspace(ModuleShape(9, 8), torch.zeros(9, 4), torch.zeros(8, 3))
+    assert layer.k == K
+    assert way(value, layer) == wanted
 
 
 def test_what_a_merge_appends_leaves_old_tasks_with_the_leading_directions() -> None:

@@ -118,6 +118,9 @@ def _storage(found: Storage) -> str:
         text += f"; {found.private:,} are private, because they share nothing that pays"
     if found.private_tasks:
         text += f" ({count(found.private_tasks, 'task')} wholly)"
+    if found.family_modules:
+        text += f"; in {count(found.family_modules, 'module')} families of tasks have subspaces of "
+        text += f"their own (up to {found.subspaces})"
     if found.nothing:
         text += f"; of {found.nothing:,} nothing is kept"
     return text
@@ -213,11 +216,15 @@ def _layer_table(record: Mapping[str, Any], storing: Storing) -> Table:
         mine = storing.layers[module]
         table.add_row(
             _name(module),
-            "×".join(map(str, layer["k"])),
+            "×".join(map(str, layer["k"])) + _subspaces(layer),
             *stored.cells(mine, every),
             human(layer["basis_bytes"]),
         )
     return table
+
+
+def _subspaces(layer: Mapping[str, Any]) -> str:
+    return f" in {len(layer['parts'])}" if layer["parts"] else ""
 
 
 def _k_span(record: Mapping[str, Any]) -> str:

@@ -115,6 +115,7 @@ def info_record(found: Checkout, storing: Storing | None = None) -> dict[str, An
                 "shape": [e.shape.out_features, e.shape.in_features],
                 "kind": e.shape.kind,
                 "k": list(e.k),
+                "parts": [list(part) for part in e.parts],
                 "cap": list(e.cap) if e.cap else None,
                 "basis_bytes": _basis_bytes(e, content.dtype.itemsize),
                 "out_of_core": e.streamed,

@@ -25,7 +25,7 @@ _HEADS = {
 
 def storing_of(found: Checkout) -> Storing:
     """Count a version's updates; reads the coefficients of all tasks, one task at a time."""
-    dimensions = {entry.module: entry.k for entry in found.manifest.content.layers}
+    dimensions = {entry.module: entry for entry in found.manifest.content.layers}
     return storing(_tasks(found), dimensions)
 
 

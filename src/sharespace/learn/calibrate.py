@@ -24,8 +24,9 @@ from sharespace.learn.moments import Moments, collect_moments
 from sharespace.learn.prepare import check_sides
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter, LayerUpdate
+from sharespace.subspace.parts import inside, part_of
 from sharespace.subspace.project import dense_cores, stored
-from sharespace.subspace.state import Factors, LayerSubspace, Private, Task
+from sharespace.subspace.state import Coefficients, Factors, LayerSubspace, Private, Task
 
 Pair = tuple[Tensor, Tensor]
 
@@ -54,8 +55,8 @@ def calibrate(
     """Fit the coefficients of a task that came as an adapter; no labels are needed.
 
     The task is still that adapter: its ledger's bound grows by how far each update was moved. A
-    module whose outputs would not come nearer stays as it is, and so do private updates and
-    convolutions in groups.
+    module whose outputs would not come nearer stays as it is, and so do private updates,
+    convolutions in groups, and coefficients in several families' subspaces.
 
     Args:
         model: the base model; not changed.
@@ -111,7 +112,7 @@ def _fit_module(
     moments: Moments, layer: LayerSubspace, task: Task, module: str, ridge: float
 ) -> tuple[Pair | None, tuple[float, float]]:
     """One module's (E, F), None where they are best left alone, and its errors before and after."""
-    value = task.coefficients[module]
+    value = _inside(task, module, layer)
     core = dense_cores([value], layer)[0]
     before = moments.squared_error(core)
     if not float(moments.zz.trace()) > 0:
@@ -122,6 +123,12 @@ def _fit_module(
     cast = dense_cores([stored(*pair, layer.left_basis.dtype)], layer)[0]
     after = moments.squared_error(cast)
     return (pair, (before, after)) if after < before else (None, (before, before))
+
+
+def _inside(task: Task, module: str, layer: LayerSubspace) -> Coefficients:
+    """The coefficients in the directions of the task's own subspace."""
+    value = task.coefficients[module]
+    return value if isinstance(value, Private) else inside(value, layer.k)
 
 
 def _split(core: Tensor, p: int) -> Pair:
@@ -147,16 +154,17 @@ def _updates(model: nn.Module, adapter: Adapter, prefix: str) -> dict[str, Layer
 def _fitted_layers(
     model: nn.Module, share: Share, task: Task, updates: Mapping[str, LayerUpdate], prefix: str
 ) -> dict[str, LayerSubspace]:
-    """Modules of this model whose coefficients can be fitted -> subspace.
+    """Modules of this model whose coefficients can be fitted -> subspace that they are in.
 
     Raises:
         MismatchError: there is none.
     """
     found = {
-        m: share.model.layers[prefix + m]
+        m: part
         for m in updates
-        if not isinstance(task.coefficients.get(prefix + m), Private | None)
-        and min(share.model.layers[prefix + m].k) > 0
+        if not isinstance(value := task.coefficients.get(prefix + m), Private | None)
+        and (part := part_of(share.model.layers[prefix + m], value)) is not None
+        and min(part.k) > 0
         and not is_grouped(model.get_submodule(m))
     }
     if not found:

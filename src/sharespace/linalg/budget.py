@@ -11,15 +11,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 from torch import Tensor
 
 from sharespace.linalg.canonical import Updates
-from sharespace.linalg.joint import Bases, Problem, joint
-from sharespace.linalg.menu import Allocation, Marks, Menu, menu
-from sharespace.linalg.orders import orders
+from sharespace.linalg.joint import Problem
+from sharespace.linalg.schemes import Part, Scheme, schemes, weighed
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +29,15 @@ class Point:
     """Weighed energy of the module that is not kept."""
     columns: int = 0
     """Columns of all own SVDs together, where all tasks are stored so."""
-    k: tuple[int, int] = (0, 0)
-    """Directions of the common bases; (0, 0) where there are none."""
-    order: int = 0
-    """Which of the module's bases: their number in ``orders``."""
+    each: tuple[tuple[int, int], ...] = ()
+    """Directions of each subspace, one for all tasks or one for each family; none: own SVDs."""
+    scheme: int = 0
+    """Which way to share the module: its number in ``schemes``."""
 
     @property
     def is_own(self) -> bool:
         """All tasks are stored by their own SVDs."""
-        return self.k == (0, 0)
+        return not self.each
 
 
 _PRICES = 56
@@ -99,9 +97,9 @@ def profile(problem: Problem, itemsize: int, budget: int | None = None) -> Profi
     """
     own = own_profile(problem.updates, itemsize)
     shared: list[Point] = []
-    for number, order in enumerate(orders(problem, affordable(problem, itemsize, budget))):
-        card = menu(problem, order.bases, itemsize, order.marks)
-        shared += _curve(card, problem.weights, number)
+    found = schemes(problem, itemsize, affordable(problem, itemsize, budget))
+    for number, scheme in enumerate(found):
+        shared += _curve(scheme, number)
     return replace(own, shared=tuple(shared))
 
 
@@ -111,16 +109,23 @@ def affordable(problem: Problem, itemsize: int, budget: int | None) -> int:
     return min(n, d) if budget is None else min(n, d, budget // (itemsize * (n + d)))
 
 
-def _curve(found: Menu, weights: Tensor, order: int) -> list[Point]:
+def _curve(scheme: Scheme, number: int) -> list[Point]:
     """What the tasks choose from a price at which nothing is worth it down to rounding."""
-    energies = weights.square().cpu() * found.private[:, 0]
-    highest = float(energies.sum()) / (found.itemsize * sum(found.sides))
+    highest = max(_highest_price(part) for part in scheme)
     points: dict[int, Point] = {}
     for step in range(_PRICES if highest > 0 else 0):
-        here = found.at(highest * _STEP**-step, weights)
-        if here.k != (0, 0):
-            points[here.nbytes] = Point(here.nbytes, here.weighed(weights), k=here.k, order=order)
+        here = [part.at(highest * _STEP**-step) for part in scheme]
+        if any(chosen.k != (0, 0) for chosen in here):
+            nbytes = sum(chosen.nbytes for chosen in here)
+            points[nbytes] = Point(
+                nbytes, weighed(scheme, here), each=tuple(c.k for c in here), scheme=number
+            )
     return list(points.values())
+
+
+def _highest_price(part: Part) -> float:
+    energies = part.problem.weights.square().cpu() * part.card.private[:, 0]
+    return float(energies.sum()) / (part.card.itemsize * sum(part.card.sides))
 
 
 def spend(offers: Sequence[Sequence[Point]], budget: int) -> list[Point]:
@@ -191,37 +196,3 @@ def _spend_rest(chosen: list[Point], offers: Sequence[Sequence[Point]], left: in
         left -= best.nbytes - now.nbytes
         result.append(best)
     return result
-
-
-def settle(
-    problem: Problem, point: Point, itemsize: int, budget: int | None
-) -> tuple[Bases, Allocation]:
-    """The bases of a point and what each task takes of them, in no more than its bytes.
-
-    The point's own bases, or those after sweeps over the tasks that use them, whichever lose less;
-    so never more than the point says.
-
-    Args:
-        problem: as it was when the point was offered.
-        point: one with common bases.
-        budget: as it was then.
-    """
-    found = orders(problem, affordable(problem, itemsize, budget))
-    order = next(islice(found, point.order, None))
-    bases = order.bases.first(point.k)
-    first = _settled(problem, bases, point.nbytes, itemsize, order.marks)
-    inside = first[1].inside
-    if not inside:
-        return first
-    members = Problem(
-        problem.updates.select(inside), problem.weights[inside], problem.p, problem.seed
-    )
-    swept = _settled(problem, joint(members, bases.k, start=bases), point.nbytes, itemsize)
-    return min(first, swept, key=lambda found: found[1].weighed(problem.weights))
-
-
-def _settled(
-    problem: Problem, bases: Bases, nbytes: int, itemsize: int, marks: Marks = ((), ())
-) -> tuple[Bases, Allocation]:
-    found = menu(problem, bases, itemsize, marks)
-    return bases, found.within(nbytes, problem.weights, bases.k)

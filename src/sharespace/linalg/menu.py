@@ -70,28 +70,12 @@ class Menu:
         Args:
             price: weighed energy that a byte must be worth.
             weights: float64 [tasks].
-            k: (left, right) directions, both among the steps; None: as many as pay.
+            k: (left, right) directions, both among the steps, or (0, 0); None: as many as pay.
         """
         square = weights.square().cpu()
         own = _Best.of(square[:, None] * self.private, price * self._private_bytes())
         shape = self._cheapest(price, square, own.cost) if k is None else self._position(k)
         return self._allocation(price, square, own, shape)
-
-    def within(self, nbytes: int, weights: Tensor, k: tuple[int, int]) -> Allocation:
-        """The best choices with these directions that fit into so many bytes.
-
-        The bases alone must fit.
-        """
-        low, high = _PRICES
-        found = self.at(high, weights, k)
-        for _ in range(_BISECTIONS):
-            price = (low * high) ** 0.5
-            here = self.at(price, weights, k)
-            if here.nbytes <= nbytes:
-                high, found = price, here
-            else:
-                low = price
-        return found
 
     def _cheapest(self, price: float, square: Tensor, own: Tensor) -> tuple[int, int] | None:
         """Positions of the steps at which lost energy and price of the bytes are least together."""
@@ -105,7 +89,9 @@ class Menu:
             return None
         return best // total.shape[1], best % total.shape[1]
 
-    def _position(self, k: tuple[int, int]) -> tuple[int, int]:
+    def _position(self, k: tuple[int, int]) -> tuple[int, int] | None:
+        if k == (0, 0):
+            return None
         left, right = ((s == x).nonzero() for s, x in zip(self.steps, k, strict=True))
         return int(left[0]), int(right[0])
 
@@ -159,11 +145,6 @@ class Menu:
         return self.itemsize * numbers.double()
 
 
-_PRICES = 1e-30, 1e6
-"""Weighed energies are at most 1 a task, and nothing below the rounding of float64 counts."""
-_BISECTIONS = 48
-
-
 @dataclass(frozen=True, eq=False)
 class _Best:
     """The cheapest option of each task."""
@@ -178,19 +159,15 @@ class _Best:
         return cls(found.values, found.indices)
 
 
-Marks = tuple[tuple[int, ...], tuple[int, ...]]
-
-
-def menu(problem: Problem, bases: Bases, itemsize: int, marks: Marks = ((), ())) -> Menu:
+def menu(problem: Problem, bases: Bases, itemsize: int) -> Menu:
     """The menu of a module.
 
     Args:
         problem: its tasks; ``p`` limits the rank of the cores.
         bases: orthonormal, in the order in which directions are given out.
         itemsize: bytes of a stored number.
-        marks: numbers of left and of right directions that must be among those to choose from.
     """
-    steps = _ladder(bases.k[0], marks[0]), _ladder(bases.k[1], marks[1])
+    steps = _ladder(bases.k[0]), _ladder(bases.k[1])
     lost = _lost(problem, bases, steps) if all(bases.k) else torch.zeros(0, 0, 0, 1)
     return Menu(bases, steps, lost, private_lost(problem), itemsize)
 
@@ -202,9 +179,9 @@ def private_lost(problem: Problem) -> Tensor:
     return torch.cat([tails, tails.new_zeros(len(tails), 1)], dim=1)
 
 
-def _ladder(most: int, marks: tuple[int, ...]) -> Tensor:
-    """1, 2, 3, 4, 6, 9 ... the marks, and ``most`` itself."""
-    found, step = {most, *marks}, 1.0
+def _ladder(most: int) -> Tensor:
+    """1, 2, 3, 4, 6, 9 ... and ``most`` itself."""
+    found, step = {most}, 1.0
     while step < most:
         found.add(int(step))
         step = max(step + 1, step * _GROWTH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -65,6 +66,11 @@ class Problem:
     def flipped(self) -> Problem:
         """The same for the transposed weight."""
         return replace(self, updates=self.updates.flipped)
+
+    def select(self, tasks: Sequence[int]) -> Problem:
+        """Some of the tasks, in that order, with the weights they have here."""
+        chosen = list(tasks)
+        return replace(self, updates=self.updates.select(chosen), weights=self.weights[chosen])
 
     def energy(self, bases: Bases) -> float:
         """Weighed energy that the bases capture, after truncation of the cores to rank p."""

@@ -157,7 +157,7 @@ def _turned(left: Tensor, cores: Tensor, right: Tensor) -> Tensor:
     left of them."""
     signs = torch.diagonal(left), torch.diagonal(right)
     identity = tuple(torch.diag_embed(s.sign()) for s in signs)
-    if all(
+    if all(m.shape[0] == m.shape[1] for m in (left, right)) and all(
         torch.allclose(m, i, rtol=0, atol=1e-15 * max(m.shape, default=1))
         for m, i in zip((left, right), identity, strict=True)
     ):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import OptionError, TaskNotFoundError
+from sharespace.subspace.parts import part_of
 from sharespace.subspace.project import dense_cores
 from sharespace.subspace.reconstruct import factor_pair
 from sharespace.subspace.state import Coefficients, Core, LayerSubspace, Private, ShareModel
@@ -48,11 +49,16 @@ def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: i
         left = torch.cat([torch.zeros(layer.k[0], q), torch.eye(q)])
         right = torch.cat([torch.zeros(layer.k[1], q), torch.eye(q)])
         return Values(left, right, value.left.float(), value.right.float())
-    if isinstance(value, Core) and p is None and layer.k[0] == layer.k[1]:
+    part = part_of(layer, value)
+    if isinstance(value, Core) and p is None and part is not None and part.k[0] == part.k[1]:
         # Trained as it is stored: k^2 numbers, where its factors would be 2 k^2.
-        identity = torch.eye(layer.k[0])
-        none = torch.zeros(n, 0), torch.zeros(d, 0)
-        return Values(identity, identity.clone(), *none, value.matrix.float())
+        rows, columns = value.begin
+        core = value.matrix[rows : rows + part.k[0], columns : columns + part.k[1]].float()
+        left, right = (
+            torch.eye(k)[:, begin : begin + part.k[0]]
+            for k, begin in zip(layer.k, value.begin, strict=True)
+        )
+        return Values(left, right, torch.zeros(n, 0), torch.zeros(d, 0), core)
     left, right = (factor.float() for factor in factor_pair(value))
     own = left.shape[1]
     if p is not None and p < own:
@@ -149,9 +155,12 @@ def _unit_scale(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 
 def complement(basis: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Random orthonormal directions orthogonal to a basis: n x min(count, n - k), float64."""
+    """Random orthonormal directions orthogonal to a basis: n x min(count, n - k), float64.
+
+    None where the subspaces of many families have as many directions as there are.
+    """
     n, k = basis.shape
-    draw = torch.randn(n, min(count, n - k), generator=generator).double()
+    draw = torch.randn(n, max(min(count, n - k), 0), generator=generator).double()
     known = torch.linalg.qr(basis.cpu().double())[0]
     # Twice, as one pass leaves what rounding put back into the basis.
     for _ in range(2):

@@ -53,6 +53,8 @@ class LayerFacts:
     """Bytes of its bases."""
     streamed: bool = False
     """Adapters came into it out of core."""
+    subspaces: int = 1
+    """More than one where families of tasks have their own."""
 
     @property
     def at_cap(self) -> bool:

@@ -42,7 +42,7 @@ def read_facts(path: str | os.PathLike[str], version: int | None = None) -> Fact
     content = opened.manifest.content
     kept = fidelity(opened.model).tasks
     names = list(opened.model.tasks)
-    how = storing(opened.model.tasks.values(), {e.module: e.k for e in content.layers})
+    how = storing(opened.model.tasks.values(), {e.module: e for e in content.layers})
     compared = evenly(names, MOST_COMPARED)
     found = study(opened.model, compared)
     versions = _versions(root, opened)
@@ -77,8 +77,16 @@ def _layers(opened: Checkout, how: Storing) -> Iterator[LayerFacts]:
     for entry in opened.manifest.content.layers:
         shape, (left, right) = entry.shape, entry.k
         numbers = left * shape.out_features + right * shape.in_features
-        stored, size = how.layers[entry.module], numbers * itemsize
-        yield LayerFacts(entry.module, shape, entry.k, entry.cap, stored, size, entry.streamed)
+        yield LayerFacts(
+            entry.module,
+            shape,
+            entry.k,
+            entry.cap,
+            stored=how.layers[entry.module],
+            basis=numbers * itemsize,
+            streamed=entry.streamed,
+            subspaces=max(len(entry.parts), 1),
+        )
 
 
 def _tasks(opened: Checkout, kept: Mapping[str, TaskFidelity], how: Storing) -> Iterator[TaskFacts]:

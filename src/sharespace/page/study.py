@@ -6,7 +6,7 @@ One pass over the layers; the cores of one layer are in memory at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,7 +35,8 @@ def study(model: ShareModel, names: Sequence[str]) -> Study:
     """Compare these tasks; explained variance is of them alone.
 
     Cosines are taken between the stored updates. In a subspace they are the cosines of the cores,
-    because the bases are orthonormal; bases in 16 bits are so to their rounding.
+    because the bases are orthonormal; bases in 16 bits are so to their rounding. Subspaces of
+    families are not orthogonal to each other: their cores are turned into a basis of all together.
     """
     tasks = [model.tasks[name] for name in names]
     lost = [dict(zip(t.ledger.modules, t.ledger.estimates.tolist(), strict=True)) for t in tasks]
@@ -44,7 +45,7 @@ def study(model: ShareModel, names: Sequence[str]) -> Study:
     for module, layer in model.layers.items():
         members = [i for i, task in enumerate(tasks) if module in task.coefficients]
         values = [tasks[i].coefficients[module] for i in members]
-        cores = dense_cores(values, layer)
+        layer, cores = _orthonormal(layer, dense_cores(values, layer))
         alike.add(members, cosines(_products(values, cores, layer)))
         common.add(members, overlaps(values, cores, layer))
         inside = [n for n, value in enumerate(values) if not isinstance(value, Private)]
@@ -53,6 +54,17 @@ def study(model: ShareModel, names: Sequence[str]) -> Study:
         if curve:
             explained[module] = curve
     return Study(tuple(names), alike.value, common.value, explained)
+
+
+def _orthonormal(layer: LayerSubspace, cores: Tensor) -> tuple[LayerSubspace, Tensor]:
+    """The layer with one orthonormal basis a side, and the cores in it."""
+    if not layer.parts:
+        return layer, cores
+    (left, turn_left), (right, turn_right) = (
+        torch.linalg.qr(basis.double()) for basis in (layer.left_basis, layer.right_basis)
+    )
+    turned = turn_left @ cores @ turn_right.mT
+    return replace(layer, left_basis=left, right_basis=right, parts=()), turned
 
 
 class _Mean:

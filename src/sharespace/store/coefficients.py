@@ -1,7 +1,8 @@
 """Coefficients <-> the tensors that stand for them on disk.
 
 A merge that enlarges the basis adds zero rows to the coefficients of every old task. They are not
-written, and put back on reading, so that such a merge changes no old task's file.
+written, and put back on reading, so that such a merge changes no old task's file. Nor are the rows
+before a family's own subspace: where it begins is written instead.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sharespace.store.layout import LayerEntry
+from sharespace.subspace.parts import begins
 from sharespace.subspace.state import Coefficients, Core, Factors, Private
 
 ALL_PARTS = ("left", "right", "core", "private_left", "private_right")
@@ -17,12 +19,15 @@ ALL_PARTS = ("left", "right", "core", "private_left", "private_right")
 
 
 def parts_of(coefficients: Coefficients) -> dict[str, Tensor]:
-    """The tensors that are stored, by the last component of their key: no trailing zero rows."""
+    """The tensors that are stored, by the last component of their key: no trailing zero rows, and
+    none before the subspace that they begin in."""
     if isinstance(coefficients, Factors):
-        left, right = coefficients.left, coefficients.right
+        rows, columns = coefficients.begin
+        left, right = coefficients.left[rows:], coefficients.right[columns:]
         return {"left": left[: _rows(left)], "right": right[: _rows(right)]}
     if isinstance(coefficients, Core):
-        matrix = coefficients.matrix
+        rows, columns = coefficients.begin
+        matrix = coefficients.matrix[rows:, columns:]
         return {"core": matrix[: _rows(matrix), : _rows(matrix.T)]}
     return {"private_left": coefficients.left, "private_right": coefficients.right}
 
@@ -39,29 +44,36 @@ def _rows(matrix: Tensor) -> int:
 
 
 def from_parts(
-    parts: tuple[str, ...], tensors: list[Tensor], k: tuple[int, int]
+    parts: tuple[str, ...],
+    tensors: list[Tensor],
+    k: tuple[int, int],
+    begin: tuple[int, int] = (0, 0),
 ) -> Coefficients | None:
     """Coefficients from stored tensors, padded with zeros to k; None: not a set of parts.
 
     The result is a copy; whether it fits is for ``misfit`` to say.
+
+    Args:
+        begin: directions before those of the tensors.
     """
     if parts == ("left", "right"):
-        left, right = tensors
-        return Factors(_pad(left, k[0], left.shape[1]), _pad(right, k[1], right.shape[1]))
+        left, right = (
+            _pad(matrix, (before, 0), (most, matrix.shape[1]))
+            for matrix, before, most in zip(tensors, begin, k, strict=True)
+        )
+        return Factors(left, right, begin=begin)
     if parts == ("core",):
-        return Core(_pad(tensors[0], *k))
+        return Core(_pad(tensors[0], begin, k), begin=begin)
     if parts == ("private_left", "private_right"):
         return Private(tensors[0].clone(), tensors[1].clone())
     return None
 
 
-def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
-    """A copy with zeros below and to the right; one that is too large stays so, to be refused."""
-    if matrix.shape[0] >= rows and matrix.shape[1] >= columns:
-        return matrix.clone()
-    rows, columns = max(rows, matrix.shape[0]), max(columns, matrix.shape[1])
-    padded = matrix.new_zeros((rows, columns))
-    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+def _pad(matrix: Tensor, begin: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A copy with zeros around it; one that is too large stays so, to be refused."""
+    (above, before), (rows, columns) = begin, matrix.shape
+    padded = matrix.new_zeros((max(size[0], above + rows), max(size[1], before + columns)))
+    padded[above : above + rows, before : before + columns] = matrix
     return padded
 
 
@@ -78,8 +90,20 @@ def misfit(coefficients: Coefficients, layer: LayerEntry, dtype: torch.dtype) ->
         wanted = [(rows[0], columns), (rows[1], columns)]
         if columns > layer.shape.sides:
             return f"{columns} columns, more than any matrix of {layer.shape} has directions"
+    if not isinstance(coefficients, Private) and not _may_begin(coefficients, layer):
+        return f"begins at {coefficients.begin}, where no subspace begins or something is before"
     found = [tuple(t.shape) for t in tensors]
     if found != wanted:
         return f"{type(coefficients).__name__} of shapes {found} where {wanted} belongs"
     dtypes = {t.dtype for t in tensors} - {dtype}
     return f"dtype {dtypes.pop()} in a model of {dtype}" if dtypes else ""
+
+
+def _may_begin(found: Factors | Core, layer: LayerEntry) -> bool:
+    """At one of the layer's subspaces, and all before it is zero."""
+    rows, columns = found.begin
+    if found.begin not in begins(layer.parts or (layer.k,)):
+        return False
+    if isinstance(found, Core):
+        return not (found.matrix[:rows].any() or found.matrix[:, :columns].any())
+    return not (found.left[:rows].any() or found.right[:columns].any())

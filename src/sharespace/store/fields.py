@@ -125,6 +125,15 @@ class Fields:
             self._refuse(key, f"{count} whole numbers", values)
         return tuple(self._whole(f"{key}[{i}]", v, least) for i, v in enumerate(values))
 
+    def pairs(self, key: str) -> tuple[tuple[int, int], ...]:
+        """A list of lists of two whole numbers."""
+        found = []
+        for i, value in enumerate(self._list(key)):
+            inner = Fields({str(i): value}, self._file, self._at(key))
+            left, right = inner.wholes(str(i), count=2)
+            found.append((left, right))
+        return tuple(found)
+
     def texts(self, key: str) -> tuple[str, ...]:
         values = self._list(key)
         return tuple(

@@ -15,7 +15,9 @@ from sharespace.subspace.adapter import BaseModel
 from sharespace.subspace.state import Certificate, Settings
 
 FORMAT = "sharespace"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""The highest that is read. A manifest is written in the lowest that can say it: 2 where a layer
+has a subspace for each family, else 1."""
 
 HEAD = "share.json"
 LOCK = "lock"
@@ -84,6 +86,8 @@ class LayerEntry:
     certificate: Certificate | None
     streamed: bool = False
     """``LayerSubspace.streamed``."""
+    parts: tuple[tuple[int, int], ...] = ()
+    """``LayerSubspace.parts``."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,11 @@ class Content:
     layers: tuple[LayerEntry, ...]
     basis: FileRef
     tasks: tuple[TaskEntry, ...]
+
+    @property
+    def schema_version(self) -> int:
+        """The lowest that can say it."""
+        return 2 if any(layer.parts for layer in self.layers) else 1
 
     @property
     def basis_bytes(self) -> int:

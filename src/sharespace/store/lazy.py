@@ -161,4 +161,6 @@ def read_layer(opened: OpenedFile, entry: LayerEntry, dtype: torch.dtype) -> Lay
     found = [tuple(left.shape), tuple(right.shape)]
     if found != wanted:
         raise corrupt(str(opened.path), f"module {entry.module!r}: {found} instead of {wanted}")
-    return LayerSubspace(entry.shape, left, right, entry.cap, entry.certificate, entry.streamed)
+    return LayerSubspace(
+        entry.shape, left, right, entry.cap, entry.certificate, entry.streamed, entry.parts
+    )

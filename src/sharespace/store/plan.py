@@ -62,7 +62,13 @@ def _plan_basis(model: ShareModel) -> tuple[Payload, dict[str, LayerEntry]]:
         left, right = basis_names(module)
         tensors[left], tensors[right] = layer.left_basis, layer.right_basis
         entries[module] = LayerEntry(
-            module, layer.shape, layer.k, layer.cap, layer.certificate, layer.streamed
+            module,
+            layer.shape,
+            layer.k,
+            layer.cap,
+            layer.certificate,
+            layer.streamed,
+            layer.parts,
         )
     refuse_non_finite("the basis", tensors)
     return tensor_file("basis", tensors, None), entries

@@ -38,7 +38,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 def head_to_json(current: ManifestRef) -> bytes:
     """The bytes of ``share.json``."""
-    return dump_json({**_marks(), "current": current.file, "sha256": current.sha256})
+    return dump_json({**_marks(1), "current": current.file, "sha256": current.sha256})
 
 
 def head_from_json(data: bytes, file: str) -> ManifestRef:
@@ -69,7 +69,7 @@ def manifest_to_json(manifest: Manifest) -> bytes:
     parent = manifest.parent
     return dump_json(
         {
-            **_marks(),
+            **_marks(manifest.content.schema_version),
             "version": manifest.number,
             "parent": parent and {"version": parent.number, "sha256": parent.sha256},
             "created": manifest.created,
@@ -117,8 +117,8 @@ def summary_from_json(data: bytes, ref: ManifestRef) -> Version:
     )
 
 
-def _marks() -> dict[str, object]:
-    return {"format": FORMAT, "schema_version": SCHEMA_VERSION}
+def _marks(schema_version: int) -> dict[str, object]:
+    return {"format": FORMAT, "schema_version": schema_version}
 
 
 def _checked(data: bytes, file: str) -> Fields:
@@ -222,6 +222,7 @@ def _layer_to_json(layer: LayerEntry) -> dict[str, object]:
         "cap": layer.cap,
         "certificate": layer.certificate and asdict(layer.certificate),
         **({"streamed": True} if layer.streamed else {}),
+        **({"parts": [list(part) for part in layer.parts]} if layer.parts else {}),
     }
 
 
@@ -229,8 +230,12 @@ def _layer(fields: Fields) -> LayerEntry:
     cap = None if fields.is_null("cap") else fields.wholes("cap", count=2)
     shape = _shape(fields)
     k = fields.whole("k_left"), fields.whole("k_right")
-    if k[0] > shape.out_features or k[1] > shape.in_features:
-        fields.wrong("k_left", f"more directions {k} than {shape} can have")
+    parts = fields.pairs("parts") if fields.has("parts") else ()
+    if parts and k != tuple(sum(side) for side in zip(*parts, strict=True)):
+        fields.wrong("parts", f"their directions are not {k} in sum")
+    for left, right in parts or (k,):
+        if left > shape.out_features or right > shape.in_features:
+            fields.wrong("k_left", f"more directions {(left, right)} than {shape} can have")
     return LayerEntry(
         module=fields.text("module"),
         shape=shape,
@@ -238,6 +243,7 @@ def _layer(fields: Fields) -> LayerEntry:
         cap=None if cap is None else (cap[0], cap[1]),
         certificate=None if fields.is_null("certificate") else _certificate(fields),
         streamed=fields.has("streamed") and fields.flag("streamed"),
+        parts=parts,
     )
 
 

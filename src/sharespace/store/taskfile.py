@@ -15,7 +15,8 @@ from sharespace.store.fields import Fields, corrupt, parse_json
 from sharespace.store.layout import LayerEntry, TaskSummary
 from sharespace.store.objects import OpenedFile, TensorFile, tensor_file
 from sharespace.subspace.adapter import Provenance
-from sharespace.subspace.state import Coefficients, Ledger, Task
+from sharespace.subspace.parts import begins as all_begins
+from sharespace.subspace.state import Coefficients, Ledger, Private, Task
 
 NORMS = "ledger.norms"
 TRUNCATIONS = "ledger.truncations"
@@ -105,6 +106,7 @@ def _check_ledger(task: Task) -> None:
 def _metadata(task: Task) -> str:
     value = {
         "modules": list(task.coefficients),
+        **_begins_to_json(task),
         "ledger": {"modules": list(task.ledger.modules), "events": list(task.ledger.events)},
         "config": dict(task.config),
         "provenance": asdict(task.provenance),
@@ -120,6 +122,26 @@ def _metadata(task: Task) -> str:
             task.name, "JSON gives back something else (a tuple, a key that is no text)"
         )
     return text
+
+
+def _begins_to_json(task: Task) -> dict[str, object]:
+    """Left out where there are none: files of layers with one subspace stay as they were."""
+    found = {
+        module: list(value.begin)
+        for module, value in task.coefficients.items()
+        if not isinstance(value, Private) and value.begin != (0, 0)
+    }
+    return {"begin": found} if found else {}
+
+
+def _begins(metadata: Fields) -> dict[str, tuple[int, int]]:
+    if not metadata.has("begin"):
+        return {}
+    fields, found = metadata.child("begin"), {}
+    for module in metadata.mapping("begin"):
+        left, right = fields.wholes(module, count=2)
+        found[module] = left, right
+    return found
 
 
 def _not_json(task: str, why: str) -> StoreError:
@@ -143,10 +165,12 @@ def read_task(
     metadata = Fields(parse_json(opened.metadata, file), file, "metadata")
     names = set(opened.names)
     coefficients: dict[str, Coefficients] = {}
+    begins = _begins(metadata)
     for module in metadata.texts("modules"):
         if module not in layers or module in coefficients:
             raise corrupt(file, f"module {module!r} is twice there, or not in the manifest")
-        coefficients[module] = _read_module(opened, names, layers[module], dtype)
+        begin = begins.get(module, (0, 0))
+        coefficients[module] = _read_module(opened, names, layers[module], begin, dtype)
     ledger = _read_ledger(opened, metadata.child("ledger"), set(coefficients))
     rest = names - {NORMS, TRUNCATIONS}
     if rest:
@@ -163,14 +187,21 @@ def read_task(
 
 
 def _read_module(
-    opened: OpenedFile, names: set[str], layer: LayerEntry, dtype: torch.dtype
+    opened: OpenedFile,
+    names: set[str],
+    layer: LayerEntry,
+    begin: tuple[int, int],
+    dtype: torch.dtype,
 ) -> Coefficients:
     found = _take(names, layer.module)
     tensors = [opened.matrix(f"{layer.module}.{part}", dtype) for part in found]
     if any(max(t.shape) > layer.shape.sides for t in tensors):
         # Refused before padding: a matrix without rows may claim any number of columns.
         raise corrupt(str(opened.path), f"module {layer.module!r}: larger than {layer.shape}")
-    coefficients = from_parts(found, tensors, layer.k)
+    if begin not in all_begins(layer.parts or (layer.k,)):
+        why = f"module {layer.module!r}: begins at {begin}, where no subspace begins"
+        raise corrupt(str(opened.path), why)
+    coefficients = from_parts(found, tensors, layer.k, begin)
     if coefficients is None:
         raise corrupt(str(opened.path), f"module {layer.module!r} has the tensors {found}")
     why = misfit(coefficients, layer, dtype)

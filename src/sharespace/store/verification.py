@@ -25,6 +25,7 @@ from sharespace.store.lazy import check_basis_names, read_layer
 from sharespace.store.objects import OpenedFile
 from sharespace.store.store import StorePath
 from sharespace.store.taskfile import read_task, summarise, tensors_of
+from sharespace.subspace.parts import subspaces
 from sharespace.subspace.state import LayerSubspace
 
 Status: TypeAlias = Literal["ok", "missing", "corrupt", "misfit", "not finite", "not orthonormal"]
@@ -165,12 +166,13 @@ def _basis(content: Content, opened: OpenedFile) -> Verdict:
 
 
 def _layer(module: str, layer: LayerSubspace) -> Verdict:
-    for side, basis in (("left", layer.left_basis), ("right", layer.right_basis)):
-        if not torch.isfinite(basis).all():
-            return "not finite", f"{side} basis of {module!r}"
-        error, allowed = _orthogonality(basis), _tolerance(basis)
-        if error > allowed:
-            return "not orthonormal", f"{side} basis of {module!r}: {error:.1e} > {allowed:.1e}"
+    for part in subspaces(layer):
+        for side, basis in (("left", part.left_basis), ("right", part.right_basis)):
+            if not torch.isfinite(basis).all():
+                return "not finite", f"{side} basis of {module!r}"
+            error, allowed = _orthogonality(basis), _tolerance(basis)
+            if error > allowed:
+                return "not orthonormal", f"{side} basis of {module!r}: {error:.1e} > {allowed:.1e}"
     return _OK
 
 

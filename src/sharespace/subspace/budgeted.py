@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sharespace.linalg.budget import Point, Profile, profile, settle
+from sharespace.linalg.budget import Point, Profile, profile
 from sharespace.linalg.joint import Bases, Problem
 from sharespace.linalg.menu import Allocation
+from sharespace.linalg.settle import Settled, settle
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.layers import (
@@ -22,9 +23,10 @@ from sharespace.subspace.layers import (
     read_problem,
     stored_basis,
 )
+from sharespace.subspace.parts import begins, placed, side_by_side
 from sharespace.subspace.private import groups, private_layer, project_mixed
 from sharespace.subspace.project import Projection
-from sharespace.subspace.state import Certificate, LayerSubspace
+from sharespace.subspace.state import Certificate, Coefficients, LayerSubspace
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,36 @@ def _mixed_layer(
     shape: ModuleShape, problem: Problem, members: Sequence[Adapter], build: Build, point: Point
 ) -> tuple[LayerSubspace, Projection]:
     weighed = _weighed(problem, members, build)
-    bases, chosen = settle(weighed, point, build.itemsize, build.dimension.budget)
-    layer = LayerSubspace(
-        shape=shape,
-        left_basis=stored_basis(bases.left, build.dtype),
-        right_basis=stored_basis(bases.right, build.dtype),
-        cap=bases.k,
-        certificate=_certificate(problem, bases, chosen),
-    )
-    return layer, project_mixed(problem.updates, layer, chosen)
+    settled = settle(weighed, point, build.itemsize, build.dimension.budget)
+    parts = [_part(shape, found.bases, build) for found in settled]
+    whole = side_by_side(parts)
+    certificates = [
+        _certificate(problem.select(found.tasks), found.bases, found.chosen) for found in settled
+    ]
+    layer = replace(whole, cap=whole.k, certificate=_summed(certificates))
+    return layer, _projected(problem, settled, parts, layer.k)
+
+
+def _part(shape: ModuleShape, bases: Bases, build: Build) -> LayerSubspace:
+    left, right = (stored_basis(basis, build.dtype) for basis in (bases.left, bases.right))
+    return LayerSubspace(shape, left, right)
+
+
+def _projected(
+    problem: Problem,
+    settled: Sequence[Settled],
+    parts: Sequence[LayerSubspace],
+    k: tuple[int, int],
+) -> Projection:
+    """Every task in its own part of the layer, or private."""
+    values: dict[int, Coefficients] = {}
+    lost = torch.zeros(len(problem.updates.ranks), dtype=torch.float64)
+    for found, part, begin in zip(settled, parts, begins([p.k for p in parts]), strict=True):
+        tasks = list(found.tasks)
+        mine = project_mixed(problem.updates.select(tasks), part, found.chosen)
+        lost[tasks] = mine.lost
+        values.update(zip(tasks, (placed(v, begin, k) for v in mine.coefficients), strict=True))
+    return Projection(tuple(values[task] for task in range(len(values))), lost)
 
 
 def _weighed(problem: Problem, members: Sequence[Adapter], build: Build) -> Problem:
@@ -98,16 +121,20 @@ def _weighed(problem: Problem, members: Sequence[Adapter], build: Build) -> Prob
 
 def _certificate(problem: Problem, bases: Bases, chosen: Allocation) -> Certificate:
     """The sum of the groups' certificates; what a private update loses is beyond its rank."""
-    parts = [0.0, 0.0, 0.0]
+    found = []
     for (a, b, rank), tasks in groups(chosen).items():
-        some = replace(
-            problem, updates=problem.updates.select(tasks), weights=problem.weights[tasks], p=rank
-        )
+        some = replace(problem.select(tasks), p=rank)
         if a:
-            found = certify(some, bases.first((a, b)))
-            for i, x in enumerate((found.discarded_left, found.discarded_right, found.rank_tail)):
-                parts[i] += x
+            found.append(certify(some, bases.first((a, b))))
         else:
             tail = some.sigma.double()[:, rank:].square().sum(1)
-            parts[2] += float((some.weights.square() * tail).sum())
-    return Certificate(*parts)
+            found.append(Certificate(0.0, 0.0, float((some.weights.square() * tail).sum())))
+    return _summed(found)
+
+
+def _summed(found: Sequence[Certificate]) -> Certificate:
+    return Certificate(
+        sum(c.discarded_left for c in found),
+        sum(c.discarded_right for c in found),
+        sum(c.rank_tail for c in found),
+    )

@@ -15,6 +15,7 @@ from sharespace.linalg.cores import core_svd, seen_by
 from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.joint import Bases, Problem, joint
 from sharespace.linalg.precision import canonical_rounding, compute_dtype
+from sharespace.linalg.truncated import orthonormal
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.project import Projection, project, project_factors
@@ -188,7 +189,9 @@ def _layer(
 
 
 def stored_basis(basis: Tensor, dtype: torch.dtype) -> Tensor:
-    """A basis as it is kept: on the CPU, contiguous, in the stored dtype."""
+    """A basis as it is kept: on the CPU, contiguous, in the stored dtype, and orthonormal to it."""
+    if dtype == torch.float64 and basis.dtype != dtype:
+        basis = orthonormal(basis.double())
     return basis.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
 
 

@@ -41,6 +41,10 @@ class Storage:
     """Tasks of which some update is private and none is in a subspace."""
     ranks: tuple[int, int]
     """Smallest and largest rank of an update."""
+    family_modules: int
+    """Modules in which each family of tasks has a subspace of its own."""
+    subspaces: int
+    """Most subspaces of a module."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def plan(model: ShareModel, adapters: Sequence[Adapter]) -> Plan:
 
 def storage(model: ShareModel) -> Storage:
     """What each update became."""
-    found = storing(model.tasks.values(), {m: layer.k for m, layer in model.layers.items()})
+    found = storing(model.tasks.values(), model.layers)
+    parts = [len(layer.parts) for layer in model.layers.values()]
     ranks = [rank(c) for t in model.tasks.values() for c in t.coefficients.values()]
     return Storage(
         updates=found.total.total.updates,
@@ -103,6 +108,8 @@ def storage(model: ShareModel) -> Storage:
         nothing=found.total.nothing.updates,
         private_tasks=sum(t.private.updates > 0 == t.inside.updates for t in found.tasks.values()),
         ranks=(min(ranks, default=0), max(ranks, default=0)),
+        family_modules=sum(count > 0 for count in parts),
+        subspaces=max([1, *parts]),
     )
 
 

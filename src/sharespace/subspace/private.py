@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sharespace.linalg.canonical import Updates
 from sharespace.linalg.menu import Allocation
 from sharespace.linalg.residual import errors
 from sharespace.shapes import ModuleShape
+from sharespace.subspace.parts import placed
 from sharespace.subspace.project import Projection, project
-from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, Private
+from sharespace.subspace.state import Coefficients, LayerSubspace, Private
 
 
 def private_layer(
@@ -54,7 +54,7 @@ def project_mixed(updates: Updates, layer: LayerSubspace, chosen: Allocation) ->
             found = project(updates.select(tasks), part, rank)
             lost[tasks] = found.lost
             values.update(
-                zip(tasks, (_padded(v, layer.k) for v in found.coefficients), strict=True)
+                zip(tasks, (placed(v, (0, 0), layer.k) for v in found.coefficients), strict=True)
             )
             continue
         for task in tasks:
@@ -74,20 +74,6 @@ def groups(chosen: Allocation) -> dict[tuple[int, int, int], list[int]]:
 def leading_part(layer: LayerSubspace, k: tuple[int, int]) -> LayerSubspace:
     """The layer with its leading directions only."""
     return LayerSubspace(layer.shape, layer.left_basis[:, : k[0]], layer.right_basis[:, : k[1]])
-
-
-def _padded(value: Coefficients, k: tuple[int, int]) -> Coefficients:
-    """With zero rows (of a core also zero columns) up to k."""
-    if isinstance(value, Core):
-        rows, columns = value.matrix.shape
-        return Core(pad(value.matrix, (0, k[1] - columns, 0, k[0] - rows)))
-    if isinstance(value, Factors):
-        left, right = (
-            pad(part, (0, 0, 0, most - len(part)))
-            for part, most in zip((value.left, value.right), k, strict=True)
-        )
-        return Factors(left, right)
-    return value
 
 
 def _private(updates: Updates, task: int, rank: int, dtype: torch.dtype) -> tuple[Private, float]:

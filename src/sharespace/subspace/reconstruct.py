@@ -15,25 +15,29 @@ from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace
 def factor_pair(value: Factors | Core) -> tuple[Tensor, Tensor]:
     """(E, F) of a task in coordinates of the subspace; a core is split by its SVD.
 
-    Of a core that uses the leading directions only, the columns are as many as these.
+    Of a core that uses some of the directions only, the columns are as many as these.
     """
     if isinstance(value, Factors):
         return value.left, value.right
     rows, columns = _block(value)
-    u, s, vh = torch.linalg.svd(value.matrix[:rows, :columns].double(), full_matrices=False)
+    u, s, vh = torch.linalg.svd(value.matrix[rows, columns].double(), full_matrices=False)
     root = s.sqrt()
     k_left, k_right = value.matrix.shape
-    return (
-        torch.nn.functional.pad(u * root, (0, 0, 0, k_left - rows)),
-        torch.nn.functional.pad(vh.mT * root, (0, 0, 0, k_right - columns)),
+    return _placed(u * root, rows, k_left), _placed(vh.mT * root, columns, k_right)
+
+
+def _block(value: Core) -> tuple[slice, slice]:
+    """The rows and columns of a core between which it is not zero; at least one of each."""
+    rows, columns = (
+        slice(begin, min(begin + max(used, 1), k))
+        for begin, used, k in zip(value.begin, value.used, value.matrix.shape, strict=True)
     )
-
-
-def _block(value: Core) -> tuple[int, int]:
-    """The part of a core that is not zero beside and below; at least one row and column."""
-    used = zip(value.used, value.matrix.shape, strict=True)
-    rows, columns = (min(max(u, 1), k) for u, k in used)
     return rows, columns
+
+
+def _placed(matrix: Tensor, rows: slice, k: int) -> Tensor:
+    """With zero rows before and after."""
+    return torch.nn.functional.pad(matrix, (0, 0, rows.start, k - rows.stop))
 
 
 def layer_update(layer: LayerSubspace, value: Coefficients) -> LayerUpdate:
@@ -79,4 +83,7 @@ def as_adapter(model: ShareModel, task: Task) -> Adapter:
 
 def rank(value: Coefficients) -> int:
     """Of the update as it is stored."""
-    return min(_block(value)) if isinstance(value, Core) else value.left.shape[1]
+    if isinstance(value, Core):
+        rows, columns = (int(part.stop - part.start) for part in _block(value))
+        return min(rows, columns)
+    return value.left.shape[1]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sharespace.errors import MismatchError
 from sharespace.linalg.residual import frame_difference
+from sharespace.subspace.parts import part_of, placed
 from sharespace.subspace.project import dense_cores, stored
 from sharespace.subspace.state import (
     CALIBRATE,
@@ -41,7 +42,8 @@ def retrained(
     its update was moved.
 
     Args:
-        pairs: module -> (E, F); modules that are not named stay as they are.
+        pairs: module -> (E, F); modules that are not named stay as they are. Of a family's task
+            in the directions of its own subspace, or of all.
         kept: what the task carries besides, by the key in the adapter's file.
         event: ``FINETUNE`` or ``CALIBRATE``.
 
@@ -74,18 +76,46 @@ def _stored(model: ShareModel, task: Task, module: str, pair: Pair) -> Coefficie
         raise MismatchError(
             f"module {module!r}", f"task {task.name!r} does not adapt it", "Leave it out"
         )
+    layer, known = model.layers[module], task.coefficients[module]
+    if isinstance(known, Private):
+        left, right = _fitting(module, pair, (layer.shape.out_features, layer.shape.in_features))
+        return Private(left.to(model.dtype, copy=True), right.to(model.dtype, copy=True))
+    part = part_of(layer, known)
+    if part is not None and _rows(pair) == layer.k:
+        pair = _own_rows(pair, known.begin, part.k)
+    own = part is not None and _rows(pair) == part.k
+    left, right = _fitting(module, pair, _rows(pair) if own else layer.k)
+    return placed(stored(left, right, model.dtype), known.begin if own else (0, 0), layer.k)
+
+
+def _rows(pair: Pair) -> tuple[int, int]:
+    return pair[0].shape[0], pair[1].shape[0]
+
+
+def _fitting(module: str, pair: Pair, rows: tuple[int, int]) -> Pair:
+    """The pair.
+
+    Raises:
+        MismatchError: see ``retrained``.
+    """
     left, right = pair
-    layer, private = model.layers[module], isinstance(task.coefficients[module], Private)
-    rows = (layer.shape.out_features, layer.shape.in_features) if private else layer.k
-    if (left.shape[0], right.shape[0]) != rows or left.shape[1] != right.shape[1]:
+    if _rows(pair) != rows or left.shape[1] != right.shape[1]:
         raise MismatchError(
             f"module {module!r}",
             f"coefficients of {tuple(left.shape)} and {tuple(right.shape)} for bases of {rows}",
             "Train them in this version of the Share model, with phi=0",
         )
-    if private:
-        return Private(left.to(model.dtype, copy=True), right.to(model.dtype, copy=True))
-    return stored(left, right, model.dtype)
+    return pair
+
+
+def _own_rows(pair: Pair, begin: tuple[int, int], k: tuple[int, int]) -> Pair:
+    """The rows of one subspace, where the others are zero."""
+    found = []
+    for matrix, first, count in zip(pair, begin, k, strict=True):
+        if matrix[:first].any() or matrix[first + count :].any():
+            return pair
+        found.append(matrix[first : first + count])
+    return found[0], found[1]
 
 
 def _cast_loss(layer: LayerSubspace, value: Coefficients, pair: Pair) -> float:
@@ -93,7 +123,8 @@ def _cast_loss(layer: LayerSubspace, value: Coefficients, pair: Pair) -> float:
     left, right = (factor.double().cpu() for factor in pair)
     if isinstance(value, Private):
         return _distance(layer, Private(left, right), value)
-    return _distance(layer, Core(left @ right.mT), value)
+    begin = (0, 0) if _rows(pair) == layer.k else value.begin
+    return _distance(layer, placed(Core(left @ right.mT), begin, layer.k), value)
 
 
 def _distance(layer: LayerSubspace, old: Coefficients, new: Coefficients) -> float:

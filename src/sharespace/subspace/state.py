@@ -24,12 +24,12 @@ def tensor_bytes(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _used_rows(matrix: Tensor) -> int:
-    """Rows up to the last that is not zero.
+def _used_rows(matrix: Tensor, begin: int) -> int:
+    """Rows from ``begin`` up to the last that is not zero.
 
     An exact merge only appends zero rows to the known tasks' coefficients; they are not stored.
     """
-    used = matrix.any(dim=1).nonzero()
+    used = matrix[begin:].any(dim=1).nonzero()
     return int(used[-1]) + 1 if len(used) else 0
 
 
@@ -56,19 +56,23 @@ class Certificate:
 
 @dataclass(frozen=True, eq=False)
 class LayerSubspace:
-    """The subspace of one adapted module, common to all tasks."""
+    """The subspace of one adapted module, common to all tasks; or one for each family of tasks."""
 
     shape: ModuleShape
     left_basis: Tensor
-    """n x k_left, orthonormal columns (to the rounding of its dtype)."""
+    """n x k_left, orthonormal columns (to the rounding of its dtype). With ``parts``: their bases
+    side by side; only the columns of one part are orthonormal."""
     right_basis: Tensor
-    """d x k_right, orthonormal columns."""
+    """d x k_right, likewise."""
     cap: tuple[int, int] | None = None
     """Largest (k_left, k_right) that a merge may grow to; None: as many as needed."""
     certificate: Certificate | None = None
     """Of the build or of the last merge that truncated; None where there was none."""
     streamed: bool = False
     """Adapters came into it out of core, because they did not fit in the memory given."""
+    parts: tuple[tuple[int, int], ...] = ()
+    """(left, right) directions of each family's subspace, in order, k in sum; none: there is one
+    subspace for all tasks."""
 
     @property
     def k(self) -> tuple[int, int]:
@@ -88,6 +92,9 @@ class Factors:
     """E, k_left x p."""
     right: Tensor
     """F, k_right x p."""
+    begin: tuple[int, int] = field(default=(0, 0), kw_only=True)
+    """Directions (left, right) before those that it uses, of families before its own: zero rows
+    that are not stored."""
 
     @property
     def p(self) -> int:
@@ -96,8 +103,8 @@ class Factors:
 
     @property
     def used(self) -> tuple[int, int]:
-        """Leading directions (left, right) that it uses; the rows after them are zero."""
-        return _used_rows(self.left), _used_rows(self.right)
+        """Directions (left, right) that it uses, from ``begin`` on; the other rows are zero."""
+        return _used_rows(self.left, self.begin[0]), _used_rows(self.right, self.begin[1])
 
     @property
     def nbytes(self) -> int:
@@ -111,11 +118,16 @@ class Core:
 
     matrix: Tensor
     """C, k_left x k_right."""
+    begin: tuple[int, int] = field(default=(0, 0), kw_only=True)
+    """Directions (left, right) before those that it uses; see ``Factors.begin``."""
 
     @property
     def used(self) -> tuple[int, int]:
-        """Leading directions (left, right) that it uses; rows and columns after are zero."""
-        return _used_rows(self.matrix), _used_rows(self.matrix.mT)
+        """Directions (left, right) that it uses, from ``begin`` on; all else is zero."""
+        return (
+            _used_rows(self.matrix, self.begin[0]),
+            _used_rows(self.matrix.mT, self.begin[1]),
+        )
 
     @property
     def nbytes(self) -> int:

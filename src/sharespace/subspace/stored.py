@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
+from sharespace.subspace.parts import begins
 from sharespace.subspace.reconstruct import rank
-from sharespace.subspace.state import Coefficients, Private, Task
+from sharespace.subspace.state import Coefficients, Core, Factors, Private, Task
 
 Way: TypeAlias = Literal["whole", "leading", "private", "nothing"]
 
@@ -29,7 +30,7 @@ class Stored:
     """The updates of a layer, a task or a model, by the way in which they are stored."""
 
     whole: Tally = Tally()
-    """In all directions of the layer's subspace."""
+    """In all directions of the layer's subspace, or of their family's."""
     leading: Tally = Tally()
     """In its leading directions only; the coefficients of the others would be zero."""
     private: Tally = Tally()
@@ -71,28 +72,39 @@ class Storing:
         return sum(self.layers.values(), Stored())
 
 
-def way(value: Coefficients, k: tuple[int, int]) -> Way:
-    """How an update is stored.
+class Dimensions(Protocol):
+    """What is asked of a layer, whether it is read or only named in a manifest."""
 
-    Args:
-        value: its coefficients.
-        k: (k_left, k_right) of the layer.
-    """
+    @property
+    def k(self) -> tuple[int, int]: ...
+
+    @property
+    def parts(self) -> tuple[tuple[int, int], ...]: ...
+
+
+def way(value: Coefficients, layer: Dimensions) -> Way:
+    """How an update is stored."""
     if not value.nbytes or not rank(value):
         return "nothing"
     if isinstance(value, Private):
         return "private"
     if not all(value.used):
         return "nothing"
-    return "whole" if value.used == k else "leading"
+    return "whole" if value.used in (_own_k(value, layer), layer.k) else "leading"
 
 
-def storing(tasks: Iterable[Task], dimensions: Mapping[str, tuple[int, int]]) -> Storing:
+def _own_k(value: Factors | Core, layer: Dimensions) -> tuple[int, int]:
+    """Of the subspace that the coefficients begin in."""
+    parts = layer.parts or (layer.k,)
+    return parts[begins(parts).index(value.begin)]
+
+
+def storing(tasks: Iterable[Task], dimensions: Mapping[str, Dimensions]) -> Storing:
     """Count how the updates of these tasks are stored; no task is held.
 
     Args:
         tasks: of a model.
-        dimensions: module -> (k_left, k_right), of all its layers.
+        dimensions: module -> layer, of all its layers.
     """
     layers = dict.fromkeys(dimensions, Stored())
     found: dict[str, Stored] = {}

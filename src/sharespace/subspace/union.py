@@ -71,7 +71,7 @@ def widened(model: ShareModel, dtype: torch.dtype) -> ShareModel:
 def _widened_task(task: Task, dtype: torch.dtype) -> Task:
     def widen(value: Factors | Core | Private) -> Factors | Core | Private:
         if isinstance(value, Core):
-            return Core(value.matrix.to(dtype))
+            return replace(value, matrix=value.matrix.to(dtype))
         return replace(value, left=value.left.to(dtype), right=value.right.to(dtype))
 
     return replace(task, coefficients={m: widen(c) for m, c in task.coefficients.items()})

@@ -141,7 +141,7 @@ def _row(layer: LayerFacts, facts: Facts, ways: Sequence[int]) -> list[TableCell
     return [
         dotted(layer.module),
         Figure(f"{n} × {d}", n * d),
-        Figure(f"{layer.k[0]} × {layer.k[1]}", sum(layer.k)),
+        Figure(f"{layer.k[0]} × {layer.k[1]}{_in_families(layer)}", sum(layer.k)),
         *([Figure(str(max(cap)) if cap else "none", max(cap) if cap else 0)] if capped else []),
         Figure(str(len(bounds)), len(bounds)),
         *(Figure(_told(tally), tally.nbytes) for tally in stored),
@@ -150,6 +150,10 @@ def _row(layer: LayerFacts, facts: Facts, ways: Sequence[int]) -> list[TableCell
         Figure(percent(largest), largest),
         worst,
     ]
+
+
+def _in_families(layer: LayerFacts) -> str:
+    return f" in {layer.subspaces}" if layer.subspaces > 1 else ""
 
 
 def _told(tally: Tally) -> str:
