@@ -31,6 +31,7 @@ from sharespace import Share
 from sharespace.errors import CorruptStoreError, MismatchError
 from sharespace.nn.rows import with_updates
 from sharespace.nn.stacks import Stack
+from sharespace.nn.start import new_task
 from sharespace.page.study import study
 from sharespace.store import verify
 from sharespace.subspace.adapter import Adapter, LayerUpdate
@@ -268,3 +269,34 @@ def test_coefficients_of_a_part_and_back(
 
 def _tensors(value: Factors | Core) -> list[Tensor]:
     return [value.matrix] if isinstance(value, Core) else [value.left, value.right]
+
+
+def _many_families() -> list[Adapter]:
+    """In modules of 8 x 8, so that their directions together are more than there are."""
+    made = []
+    for number in range(6):
+        left, right = frame(8, 2, 50 * number), frame(8, 2, 50 * number + 1)
+        for i in range(60):
+            up, down = gauss(997 * number + i, 2, 2), gauss(887 * number + i + 500, 2, 2)
+            pair = LayerUpdate((left @ up).float(), (down @ right.mT).float())
+            made.append(adapter(f"f{number}-{i}", pair))
+    return made
+
+
+def test_more_directions_than_the_side_has(tmp_path: Path) -> None:
+    members = _many_families()
+    made = build(members, budget=4 * (12 * 16 + 360 * 4) + 400)
+    layer = made.layers[MODULE]
+    assert min(layer.k) > 8
+    assert worst(made, members) < 0.1
+    Share(made).save(tmp_path / "m.share")
+    assert verify(tmp_path / "m.share").ok
+    one, two = (stored_dense(made, name).flatten() for name in ("f0-0", "f1-0"))
+    cosine = float(one @ two / (one.norm() * two.norm()))
+    assert float(study(made, ["f0-0", "f1-0"]).cosines[0, 1]) == pytest.approx(cosine, abs=1e-5)
+    assert new_task(layer, 2, 2, None, 0).left_temporary.shape == (8, 0)
+    pair = gauss(1, layer.k[0], 2).float(), gauss(2, layer.k[1], 2).float()
+    changed = retrained(made, "f1-0", {MODULE: pair}, {})
+    wanted = layer.left_basis @ pair[0] @ (layer.right_basis @ pair[1]).mT
+    torch.testing.assert_close(stored_dense(changed, "f1-0").float(), wanted)
+    assert changed.tasks["f1-0"].ledger.bounds.max() < 1e-5
