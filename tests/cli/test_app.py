@@ -291,7 +291,7 @@ def test_info_says_what_a_budget_chose(run: Run, adapters: Path, tmp_path: Path)
         assert sum(part["bytes"] for part in parts) == found["stored"]["private"]["bytes"]
     out = " ".join(run("info", kept).out.split())
     size = found["stored"]["private"]["bytes"]
-    assert f"9 updates, as a budget of 600 B chose: 7 private, outside of it ({size} B)" in out
+    assert f"9 updates, as a budget of 600 B chose: 7 private, outside of any ({size} B)" in out
     assert "2 not kept (0 B)" in out
     assert "encoder.0.q" not in out
     assert "encoder.0.q" in run("info", kept, "--layers").out
@@ -299,7 +299,7 @@ def test_info_says_what_a_budget_chose(run: Run, adapters: Path, tmp_path: Path)
 
 def test_info_without_a_budget_reads_the_manifest_alone(run: Run, share: Path) -> None:
     layers = run("info", share, "--layers")
-    assert "in all directions of the subspace" in layers.out
+    assert "in all directions of their subspace" in layers.out
     assert run("info", share, "--layers", "--json").json["stored"]["whole"]["updates"] > 0
     for file in (share / "objects").iterdir():
         file.unlink()

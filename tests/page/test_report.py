@@ -230,7 +230,7 @@ def test_what_a_budget_chose_is_said_by_layer_and_in_all(budgeted: Path) -> None
     assert {t.name for t in found.tasks if t.ways["h.0.q"] == "private"} >= {"odd"}
     text = page(budgeted).text
     assert "are stored in 3 ways. A byte budget of 832 B chose" in text
-    assert "an SVD of its own, outside of the subspace" in text
+    assert "an SVD of its own, outside of any subspace" in text
     assert "the budget did not reach so far" in text
     for wanted in ("How it is stored", "within the budget", "kept to a budget of 832 B"):
         assert wanted in text
@@ -258,6 +258,15 @@ def test_a_module_may_break_after_its_dots_only() -> None:
     shown = tag("th", dotted("a.b<.c"))
     assert shown == "<th>a.<wbr>b&lt;.<wbr>c</th>"
     assert Page(shown).text == "a.b<.c"
+
+
+def test_families_with_subspaces_of_their_own_are_said() -> None:
+    plainly = facts()
+    several = replace(plainly.layers[0], subspaces=3)
+    text = Page(render(replace(plainly, layers=(several, *plainly.layers)))).text
+    assert "In 1 of 2 layers families of tasks have a subspace each (up to 3)" in text
+    assert "2 × 2 in 3" in text
+    assert "subspace each" not in Page(render(plainly)).text
 
 
 def test_out_of_core_layers_and_contributions_are_said() -> None:

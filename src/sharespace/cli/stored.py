@@ -10,9 +10,9 @@ from sharespace.subspace.state import Task
 from sharespace.subspace.stored import Stored, Storing, Tally, storing
 
 _SAID = {
-    "whole": "in all directions of the subspace",
-    "leading": "in its leading directions only",
-    "private": "private, outside of it",
+    "whole": "in all directions of their subspace",
+    "leading": "in the leading ones only",
+    "private": "private, outside of any",
     "nothing": "not kept",
 }
 _HEADS = {

@@ -51,8 +51,22 @@ def layers(facts: Facts) -> Html:
             class_="pair",
         ),
         in_all(facts),
+        _families(facts),
         _out_of_core(facts),
         details(f"The {count(len(facts.layers), 'layer')} as a table", _table(facts)),
+    )
+
+
+def _families(facts: Facts) -> Html | str:
+    """What a k such as ``8 × 8 in 2`` means."""
+    several = [layer.subspaces for layer in facts.layers if layer.subspaces > 1]
+    if not several:
+        return ""
+    return read(
+        f"In {len(several):,} of {count(len(facts.layers), 'layer')} families of tasks have a "
+        f"subspace each (up to {max(several)}); k is the sum of their directions, and an update "
+        "uses those of its family. They were found by what saves bytes in a layer, and are not "
+        "those under Similarity."
     )
 
 

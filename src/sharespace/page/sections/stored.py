@@ -17,9 +17,9 @@ from sharespace.subspace.stored import Stored, Tally, Way
 
 _NAMES = ("all directions", "leading directions", "private", "not kept")
 _MEANT = (
-    "coefficients for every direction of its layer's subspace",
-    "coefficients for the first directions only; for the others they would be zero",
-    "an SVD of its own, outside of the subspace",
+    "coefficients for every direction of its subspace",
+    "coefficients for the first directions of its subspace only; the others would be zero",
+    "an SVD of its own, outside of any subspace",
     "no bytes: the budget did not reach so far, or the update is zero",
 )
 _CODES: dict[Way, int] = {"whole": 0, "leading": 1, "private": 2, "nothing": 3}
@@ -82,7 +82,7 @@ def _said(name: str, meant: str) -> Html:
 
 def _bases(facts: Facts) -> list[TableCell]:
     size, none = sum(layer.basis for layer in facts.layers), Figure("–", 0)
-    what = "the directions themselves, common to all tasks"
+    what = "the directions themselves, stored once"
     return [_said("bases", what), none, none, Figure(human(size), size), none]
 
 
