@@ -1,15 +1,10 @@
-"""Numbers as a terminal says them."""
+"""Numbers as a terminal says them; bytes and counts as the report does."""
 
 from __future__ import annotations
 
+from sharespace.page.words import count, human
 
-def human(nbytes: float) -> str:
-    """1234567 -> 1.23 MB, powers of ten."""
-    for unit in ("B", "kB", "MB"):
-        if abs(nbytes) < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:,.2f} GB"
+__all__ = ["count", "human", "percent"]
 
 
 def percent(error: float) -> str:
@@ -17,8 +12,3 @@ def percent(error: float) -> str:
     if error == 0:
         return "0"
     return f"{error:.1e}" if error < 1e-3 else f"{error:.1%}"
-
-
-def count(number: int, noun: str) -> str:
-    """1 task, 2 tasks."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
