@@ -10,7 +10,7 @@ from torch import Tensor
 
 from builders import ROUNDING, Family, canonical, dense, dense_tasks, families, law, update
 from sharespace.linalg import canonical as module
-from sharespace.linalg.canonical import Updates, concatenate, weights
+from sharespace.linalg.canonical import Updates, weights
 from sharespace.subspace.adapter import LayerUpdate
 
 
@@ -77,12 +77,16 @@ def test_batches_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
-def test_concatenate_is_canonicalising_together() -> None:
-    first, second = [update(6, 5, 2, 1)], [update(6, 5, 3, 2), update(6, 5, 1, 3)]
-    both = concatenate(canonical(first), canonical(second))
-    assert both.ranks == (2, 3, 1)
-    for a, b in zip(dense_tasks(both), dense_tasks(canonical(first + second)), strict=True):
-        torch.testing.assert_close(a, b)
+@pytest.mark.parametrize("tasks", [1, 2, 100])
+def test_slices_are_all_tasks_in_order(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
+    found = canonical([update(6, 5, r, r) for r in (1, 2, 3, 1, 4)])
+    monkeypatch.setattr(module, "SLICE_TASKS", tasks)
+    monkeypatch.setattr(module, "SLICE_NUMBERS", 50)
+    places, parts = zip(*found.slices(), strict=True)
+    assert [i for place in places for i in range(5)[place]] == list(range(5))
+    dense = [task for part in parts for task in dense_tasks(part)]
+    for a, b in zip(dense, dense_tasks(found), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_select_takes_tasks_in_the_order_asked() -> None:

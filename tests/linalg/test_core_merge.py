@@ -11,13 +11,17 @@ from torch import Tensor
 from builders import canonical, dense_tasks, frame, gauss, law, orthonormality, update
 from sharespace.linalg.core_merge import (
     Framed,
+    NewDirections,
     framed_coefficients,
     framed_updates,
-    new_directions,
     together,
 )
 
 SEEDS = st.integers(0, 999)
+
+
+def new_directions(basis: Tensor, frame: Tensor, dropped: float) -> Tensor:
+    return NewDirections.of(basis, frame).beyond(dropped)
 
 
 def _dense(framed: Framed) -> list[Tensor]:

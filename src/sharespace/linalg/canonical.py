@@ -185,16 +185,6 @@ def _canonical(left: Tensor, right: Tensor) -> _Triple:
     return u.mT.to(left.dtype) @ q_left.mT, s.to(left.dtype), vh.to(left.dtype) @ q_right.mT
 
 
-def concatenate(first: Updates, second: Updates) -> Updates:
-    """The tasks of both, first those of ``first``."""
-    return Updates(
-        torch.cat([first.left, second.left], dim=1),
-        torch.cat([first.sigma, second.sigma]),
-        torch.cat([first.right, second.right], dim=1),
-        first.ranks + second.ranks,
-    )
-
-
 def weights(norms: Tensor) -> Tensor:
     """1 / |dW_i|, and 0 for an update that is zero (it has nothing to lose)."""
     return torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0.0)

@@ -8,33 +8,46 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sharespace.linalg.canonical import Updates, canonicalise, concatenate
+from sharespace.linalg.canonical import Updates, canonicalise
 from sharespace.linalg.truncated import orthonormal
 
 _COLUMNS = 1 << 12
 """Directions of tasks that are folded into a triangle at once."""
 
 
-def new_directions(basis: Tensor, frame: Tensor, dropped: float) -> Tensor:
-    """Orthonormal directions that the columns of ``frame`` need beyond ``basis``.
+@dataclass(frozen=True, eq=False)
+class NewDirections:
+    """Orthonormal directions that columns need beyond a basis, decomposed once for any number."""
 
-    Args:
-        basis: n x k, orthonormal columns.
-        frame: n x m; columns weighed so that one task's energy is 1.
-        dropped: directions are left out while their energy together is at most this, so a frame
-            that lies in the span adds none.
+    basis: Tensor
+    found: Tensor
+    """float64, n x m: orthonormal directions outside, leading first."""
+    tails: Tensor
+    """float64 [m]: energy of each and of those after it."""
 
-    Returns:
-        n x k', orthonormal and orthogonal to ``basis``, leading directions first.
-    """
-    wide = basis.double()
-    rest = _outside(wide, frame.double())
-    q, r = torch.linalg.qr(rest)
-    u, s, _ = torch.linalg.svd(r, full_matrices=False)
-    tails = s.square().flip(0).cumsum(0).flip(0)
-    keep = min(int((tails > dropped).sum()), max(wide.shape[0] - wide.shape[1], 0))
-    found = _outside(wide, q @ u[:, :keep])
-    return orthonormal(found).to(basis.dtype)
+    @classmethod
+    def of(cls, basis: Tensor, frame: Tensor) -> NewDirections:
+        """Of a frame's columns, weighed so that one task's energy is 1.
+
+        Args:
+            basis: n x k, orthonormal columns.
+            frame: n x m.
+        """
+        q, r = torch.linalg.qr(_outside(basis.double(), frame.double()))
+        u, s, _ = torch.linalg.svd(r, full_matrices=False)
+        return cls(basis, q @ u, s.square().flip(0).cumsum(0).flip(0))
+
+    def beyond(self, dropped: float) -> Tensor:
+        """Those that are needed, n x k', orthogonal to the basis, leading first.
+
+        Args:
+            dropped: directions are left out while their energy together is at most this, so a
+                frame that lies in the span adds none.
+        """
+        n, k = self.basis.shape
+        keep = min(int((self.tails > dropped).sum()), max(n - k, 0))
+        found = _outside(self.basis.double(), self.found[:, :keep])
+        return orthonormal(found).to(self.basis.dtype)
 
 
 def _outside(basis: Tensor, columns: Tensor) -> Tensor:
@@ -121,18 +134,26 @@ def framed_coefficients(
 
 def together(old: Framed, new: Framed, left: Tensor, right: Tensor) -> Framed:
     """Both sets of tasks in the coordinates of enlarged bases (n x k', d x k')."""
-    first, second = (_moved(part, left, right) for part in (old, new))
-    core = concatenate(first.core, second.core)
-    return Framed(left, right, core, first.factors + second.factors)
-
-
-def _moved(part: Framed, left: Tensor, right: Tensor) -> Framed:
-    to_left, to_right = left.mT @ part.left, right.mT @ part.right
-    core = part.core
-    # Of the transposes, which are contiguous: so are the results.
-    left_rows, right_rows = (
-        rows.mT.to(turn) @ turn.mT for rows, turn in ((core.left, to_left), (core.right, to_right))
+    turns = [(left.mT @ part.left, right.mT @ part.right) for part in (old, new)]
+    core = _moved((old.core, new.core), turns)
+    factors = tuple(
+        (to_left @ e, to_right @ f)
+        for part, (to_left, to_right) in zip((old, new), turns, strict=True)
+        for e, f in part.factors
     )
-    moved = Updates(left_rows.mT, core.sigma.to(to_left), right_rows.mT, core.ranks)
-    factors = tuple((to_left @ e, to_right @ f) for e, f in part.factors)
-    return Framed(left, right, moved, factors)
+    return Framed(left, right, core, factors)
+
+
+def _moved(cores: Sequence[Updates], turns: Sequence[tuple[Tensor, Tensor]]) -> Updates:
+    """Each set of tasks turned, one after the other, float64; no more in memory than the result."""
+    ranks = tuple(r for core in cores for r in core.ranks)
+    left, right = (turn.new_empty(sum(ranks), len(turn)) for turn in turns[0])
+    at = 0
+    for core, (to_left, to_right) in zip(cores, turns, strict=True):
+        for _, part in core.slices():
+            end = at + len(part.sigma)
+            left[at:end] = part.left.mT.to(to_left) @ to_left.mT
+            right[at:end] = part.right.mT.to(to_right) @ to_right.mT
+            at = end
+    sigma = torch.cat([core.sigma.to(left) for core in cores])
+    return Updates(left.mT, sigma, right.mT, ranks)

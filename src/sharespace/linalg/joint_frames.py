@@ -115,5 +115,5 @@ def _looked(
 
 
 def _rows(directions: Tensor, frame: Tensor) -> Tensor:
-    """directions^T frame, c x l."""
-    return directions.mT @ frame
+    """directions^T frame, c x l; the wide side last, as in ``cores.seen_by``."""
+    return (frame.mT @ directions).mT.contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_matrix
 
 from sharespace.linalg.canonical import weights
-from sharespace.linalg.core_merge import Framed, framed_coefficients, new_directions, together
+from sharespace.linalg.core_merge import Framed, NewDirections, framed_coefficients, together
 from sharespace.linalg.cores import seen_by
 from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.frame_change import FrameChange
@@ -79,19 +79,23 @@ def merge_layer(model: ShareModel, module: str, new: Side) -> LayerResult:
 def merge_sides(layer: LayerSubspace, known: Known, new: Side, settings: Settings) -> LayerResult:
     """The same for known tasks that are not, or not yet, part of a model."""
     old = known.side
-    extra = _extra(old, new, stored_rounding(layer.left_basis.dtype), settings.p)
+    needed = _needed(old, new, settings.p)
+    rounding = stored_rounding(layer.left_basis.dtype)
+    extra = [side.beyond(rounding**2) for side in needed]
     grown = layer.k[0] + extra[0].shape[1], layer.k[1] + extra[1].shape[1]
     fits = layer.cap is None or (grown[0] <= layer.cap[0] and grown[1] <= layer.cap[1])
     if fits and new.whole:
         return _grow(layer, extra, known, new, settings)
-    return _truncate(layer, old, new, settings)
+    if settings.p is not None:
+        needed = _needed(old, new)
+    return _truncate(layer, needed, old, new, settings)
 
 
-def _extra(old: Side, new: Side, rounding: float, p: int | None = None) -> list[Tensor]:
-    """Directions (left, right) that the newcomers need, but for rounding, to keep rank p."""
+def _needed(old: Side, new: Side, p: int | None = None) -> list[NewDirections]:
+    """Directions (left, right) that the newcomers need beyond the known ones, to keep rank p."""
     frames = new.framed.weighed(weights(new.norms), p)
     bases = (old.framed.left, old.framed.right)
-    return [new_directions(b, f, rounding**2) for b, f in zip(bases, frames, strict=True)]
+    return [NewDirections.of(b, f) for b, f in zip(bases, frames, strict=True)]
 
 
 def known_tasks(model: ShareModel, module: str, device: torch.device) -> Known:
@@ -178,14 +182,18 @@ def _with_rows(matrix: Tensor, rows: int) -> Tensor:
     return pad_matrix(matrix, (0, 0, 0, rows - matrix.shape[0]))
 
 
-def _truncate(layer: LayerSubspace, old: Side, new: Side, settings: Settings) -> LayerResult:
+def _truncate(
+    layer: LayerSubspace,
+    needed: Sequence[NewDirections],
+    old: Side,
+    new: Side,
+    settings: Settings,
+) -> LayerResult:
     """At the cap: solve the problem on the cores, rotate the bases once, re-express everybody."""
     rounding = tolerance(compute_dtype(layer.left_basis.dtype))
     left, right = (
-        torch.cat([basis, more], dim=1)
-        for basis, more in zip(
-            (old.framed.left, old.framed.right), _extra(old, new, rounding), strict=True
-        )
+        torch.cat([basis, more.beyond(rounding**2)], dim=1)
+        for basis, more in zip((old.framed.left, old.framed.right), needed, strict=True)
     )
     everyone = together(old.framed, new.framed, left, right)
     norms = torch.cat([old.norms, new.norms])
