@@ -37,7 +37,7 @@ for (const map of document.querySelectorAll("svg.heat")) {
     const column = Math.floor(x / width * columns.length), row = Math.floor(y / height * rows.length);
     const inside = column >= 0 && row >= 0 && column < columns.length && row < rows.length;
     const value = inside ? values[row * columns.length + column] : "-";
-    if (inside) said.textContent = `${rows[row]} × ${columns[column]}: ${value === "-" ? "nothing" : value}`;
+    if (inside) said.textContent = `${rows[row]} × ${columns[column]}: ${value === "-" ? "nothing" : value.replaceAll("_", " ")}`;
   };
   map.addEventListener("pointermove", tell);
   map.addEventListener("pointerdown", tell);

@@ -27,7 +27,7 @@ WAYS = Scale(
     (0.5, 1.5, 2.5),
     "w",
     lambda way: _NAMES[int(way)],
-    lambda way: _NAMES[int(way)].replace(" ", "-"),
+    lambda way: _NAMES[int(way)].replace(" ", "_"),
 )
 """Which of the four ways."""
 
