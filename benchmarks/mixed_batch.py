@@ -116,9 +116,11 @@ def _clock(options: argparse.Namespace) -> tuple[str, Callable[[], float]]:
     return "wall clock", time.perf_counter
 
 
-def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, which ``gpu`` needs, too."""
-    parser = common.parser(__doc__, "mixed_batch")
+def parsed(
+    arguments: Sequence[str] | None, name: str = "mixed_batch", said: str | None = __doc__
+) -> argparse.Namespace:
+    """The options, which ``gpu`` and ``mixed_added`` need, too."""
+    parser = common.parser(said, name)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--shapes", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     names = list(TARGETS["bert"])

@@ -10,7 +10,15 @@ import pytest
 pytest.importorskip("psutil", reason="extra 'bench' is not installed")
 pytest.importorskip("transformers", reason="extra 'train' is not installed")
 
-from benchmarks import common, gpu, many_tasks, merge_cost, mixed_batch, training_step
+from benchmarks import (
+    common,
+    gpu,
+    many_tasks,
+    merge_cost,
+    mixed_added,
+    mixed_batch,
+    training_step,
+)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
@@ -57,6 +65,20 @@ def test_mixed_batches_of_every_contender(tmp_path: Path) -> None:
     assert run["adapter_names"]["bytes_a_task"] == 2 * 8 * 64 * 4
     assert run["merged copies"]["bytes_a_task"] > 32 * 32 * 4 * 8
     assert "| llama | all linear | step | 3 |" in mixed_batch.report(found)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
+def test_what_modules_add(tmp_path: Path) -> None:
+    out = tmp_path / "added.json"
+    small = ["--layers", "1", "--width", "32", "--rows", "4", "--length", "4", "--rounds", "2"]
+    chosen = ["--shapes", "bert", "--phases", "prompt", "--tasks", "3"]
+    mixed_added.main([*small, *chosen, "--k", "4", "--p", "2", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert [line["targets"] for line in found["lines"]] == ["q, v", "all linear"]
+    for name in ("products", "MixedTasks", "adapter_names"):
+        few, all_of_them = (line[name] for line in found["lines"])
+        assert 0 < few < all_of_them, "two of six modules"
+    assert "| bert | all linear | prompt | 3 |" in mixed_added.report(found)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
