@@ -40,11 +40,11 @@ class OwnDirections:
 
     def with_more(self, chunk: Measured, weights: Tensor) -> OwnDirections:
         """With those of a chunk's directions that are stronger than the weakest so far."""
-        _, inner = _inner(chunk)
-        able = (_largest(inner).sqrt() * weights > self.weakest).nonzero()[:, 0]
+        able = (_largest(chunk).sqrt() * weights > self.weakest).nonzero()[:, 0]
         if not len(able):
             return self
-        energies = torch.linalg.eigvalsh(inner[able]).flip(1).clamp_min(0)
+        _, inner = _inner(chunk, able)
+        energies = torch.linalg.eigvalsh(inner).flip(1).clamp_min(0)
         found = (energies.sqrt() * weights[able, None]).cpu()
         tasks = torch.tensor(chunk.tasks)[able.cpu()]
         strengths = torch.cat([self.strengths, found.flatten()])
@@ -75,7 +75,7 @@ def _directions(chunk: Measured, tasks: Tensor, columns: Tensor) -> tuple[Tensor
     With A A^T = L L^T, the squared singular values of B A are the eigenvalues of L^T (B^T B) L; an
     eigenvector v gives y ~ B L v and z ~ A^T (B^T B) L v.
     """
-    root, inner = _inner(chunk)
+    root, inner = _inner(chunk, torch.arange(len(chunk.tasks), device=chunk.left.device))
     vectors = torch.linalg.eigh(inner)[1].flip(2)
     place = {task: i for i, task in enumerate(chunk.tasks)}
     wanted = [
@@ -91,21 +91,28 @@ def _directions(chunk: Measured, tasks: Tensor, columns: Tensor) -> tuple[Tensor
     return left, right
 
 
-def _inner(chunk: Measured) -> tuple[Tensor, Tensor]:
-    """L and L^T (B^T B) L."""
-    root = cholesky_root(chunk.right_gram, chunk.right.dtype)
-    return root, root.mT @ chunk.left_gram @ root
+def _inner(chunk: Measured, tasks: Tensor) -> tuple[Tensor, Tensor]:
+    """L and L^T (B^T B) L of some tasks."""
+    root = cholesky_root(chunk.right_gram[tasks], chunk.right.dtype)
+    return root, root.mT @ chunk.left_gram[tasks] @ root
 
 
-def _largest(inner: Tensor) -> Tensor:
-    """[tasks]: no less than the largest eigenvalue of each, mostly by a few percent: the norm of
-    the eighth power. Most tasks need no decomposition then, which takes five times as long."""
-    trace = inner.diagonal(dim1=1, dim2=2).sum(1).clamp_min(torch.finfo(inner.dtype).tiny)
-    power = inner / trace[:, None, None]
-    for _ in range(3):
+def _largest(chunk: Measured) -> Tensor:
+    """[tasks]: no less than the squared norm of B A, mostly by a few percent. Most tasks need no
+    decomposition then, which takes ten times as long.
+
+    Its eighth power is at most the trace of (A A^T B^T B)^8; that product is not symmetric, so what
+    rounding of its powers may take away is added.
+    """
+    product = chunk.right_gram @ chunk.left_gram
+    scale = torch.linalg.matrix_norm(product).clamp_min(torch.finfo(product.dtype).tiny)
+    power = product / scale[:, None, None]
+    for _ in range(2):
         power = power @ power
-    bound = power.square().sum((1, 2)) ** (1 / 16)
-    return bound * trace * (1 + 1e-9)
+    trace = (power * power.mT).sum((1, 2)).clamp_min(0)
+    rounding = 64 * product.shape[1] * torch.finfo(product.dtype).eps
+    bound: Tensor = scale * (trace + rounding) ** (1 / 8)
+    return bound
 
 
 def cholesky_root(gram: Tensor, dtype: torch.dtype) -> Tensor:

@@ -44,10 +44,6 @@ class Frame:
         hidden = updates.blocks(torch.addmm(rows, seen, self.q.mT, alpha=-1))
         return Split(updates.blocks(seen).double(), (hidden @ hidden.mT).double())
 
-    def seen(self, split: Split) -> Tensor:
-        """What the frame itself sees of the tasks: tasks x r x k."""
-        return split.inside @ self.r
-
 
 def errors(updates: Updates, left: Tensor, right: Tensor, cores: Tensor) -> Tensor:
     """|dW_i - left C_i right^T| for every task, without an n x d matrix.

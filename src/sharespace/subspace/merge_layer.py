@@ -235,11 +235,11 @@ def express(framed: Framed, layer: LayerSubspace, settings: Settings) -> tuple[C
     if settings.method == "share" and settings.p is None:
         return split_coefficients([(e.mT @ left, f.mT @ right) for e, f in framed.factors], layer)
     found: list[Coefficients] = []
-    turns = frame_turns(layer)
+    turned = [m @ t.to(m) for m, t in zip((left, right), frame_turns(layer), strict=True)]
     for _, part in framed.core.slices():
         core = part.double()
-        seen = seen_by(core, left), seen_by(core.flipped, right)
-        found += coefficients_of(seen, core, turns, layer, settings.p)
+        in_left, in_right = seen_by(core, turned[0]), seen_by(core.flipped, turned[1])
+        found += coefficients_of(in_left, core, in_right, layer, settings.p)
     return tuple(found)
 
 

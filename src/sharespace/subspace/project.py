@@ -39,11 +39,11 @@ def project(updates: Updates, layer: LayerSubspace, p: int | None = None) -> Pro
     frames = Frame.of(left, dtype), Frame.of(right, dtype)
     coefficients: list[Coefficients] = []
     lost, outside = [], []
-    turns = frame_turns(layer)
+    turns = [f.r @ t.to(f.r) for f, t in zip(frames, frame_turns(layer), strict=True)]
     for _, part in updates.slices():
         splits = frames[0].split(part), frames[1].split(part.flipped)
-        seen = [frame.seen(split) for frame, split in zip(frames, splits, strict=True)]
-        found = coefficients_of((seen[0], seen[1]), part, turns, layer, p)
+        left_seen, right_seen = (s.inside @ t for s, t in zip(splits, turns, strict=True))
+        found = coefficients_of(left_seen, part, right_seen, layer, p)
         cores = dense_cores(found, layer).to(device)
         coefficients += found
         lost.append(split_errors(part, frames, splits, cores))
@@ -97,18 +97,10 @@ def frame_turns(layer: LayerSubspace) -> tuple[Tensor, Tensor]:
 
 
 def coefficients_of(
-    seen: tuple[Tensor, Tensor],
-    updates: Updates,
-    turns: tuple[Tensor, Tensor],
-    layer: LayerSubspace,
-    p: int | None,
+    left: Tensor, updates: Updates, right: Tensor, layer: LayerSubspace, p: int | None
 ) -> tuple[Coefficients, ...]:
-    """Coefficients from what the stored bases see of each task (tasks x r x k, each side).
-
-    Args:
-        turns: ``frame_turns`` of the layer.
-    """
-    left, right = (s.double() @ turn.to(s.device) for s, turn in zip(seen, turns, strict=True))
+    """Coefficients from each task's directions in coordinates of the stored bases (tasks x r x k,
+    each side): what these see of them, turned by ``frame_turns``."""
     sigma = updates.blocks(updates.sigma)
     e, f = core_factors(left, sigma, right, p)
     e, f = e.cpu(), f.cpu()
