@@ -29,6 +29,7 @@ RULES: dict[str, dict[str, Any]] = {
     "error": {"error": 0.3},
     "budget": {"budget": 40000},
     "pseudo_rank": {"k": 6, "p": 2},
+    "out_of_core": {"k": 6, "memory": 2000},
     "sixteen_bits": {"k": 6, "dtype": torch.float16},
     "share": {"k": 6, "method": "share"},
     "share_centred": {"k": 6, "method": "share", "centred": True},

@@ -56,7 +56,7 @@ def coordinates(
         entry_norms: as in ``streamed.Search``.
         power: find ``pushed``, too.
     """
-    outside = torch.zeros(len(rows.ranks), dtype=torch.float64)
+    outside = torch.zeros(len(rows.ranks), dtype=torch.float64, device=rows.device)
     cores = _Cores([min(r, left.shape[1], right.shape[1]) for r in rows.ranks], left, right)
     pushed = (
         zero_sum(left[:, : None if power else 0]),
@@ -65,13 +65,14 @@ def coordinates(
     for chunk in chunks_again(rows, norms):
         found = seen(chunk.left, left), seen(chunk.right, right)
         inner = [(s @ s.mT).double() for s in found]
-        outside[chunk.tasks] = _outside(chunk, (left, right), found, inner).cpu()
+        outside[chunk.tasks] = _outside(chunk, (left, right), found, inner)
         cores.put(chunk, found)
         if power:
             weighing = chunk_weights(chunk, entry_norms)
             add_power(chunk.left, inner[1], weighing, found[0], pushed[0].mT)
             add_power(chunk.right, inner[0], weighing, found[1], pushed[1].mT)
-    return Compressed(left, right, cores.updates, norms.values, outside, pushed)
+    whole = norms.values.to(rows.device)
+    return Compressed(left, right, cores.updates, whole, outside, pushed)
 
 
 class _Cores:
