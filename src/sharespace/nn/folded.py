@@ -161,11 +161,11 @@ def folded(stack: Stack, chosen: Chosen, width: int) -> Folded:
         width: of the widest.
     """
     # More than ``width`` columns only where all tasks are private: these have zeros here.
-    left = _folded(stack.left_basis, stack.left[:, :width].index_select(0, chosen.tasks), width)
-    if stack.right is None:
-        right = stack.right_basis.mT[:width].repeat(len(left), 1, 1)
+    left = _folded(stack.left_basis, stack.left_of(chosen.tasks, width), width)
+    taken = stack.right_of(chosen.tasks, width)
+    if taken is None:
+        right = stack.core_inputs(chosen.tasks, width)
     else:
-        taken = stack.right[:, :width].index_select(0, chosen.tasks)
         right = _folded(stack.right_basis, taken, width)
     for place, slot in enumerate(chosen.numbers):
         if slot in stack.private:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sharespace.nn.windows import LEFT, RIGHT, Windows
 from sharespace.subspace.reconstruct import factor_pair
-from sharespace.subspace.state import Coefficients, Core, LayerSubspace, Private
+from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, Private
 
 BASE_SLOT = 0
 """Of the base model without any task: its coefficients are zero, for ever."""
@@ -38,18 +39,23 @@ class Stack:
     """F^T, [slots, p, k_right]; None: ``left`` holds cores."""
     private: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Slot -> (P, Q), n x q and d x q, of tasks that keep this module outside the subspace."""
+    windows: Windows | None = None
+    """Where families have subspaces of their own: ``left`` and ``right`` are of one window of the
+    directions in each slot. None: of all directions."""
 
     @classmethod
     def empty(
         cls, layer: LayerSubspace, slots: int, dtype: torch.dtype, device: torch.device | str
     ) -> Stack:
         """Slots of p = 0: the base model."""
-        k_left, k_right = layer.k
+        windows = Windows.of(layer, slots, device)
+        left, right = windows.sizes if windows else layer.k
         return cls(
             layer.left_basis.to(device, dtype).mT.contiguous().mT,
             layer.right_basis.to(device, dtype).mT.contiguous().mT,
-            torch.zeros(slots, 0, k_left, dtype=dtype, device=device),
-            torch.zeros(slots, 0, k_right, dtype=dtype, device=device),
+            torch.zeros(slots, 0, left, dtype=dtype, device=device),
+            torch.zeros(slots, 0, right, dtype=dtype, device=device),
+            windows=windows,
         )
 
     @property
@@ -74,15 +80,35 @@ class Stack:
         if isinstance(value, Private):
             return
         wanted = min(value.used) if isinstance(value, Core) else value.p
+        if self.windows is not None and not self.windows.fits(value):
+            self._open()
         if self.right is not None and wanted > self.left.shape[1]:
             self._widen(wanted)
+        if self.windows is not None:
+            self.windows.move(slot, value.begin)
         if self.right is None:
             core = value.matrix if isinstance(value, Core) else value.left @ value.right.mT
-            self.left[slot] = core.mT.to(self.left)
+            inner = self._cut(core, LEFT, value)
+            self.left[slot] = self._cut(inner.mT, RIGHT, value).to(self.left)
             return
         e, f = factor_pair(value)
-        self.left[slot, : e.shape[1]] = e.mT.to(self.left)
-        self.right[slot, : f.shape[1]] = f.mT.to(self.right)
+        self.left[slot, : e.shape[1]] = self._cut(e, LEFT, value).mT.to(self.left)
+        self.right[slot, : f.shape[1]] = self._cut(f, RIGHT, value).mT.to(self.right)
+
+    def _cut(self, matrix: Tensor, side: int, value: Factors | Core) -> Tensor:
+        """The rows of a slot's window."""
+        if self.windows is None:
+            return matrix
+        return self.windows.cut(matrix, side, value.begin[side])
+
+    def _open(self) -> None:
+        """Slots of all directions, because a task uses several subspaces."""
+        every, p = torch.arange(len(self.left), device=self.left.device), self.left.shape[1]
+        left, right = self.left_of(every, p), self.right_of(every, p)
+        if self.right is None and self.windows is not None:
+            # C^T has its rows in a window, too.
+            left = self.windows.spread(left.mT, every, RIGHT).mT
+        self.left, self.right, self.windows = left, right, None
 
     def _widen(self, p: int) -> None:
         """Slots of pseudo-rank p, or of whole cores where these are smaller."""
@@ -107,9 +133,30 @@ class Stack:
         Returns:
             [rows, positions, k_left].
         """
+        if self.windows is not None:
+            hidden = self.windows.take(hidden, slots)
         if self.right is not None:
             hidden = torch.bmm(hidden, self.right.index_select(0, slots).mT)
-        return torch.bmm(hidden, self.left.index_select(0, slots))
+        hidden = torch.bmm(hidden, self.left.index_select(0, slots))
+        return hidden if self.windows is None else self.windows.spread(hidden, slots)
+
+    def left_of(self, slots: Tensor, width: int) -> Tensor:
+        """[tasks, at most width, k_left] of these slots, in all directions."""
+        taken = self.left[:, :width].index_select(0, slots)
+        return taken if self.windows is None else self.windows.spread(taken, slots)
+
+    def right_of(self, slots: Tensor, width: int) -> Tensor | None:
+        """[tasks, at most width, k_right]; None: the slots hold cores."""
+        if self.right is None:
+            return None
+        taken = self.right[:, :width].index_select(0, slots)
+        return taken if self.windows is None else self.windows.spread(taken, slots, RIGHT)
+
+    def core_inputs(self, slots: Tensor, width: int) -> Tensor:
+        """[tasks, width, d]: the directions that the slots' cores read."""
+        if self.windows is None:
+            return self.right_basis.mT[:width].repeat(len(slots), 1, 1)
+        return self.right_basis.mT[self.windows.index(RIGHT, slots)[:, :width]]
 
     def width(self, slots: Collection[int]) -> int:
         """Columns of own factors n x w and d x w that hold the update of each of these slots."""
