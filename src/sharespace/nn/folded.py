@@ -62,7 +62,7 @@ class Folded:
             x: [rows, positions, d], of the factors' dtype.
             chosen: the rows' tasks.
         """
-        if x.shape[1] < _LONG:
+        if not _goes_by_row(len(self.left), x.shape[1], x.element_size()):
             add_product(out.flatten(0, 1), self._side_by_side(x, chosen), self.left.flatten(0, 1))
             return
         size = len(x)
@@ -132,11 +132,20 @@ def worth_folding(
     rows, length = sizes
     k = mean_k(stack)
     columns = float(rows * length * tasks)
-    if by_row and length >= _LONG:
-        narrow = _NARROW.get(stack.left.element_size(), _NARROW[4])
-        columns = narrow * rows * length + _COPY * rows * (tasks > 1)
+    size = stack.left.element_size()
+    if by_row and _goes_by_row(tasks, length, size):
+        columns = _narrow(size) * rows * length + _COPY * rows * (tasks > 1)
     making = tasks * k * (1 if is_kept(stack, width, tasks) else _FOLD)
     return width * (columns + making) <= _WORTH * rows * length * k
+
+
+def _goes_by_row(tasks: int, length: int, size: int) -> bool:
+    """Rows of that many positions, numbers of that many bytes."""
+    return length >= _LONG and tasks >= int(_narrow(size))
+
+
+def _narrow(size: int) -> float:
+    return _NARROW.get(size, _NARROW[4])
 
 
 def is_kept(stack: Stack, width: int, tasks: int) -> bool:
