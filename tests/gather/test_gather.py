@@ -14,13 +14,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import law, stored_dense
+from builders import frame, gauss, law, stored_dense
 from gather.workers import ALL, BASE, SHAPES, dense_of, grow, plain, put, start, trained
 from sharespace.errors import OptionError, StoreNotFoundError
 from sharespace.gather import Basis, Contribution, Coordinates, Gathered, gather, hand_in
+from sharespace.linalg.allocate import Dimension
 from sharespace.shapes import ModuleShape, fingerprint
-from sharespace.store import checkout, history, load, prune, remove, rename, rollback, verify
-from sharespace.subspace.adapter import BaseModel
+from sharespace.store import (
+    Operation,
+    checkout,
+    commit,
+    history,
+    load,
+    prune,
+    remove,
+    rename,
+    rollback,
+    verify,
+)
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
+from sharespace.subspace.initialise import initialise
 from sharespace.subspace.state import ShareModel
 
 
@@ -60,6 +73,36 @@ def test_contributions_of_every_version_arrive_exactly(store: Path, inbox: Path)
     assert new.provenance.sha256 in checkout(store).manifest.contributions
     assert new.ledger.bound < 1e-5
     assert verify(store, all_versions=True).ok
+
+
+def _families() -> ShareModel:
+    """Two families of tasks under a budget with room for more, each with its own subspaces."""
+    members = []
+    for number in range(2):
+        frames = {m: (frame(n, 2, number), frame(d, 2, number + 5)) for m, (n, d) in SHAPES.items()}
+        for i in range(40):
+            seed = 1000 * number + i
+            updates = {
+                m: LayerUpdate(
+                    (left @ gauss(seed, 2, 2)).float(), (gauss(seed + 500, 2, 2) @ right.mT).float()
+                )
+                for m, (left, right) in frames.items()
+            }
+            members.append(Adapter.from_updates(f"f{number}-{i}", updates, base=BASE))
+    bases = sum(4 * (n + d) for n, d in SHAPES.values())
+    return initialise(members, Dimension(budget=4 * (bases + 2 * 80 * 4) + 900), base=BASE)
+
+
+def test_trained_where_families_have_subspaces_of_their_own(store: Path, inbox: Path) -> None:
+    model = _families()
+    assert all(len(layer.parts) == 2 for layer in model.layers.values())
+    families = store.parent / "families.share"
+    commit(families, model, operation=Operation("init"), expected_parent=None)
+    one = trained(model, "new", 1)
+    put(inbox, one)
+    assert [a.task for a in gather(families, inbox).merged] == ["new"]
+    assert errors(families, "new", {m: dense_of(model, one, m) for m in SHAPES}) < 1e-5
+    assert verify(families, all_versions=True).ok
 
 
 def test_old_tasks_stay_bit_for_bit(store: Path, inbox: Path) -> None:
