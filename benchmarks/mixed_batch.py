@@ -366,8 +366,9 @@ def _row(one: dict[str, Any], count: str, run: dict[str, Any]) -> list[str]:
     copy = next((r[COPIES]["bytes_a_task"] for r in one["runs"].values() if COPIES in r), 0.0)
     sizes = [run[n]["bytes_a_task"] for n in (OURS, NAMES)] + [copy]
     ours, theirs = run[OURS]["ratio"], run[NAMES]["ratio"]
-    # Less than a hundredth of the base model's time is noise, not a factor.
-    beyond = f"{(theirs - 1) / (ours - 1):.1f}x" if min(ours, theirs) > 1.01 else "-"
+    # Less than a hundredth of the base model's time, or three errors, is noise, not a factor.
+    clear = all(run[n]["ratio"] - 1 > max(0.01, 3 * run[n].get("error", 0)) for n in (OURS, NAMES))
+    beyond = f"{(theirs - 1) / (ours - 1):.1f}x" if clear else "-"
     kilobytes = [f"{size / 1e3:,.1f}" for size in sizes]
     first = [one["shape"], one["targets"], one["phase"], count, f"{1e3 * run[BASE]['seconds']:.1f}"]
     direct = f"{run[NAMES].get('by_ours', theirs / ours):.3f}x"
