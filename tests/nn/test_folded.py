@@ -41,7 +41,7 @@ def stack_of(sides: tuple[int, int], k: int, values: Sequence[Coefficients | Non
 
 
 @given(
-    k=st.integers(4, 12),
+    k=st.integers(1, 12),
     kinds=st.lists(st.sampled_from(["factors", "private", "core", "none"]), max_size=5),
     rows=st.lists(st.integers(0, 5), min_size=1, max_size=6),
     length=st.integers(1, 6),

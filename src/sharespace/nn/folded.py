@@ -173,7 +173,7 @@ def folded(stack: Stack, chosen: Chosen, width: int) -> Folded:
     left = _folded(stack.left_basis, stack.left_of(chosen.tasks, width), width)
     taken = stack.right_of(chosen.tasks, width)
     if taken is None:
-        right = stack.core_inputs(chosen.tasks, width)
+        right = _padded(stack.core_inputs(chosen.tasks, width), width)
     else:
         right = _folded(stack.right_basis, taken, width)
     for place, slot in enumerate(chosen.numbers):
@@ -187,6 +187,10 @@ def _folded(basis: Tensor, coefficients: Tensor, width: int) -> Tensor:
     """[tasks, p, k] -> [tasks, w, side]."""
     wide = torch.promote_types(basis.dtype, torch.float32)
     made = (coefficients.flatten(0, 1).to(wide) @ basis.mT.to(wide)).to(basis.dtype)
-    made = made.view(*coefficients.shape[:2], len(basis))
-    more = width - made.shape[1]
-    return torch.nn.functional.pad(made, (0, 0, 0, more)) if more else made
+    return _padded(made.view(*coefficients.shape[:2], len(basis)), width)
+
+
+def _padded(factors: Tensor, width: int) -> Tensor:
+    """A private task's may be wider."""
+    more = width - factors.shape[1]
+    return torch.nn.functional.pad(factors, (0, 0, 0, more)) if more else factors
