@@ -161,16 +161,6 @@ def merge_rate(folder: Path) -> float:
     return float(slope / found["sizes"]["modules"])
 
 
-def _quiet_curve(path: Path) -> list[dict[str, Any]]:
-    """Builds out of core that other work did not disturb."""
-    points = json.loads(path.read_text())["points"] if path.exists() else []
-    return [
-        p
-        for p in points
-        if p["kind"] == "streamed" and p["streamed_layers"] and p["others_during"] <= common.BUSY
-    ]
-
-
 def _read(folder: Path, name: str) -> Any:
     return json.loads((folder / f"{name}.json").read_text())
 
