@@ -85,8 +85,7 @@ def _sample(problem: Problem, k: tuple[int, int], generator: torch.Generator) ->
     while columns < wanted:
         columns += updates.ranks[int(drawn[tasks])]
         tasks += 1
-    some = sorted(drawn[:tasks].tolist())
-    return replace(problem, updates=updates.select(some), weights=problem.weights[some])
+    return problem.select(sorted(drawn[:tasks].tolist()))
 
 
 def _looked(
