@@ -93,72 +93,26 @@ def frame_difference(
     Returns:
         float64 [tasks].
     """
-    return Between.of(old[:2], new[:2]).differences(old[2], new[2])[0]
-
-
-@dataclass(frozen=True, eq=False)
-class Between:
-    """Two pairs of frames in coordinates common to both, for tasks that come in portions."""
-
-    old: tuple[Tensor, Tensor]
-    """Triangular, float64: the old frames in their own span."""
-    inside: tuple[Tensor, Tensor]
-    """The part of the new frames in the span of the old ones."""
-    outside: tuple[Tensor, Tensor]
-    """Triangular: their part outside of it."""
-
-    @classmethod
-    def of(cls, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Between:
-        """By one QR a side.
-
-        Args:
-            old: (left n x k, right d x k').
-            new: the same for the new frames.
-        """
-        (a, b, c), (d, e, f) = (
-            _triangles(before, after) for before, after in zip(old, new, strict=True)
-        )
-        return cls((a, d), (b, e), (c, f))
-
-    def differences(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """What became of each task, and the norm of what of it lies outside the old frames.
-
-        Args:
-            old: tasks x k x k'.
-            new: tasks x k x k' in the new frames.
-
-        Returns:
-            float64 [tasks] each: |old - new|, and |new| outside.
-        """
-        left, wide = self.inside[0] @ new.double(), new.double()
-        difference = left @ self.inside[1].mT - _turned(self.old[0], old.double(), self.old[1])
-        parts = (
-            difference,
-            left @ self.outside[1].mT,
-            self.outside[0] @ wide @ torch.cat([self.inside[1], self.outside[1]]).mT,
-        )
-        within, beside, below = (p.flatten(1).square().sum(1) for p in parts)
-        return (within + beside + below).sqrt(), (beside + below).sqrt()
+    (left, inside_left, outside_left), (right, inside_right, outside_right) = (
+        _triangles(before, after) for before, after in zip(old[:2], new[:2], strict=True)
+    )
+    cores = new[2].double()
+    half = inside_left @ cores
+    parts = (
+        half @ inside_right.mT - left @ old[2].double() @ right.mT,
+        half @ outside_right.mT,
+        outside_left @ cores @ torch.cat([inside_right, outside_right]).mT,
+    )
+    within, beside, below = (p.flatten(1).square().sum(1) for p in parts)
+    return (within + beside + below).sqrt()
 
 
 def _triangles(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By one QR: the old frame in its own span, the new one inside and outside of it."""
     both = torch.cat([old.double(), new.double()], dim=1)
     r = torch.linalg.qr(both, mode="r")[1]
     k = old.shape[1]
     return r[:k, :k], r[:k, k:], r[k:, k:]
-
-
-def _turned(left: Tensor, cores: Tensor, right: Tensor) -> Tensor:
-    """left @ cores @ right^T; quickly where the frames were orthonormal, so that only signs are
-    left of them."""
-    signs = torch.diagonal(left), torch.diagonal(right)
-    identity = tuple(torch.diag_embed(s.sign()) for s in signs)
-    if all(m.shape[0] == m.shape[1] for m in (left, right)) and all(
-        torch.allclose(m, i, rtol=0, atol=1e-15 * max(m.shape, default=1))
-        for m, i in zip((left, right), identity, strict=True)
-    ):
-        return signs[0][:, None] * cores * signs[1]
-    return left @ cores @ right.mT
 
 
 def _outer(sigma: Tensor) -> Tensor:
