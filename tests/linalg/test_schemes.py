@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from builders import frame, gauss, law, orthonormality, problem, update
 from sharespace.linalg.families import families
 from sharespace.linalg.joint import Problem
-from sharespace.linalg.schemes import schemes, weighed, within
+from sharespace.linalg.schemes import WAYS, Scheme, weighed, within
 from sharespace.subspace.adapter import LayerUpdate
 
 
@@ -26,6 +26,11 @@ def _mixed(strangers: int = 2) -> Problem:
     """Tasks 0 to 5 and 6 to 9 are families; the others are strangers."""
     alone = [update(40, 32, 3, 77 + i, dtype=torch.float64) for i in range(strangers)]
     return problem([*_family(6, 10), *_family(4, 2000), *alone])
+
+
+def schemes(found: Problem, itemsize: int, limit: int) -> list[Scheme]:
+    """Those that there are."""
+    return [scheme for way in WAYS if (scheme := way(found, itemsize, limit))]
 
 
 def test_families_are_found_the_largest_first() -> None:
@@ -53,16 +58,21 @@ def test_families_have_subspaces_and_those_in_none_have_one_together() -> None:
 
 
 def test_one_family_of_all_tasks_has_the_common_subspace() -> None:
-    assert len(list(schemes(problem(_family(5, 3)), 4, 10))) == 1
+    assert len(schemes(problem(_family(5, 3)), 4, 10)) == 1
 
 
 def test_strangers_have_the_common_subspace_only() -> None:
     strangers = [update(40, 32, 3, i, dtype=torch.float64) for i in range(6)]
-    assert len(list(schemes(problem(strangers), 4, 10))) == 1
+    assert len(schemes(problem(strangers), 4, 10)) == 1
 
 
-@pytest.mark.parametrize("limit", [0, 1, 3, 1000])
+def test_no_directions_no_scheme() -> None:
+    assert schemes(_mixed(), 4, 0) == []
+
+
+@pytest.mark.parametrize("limit", [1, 3, 1000])
 def test_the_limit_is_kept(limit: int) -> None:
+    assert len(schemes(_mixed(), 4, limit)) == 2
     for scheme in schemes(_mixed(), 4, limit):
         assert all(max(part.card.bases.k) <= min(limit, 40) for part in scheme)
 
@@ -94,7 +104,7 @@ def test_families_alone_take_fewer_bytes_at_the_same_price() -> None:
 def test_more_bytes_never_lose_more(spare: int, seed: int) -> None:
     alone = update(40, 32, 3, seed, dtype=torch.float64)
     found = problem([*_family(5, seed), *_family(4, seed + 300), alone])
-    scheme = list(schemes(found, 4, 32))[-1]
+    scheme = schemes(found, 4, 32)[-1]
     least = sum(4 * (40 * left + 32 * right) for left, right in (p.card.bases.k for p in scheme))
     few, many = (within(scheme, least + x) for x in (spare // 2, spare))
     assert sum(chosen.nbytes for chosen in few) <= least + spare // 2

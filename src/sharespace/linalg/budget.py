@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sharespace.linalg.canonical import Updates
 from sharespace.linalg.joint import Problem
-from sharespace.linalg.schemes import Part, Scheme, schemes, weighed
+from sharespace.linalg.schemes import WAYS, Part, Scheme, weighed
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Point:
     each: tuple[tuple[int, int], ...] = ()
     """Directions of each subspace, one for all tasks or one for each family; none: own SVDs."""
     scheme: int = 0
-    """Which way to share the module: its number in ``schemes``."""
+    """Which way to share the module: its number in ``WAYS``."""
 
     @property
     def is_own(self) -> bool:
@@ -97,9 +97,9 @@ def profile(problem: Problem, itemsize: int, budget: int | None = None) -> Profi
     """
     own = own_profile(problem.updates, itemsize)
     shared: list[Point] = []
-    found = schemes(problem, itemsize, affordable(problem, itemsize, budget))
-    for number, scheme in enumerate(found):
-        shared += _curve(scheme, number)
+    limit = affordable(problem, itemsize, budget)
+    for number, way in enumerate(WAYS):
+        shared += _curve(way(problem, itemsize, limit), number)
     return replace(own, shared=tuple(shared))
 
 
@@ -111,7 +111,7 @@ def affordable(problem: Problem, itemsize: int, budget: int | None) -> int:
 
 def _curve(scheme: Scheme, number: int) -> list[Point]:
     """What the tasks choose from a price at which nothing is worth it down to rounding."""
-    highest = max(_highest_price(part) for part in scheme)
+    highest = max((_highest_price(part) for part in scheme), default=0.0)
     points: dict[int, Point] = {}
     for step in range(_PRICES if highest > 0 else 0):
         here = [part.at(highest * _STEP**-step) for part in scheme]

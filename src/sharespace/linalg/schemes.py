@@ -8,7 +8,7 @@ tasks are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sharespace.linalg.families import families
@@ -42,23 +42,30 @@ Scheme = tuple[Part, ...]
 """Every task of the module is in one of them."""
 
 
-def schemes(problem: Problem, itemsize: int, limit: int) -> Iterator[Scheme]:
-    """The ways to share a module, one after the other.
+def one_subspace(problem: Problem, itemsize: int, limit: int) -> Scheme:
+    """All tasks in one.
 
     Args:
-        problem: its tasks, weighed as the budget weighs them.
+        problem: of the module, weighed as the budget weighs it.
         itemsize: bytes of a stored number.
-        limit: most directions a side of one subspace.
+        limit: most directions a side of one subspace; 0: there is no scheme.
     """
-    if not limit:
-        return
     everyone = range(len(problem.updates.ranks))
-    yield (_part(problem, everyone, itemsize, limit),)
-    groups = families(problem)
-    alone = sorted(set(everyone) - {task for group in groups for task in group})
+    return (_part(problem, everyone, itemsize, limit),) if limit else ()
+
+
+def by_family(problem: Problem, itemsize: int, limit: int) -> Scheme:
+    """One for each family, and one for the tasks that are in none; empty without families."""
+    groups = families(problem) if limit else []
+    alone = sorted(set(range(len(problem.updates.ranks))) - {i for g in groups for i in g})
     parts = [*groups, alone] if alone else groups
-    if len(parts) > 1:
-        yield tuple(_part(problem.select(tasks), tasks, itemsize, limit) for tasks in parts)
+    if len(parts) < 2:
+        return ()
+    return tuple(_part(problem.select(tasks), tasks, itemsize, limit) for tasks in parts)
+
+
+WAYS = one_subspace, by_family
+"""The ways to share a module."""
 
 
 def _part(problem: Problem, tasks: Sequence[int], itemsize: int, limit: int) -> Part:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 
 from sharespace.linalg.budget import Point, affordable
 from sharespace.linalg.joint import Bases, Problem, joint
 from sharespace.linalg.menu import Allocation
-from sharespace.linalg.schemes import Part, schemes, weighed, within
+from sharespace.linalg.schemes import WAYS, Part, weighed, within
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +34,7 @@ def settle(
         point: one with common bases.
         budget: as it was then.
     """
-    offered = schemes(problem, itemsize, affordable(problem, itemsize, budget))
-    scheme = next(islice(offered, point.scheme, None))
+    scheme = WAYS[point.scheme](problem, itemsize, affordable(problem, itemsize, budget))
     first = [
         _with(part, part.card.bases.first(k)) for part, k in zip(scheme, point.each, strict=True)
     ]

@@ -66,12 +66,18 @@ def subspaces(layer: LayerSubspace) -> list[LayerSubspace]:
     """Each of the layer's subspaces as a layer of its own."""
     if not layer.parts:
         return [layer]
-    found = []
-    for begin, k in zip(begins(layer.parts), layer.parts, strict=True):
-        left, right = _ranges(begin, k)
-        bases = layer.left_basis[:, left], layer.right_basis[:, right]
-        found.append(replace(layer, left_basis=bases[0], right_basis=bases[1], parts=()))
-    return found
+    return [_cut(layer, b, k) for b, k in zip(begins(layer.parts), layer.parts, strict=True)]
+
+
+def _cut(layer: LayerSubspace, begin: tuple[int, int], k: tuple[int, int]) -> LayerSubspace:
+    left, right = _ranges(begin, k)
+    bases = layer.left_basis[:, left], layer.right_basis[:, right]
+    return replace(layer, left_basis=bases[0], right_basis=bases[1], parts=())
+
+
+def size_at(parts: Sequence[tuple[int, int]], begin: tuple[int, int]) -> tuple[int, int]:
+    """Directions (left, right) of the part that begins there."""
+    return parts[begins(parts).index(begin)]
 
 
 def part_of(layer: LayerSubspace, value: Factors | Core) -> LayerSubspace | None:
@@ -81,9 +87,9 @@ def part_of(layer: LayerSubspace, value: Factors | Core) -> LayerSubspace | None
     """
     if not layer.parts:
         return layer
-    part = subspaces(layer)[begins(layer.parts).index(value.begin)]
-    fits = value.used[0] <= part.k[0] and value.used[1] <= part.k[1]
-    return part if fits else None
+    k = size_at(layer.parts, value.begin)
+    fits = value.used[0] <= k[0] and value.used[1] <= k[1]
+    return _cut(layer, value.begin, k) if fits else None
 
 
 def inside(value: Factors | Core, k: tuple[int, int]) -> Factors | Core:

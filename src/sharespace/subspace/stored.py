@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
-from sharespace.subspace.parts import begins
+from sharespace.subspace.parts import size_at
 from sharespace.subspace.reconstruct import rank
-from sharespace.subspace.state import Coefficients, Core, Factors, Private, Task
+from sharespace.subspace.state import Coefficients, Private, Task
 
 Way: TypeAlias = Literal["whole", "leading", "private", "nothing"]
 
@@ -90,13 +90,8 @@ def way(value: Coefficients, layer: Dimensions) -> Way:
         return "private"
     if not all(value.used):
         return "nothing"
-    return "whole" if value.used in (_own_k(value, layer), layer.k) else "leading"
-
-
-def _own_k(value: Factors | Core, layer: Dimensions) -> tuple[int, int]:
-    """Of the subspace that the coefficients begin in."""
-    parts = layer.parts or (layer.k,)
-    return parts[begins(parts).index(value.begin)]
+    own = size_at(layer.parts or (layer.k,), value.begin)
+    return "whole" if value.used in (own, layer.k) else "leading"
 
 
 def storing(tasks: Iterable[Task], dimensions: Mapping[str, Dimensions]) -> Storing:
