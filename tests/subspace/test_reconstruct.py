@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from builders import (
@@ -33,8 +33,10 @@ def test_a_reconstruction_is_what_is_stored(family: Family, k: int, budget: int 
     rule = {"k": k} if budget is None else {"budget": budget}
     model = build(family.adapters, **rule)  # type: ignore[arg-type]
     for name in model.tasks:
-        (found,) = reconstruct(model, name).values()
         wanted = stored_dense(model, name)
+        # Numbers beyond float16 are refused when a model is saved (tests/store).
+        assume(bool(wanted.isfinite().all()))
+        (found,) = reconstruct(model, name).values()
         assert found.up.dtype in (torch.float32, torch.float64)
         assert found.scaling == 1.0
         scale = float(found.up.double().norm() * found.down.double().norm())
