@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sharespace.formats.peft import METADATA
+from sharespace.formats.lora_config import METADATA
 from sharespace.formats.strict_json import parse_object
 
 COMPONENTS = "__components__"

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from sharespace.errors import CorruptAdapterError
+from sharespace.formats.lora_config import CONFIG
 from sharespace.formats.components import KNOWN, LORA_METADATA, UNET_ROOTS
 from sharespace.formats.diffusers import read_diffusers
 from sharespace.formats.factors import refuse_other_keys
@@ -18,7 +19,6 @@ from sharespace.formats.tensors import COPY_AGAIN, SUFFIXES, WeightsFile, unread
 from sharespace.formats.torch_file import TorchFile
 from sharespace.subspace.adapter import Adapter
 
-CONFIG = "adapter_config.json"
 STEMS = ("adapter_model", "pytorch_lora_weights")
 PEFT_FACTOR = re.compile(r"\.lora_(embedding_)?[AB](\.|$)")
 OLD_DIFFUSERS = re.compile(r"[._]lora\.(down|up)\.weight$|\.lora_linear_layer\.")

@@ -14,7 +14,7 @@ from torch import Tensor
 from sharespace.formats.atomic_dir import new_directory
 from sharespace.formats.components import COMPONENTS, LORA_METADATA, component_config
 from sharespace.formats.diffusers import read_diffusers
-from sharespace.formats.peft import PREFIX
+from sharespace.formats.lora_config import PREFIX
 from sharespace.formats.peft_export import check_written
 from sharespace.formats.plain import PlainLora, common_rank, split_components
 from sharespace.formats.safetensors_file import SafetensorsFile, write_tensors

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
-from sharespace.formats.pairs import Contents, Pair
-from sharespace.formats.peft import is_grouped, refuse_single
+from sharespace.formats.pairs import Contents, Pair, is_grouped, refuse_single
 from sharespace.formats.tensors import WeightsFile
 
 # Updates that are not B A, by the keys of LyCORIS, ComfyUI and Stability AI.

@@ -16,6 +16,12 @@ from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 
 Value = TypeVar("Value")
 
+CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+METADATA = "__metadata__"
+"""Entry of ``Adapter.config`` with the weights file's own header entries, where it has any."""
+FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight", re.DOTALL)
+
 CONVERT = (
     "Save it with save_pretrained(..., path_initial_model_for_weight_conversion=...), "
     "which writes a plain LoRA of twice the rank"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -188,3 +188,20 @@ def _nothing(file: WeightsFile, contents: Contents) -> AdapterError:
         f"no module has a pair of LoRA factors (tensors: {others})",
         "Nothing was adapted: check target_modules in the training script",
     )
+
+
+def refuse_single(file: WeightsFile, module: str, keys: Collection[str]) -> None:
+    """Raise UnsupportedAdapterError for a factor that has no partner."""
+    if len(keys) != 2:
+        raise UnsupportedAdapterError(
+            str(file.path),
+            f"module {module!r} has only one factor, {next(iter(keys))!r}",
+            "Save the adapter again with all its tensors",
+        )
+
+
+def is_grouped(file: WeightsFile, pair: Pair) -> bool:
+    """A convolution with groups > 1: B is n x r / groups, so dW is not B A."""
+    down, up = file.infos[pair.down].shape, file.infos[pair.up].shape
+    conv = len(down) > 2 and len(up) > 2 and 0 < up[1] < down[0]
+    return conv and down[0] % up[1] == 0

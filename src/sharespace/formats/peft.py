@@ -15,6 +15,7 @@ from typing import Any
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.formats.lora_config import (
+    FACTOR, METADATA, PREFIX,
     LoraScaling,
     check_rank,
     lora_scaling,
@@ -22,18 +23,13 @@ from sharespace.formats.lora_config import (
     refuse_other_updates,
     target_parameters,
 )
-from sharespace.formats.pairs import Contents, Pair, build_adapter
+from sharespace.formats.pairs import Contents, Pair, build_adapter, is_grouped, refuse_single
 from sharespace.formats.strict_json import parse_object
 from sharespace.formats.tensors import WeightsFile, unreadable
 from sharespace.subspace.adapter import Adapter, BaseModel
 
-PREFIX = "base_model.model."
-METADATA = "__metadata__"
-"""Entry of ``Adapter.config`` with the weights file's own header entries, where it has any."""
-
 NAMED = re.compile(r"\.lora_[AB]\.([^.]+)\.weight$")
 LORA_PART = r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))"
-FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight", re.DOTALL)
 
 
 def read_peft(file: WeightsFile, config_file: Path, *, name: str, source: str) -> Adapter:
@@ -154,23 +150,6 @@ def sort_keys(
             pairs[module] = pair
     used = {key for pair in pairs.values() for key in (pair.down, pair.up)}
     return Contents(pairs, {key: raw for key, raw in keys.items() if raw not in used})
-
-
-def refuse_single(file: WeightsFile, module: str, keys: Collection[str]) -> None:
-    """Raise UnsupportedAdapterError for a factor that has no partner."""
-    if len(keys) != 2:
-        raise UnsupportedAdapterError(
-            str(file.path),
-            f"module {module!r} has only one factor, {next(iter(keys))!r}",
-            "Save the adapter again with all its tensors",
-        )
-
-
-def is_grouped(file: WeightsFile, pair: Pair) -> bool:
-    """A convolution with groups > 1: B is n x r / groups, so dW is not B A."""
-    down, up = file.infos[pair.down].shape, file.infos[pair.up].shape
-    conv = len(down) > 2 and len(up) > 2 and 0 < up[1] < down[0]
-    return conv and down[0] % up[1] == 0
 
 
 def _adapter_name(file: WeightsFile) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError
+from sharespace.formats.lora_config import CONFIG
 from sharespace.formats.atomic_dir import new_directory
 from sharespace.formats.peft import read_peft
 from sharespace.formats.plain import PlainLora, common_rank, split_components
@@ -20,7 +21,6 @@ from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 
 def write_peft(

@@ -24,7 +24,7 @@ from sharespace.formats.components import (
     split_component,
 )
 from sharespace.formats.lora_config import lora_scaling
-from sharespace.formats.peft import FACTOR, METADATA, PREFIX
+from sharespace.formats.lora_config import FACTOR, METADATA, PREFIX
 from sharespace.formats.plain_config import RawFactors, owners, plain_config
 from sharespace.shapes import ModuleShape
 from sharespace.subspace.adapter import BaseModel, LayerUpdate

@@ -14,7 +14,7 @@ import torch
 
 from sharespace.errors import UnsupportedAdapterError
 from sharespace.formats.components import COMPONENTS
-from sharespace.formats.peft import FACTOR
+from sharespace.formats.lora_config import FACTOR
 from sharespace.formats.peft_export import write_folder
 from sharespace.formats.plain import PlainLora
 

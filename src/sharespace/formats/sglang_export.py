@@ -35,7 +35,7 @@ from sharespace.formats.plain_only import (
 )
 from sharespace.subspace.adapter import LayerUpdate
 
-ENGINE = "SGLang"
+SGLANG = "SGLang"
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 STACKED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Modules whose factors SGLang puts into one tensor."""
@@ -76,7 +76,7 @@ def write_sglang(directory: Path, lora: PlainLora, options: ExportOptions) -> li
             is not known.
         CorruptAdapterError: a factor is not finite, or what was written reads back otherwise.
     """
-    refuse_beyond_lora(lora, ENGINE)
+    refuse_beyond_lora(lora, SGLANG)
     check_modules(lora.updates)
     rank = common_rank(lora.updates, options.rank)
     whole = replace(lora, updates=stacks_filled(lora, options.base))
@@ -97,11 +97,11 @@ def check_modules(modules: Iterable[str]) -> None:
         word, layer = module.rpartition(".")[2], LAYER.search(module)
         if word not in MODULES or ".experts." in module or not (layer or word == "lm_head"):
             names = ", ".join(sorted(MODULES))
-            why = f"{ENGINE} has no place for it: it takes {names} of modules named 'layers'"
+            why = f"{SGLANG} has no place for it: it takes {names} of modules named 'layers'"
             raise UnsupportedAdapterError(module, why, ELSEWHERE)
         place = (layer[1] if layer else "", word)
         if place in seen:
-            why = f"{ENGINE} takes it and {seen[place]} for one module"
+            why = f"{SGLANG} takes it and {seen[place]} for one module"
             raise UnsupportedAdapterError(module, why, ELSEWHERE)
         seen[place] = module
 
@@ -156,7 +156,7 @@ class _Sizes:
             try:
                 self._config = read_base_config(self._base, self._lora.base)
             except (AdapterError, OptionError) as error:
-                why = f"{ENGINE} needs factors of it, and its size is not known ({error.why})"
+                why = f"{SGLANG} needs factors of it, and its size is not known ({error.why})"
                 raise OptionError(module, why, NAME_IT) from error
         heads = self._config.heads if module.endswith(".q_proj") else self._config.key_heads
         return heads * self._config.head_dim

@@ -11,7 +11,8 @@ from sharespace.formats.diffusers_export import write_diffusers
 from sharespace.formats.export_options import ExportOptions
 from sharespace.formats.gguf_export import write_gguf
 from sharespace.formats.kohya_export import write_kohya
-from sharespace.formats.peft_export import CONFIG, write_peft
+from sharespace.formats.lora_config import CONFIG
+from sharespace.formats.peft_export import write_peft
 from sharespace.formats.plain import PlainLora
 from sharespace.formats.sglang_export import write_sglang
 from sharespace.formats.strict_json import parse_object

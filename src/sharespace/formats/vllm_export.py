@@ -15,7 +15,7 @@ from sharespace.formats.export_options import ExportOptions
 from sharespace.formats.plain import PlainLora, common_rank
 from sharespace.formats.plain_only import refuse_beyond_lora, served_fields, write_served
 
-ENGINE = "vLLM"
+VLLM = "vLLM"
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What ``--max-lora-rank`` may be; vLLM's default is 16."""
 
@@ -30,7 +30,7 @@ def max_lora_rank(rank: int) -> int:
     if not fitting:
         raise OptionError(
             f"rank {rank}",
-            f"{ENGINE} takes at most {MAX_LORA_RANKS[-1]}",
+            f"{VLLM} takes at most {MAX_LORA_RANKS[-1]}",
             "Build the Share model with a smaller k",
         )
     return fitting[0]
@@ -52,7 +52,7 @@ def write_vllm(directory: Path, lora: PlainLora, options: ExportOptions) -> list
         OptionError: nothing to write, no rank that vLLM takes, or the directory is in use.
         CorruptAdapterError: a factor is not finite, or what was written reads back otherwise.
     """
-    refuse_beyond_lora(lora, ENGINE)
+    refuse_beyond_lora(lora, VLLM)
     rank = common_rank(lora.updates, options.rank)
     max_lora_rank(rank)
     with new_directory(directory, overwrite=options.overwrite) as aside:

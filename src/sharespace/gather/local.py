@@ -23,12 +23,12 @@ class LocalInbox:
         return str(self._folder)
 
     def entries(self) -> list[Entry]:
-        with _errors(self._folder, "listing"):
+        with _folder_errors(self._folder, "listing"):
             paths = sorted(p for p in self._folder.iterdir() if _is_shown(p.name))
             return [entry for path in paths if (entry := _entry(path))]
 
     def read(self, name: str) -> bytes | None:
-        with _errors(self._folder / name, "reading"):
+        with _folder_errors(self._folder / name, "reading"):
             try:
                 return atomic.read_bytes(self._folder / name, MAX_BYTES)
             except FileNotFoundError:
@@ -38,13 +38,13 @@ class LocalInbox:
 
     def write(self, name: str, data: bytes) -> None:
         path = self._folder / name
-        with _errors(path, "writing"):
+        with _folder_errors(path, "writing"):
             atomic.make_directory(path.parent)
             atomic.write_whole(path, data)
 
     def move(self, name: str, to: str) -> bool:
         target = self._folder / to
-        with _errors(self._folder / name, "moving"):
+        with _folder_errors(self._folder / name, "moving"):
             atomic.make_directory(target.parent)
             return atomic.move_file(self._folder / name, target)
 
@@ -63,7 +63,7 @@ def _entry(path: Path) -> Entry | None:
 
 
 @contextmanager
-def _errors(path: Path, doing: str) -> Iterator[None]:
+def _folder_errors(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except SharespaceError:

@@ -22,7 +22,7 @@ class RemoteInbox:
         fsspec = require("fsspec", "remote")
         self.where = url.rstrip("/")
         try:
-            with _errors(url, "opening"):
+            with _remote_errors(url, "opening"):
                 self._fs, root = fsspec.core.url_to_fs(url)
         except ImportError as error:
             remedy = "pip install 'sharespace[remote]'"
@@ -30,7 +30,7 @@ class RemoteInbox:
         self._root = root.rstrip("/")
 
     def entries(self) -> list[Entry]:
-        with _errors(self.where, "listing"):
+        with _remote_errors(self.where, "listing"):
             self._fs.invalidate_cache()
             try:
                 found: list[dict[str, Any]] = self._fs.ls(self._root, detail=True)
@@ -54,7 +54,7 @@ class RemoteInbox:
             raise InboxError(self.where, f"there is no {bucket!r}", "Check the URL")
 
     def read(self, name: str) -> bytes | None:
-        with _errors(self._at(name), "reading"):
+        with _remote_errors(self._at(name), "reading"):
             try:
                 data: bytes = self._fs.cat_file(self._at(name))
             except FileNotFoundError:
@@ -62,11 +62,11 @@ class RemoteInbox:
             return data
 
     def write(self, name: str, data: bytes) -> None:
-        with _errors(self._at(name), "writing"):
+        with _remote_errors(self._at(name), "writing"):
             self._fs.pipe_file(self._at(name), data)
 
     def move(self, name: str, to: str) -> bool:
-        with _errors(self._at(name), "moving"):
+        with _remote_errors(self._at(name), "moving"):
             try:
                 self._fs.cp_file(self._at(name), self._at(to))
             except FileNotFoundError:
@@ -82,7 +82,7 @@ class RemoteInbox:
 
 
 @contextmanager
-def _errors(where: str, doing: str) -> Iterator[None]:
+def _remote_errors(where: str, doing: str) -> Iterator[None]:
     """File systems of fsspec raise what their libraries raise, of any class."""
     try:
         yield

@@ -13,7 +13,8 @@ from sharespace.errors import ContributionError, CorruptAdapterError, OptionErro
 from sharespace.formats import default_name, read_adapter
 from sharespace.formats.detect import CONFIG, find_weights
 from sharespace.formats.hub import download_store
-from sharespace.formats.peft import PREFIX, read_config
+from sharespace.formats.lora_config import PREFIX
+from sharespace.formats.peft import read_config
 from sharespace.formats.safetensors_file import SafetensorsFile
 from sharespace.gather.contribution import Basis, Contribution, Coordinates, Plain, Update
 from sharespace.gather.express import expand

@@ -180,7 +180,7 @@ def _probes(
         sizes = ((k_left, k_right), (n, right.shape[1]), (d, left.shape[1]))
         probe = tuple(torch.zeros(*s, device=device, requires_grad=True) for s in sizes)
         probes[module] = (probe[0], probe[1], probe[2])
-        handles.append(layer.register_forward_hook(_adder(probes[module], right, left)))
+        handles.append(layer.register_forward_hook(_adds_probe(probes[module], right, left)))
     try:
         yield probes
     finally:
@@ -188,7 +188,7 @@ def _probes(
             handle.remove()
 
 
-def _adder(probe: tuple[Tensor, Tensor, Tensor], right: Tensor, left: Tensor) -> Any:
+def _adds_probe(probe: tuple[Tensor, Tensor, Tensor], right: Tensor, left: Tensor) -> Any:
     """A hook that adds (beta C alpha^T + X R^T + L Y^T) x to a layer's output."""
     core, grown_left, grown_right = probe
 

@@ -111,7 +111,7 @@ def _zero_cores(layers: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
         m: torch.zeros(*_k(layer), device=layer.left_basis.device, requires_grad=True)
         for m, layer in layers.items()
     }
-    handles = [layer.register_forward_hook(_adder(cores[m])) for m, layer in layers.items()]
+    handles = [layer.register_forward_hook(_adds_core(cores[m])) for m, layer in layers.items()]
     try:
         yield cores
     finally:
@@ -119,7 +119,7 @@ def _zero_cores(layers: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _adder(core: Tensor) -> Any:
+def _adds_core(core: Tensor) -> Any:
     """A hook that adds beta C alpha^T x to a layer's output."""
 
     def add(layer: Any, arguments: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Point:
         return not self.each
 
 
-_PRICES = 56
+_PRICE_STEPS = 56
 _STEP = 1.6
 """Prices of a byte that are tried: over 56 steps the lost energy falls by about 1e11."""
 
@@ -113,7 +113,7 @@ def _curve(scheme: Scheme, number: int) -> list[Point]:
     """What the tasks choose from a price at which nothing is worth it down to rounding."""
     highest = max((_highest_price(part) for part in scheme), default=0.0)
     points: dict[int, Point] = {}
-    for step in range(_PRICES if highest > 0 else 0):
+    for step in range(_PRICE_STEPS if highest > 0 else 0):
         here = [part.at(highest * _STEP**-step) for part in scheme]
         if any(chosen.k != (0, 0) for chosen in here):
             nbytes = sum(chosen.nbytes for chosen in here)

@@ -77,7 +77,7 @@ def within(scheme: Sequence[Part], nbytes: int) -> list[Allocation]:
 
     One price for all parts, so that bytes go where they keep most. The bases alone must fit.
     """
-    low, high = _PRICES
+    low, high = _PRICE_RANGE
     found = _all_at(high, scheme)
     for _ in range(_BISECTIONS):
         price = (low * high) ** 0.5
@@ -89,7 +89,7 @@ def within(scheme: Sequence[Part], nbytes: int) -> list[Allocation]:
     return found
 
 
-_PRICES = 1e-30, 1e6
+_PRICE_RANGE = 1e-30, 1e6
 """Weighed energies are at most 1 a task, and nothing below the rounding of float64 counts."""
 _BISECTIONS = 48
 

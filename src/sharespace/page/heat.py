@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from sharespace.page.markup import Html, number, tag, visible
 from sharespace.page.words import letters, percent, short
 
-Cell = float | None
+HeatValue = float | None
 LETTER = 7.0
 """Width of a letter of a label in a wide font, about."""
 NAMED = 9
 """Height of a row from which on its name stands beside it."""
-_LONGEST = 26
+_LONGEST_ROW_NAME = 26
 """Letters of a label beside the map."""
 
 
@@ -70,7 +70,7 @@ class Heat:
     """What it shows, for those who cannot see it."""
     rows: Sequence[str]
     columns: Sequence[str]
-    values: Sequence[Sequence[Cell]]
+    values: Sequence[Sequence[HeatValue]]
     """None: left blank."""
     scale: Scale
     groups: Sequence[tuple[str, int]] = ()
@@ -119,7 +119,7 @@ def heat_map(
 
 
 def _label(name: str) -> str:
-    return short(visible(name), _LONGEST)
+    return short(visible(name), _LONGEST_ROW_NAME)
 
 
 def _head(heat: Heat) -> float:

@@ -10,7 +10,7 @@ from sharespace.page.markup import Html, number, tag, visible
 from sharespace.page.words import letters, short
 
 _WIDTH, _HEIGHT, _EDGE = 480, 300, 22
-_LONGEST = 22
+_LONGEST_POINT_NAME = 22
 _SIGNS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
     "M-4-4h8v8h-8z",
@@ -67,7 +67,7 @@ def _dot(name: str, spot: tuple[float, float], family: int | None) -> Html:
 def _labels(names: Sequence[str], spots: Sequence[tuple[float, float]]) -> Iterator[Html]:
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
     for i, (name, (x, y)) in enumerate(zip(names, spots, strict=True)):
-        text = short(visible(name), _LONGEST)
+        text = short(visible(name), _LONGEST_POINT_NAME)
         wide = letters(text) * LETTER + 2
         for left, top, anchor in _sides(x, y, wide):
             box = (left, top, left + wide, top + 11)

@@ -30,11 +30,11 @@ class Note:
     """Shown when the pointer rests there."""
 
 
-Cell: TypeAlias = "str | Figure | Note"
+TableCell: TypeAlias = "str | Figure | Note"
 
 
 def table(
-    caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]], sortable: bool = True
+    caption: str, heads: Sequence[str], rows: Sequence[Sequence[TableCell]], sortable: bool = True
 ) -> Html:
     """A table whose first column names the row.
 
@@ -65,7 +65,7 @@ def scrolling(name: str, *children: Child) -> Html:
     return tag("div", *children, class_="scroll", tabindex="0", role="region", aria_label=name)
 
 
-def _cell(cell: Cell, first: bool) -> Html:
+def _cell(cell: TableCell, first: bool) -> Html:
     if first:
         return tag("th", cell if isinstance(cell, str) else cell.text, scope="row")
     if isinstance(cell, Figure):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from ast import AnnAssign, ClassDef, Constant, Expr, Name, parse
+import ast
+from ast import AnnAssign, ClassDef, Constant, Expr, Name
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
@@ -97,7 +98,7 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 
 def texts_of(group: type) -> dict[str, str]:
     """Key -> the docstring under its field, on one line."""
-    (body,) = (n.body for n in parse(inspect.getsource(group)).body if isinstance(n, ClassDef))
+    (body,) = (n.body for n in ast.parse(inspect.getsource(group)).body if isinstance(n, ClassDef))
     return {name: " ".join(text.split()) for name, text in _documented(body)}
 
 

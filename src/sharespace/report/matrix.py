@@ -46,7 +46,7 @@ def draw_matrix(
     )
     for t, row in enumerate(rows.values()):
         for i, score in enumerate(row):
-            _write_cell(axes, i, t, score, dark, len(tasks))
+            _write_score(axes, i, t, score, dark, len(tasks))
     name_ticks(axes, tasks)
     axes.set_yticks(range(len(rows)), rows)
     grid_lines(axes, len(rows), len(tasks))
@@ -86,7 +86,7 @@ def lowest(*matrices: Rows) -> float:
     return max(0.0, 10 * (min(known) // 10))
 
 
-def _write_cell(axes: Any, i: int, t: int, score: float | None, low: float, tasks: int) -> None:
+def _write_score(axes: Any, i: int, t: int, score: float | None, low: float, tasks: int) -> None:
     if score is None:
         text = "not yet\nlearned" if tasks <= 6 else ""
         axes.text(i, t, text, ha="center", va="center", color=PALE, fontsize=8)

@@ -68,14 +68,14 @@ def draw_cka(axes: Any, names: Sequence[str], values: Sequence[Sequence[float | 
     if len(names) <= 16:
         for i, row in enumerate(values):
             for j, value in enumerate(row):
-                _write_cell(axes, j, i, value, len(names))
+                _write_similarity(axes, j, i, value, len(names))
     name_ticks(axes, names)
     axes.set_yticks(range(len(names)), names)
     grid_lines(axes, len(names), len(names))
     axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
 
 
-def _write_cell(axes: Any, j: int, i: int, value: float | None, names: int) -> None:
+def _write_similarity(axes: Any, j: int, i: int, value: float | None, names: int) -> None:
     if value is None:
         return
     ink, size = ("black" if value > 0.6 else "white"), cell_size(names)

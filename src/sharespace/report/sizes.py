@@ -113,7 +113,7 @@ def draw_counts(axes: Any, points: Sequence[CountedPoint], ratio: float = 100) -
     axes.set_yscale("log")
     axes.set_xlabel("number of tasks")
     axes.set_ylabel("size")
-    axes.yaxis.set_major_formatter(_bytes)
+    axes.yaxis.set_major_formatter(_byte_label)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     # Room at the right for what stands beside the last points.
     axes.set_xlim(tasks[0], last.tasks * (last.tasks / tasks[0]) ** 0.12)
@@ -132,7 +132,7 @@ def _tell_ratio(axes: Any, tasks: int, nbytes: int, against: int, colour: str) -
     )
 
 
-def _bytes(value: float, _: object = None) -> str:
+def _byte_label(value: float, _: object = None) -> str:
     """1000 -> 1 kB."""
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from sharespace.page.facts import Facts, LayerFacts, TaskFacts
-from sharespace.page.heat import ERRORS, Cell, Heat, heat_map
+from sharespace.page.heat import ERRORS, HeatValue, Heat, heat_map
 from sharespace.page.markup import Html, dotted, tag
 from sharespace.page.sections.columns import Columns, columns
 from sharespace.page.sections.frame import details, figure, read, readout, section
 from sharespace.page.sections.stored import in_all, tallies, way_map, ways_of
 from sharespace.page.sections.tasks import worst_first
-from sharespace.page.table import Cell as TableCell
+from sharespace.page.table import TableCell
 from sharespace.page.table import Figure, scrolling, table
 from sharespace.page.words import count, human, percent
 from sharespace.subspace.stored import Tally
@@ -93,7 +93,7 @@ def _limits(facts: Facts, shown: int, across: Columns) -> str:
 
 
 def _map(shown: Sequence[TaskFacts], across: Columns, cell: tuple[float, float]) -> Html:
-    values = [[_worst(task, modules) for modules in across.modules] for task in shown]
+    values = [[_worst_layer(task, modules) for modules in across.modules] for task in shown]
     known = [v for row in values for v in row if v is not None]
     summary = f"The median is {percent(sorted(known)[len(known) // 2])}" if known else "Empty"
     title = (
@@ -108,15 +108,15 @@ def _between(low: float, value: float, high: float) -> float:
     return float(round(min(high, max(low, value))))
 
 
-def _worst(task: TaskFacts, modules: Sequence[str]) -> Cell:
+def _worst_layer(task: TaskFacts, modules: Sequence[str]) -> HeatValue:
     known = [task.kept.layers[m].bound for m in modules if m in task.kept.layers]
     return max(known, default=None)
 
 
-_HEADS = ("layer", "size", "k", "cap", "tasks")
+_LAYER_HEADS = ("layer", "size", "k", "cap", "tasks")
 """Under a budget without the cap, which is k then."""
 _WAYS = ("all directions", "leading only", "private", "not kept")
-_MORE = ("bases", "mean bound", "worst bound", "worst task")
+_LAYER_MORE = ("bases", "mean bound", "worst bound", "worst task")
 
 
 def _table(facts: Facts) -> Html:
@@ -124,15 +124,15 @@ def _table(facts: Facts) -> Html:
     ways = ways_of(facts.stored)
     ways = ways if len(ways) > 1 else []
     capped = facts.settings.budget is None
-    first = [head for head in _HEADS if capped or head != "cap"]
-    heads = (*first, *(_WAYS[way] for way in ways), *_MORE)
+    first = [head for head in _LAYER_HEADS if capped or head != "cap"]
+    heads = (*first, *(_WAYS[way] for way in ways), *_LAYER_MORE)
     listed = facts.layers
     if len(listed) > MOST_LISTED:
         listed = tuple(sorted(listed, key=lambda la: -_worst_of(la, facts)[1])[:MOST_LISTED])
     return table(
         "Layers" if listed is facts.layers else f"The {MOST_LISTED} layers with the largest bounds",
         heads,
-        [_row(layer, facts, ways) for layer in listed],
+        [_layer_row(layer, facts, ways) for layer in listed],
     )
 
 
@@ -147,7 +147,7 @@ def _worst_of(layer: LayerFacts, facts: Facts) -> tuple[str, float]:
     return worst, bounds.get(worst, 0.0)
 
 
-def _row(layer: LayerFacts, facts: Facts, ways: Sequence[int]) -> list[TableCell]:
+def _layer_row(layer: LayerFacts, facts: Facts, ways: Sequence[int]) -> list[TableCell]:
     bounds, (worst, largest) = _bounds(layer, facts), _worst_of(layer, facts)
     mean = fmean(bounds.values()) if bounds else 0.0
     n, d, cap = layer.shape.out_features, layer.shape.in_features, layer.cap

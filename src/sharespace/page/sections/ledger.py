@@ -10,7 +10,7 @@ from sharespace.page.chart import Axis, Series, chart, legend
 from sharespace.page.facts import Facts, VersionFacts
 from sharespace.page.markup import Html, tag
 from sharespace.page.sections.frame import figure, read, section
-from sharespace.page.table import Cell, Figure, table
+from sharespace.page.table import TableCell, Figure, table
 from sharespace.page.words import count, human, percent, some
 
 MOST_LISTED = 100
@@ -70,7 +70,7 @@ _HEADS = (
 )
 
 
-def _row(version: VersionFacts, costs: Mapping[str, float]) -> list[Cell]:
+def _row(version: VersionFacts, costs: Mapping[str, float]) -> list[TableCell]:
     worst = max(costs, key=lambda name: costs[name], default="")
     largest = costs.get(worst, 0.0)
     mean = fmean(costs.values()) if costs else 0.0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sharespace.page.facts import Facts
 from sharespace.page.families import ALIKE
-from sharespace.page.heat import COSINES, NAMED, OVERLAPS, Cell, Heat, Scale, heat_map
+from sharespace.page.heat import COSINES, NAMED, OVERLAPS, HeatValue, Heat, Scale, heat_map
 from sharespace.page.markup import Html, tag
 from sharespace.page.scatter import task_map
 from sharespace.page.sections.frame import details, figure, read, readout, section
@@ -101,7 +101,7 @@ def _side(rows: int) -> int:
     return named if named >= NAMED else max(3, 480 // rows)
 
 
-def blocks(values: Tensor, each: int) -> list[list[Cell]]:
+def blocks(values: Tensor, each: int) -> list[list[HeatValue]]:
     """Means of each x each cells; None where none is known."""
     count = len(values)
     belongs = torch.zeros(ceil(count / each), count, dtype=torch.float64)

@@ -8,7 +8,7 @@ from sharespace.page.chart import Axis, Series, chart, legend, place
 from sharespace.page.facts import Facts, Parts
 from sharespace.page.markup import Html, tag
 from sharespace.page.sections.frame import figure, read, section
-from sharespace.page.table import Cell, Figure, table
+from sharespace.page.table import TableCell, Figure, table
 from sharespace.page.words import count, human
 
 _BAR, _START = 460, 76.0
@@ -64,8 +64,8 @@ def _named(parts: Parts) -> list[tuple[str, int, str, str]]:
     return [*found[:2], found[-1], *found[2:-1]]
 
 
-def _rows(parts: Parts) -> list[list[Cell]]:
-    rows: list[list[Cell]] = [
+def _rows(parts: Parts) -> list[list[TableCell]]:
+    rows: list[list[TableCell]] = [
         [name, Figure(human(size), size), _share(size, parts.total), what]
         for name, size, what, _ in _named(parts)
     ]

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sharespace.page.facts import Facts, TaskFacts
-from sharespace.page.heat import Cell, Heat, Scale, heat_map
+from sharespace.page.heat import HeatValue, Heat, Scale, heat_map
 from sharespace.page.markup import Html, join, tag
 from sharespace.page.sections.columns import Columns
 from sharespace.page.sections.frame import figure, read, readout
-from sharespace.page.table import Cell as TableCell
+from sharespace.page.table import TableCell
 from sharespace.page.table import Figure, scrolling, table
 from sharespace.page.words import count, human
 from sharespace.subspace.stored import Stored, Tally, Way
@@ -104,12 +104,12 @@ def way_map(shown: Sequence[TaskFacts], across: Columns, cell: tuple[float, floa
     )
 
 
-def _most(task: TaskFacts, modules: Sequence[str]) -> Cell:
+def _most(task: TaskFacts, modules: Sequence[str]) -> HeatValue:
     known = Counter(task.ways[m] for m in modules if m in task.ways)
     return _CODES[known.most_common(1)[0][0]] if known else None
 
 
-def _legend(there: set[Cell]) -> Html:
+def _legend(there: set[HeatValue]) -> Html:
     items = [
         tag("li", tag("span", class_=f"cell w{way}"), " ", name)
         for way, name in enumerate(_NAMES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sharespace.page.facts import Facts, TaskFacts
 from sharespace.page.markup import Html, dotted, join
 from sharespace.page.sections.frame import read, section
-from sharespace.page.table import Cell, Figure, Note, table
+from sharespace.page.table import TableCell, Figure, Note, table
 from sharespace.page.warnings import LARGE
 from sharespace.page.words import human, percent, span
 
@@ -42,7 +42,7 @@ def tasks(facts: Facts) -> Html:
     )
 
 
-def _row(task: TaskFacts, like: tuple[str, float] | None, alone: bool) -> list[Cell]:
+def _row(task: TaskFacts, like: tuple[str, float] | None, alone: bool) -> list[TableCell]:
     """A task's cells; ``alone``: with that of its private updates."""
     kept, private = task.kept, task.stored.private.updates
     error = percent(kept.relative_error)

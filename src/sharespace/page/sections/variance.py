@@ -11,7 +11,7 @@ from sharespace.page.facts import Facts
 from sharespace.page.groups import by_kind, labels
 from sharespace.page.markup import Html
 from sharespace.page.sections.frame import figure, read, section
-from sharespace.page.table import Cell, Figure, table
+from sharespace.page.table import TableCell, Figure, table
 from sharespace.page.words import percent
 
 _MOST_LINES = STYLES
@@ -82,7 +82,7 @@ def variance(facts: Facts) -> Html:
 _HEADS = ("kind of layer", "layers", *(f"k for {part:.0%}" for part in _PARTS), "kept")
 
 
-def _row(group: Group) -> list[Cell]:
+def _row(group: Group) -> list[TableCell]:
     needed = [group.reaches(part) for part in _PARTS]
     cells = [Figure("more" if k is None else str(k), 1e9 if k is None else k) for k in needed]
     kept = group.curve[-1]
