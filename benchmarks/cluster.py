@@ -25,16 +25,15 @@ import torch
 from benchmarks import common
 from benchmarks.planted import Planted
 from sharespace import Share, read_adapter
-from sharespace.executor import LOCAL, Dask, Executor
-from sharespace.executor.travel import dumps
 from sharespace.formats import write_peft
-from sharespace.formats.tensors import sha256
-from sharespace.linalg.allocate import Dimension
+from sharespace.formats.files import sha256
+from sharespace.linalg.dimension import Dimension
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.jobs import BuildJob
-from sharespace.subspace.layers import Build
+from sharespace.subspace.build import BuildJob
+from sharespace.subspace.build_layer import Build
+from sharespace.subspace.build_streamed import build_bytes
+from sharespace.subspace.executor import LOCAL, Dask, Executor, dumps
 from sharespace.subspace.state import Settings
-from sharespace.subspace.streamed import build_bytes
 
 K = 32
 

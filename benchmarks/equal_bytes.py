@@ -20,10 +20,10 @@ from benchmarks.contenders import Built, Factors, Paths, build, installed, of_sh
 from benchmarks.errors import add_set_options, open_all, real_sets
 from benchmarks.measure import errors, tensor_bytes
 from sharespace import Share
-from sharespace.linalg.budget import own_profile, spend
-from sharespace.linalg.canonical import Updates, weights
+from sharespace.linalg.budget.split import own_profile, spend
+from sharespace.linalg.updates import Updates, weights
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.layers import read_updates
+from sharespace.subspace.build_layer import read_updates
 
 ITEM = 4
 """Bytes of a float32."""

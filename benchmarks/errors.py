@@ -18,14 +18,13 @@ from torch import Tensor
 
 from benchmarks import common, training
 from sharespace.formats import read_adapter
-from sharespace.linalg.canonical import canonicalise, weights
-from sharespace.linalg.cores import cores, seen_by
 from sharespace.linalg.factor_svd import factor_bases
+from sharespace.linalg.frames import errors
 from sharespace.linalg.joint import Bases, Problem, hosvd, joint
-from sharespace.linalg.nulls import own_errors
-from sharespace.linalg.residual import errors
+from sharespace.linalg.updates import canonicalise, cores, seen_by, weights
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.layers import read_pairs
+from sharespace.subspace.build_layer import read_pairs
+from sharespace.subspace.plan import own_errors
 
 Pairs = list[tuple[Tensor, Tensor]]
 

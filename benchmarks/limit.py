@@ -14,13 +14,13 @@ from torch import Tensor
 
 from benchmarks.common import median_seconds
 from sharespace.formats import read_adapter
-from sharespace.linalg.allocate import Dimension
-from sharespace.linalg.row_chunks import chunks
+from sharespace.linalg.dimension import Dimension
+from sharespace.linalg.out_of_core.row_chunks import chunks
 from sharespace.linalg.truncated import OVERSAMPLING
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.layers import Build, read_updates
+from sharespace.subspace.build_layer import Build, read_updates
+from sharespace.subspace.build_streamed import CHUNK_BYTES, rows_of
 from sharespace.subspace.state import Settings
-from sharespace.subspace.streamed import CHUNK_BYTES, rows_of
 
 
 def limit_seconds(paths: Sequence[Path], k: int, repeats: int) -> float:

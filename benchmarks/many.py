@@ -26,16 +26,16 @@ from benchmarks import common, many_sets
 from benchmarks.errors import real_sets
 from sharespace import Share
 from sharespace.formats import read_adapter
-from sharespace.linalg.allocate import Dimension
-from sharespace.linalg.budget import Point, Profile, own_profile, spend
+from sharespace.linalg.budget.layer_options import Menu, menu
+from sharespace.linalg.budget.split import Point, Profile, own_profile, spend
+from sharespace.linalg.dimension import Dimension
 from sharespace.linalg.joint import Problem, hosvd
-from sharespace.linalg.menu import Menu, menu
 from sharespace.subspace.adapter import Adapter
+from sharespace.subspace.build import initialise, new_task
+from sharespace.subspace.build_budgeted import private_layer
+from sharespace.subspace.build_layer import LayerResult, read_updates
 from sharespace.subspace.fidelity import measure, sizes
-from sharespace.subspace.initialise import initialise, new_task
-from sharespace.subspace.layers import LayerResult, read_updates
 from sharespace.subspace.merge import merge
-from sharespace.subspace.private import private_layer
 from sharespace.subspace.state import Private, ShareModel
 
 ITEM = 4
@@ -373,7 +373,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     """Mean error against the number of adapters, a panel for each set."""
     from matplotlib import pyplot
 
-    from sharespace.report.style import look, tidy
+    from sharespace.compare.figures import look, tidy
 
     figure, panels = pyplot.subplots(
         1, len(results["sets"]), figsize=(12, 4.2), layout="constrained", sharey=True

@@ -23,7 +23,7 @@ import torch
 from benchmarks import common
 from benchmarks.mixed_batch import TARGETS, VOCABULARY, base_model, random_share
 from sharespace import Share
-from sharespace.nn import MixedTasks
+from sharespace.serve.mixed import MixedTasks
 
 USED = 50
 

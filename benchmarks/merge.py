@@ -18,8 +18,7 @@ from torch import Tensor
 
 from benchmarks import common
 from sharespace import Share
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
 from sharespace.subspace.state import (
     Factors,
     LayerSubspace,

@@ -32,9 +32,8 @@ from torch import Tensor, nn
 
 from benchmarks import common
 from sharespace import Share
-from sharespace.nn import MixedTasks
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import BaseModel
+from sharespace.serve.mixed import MixedTasks
+from sharespace.subspace.adapter import BaseModel, ModuleShape
 from sharespace.subspace.state import (
     Factors,
     LayerSubspace,

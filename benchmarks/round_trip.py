@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks import common
 from sharespace import Adapter, Share, read_adapter
+from sharespace.subspace.build import Dimension, initialise
 from sharespace.subspace.fidelity import measure
-from sharespace.subspace.initialise import Dimension, initialise
 
 FULL_K = 4096
 HEADER = ["set", "task", "layers", "error, exported", "other tensors", "lost or changed"]

@@ -170,7 +170,7 @@ def _base(shape: str, layers: int | None) -> nn.Module:
 def _adapted(base: nn.Module, targets: str, name: str, options: argparse.Namespace) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    from sharespace.nn import ShareConfig, publish
+    from sharespace.tuner import ShareConfig, publish
 
     modules = TARGETS[targets]
     if name == LORA:
@@ -182,8 +182,7 @@ def _adapted(base: nn.Module, targets: str, name: str, options: argparse.Namespa
 
 def _space(base: nn.Module, targets: list[str], k: int) -> Any:
     """Random orthonormal bases: only their sizes matter here."""
-    from sharespace.shapes import ModuleShape
-    from sharespace.subspace.adapter import BaseModel
+    from sharespace.subspace.adapter import BaseModel, ModuleShape
     from sharespace.subspace.state import LayerSubspace, Settings, ShareModel
 
     layers = {}

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sharespace.linalg.allocate import Dimension
-from sharespace.linalg.canonical import Updates, canonicalise, weights
+from sharespace.linalg.dimension import Dimension
 from sharespace.linalg.joint import Problem
+from sharespace.linalg.updates import Updates, canonicalise, weights
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.initialise import initialise
+from sharespace.subspace.build import initialise
 from sharespace.subspace.state import (
     Core,
     Factors,

@@ -8,9 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from experiments.common.tables import Results, mean_of
-from sharespace.evaluate import ScoreMatrix
-from sharespace.evaluate.measures import acc_over_steps, task_forgetting
-from sharespace.report import (
+from sharespace.compare.figures import (
     Panel,
     draw_cka,
     draw_forgetting,
@@ -19,6 +17,7 @@ from sharespace.report import (
     matrix_panels,
     picture,
 )
+from sharespace.stream.measures import ScoreMatrix, acc_over_steps, task_forgetting
 
 SHOWN = ("share_strict", "sequential_lora", "o_lora", "osf", "ewc", "replay")
 """Methods with steps, in the figures."""

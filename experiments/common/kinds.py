@@ -7,13 +7,13 @@ from statistics import fmean
 from typing import Any, Literal
 
 from sharespace import Share
-from sharespace.baselines import Workbench
-from sharespace.baselines.own import own_lora
-from sharespace.baselines.shared import build, learn
-from sharespace.evaluate import ScoreMatrix
+from sharespace.compare import Workbench
+from sharespace.compare.methods.own import own_lora
+from sharespace.compare.methods.shared import build, learn
 from sharespace.learn import load_task
-from sharespace.nn import release
+from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.fidelity import sizes
+from sharespace.tuner import release
 
 Comes = Literal["adapter", "data"]
 

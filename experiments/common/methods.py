@@ -1,4 +1,4 @@
-"""The methods that the experiments compare (names of ``sharespace.baselines``)."""
+"""The methods that the experiments compare (names of ``sharespace.compare``)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from sharespace.baselines import Own
+from sharespace.compare import Own
 from sharespace.formats import read_adapter, write_peft
 from sharespace.learn import Fit
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from experiments.common.transfer import core_curve, lora_curve
 from sharespace import Share
-from sharespace.baselines import Settings, TaskJob
+from sharespace.compare import Settings, TaskJob
 
 Scores = dict[str, dict[str, float]]
 """``"head"``, ``"lora"``, ``"core"`` -> learning rate -> score."""

@@ -17,8 +17,8 @@ from benchmarks.common import environment
 
 from experiments.common import own as own_files
 from experiments.common.methods import ORDER_FREE
-from sharespace.baselines import Outcome, Settings, TaskJob, Workbench, method
-from sharespace.evaluate import adapters_cka, settling
+from sharespace.compare import Outcome, Settings, TaskJob, Workbench, method
+from sharespace.subspace.similarity import adapters_cka, settling
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def run_methods(run: Run, jobs: Callable[[], Sequence[TaskJob]], methods: Sequen
     Args:
         run: what the file is about.
         jobs: makes the tasks; not called where nothing is missing.
-        methods: names of ``sharespace.baselines``.
+        methods: names of ``sharespace.compare``.
     """
     results = _begin(run)
     if _take_over(results, run):

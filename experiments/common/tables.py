@@ -8,7 +8,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments.common.methods import METHODS, ORDER_FREE
-from sharespace.evaluate import Comparison, Cost, Row, ScoreMatrix, markdown
+from sharespace.compare.comparison import Comparison, Cost, Row, markdown
+from sharespace.stream.measures import ScoreMatrix
 
 Results = Mapping[str, Any]
 """What a results file holds (``runs``)."""

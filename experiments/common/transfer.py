@@ -14,11 +14,11 @@ from torch import nn
 
 from experiments.common.tables import numbers, spread
 from sharespace import Share
-from sharespace.baselines import Own, Settings, TaskJob, Workbench
-from sharespace.baselines.lora import add_lora
-from sharespace.baselines.random_basis import random_model
+from sharespace.compare import Own, Settings, TaskJob, Workbench
+from sharespace.compare.methods.random_basis import random_model
+from sharespace.compare.trainers import add_lora
 from sharespace.learn import Method, Training, adapt, fit
-from sharespace.nn import release
+from sharespace.tuner import release
 
 EARLIER = (0, 1, 3, 6)
 """Tasks whose own LoRAs make the subspace; 0: a random one of the same size."""

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from sharespace.baselines import Settings
+from sharespace.compare import Settings
 
 _CHANGES = ("k", "p", "phi", "rank", "lora", "core_rate")
 

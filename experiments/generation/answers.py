@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from experiments.generation.hub import Question
 
-from sharespace.evaluate import metric
 from sharespace.extras import require
-from sharespace.nn import release
+from sharespace.stream.metrics import metric
+from sharespace.tuner import release
 
 
 def score(

@@ -19,7 +19,7 @@ from experiments.generation.relative import (
 )
 from experiments.generation.tables import STARTS, layout
 
-from sharespace.evaluate import reach
+from sharespace.compare.size import reach
 
 LOW = 0.91
 """The paper's worst batch."""

@@ -11,8 +11,7 @@ from typing import Any
 from experiments.common.tables import scores
 from experiments.generation.relative import SHOWN, Results, all_tasks, by_batch, dimensions, key
 
-from sharespace.report import Panel, picture
-from sharespace.report.style import ADAPTERS, INK, SHARE, look, name_ticks, tidy
+from sharespace.compare.figures import ADAPTERS, INK, SHARE, Panel, look, name_ticks, picture, tidy
 
 SHORT = {"own": "own random starts", "same": "one common start"}
 

@@ -14,7 +14,7 @@ from experiments.generation.script import Ready
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from sharespace.baselines import TaskJob
+from sharespace.compare import TaskJob
 from sharespace.learn import Setup
 
 

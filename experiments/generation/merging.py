@@ -14,9 +14,9 @@ from experiments.generation.scoring import Score, Tests, score
 from torch import Tensor
 
 from sharespace import Share
-from sharespace.nn import applied
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.nulls import own_ranks
+from sharespace.subspace.plan import own_ranks
+from sharespace.tuner import applied
 
 Method = Literal["share", "joint"]
 Record = dict[str, Any]

@@ -18,7 +18,7 @@ from experiments.generation.tasks import GenerationTask
 from torch import Tensor
 from torch.nn import functional
 
-from sharespace.evaluate import metric
+from sharespace.stream.metrics import metric
 
 _ROWS = 384
 """In one forward pass."""

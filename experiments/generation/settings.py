@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sharespace.baselines import Settings
+from sharespace.compare import Settings
 from sharespace.learn import Training
 
 TARGETS = ("q_proj", "k_proj", "v_proj")

@@ -22,8 +22,8 @@ from experiments.generation.relative import (
     with_originals,
 )
 
-from sharespace.evaluate import Layout, reach
-from sharespace.shapes import ModuleShape
+from sharespace.compare.size import Layout, reach
+from sharespace.subspace.adapter import ModuleShape
 
 STARTS = {
     "own": "each adapter began with its own random A",

@@ -27,10 +27,10 @@ from experiments.generation.script import Ready
 from experiments.generation.settings import INITIAL, LEARN, LEARN_QUICK, settings
 
 from sharespace import Share
-from sharespace.baselines import Settings, Workbench
-from sharespace.baselines.own import own_lora
-from sharespace.baselines.shared import learn
-from sharespace.nn import release
+from sharespace.compare import Settings, Workbench
+from sharespace.compare.methods.own import own_lora
+from sharespace.compare.methods.shared import learn
+from sharespace.tuner import release
 
 HELD_OUT = 64
 TASKS = ("banking77-1", "clinc150-1", "rule-rotate")

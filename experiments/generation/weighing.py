@@ -30,9 +30,9 @@ from experiments.generation.script import Ready
 from torch import Tensor
 
 from sharespace import Share
-from sharespace.linalg.canonical import weights
+from sharespace.linalg.updates import weights
 
-_USED_IN = ("sharespace.subspace.layers.weights", "sharespace.subspace.merge_layer.weights")
+_USED_IN = ("sharespace.subspace.build_layer.weights", "sharespace.subspace.merge_layer.weights")
 
 
 @dataclass(frozen=True)

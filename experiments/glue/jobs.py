@@ -7,13 +7,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from sharespace.baselines import Settings, TaskJob
+from sharespace.compare import Settings, TaskJob
 from sharespace.errors import RecipeError
 from sharespace.learn import Training
-from sharespace.recipe import Recipe, TaskData, TaskSpec, load_processor, load_task_data
-from sharespace.stream.models import BaseModels, heads_of, skeleton
+from sharespace.stream.models import BaseModels, heads_of, setup_for, skeleton, training_for
+from sharespace.stream.recipe import Recipe, TaskData, TaskSpec, load_processor, load_task_data
 from sharespace.stream.scoring import score
-from sharespace.stream.training import setup_for, training_for
 
 _DEFAULT_ONLY = ("method", "variance", "store_dtype", "lora_dropout", "router")
 """Keys of the recipe that the baselines have no counterpart of."""

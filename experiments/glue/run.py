@@ -22,10 +22,10 @@ from benchmarks.common import environment
 from experiments.glue import table
 from experiments.glue.jobs import make, with_seed
 
-from sharespace.baselines import Outcome, Workbench, method, methods
+from sharespace.compare import Outcome, Workbench, method, methods
 from sharespace.errors import SharespaceError
-from sharespace.learn.quiet import quiet
-from sharespace.recipe import Recipe, check, load_recipe, record, refuse_other
+from sharespace.learn.training import quiet
+from sharespace.stream.recipe import Recipe, check, load_recipe, record, refuse_other
 
 HERE = Path(__file__).parent
 METHODS = ("head_only", "per_task_lora", "share_strict", "share_full")

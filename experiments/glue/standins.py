@@ -20,8 +20,8 @@ import torch
 import yaml
 
 from sharespace.extras import require
-from sharespace.learn.quiet import quiet
-from sharespace.recipe.splits import quiet as quiet_data
+from sharespace.learn.training import quiet
+from sharespace.stream.recipe.splits import quiet as quiet_data
 
 HERE = Path(__file__).parent
 RECIPES = ("strict.yaml", "full.yaml")

@@ -13,8 +13,9 @@ from typing import Any
 
 from benchmarks.common import table
 
-from sharespace.evaluate import Comparison, Cost, Row, ScoreMatrix, markdown
-from sharespace.recipe import load_recipe, record
+from sharespace.compare.comparison import Comparison, Cost, Row, markdown
+from sharespace.stream.measures import ScoreMatrix
+from sharespace.stream.recipe import load_recipe, record
 
 HERE = Path(__file__).parent
 _UNLIKE = ("share", "seed")

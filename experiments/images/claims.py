@@ -9,8 +9,7 @@ from typing import Any
 from experiments.common.claims import Claim
 from experiments.common.tables import Results, mean_of, numbers, rows
 
-from sharespace.evaluate import ScoreMatrix
-from sharespace.evaluate.measures import acc
+from sharespace.stream.measures import ScoreMatrix, acc
 
 _SETTING = "small models and sets; the paper: ViT-B/16 on CIFAR-100, Food-101, Caltech, Flowers"
 _BOTH = ("share_strict", "per_task_lora")

@@ -13,7 +13,7 @@ from experiments.images.sets import ImageSet, Split, read
 from experiments.images.settings import TASKS, Size
 from torch import nn
 
-from sharespace.baselines import TaskJob
+from sharespace.compare import TaskJob
 from sharespace.learn import Setup
 
 _EVALUATED = 100

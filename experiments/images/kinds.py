@@ -22,7 +22,7 @@ from experiments.images.base import Base
 from experiments.images.jobs import make_jobs
 from experiments.images.settings import INITIAL, STREAMS, Size
 
-from sharespace.baselines import Workbench
+from sharespace.compare import Workbench
 from sharespace.errors import OptionError
 
 

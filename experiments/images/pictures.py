@@ -11,10 +11,8 @@ from typing import Any
 from experiments.common.figures import aligned
 from experiments.common.kinds import mean_trained
 
-from sharespace.evaluate import ScoreMatrix
-from sharespace.evaluate.measures import acc, forgetting
-from sharespace.report import Panel, draw_steps, picture
-from sharespace.report.style import PALE, look, tidy
+from sharespace.compare.figures import PALE, Panel, draw_steps, look, picture, tidy
+from sharespace.stream.measures import ScoreMatrix, acc, forgetting
 
 
 def kinds_table(records: Sequence[Mapping[str, Any]]) -> str:

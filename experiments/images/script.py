@@ -15,7 +15,7 @@ from experiments.images.mobile import mobilenet
 from experiments.images.settings import FULL, QUICK, STREAMS, Size, settings
 from experiments.images.vit import small_vit
 
-from sharespace.baselines import Settings
+from sharespace.compare import Settings
 
 RESULTS = Path(__file__).parent / "results"
 WEIGHTS = Path("backbones") / "mobilenet_v1_025_128"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from experiments.images.sets import Source
 
-from sharespace.baselines import Settings
+from sharespace.compare import Settings
 from sharespace.learn import Training
 
 ANIMALS = (3, 15, 19, 21, 31, 43, 55, 65, 75, 97)

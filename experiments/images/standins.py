@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from sharespace.extras import require
-from sharespace.learn.quiet import quiet, seeded
+from sharespace.learn.training import quiet, seeded
 
 HERE = Path(__file__).parent
 RECIPES = ("vit-lora", "vit-data", "vit-adapters", "vit-hybrid")

@@ -21,8 +21,8 @@ from experiments.images.base import Base
 from experiments.images.jobs import make_job, make_jobs
 from experiments.images.settings import INITIAL, STREAMS, Size
 
-from sharespace.baselines import Own, Workbench
-from sharespace.baselines.own import own_lora
+from sharespace.compare import Own, Workbench
+from sharespace.compare.methods.own import own_lora
 
 HELD_OUT = 300
 LORA = (2e-3, 4e-3, 8e-3)

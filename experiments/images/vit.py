@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sharespace.extras import require
-from sharespace.learn.quiet import seeded
+from sharespace.learn.training import seeded
 
 WIDTH, LAYERS, HEADS, PATCH, SIDE = 128, 6, 4, 8, 32
 _BATCH = 128

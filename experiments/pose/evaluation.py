@@ -18,8 +18,8 @@ from experiments.pose.task import PoseTask
 from sharespace import Share
 from sharespace.errors import TaskNotFoundError
 from sharespace.learn import load_task
-from sharespace.nn import release
 from sharespace.subspace.adapter import Adapter
+from sharespace.tuner import release
 
 SHOWN = 12
 """Views of each test set whose angles are kept, for the figure."""

@@ -20,8 +20,8 @@ from experiments.pose.rotations import rotation
 from experiments.pose.settings import INITIAL, Size
 from experiments.pose.tables import METHODS, TESTS, means
 from experiments.pose.views import draw_split
-from sharespace.evaluate import ScoreMatrix
 from sharespace.extras import require
+from sharespace.stream.measures import ScoreMatrix
 
 VIEW = 1
 """Which test view of each category is shown: the same for all, so none is picked."""

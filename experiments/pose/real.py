@@ -21,7 +21,7 @@ from experiments.pose.hub import HubBase, hub_model, load_hub
 from experiments.pose.pascal3d import CATEGORIES, LEVELS, Photographs, occluded, split
 from experiments.pose.settings import FULL, settings
 from experiments.pose.task import PoseTask
-from sharespace.baselines import Settings
+from sharespace.compare import Settings
 
 MAIN = ("head_only", "per_task_lora", "share_strict")
 

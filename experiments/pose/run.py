@@ -19,7 +19,7 @@ from experiments.common.runs import Run, run_methods
 from experiments.pose import script
 from experiments.pose.jobs import Base, make_tasks
 from experiments.pose.settings import ORDERS, settings
-from sharespace.baselines import TaskJob
+from sharespace.compare import TaskJob
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:

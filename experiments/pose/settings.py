@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from experiments.pose.model import AngleBins
 from experiments.pose.views import Range
-from sharespace.baselines import Settings
+from sharespace.compare import Settings
 from sharespace.learn import Training
 
 ORDERS = {

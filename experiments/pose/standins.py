@@ -18,7 +18,7 @@ from PIL import Image
 
 from experiments.pose.pascal3d import LEVELS
 from sharespace.extras import require
-from sharespace.learn.quiet import quiet, seeded
+from sharespace.learn.training import quiet, seeded
 
 SPLITS = {"train": 8, "val": 4}
 WIDTH, HEIGHT = 60, 40

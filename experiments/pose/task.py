@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from experiments.pose.scoring import PoseScore, pose_score
-from sharespace.baselines import TaskJob
+from sharespace.compare import TaskJob
 from sharespace.learn import Setup
 
 _EVALUATED = 125

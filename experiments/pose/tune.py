@@ -21,8 +21,8 @@ from experiments.common.transfer import subspace
 from experiments.pose import script
 from experiments.pose.jobs import Base, make_task, make_tasks
 from experiments.pose.settings import INITIAL, ORDERS, settings
-from sharespace.baselines import Own, Workbench
-from sharespace.baselines.own import own_lora
+from sharespace.compare import Own, Workbench
+from sharespace.compare.methods.own import own_lora
 
 HELD_OUT = 200
 LORA = (4e-3, 8e-3, 2e-2)

@@ -16,7 +16,7 @@ from experiments.text_stream.sets import label_count, read
 from experiments.text_stream.settings import Size
 from torch import nn
 
-from sharespace.baselines import TaskJob
+from sharespace.compare import TaskJob
 from sharespace.extras import require
 from sharespace.learn import Setup
 

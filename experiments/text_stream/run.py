@@ -18,7 +18,7 @@ from experiments.text_stream import script
 from experiments.text_stream.jobs import Base, make_jobs
 from experiments.text_stream.settings import FULL, ORDERS, QUICK, Size, settings
 
-from sharespace.baselines import Settings
+from sharespace.compare import Settings
 
 
 def options() -> argparse.Namespace:

@@ -22,8 +22,9 @@ from benchmarks.common import environment
 from experiments.common.runs import write
 
 from sharespace import Share
-from sharespace.evaluate import Layout, bytes_on_disk, claims, claims_markdown, reach
-from sharespace.report import CountedPoint, Panel, draw_counts, picture
+from sharespace.compare.comparison import claims_markdown
+from sharespace.compare.figures import Panel, picture
+from sharespace.compare.size import CountedPoint, Layout, bytes_on_disk, claims, draw_counts, reach
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 
 HERE = Path(__file__).parent

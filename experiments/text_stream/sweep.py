@@ -22,7 +22,7 @@ from experiments.text_stream.settings import FULL, ORDERS, settings
 
 from sharespace import Share
 from sharespace.learn import Method, adapt
-from sharespace.nn import release
+from sharespace.tuner import release
 
 TASKS = {"amazon5": "glue-first", "yelp5": "glue-first", "qnli": "reviews-first"}
 """Task -> the order whose first three tasks make its subspace."""

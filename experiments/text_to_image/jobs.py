@@ -21,7 +21,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from sharespace.baselines import TaskJob
+from sharespace.compare import TaskJob
 
 _UNPROMPTED = 10
 """Every so many-th example has no caption, for guidance."""

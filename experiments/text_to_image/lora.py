@@ -15,7 +15,7 @@ from experiments.text_to_image.settings import steps
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from sharespace.baselines import Settings
+from sharespace.compare import Settings
 from sharespace.learn import Fit, fit
 
 NOISES = 2

@@ -23,7 +23,7 @@ from experiments.text_to_image import lora, script
 from experiments.text_to_image.jobs import Studio, make_jobs, open_studio
 from experiments.text_to_image.settings import TASKS, Size, settings
 
-from sharespace.baselines import TaskJob
+from sharespace.compare import TaskJob
 
 USED = (
     *("head_only", "per_task_lora", "share_strict", "mean_adapter", "own_svd", "joint_lora"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sharespace.baselines import Settings
+from sharespace.compare import Settings
 from sharespace.learn import Training
 
 TASKS = ("outlined", "striped", "bold", "embossed", "framed", "blurred", "rotated")

@@ -33,7 +33,7 @@ from experiments.text_to_image.styles import styled
 from torch import Tensor
 
 from sharespace import Share
-from sharespace.baselines import Settings
+from sharespace.compare import Settings
 from sharespace.formats import read_adapter
 from sharespace.learn import Method, adapt, fit
 

@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sharespace.errors import SharespaceError
     from sharespace.formats import read_adapter
-    from sharespace.linalg.allocate import Dimension
-    from sharespace.nn import ShareConfig
+    from sharespace.linalg.dimension import Dimension
     from sharespace.share import Share
     from sharespace.store import history, prune, rollback, verify
     from sharespace.subspace.adapter import Adapter, LayerUpdate
     from sharespace.subspace.fidelity import Fidelity
     from sharespace.subspace.plan import Plan
     from sharespace.subspace.state import ShareModel, Task
+    from sharespace.tuner import ShareConfig
 
 __version__ = "0.1.0"
 
 # Loaded on first use, so that `sharespace --help` does not import torch.
 _HOMES = {
     "Adapter": "sharespace.subspace.adapter",
-    "Dimension": "sharespace.linalg.allocate",
+    "Dimension": "sharespace.linalg.dimension",
     "Fidelity": "sharespace.subspace.fidelity",
     "LayerUpdate": "sharespace.subspace.adapter",
     "Plan": "sharespace.subspace.plan",
     "Share": "sharespace.share",
-    "ShareConfig": "sharespace.nn",
+    "ShareConfig": "sharespace.tuner",
     "ShareModel": "sharespace.subspace.state",
     "SharespaceError": "sharespace.errors",
     "Task": "sharespace.subspace.state",

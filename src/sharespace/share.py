@@ -11,23 +11,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from sharespace.errors import OptionError
-from sharespace.executor import LOCAL, Executor
 from sharespace.extras import require
 from sharespace.formats import ExportOptions, PlainLora, write_as
-from sharespace.formats.sources import Sources, open_adapters
-from sharespace.linalg.allocate import Dimension
+from sharespace.formats.registry import Sources, open_adapters
+from sharespace.linalg.dimension import Dimension
 from sharespace.store import Checkout, Operation, checkout, commit
 from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace import plan as _plan
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
-from sharespace.subspace.erased import refuse_erased
-from sharespace.subspace.initialise import Progress, initialise
-from sharespace.subspace.merge import merge
-from sharespace.subspace.nulls import Nulls, nulls
-from sharespace.subspace.reconstruct import reconstruct
+from sharespace.subspace.build import Progress, initialise, refuse_erased
+from sharespace.subspace.coefficients import reconstruct
+from sharespace.subspace.executor import LOCAL, Executor
+from sharespace.subspace.merge import merge, union
+from sharespace.subspace.plan import Nulls, nulls
 from sharespace.subspace.retrained import retrained
 from sharespace.subspace.state import Method, Settings, ShareModel, Task
-from sharespace.subspace.union import union
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -128,7 +126,7 @@ class Share:
             seed: of the randomised range finder.
             progress: called as (module, modules done, modules in all).
             executor: where the layers are computed; default here, one after the other. With
-                ``sharespace.executor.Dask`` in other processes, with the same result.
+                ``sharespace.subspace.executor.Dask`` in other processes, with the same result.
             memory: bytes that one layer of all adapters may take (default 2 GB). A layer that
                 would take more is built out of core, from a few passes over the files, with nearly
                 the same result: see ``docs/howto/out-of-core.md``. The rules error and budget and

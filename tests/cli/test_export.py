@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from cli.conftest import Ran
 from sharespace import read_adapter
 from sharespace.formats import write_as
-from sharespace.formats.export_options import ExportOptions
-from sharespace.formats.targets import TARGETS
+from sharespace.formats.plain import ExportOptions
+from sharespace.formats.registry import TARGETS
 from support_export import dense, llama, lora_of, saved_config
 
 Run = Callable[..., Ran]

@@ -93,7 +93,7 @@ def test_push_brings_new_versions_once(
 ) -> None:
     (tmp_path / "cache").mkdir()
     hub = FakeHub(tmp_path / "cache")
-    monkeypatch.setattr("sharespace.gather.hub.HfApi", lambda: hub)
+    monkeypatch.setattr("sharespace.gather.hub_store.HfApi", lambda: hub)
     assert run("push", share, REPO).out == f"{REPO}: commit\n"
     assert run("push", share, REPO).out == f"{REPO}: up to date\n"
     assert run("push", share, REPO, "--json").json == {"repository": REPO, "url": None}
@@ -111,7 +111,7 @@ def test_push_of_another_store_is_refused(
 ) -> None:
     (tmp_path / "cache").mkdir()
     hub = FakeHub(tmp_path / "cache")
-    monkeypatch.setattr("sharespace.gather.hub.HfApi", lambda: hub)
+    monkeypatch.setattr("sharespace.gather.hub_store.HfApi", lambda: hub)
     run("push", share, REPO)
     before = dict(hub.commits[-1])
     run("init", tmp_path / "other", adapters / "mrpc")
@@ -133,8 +133,8 @@ def test_pull_makes_a_copy_and_brings_it_forwards(
         hub.download(tmp_path / "snapshot")
         return tmp_path / "snapshot"
 
-    monkeypatch.setattr("sharespace.gather.hub.HfApi", lambda: hub)
-    monkeypatch.setattr("sharespace.gather.hub.download_store", snapshot)
+    monkeypatch.setattr("sharespace.gather.hub_store.HfApi", lambda: hub)
+    monkeypatch.setattr("sharespace.gather.hub_store.download_store", snapshot)
     run("push", share, REPO)
     copy = tmp_path / "copy.share"
     assert run("pull", REPO, copy).out == f"{copy} version 1: 1 task\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sharespace.cli.values import adapter_paths, dtype_named, size_in_bytes
-from sharespace.cli.words import human, percent
+from sharespace.cli.json_records import human, percent
+from sharespace.cli.options import adapter_paths, dtype_named, size_in_bytes
 from sharespace.errors import OptionError, TaskExistsError
 
 

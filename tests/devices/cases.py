@@ -13,15 +13,15 @@ from benchmarks.planted import Planted
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nn import test_batch as batches
-from nn.spaces import adapted, mlp, points, space
-from nn.test_diffusion import only, unet
 from serve.conftest import tokenizer
+from serve.mixed import test_batch as batches
+from serve.mixed.test_diffusion import only, unet
 from sharespace import Share
-from sharespace.nn import MixedTasks
-from sharespace.serve import Classify, Embed, Generate, Piece, Sampling, Served
-from sharespace.serve.generate import generate
-from sharespace.serve.text import Row
+from sharespace.serve.base_model import Served
+from sharespace.serve.generate import Row, generate
+from sharespace.serve.mixed import MixedTasks
+from sharespace.serve.requests import Classify, Embed, Generate, Piece, Sampling
+from tuner.spaces import adapted, mlp, points, space
 
 RULES: dict[str, dict[str, Any]] = {
     "k": {"k": 6},

@@ -12,9 +12,9 @@ from experiments.common import rates, sizes, slower, variant
 from experiments.common.runs import write
 from experiments.common.tables import scores
 
-from sharespace.baselines import Settings
-from sharespace.evaluate import ScoreMatrix
+from sharespace.compare import Settings
 from sharespace.learn import Training
+from sharespace.stream.measures import ScoreMatrix
 
 TASKS = ("a", "b")
 

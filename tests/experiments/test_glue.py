@@ -18,7 +18,7 @@ from experiments.glue import jobs, run, standins, table
 
 from sharespace import cli
 from sharespace.errors import RecipeError
-from sharespace.recipe import Recipe, load_recipe, record
+from sharespace.stream.recipe import Recipe, load_recipe, record
 
 ROOT = Path(__file__).parents[2]
 GLUE = ROOT / "experiments" / "glue"

@@ -9,7 +9,7 @@ import pytest
 from experiments.glue import table
 
 from sharespace.errors import RecipeError
-from sharespace.recipe import check, load_recipe, record
+from sharespace.stream.recipe import check, load_recipe, record
 
 GLUE = Path(__file__).parents[2] / "experiments" / "glue"
 TASKS = ("cola", "mrpc", "rte", "stsb", "qnli", "sst2")

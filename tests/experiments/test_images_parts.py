@@ -138,7 +138,7 @@ def test_the_recipes_on_stand_ins(standins: Path) -> None:
 def test_the_recipes_are_of_the_same_tasks() -> None:
     from experiments.images.standins import HERE, RECIPES
 
-    from sharespace.recipe import load_recipe
+    from sharespace.stream.recipe import load_recipe
 
     recipes = [load_recipe(HERE / f"{name}.yaml") for name in RECIPES]
     sources = [{t.name: (t.data.text if t.data else "") for t in r.tasks} for r in recipes]

@@ -21,7 +21,7 @@ from experiments.pose.views import Range, angles_of, draw_split
 
 from shared_data import SHARED
 from sharespace.errors import OptionError
-from sharespace.evaluate import ScoreMatrix
+from sharespace.stream.measures import ScoreMatrix
 
 DATA = SHARED / "data"
 METHODS = ("head_only", "per_task_lora", "share_strict", "mean_adapter")

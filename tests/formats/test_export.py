@@ -14,9 +14,8 @@ from torch import Tensor
 from sharespace.errors import CorruptAdapterError, OptionError
 from sharespace.formats import read_adapter, write_diffusers, write_peft
 from sharespace.formats.atomic_dir import new_directory
-from sharespace.formats.safetensors_file import write_tensors
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import BaseModel, LayerUpdate
+from sharespace.formats.files import write_tensors
+from sharespace.subspace.adapter import BaseModel, LayerUpdate, ModuleShape
 
 
 def update(r: int = 2, n: int = 4, d: int = 3, scaling: float = 1.0) -> LayerUpdate:

@@ -29,7 +29,7 @@ from sharespace.errors import (
 )
 from sharespace.formats import ExportOptions, PlainLora, write_as
 from sharespace.formats.base_config import BaseConfig
-from sharespace.formats.gguf_names import ARCHITECTURES, Names, pair_order
+from sharespace.formats.gguf import ARCHITECTURES, Names, pair_order
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 from support_export import changed, dense, llama, logits, lora_of, saved_config
 

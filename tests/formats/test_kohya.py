@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError
 from sharespace.formats import read_adapter
-from sharespace.formats.kohya_names import flatten, unflatten
-from sharespace.shapes import ModuleShape
+from sharespace.formats.kohya import flatten, unflatten
+from sharespace.subspace.adapter import ModuleShape
 
 PATHS = [
     "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q",

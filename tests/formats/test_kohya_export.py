@@ -18,8 +18,7 @@ from shared_data import public_adapters
 from sharespace import Adapter, Share, read_adapter
 from sharespace.errors import UnsupportedAdapterError
 from sharespace.formats import ExportOptions, PlainLora, write_as
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import LayerUpdate
+from sharespace.subspace.adapter import LayerUpdate, ModuleShape
 from support_export import dense
 
 WORDS = (

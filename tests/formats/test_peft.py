@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sharespace.formats import read_adapter
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import Adapter
+from sharespace.subspace.adapter import Adapter, ModuleShape
 from support_formats import export, output_of, save_random, tiny
 
 LINEAR = {"target_modules": ["first", "second"]}

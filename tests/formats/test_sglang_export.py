@@ -26,8 +26,7 @@ from torch import Tensor
 
 from sharespace.errors import OptionError, UnsupportedAdapterError
 from sharespace.formats import ExportOptions, PlainLora, write_as
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import BaseModel, LayerUpdate
+from sharespace.subspace.adapter import BaseModel, LayerUpdate, ModuleShape
 from support_export import (
     EVERYTHING,
     changed,
@@ -210,7 +209,7 @@ def test_sglangs_own_loader(tmp_path: Path) -> None:
     files = os.environ.get("SHARESPACE_SGLANG")
     if not files:
         pytest.skip("no files of SGLang named: make sglang")
-    script = Path(__file__).parents[1] / "hosts" / "sglang_load.py"
+    script = Path(__file__).parents[1] / "serve" / "hosts" / "sglang_load.py"
     base = saved_config(llama(), tmp_path / "base")
     for at, words in enumerate([EVERYTHING, ("q_proj", "up_proj"), ("k_proj", "lm_head")]):
         lora = lora_of(llama(), words)

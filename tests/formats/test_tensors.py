@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, OptionError, UnsupportedAdapterError
 from sharespace.formats import read_adapter
-from sharespace.formats.detect import open_weights
-from sharespace.formats.safetensors_file import DTYPES
+from sharespace.formats.files import DTYPES
+from sharespace.formats.registry import open_weights
 from sharespace.formats.torch_file import TorchFile
 
 STATM = Path("/proc/self/statm")

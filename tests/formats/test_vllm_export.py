@@ -19,9 +19,8 @@ from safetensors.torch import load_file
 
 from sharespace.errors import OptionError, UnsupportedAdapterError
 from sharespace.formats import ExportOptions, PlainLora, read_adapter, write_as
-from sharespace.formats.vllm_export import max_lora_rank
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import LayerUpdate
+from sharespace.formats.engines import max_lora_rank
+from sharespace.subspace.adapter import LayerUpdate, ModuleShape
 from support_export import changed, dense, llama, logits, lora_of
 
 CONFIG = {
@@ -123,7 +122,7 @@ def test_vllms_own_loader(tmp_path: Path) -> None:
         pytest.skip("no environment with vLLM named: make vllm")
     lora = replace(lora_of(llama()), config=CONFIG)
     write(lora, tmp_path / "x")
-    script = Path(__file__).parents[1] / "hosts" / "vllm_load.py"
+    script = Path(__file__).parents[1] / "serve" / "hosts" / "vllm_load.py"
     subprocess.run([python, script, tmp_path / "x", tmp_path / "seen"], check=True)
     seen = load_file(tmp_path / "seen")
     assert set(seen) == set(lora.updates)

@@ -18,8 +18,7 @@ from builders import frame, gauss, law, stored_dense
 from gather.workers import ALL, BASE, SHAPES, dense_of, grow, plain, put, start, trained
 from sharespace.errors import OptionError, StoreNotFoundError
 from sharespace.gather import Basis, Contribution, Coordinates, Gathered, gather, hand_in
-from sharespace.linalg.allocate import Dimension
-from sharespace.shapes import ModuleShape, fingerprint
+from sharespace.linalg.dimension import Dimension
 from sharespace.store import (
     Operation,
     checkout,
@@ -32,8 +31,8 @@ from sharespace.store import (
     rollback,
     verify,
 )
-from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
-from sharespace.subspace.initialise import initialise
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape, fingerprint
+from sharespace.subspace.build import initialise
 from sharespace.subspace.state import ShareModel
 
 

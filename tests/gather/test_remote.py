@@ -19,7 +19,7 @@ import pytest
 from gather.workers import plain, trained
 from sharespace.errors import InboxError, MissingExtraError
 from sharespace.gather import Gatherer, encode, gather, hand_in, open_inbox
-from sharespace.gather.remote import RemoteInbox
+from sharespace.gather.inboxes import RemoteInbox
 from sharespace.store import load
 
 fsspec = pytest.importorskip("fsspec", reason="needs the extra 'remote'")

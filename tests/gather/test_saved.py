@@ -21,7 +21,7 @@ from sharespace.errors import (
 )
 from sharespace.gather import decode, gather, read_contribution, submit
 from sharespace.learn import contribute, merge_from
-from sharespace.nn import ShareConfig, publish
+from sharespace.tuner import ShareConfig, publish
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
 

@@ -8,14 +8,12 @@ import torch
 
 from builders import gauss, update
 from sharespace.gather import Basis, Contribution, Coordinates, Plain, encode
-from sharespace.linalg.allocate import Dimension
-from sharespace.shapes import ModuleShape, fingerprint
+from sharespace.linalg.dimension import Dimension
 from sharespace.store import Operation, Version, checkout, commit
-from sharespace.subspace.adapter import Adapter, BaseModel
-from sharespace.subspace.identity import basis_id
-from sharespace.subspace.initialise import initialise
+from sharespace.subspace.adapter import Adapter, BaseModel, ModuleShape, fingerprint
+from sharespace.subspace.build import initialise
 from sharespace.subspace.merge import merge
-from sharespace.subspace.state import Settings, ShareModel
+from sharespace.subspace.state import Settings, ShareModel, basis_id
 
 BASE = BaseModel("tiny/base")
 SHAPES = {"q": (12, 10), "v": (8, 10)}

@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sharespace.shapes import ModuleShape
 from sharespace.store import Operation, commit
-from sharespace.subspace.adapter import BaseModel, Provenance
+from sharespace.subspace.adapter import BaseModel, ModuleShape, Provenance
 from sharespace.subspace.state import (
     Certificate,
     Core,

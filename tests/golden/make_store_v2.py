@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from golden.make_store_v1 import columns, numbers
-from sharespace.shapes import ModuleShape
 from sharespace.store import Operation, commit
-from sharespace.subspace.adapter import BaseModel
+from sharespace.subspace.adapter import BaseModel, ModuleShape
 from sharespace.subspace.state import (
     Coefficients,
     Core,

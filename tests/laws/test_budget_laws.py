@@ -31,9 +31,9 @@ from builders import (
     worst,
 )
 from sharespace.subspace.adapter import Adapter, LayerUpdate
+from sharespace.subspace.coefficients import as_adapter
 from sharespace.subspace.merge import merge
 from sharespace.subspace.plan import adapters_to_break_even
-from sharespace.subspace.reconstruct import as_adapter
 from sharespace.subspace.state import Core, Factors, Private, ShareModel
 
 

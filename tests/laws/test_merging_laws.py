@@ -33,10 +33,9 @@ from builders import (
     worst,
 )
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.merge import merge
+from sharespace.subspace.merge import merge, union
 from sharespace.subspace.merge_layer import pad
 from sharespace.subspace.state import Core, Factors, Method, Private, ShareModel
-from sharespace.subspace.union import union
 
 DENSE = 1e-13
 """Relative rounding of the dense float64 answer itself."""

@@ -25,10 +25,9 @@ from builders import (
 )
 from sharespace import Share, read_adapter
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.merge import merge
-from sharespace.subspace.nulls import nulls
-from sharespace.subspace.reconstruct import reconstruct
-from sharespace.subspace.union import union
+from sharespace.subspace.coefficients import reconstruct
+from sharespace.subspace.merge import merge, union
+from sharespace.subspace.plan import nulls
 from store.models import WEIRD_NAMES
 
 

@@ -35,10 +35,10 @@ from builders import (
     weighed_error,
     worst,
 )
-from sharespace.linalg.canonical import weights
+from sharespace.linalg.updates import weights
 from sharespace.subspace.adapter import Adapter, LayerUpdate
+from sharespace.subspace.coefficients import as_adapter
 from sharespace.subspace.fidelity import fidelity
-from sharespace.subspace.reconstruct import as_adapter
 from sharespace.subspace.state import Factors, Method, ShareModel
 
 K = st.sampled_from([1, 2, 3, 5, 8, FULL])

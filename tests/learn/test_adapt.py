@@ -36,8 +36,8 @@ from sharespace.errors import (
 from sharespace.formats import read_adapter
 from sharespace.formats.components import COMPONENTS
 from sharespace.learn import Adapted, Method, Setup, Training, adapt, load_task, prepare
-from sharespace.nn import release
 from sharespace.subspace.adapter import Adapter
+from sharespace.tuner import release
 
 TRAINING = Training(steps=40, learning_rate=3e-2, batch_size=16, cpu=True)
 

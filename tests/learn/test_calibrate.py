@@ -17,10 +17,8 @@ from learn.nets import adapter, net, shared, snapshot, unchanged
 from sharespace import Share
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
 from sharespace.learn import calibrate
-from sharespace.learn.calibrate import reduced_rank
-from sharespace.learn.moments import Moments
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import Adapter, LayerUpdate
+from sharespace.learn.calibrate import Moments, reduced_rank
+from sharespace.subspace.adapter import Adapter, LayerUpdate, ModuleShape
 from sharespace.subspace.state import Factors, Private
 
 Batches = Iterable[Mapping[str, Tensor]]

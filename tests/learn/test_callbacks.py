@@ -15,7 +15,7 @@ from sharespace import Share
 from sharespace.errors import OptionError, StoreConflictError, StoreNotFoundError, TaskExistsError
 from sharespace.learn import callbacks, load_task, merge_from
 from sharespace.learn.callbacks import MergeIntoShare
-from sharespace.nn import ShareConfig
+from sharespace.tuner import ShareConfig
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from sharespace import Share
 from sharespace.errors import OptionError
 from sharespace.learn import Method, Training, adapt, load_task, prepare
 from sharespace.learn.directions import Frame, informed_frames, place_frames
-from sharespace.nn import layers_of
+from sharespace.tuner import layers_of
 
 TRAINING = Training(steps=60, learning_rate=3e-2, batch_size=16, cpu=True)
 CORE = Method(p=4, phi=2, form="core", directions="gradient", head_steps=20)

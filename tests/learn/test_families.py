@@ -12,7 +12,7 @@ from builders import frame, gauss
 from learn.nets import SHAPES, Points, accuracy, net
 from sharespace import Share
 from sharespace.learn import Method, Training, adapt, calibrate, finetune
-from sharespace.nn import MixedTasks
+from sharespace.serve.mixed import MixedTasks
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 from sharespace.subspace.state import Private
 

@@ -14,7 +14,7 @@ from learn.nets import Points, logits, net, shared
 from sharespace import Share
 from sharespace.errors import MismatchError, OptionError, TaskExistsError, UnsupportedAdapterError
 from sharespace.learn import load_task, merge_from
-from sharespace.nn import ShareConfig, publish
+from sharespace.tuner import ShareConfig, publish
 
 
 def own_loop(model: Any, steps: int = 20) -> None:

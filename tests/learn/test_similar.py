@@ -13,10 +13,10 @@ from builders import dense
 from learn.nets import Points, adapter, net, snapshot, unchanged
 from sharespace import Share
 from sharespace.learn import Method, Setup, Training, adapt, prepare
-from sharespace.learn.similar import core_gradients
+from sharespace.learn.directions import core_gradients
 from sharespace.learn.training import trainer_for
-from sharespace.nn import layers_of
 from sharespace.subspace.adapter import Adapter, LayerUpdate
+from sharespace.tuner import layers_of
 
 TRAINING = Training(steps=50, learning_rate=1e-2, batch_size=32, cpu=True)
 
@@ -99,7 +99,7 @@ class Mixed(nn.Module):
 
 
 def mixed_adapter(name: str, seed: int) -> Adapter:
-    from sharespace.shapes import ModuleShape
+    from sharespace.subspace.adapter import ModuleShape
 
     generator = torch.Generator().manual_seed(seed)
     sides = {"linear": (8, 6), "gpt2": (8, 8), "conv": (4, 18), "grouped": (4, 18)}

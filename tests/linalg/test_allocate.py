@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 
 from builders import dense_tasks, law, problem, update
 from sharespace.errors import OptionError
-from sharespace.linalg import allocate
-from sharespace.linalg.allocate import (
-    Dimension,
-    energy_table,
-    relative_errors,
-    smallest_bases,
-)
+from sharespace.linalg import dimension
+from sharespace.linalg.dimension import Dimension, energy_table, relative_errors, smallest_bases
 from sharespace.linalg.joint import Problem, hosvd
 
 NAN = float("nan")
@@ -69,7 +64,7 @@ def test_variance_is_reached_or_refused(
     tasks = [update(18, 15, 3, 9 * seed + i, dtype=torch.float64) for i in range(5)]
     found = problem(tasks, p)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(allocate, "_FIRST_GUESS", guess)
+        patch.setattr(dimension, "_FIRST_GUESS", guess)
         try:
             bases = smallest_bases(found, Dimension(variance=variance))
         except OptionError:
@@ -90,7 +85,7 @@ def test_error_is_reached_or_refused(guess: int, seed: int, error: float, p: int
     tasks = [update(18, 15, 3, 9 * seed + i, dtype=torch.float64) for i in range(5)]
     found = problem(tasks, p)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(allocate, "_FIRST_GUESS", guess)
+        patch.setattr(dimension, "_FIRST_GUESS", guess)
         try:
             bases = smallest_bases(found, Dimension(error=error))
         except OptionError:

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import dense_tasks, frame, law, problem, update
-from sharespace.linalg.budget import Point, own_profile, profile, spend, stretched
-from sharespace.linalg.settle import settle
+from sharespace.linalg.budget.split import Point, own_profile, profile, settle, spend, stretched
 from sharespace.subspace.adapter import LayerUpdate
 
 

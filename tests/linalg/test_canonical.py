@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from builders import ROUNDING, Family, canonical, dense, dense_tasks, families, law, update
-from sharespace.linalg import canonical as module
-from sharespace.linalg.canonical import Updates, weights
+from sharespace.linalg import updates as module
+from sharespace.linalg.updates import Updates, weights
 from sharespace.subspace.adapter import LayerUpdate
 
 

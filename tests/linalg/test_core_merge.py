@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from builders import canonical, dense_tasks, frame, gauss, law, orthonormality, update
-from sharespace.linalg.core_merge import (
+from sharespace.linalg.frames import (
     Framed,
     NewDirections,
     framed_coefficients,

@@ -17,8 +17,7 @@ from builders import (
     orthonormality,
     update,
 )
-from sharespace.linalg.canonical import Updates
-from sharespace.linalg.cores import captured, core_svd, cores, seen_by
+from sharespace.linalg.updates import Updates, captured, core_svd, cores, seen_by
 from sharespace.subspace.adapter import LayerUpdate
 
 K = st.tuples(st.integers(0, 6), st.integers(0, 6))

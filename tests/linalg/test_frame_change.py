@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from builders import canonical, dense_tasks, frame, gauss, law, update
-from sharespace.linalg.canonical import Updates
-from sharespace.linalg.frame_change import FrameChange
+from sharespace.linalg.frames import FrameChange
+from sharespace.linalg.updates import Updates
 
 
 def _inside(updates: Updates, left: Tensor, right: Tensor) -> list[Tensor]:

@@ -11,11 +11,16 @@ from builders import Family, families, frame, gauss, law, orthonormality, proble
 from sharespace.linalg import joint as module
 from sharespace.linalg import truncated
 from sharespace.linalg.joint import Bases, Problem, hosvd, joint
-from sharespace.linalg.joint_blocks import Blocks, many_small
-from sharespace.linalg.joint_frames import in_frames, many_wide
-from sharespace.linalg.joint_span import few_wide, in_span
-from sharespace.linalg.joint_whole import Whole
-from sharespace.linalg.power import width
+from sharespace.linalg.joint_shapes import (
+    Blocks,
+    few_wide,
+    in_frames,
+    in_span,
+    many_small,
+    many_wide,
+)
+from sharespace.linalg.out_of_core.passes import width
+from sharespace.linalg.problem import Whole
 from sharespace.subspace.adapter import LayerUpdate
 
 

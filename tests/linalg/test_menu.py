@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import dense_tasks, frame, gauss, law, problem, update
+from sharespace.linalg.budget.layer_options import Allocation, Menu, menu
 from sharespace.linalg.joint import Problem, hosvd
-from sharespace.linalg.menu import Allocation, Menu, menu
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import LayerUpdate
-from sharespace.subspace.private import project_mixed
+from sharespace.subspace.adapter import LayerUpdate, ModuleShape
+from sharespace.subspace.build_budgeted import project_mixed
 from sharespace.subspace.state import LayerSubspace
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import Family, canonical, dense_tasks, families, frame, gauss, law, update
-from sharespace.linalg.residual import errors, frame_difference
+from sharespace.linalg.frames import errors, frame_difference
 
 K = st.tuples(st.integers(0, 6), st.integers(0, 6))
 MANY = st.tuples(st.integers(0, 14), st.integers(0, 14))

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import frame, gauss, law, orthonormality, problem, update
-from sharespace.linalg.families import families
+from sharespace.linalg.budget.split import WAYS, Scheme, families, weighed, within
 from sharespace.linalg.joint import Problem
-from sharespace.linalg.schemes import WAYS, Scheme, weighed, within
 from sharespace.subspace.adapter import LayerUpdate
 
 

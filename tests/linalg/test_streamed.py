@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from builders import Family, crossed, families, frame, gauss, law, orthonormality, problem, update
-from sharespace.linalg.canonical import weights
-from sharespace.linalg.coordinates import Compressed, coordinates
 from sharespace.linalg.joint import Bases, joint
-from sharespace.linalg.row_chunks import Norms, Rows, chunks
-from sharespace.linalg.streamed import Search, compress, problem_of
+from sharespace.linalg.out_of_core.passes import Compressed, coordinates
+from sharespace.linalg.out_of_core.row_chunks import Norms, Rows, chunks
+from sharespace.linalg.out_of_core.search import Search, compress, problem_of
+from sharespace.linalg.updates import weights
 from sharespace.subspace.adapter import LayerUpdate
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from builders import canonical, dense, frame, gauss, law, orthonormality, update
 from sharespace.linalg import truncated
-from sharespace.linalg.canonical import Updates
 from sharespace.linalg.truncated import Leading, leading, orthonormal
+from sharespace.linalg.updates import Updates
 from sharespace.subspace.adapter import LayerUpdate
 
 ROUNDING = 1e-24

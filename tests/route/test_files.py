@@ -125,7 +125,7 @@ def test_a_header_that_does_not_fit_is_refused_although_its_sum_is_right(
 ) -> None:
     path = tmp_path / "router.safetensors"
     router.save(path)
-    monkeypatch.setattr("sharespace.route.files._digest", lambda *_: "same")
+    monkeypatch.setattr("sharespace.route.router_file._digest", lambda *_: "same")
     for text in ("{}", "[]", "no json", '{"tasks": ["a"], "counts": [1], "shrinkage": 1}'):
         _rewritten(lambda m, text=text: m.update(router=text, sha256="same"))(path)  # type: ignore[misc]
         with pytest.raises(CorruptStoreError, match="does not fit"):

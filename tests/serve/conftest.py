@@ -26,11 +26,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from nn.spaces import seeded, space
-from nn.test_batch import with_heads, without_heads
+from serve.mixed.test_batch import with_heads, without_heads
 from sharespace import Share
-from sharespace.serve import Engine, Limits, Served, load_base, make_app
-from sharespace.serve.http import Rules
+from sharespace.serve.base_model import Served, load_base
+from sharespace.serve.engine import Engine, Limits
+from sharespace.serve.http import Rules, make_app
+from tuner.spaces import seeded, space
 
 TASKS = ("a", "b", "c")
 ADMIN = "let-me-in"

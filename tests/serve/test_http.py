@@ -18,10 +18,12 @@ import openai
 import pytest
 import torch
 
-from nn.test_batch import alone
 from serve.conftest import ADMIN, TASKS, engine_of, server_of
+from serve.mixed.test_batch import alone
 from sharespace import Share
-from sharespace.serve import Engine, Generate, Piece, Sampling, Served
+from sharespace.serve.base_model import Served
+from sharespace.serve.engine import Engine
+from sharespace.serve.requests import Generate, Piece, Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

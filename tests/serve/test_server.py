@@ -16,7 +16,7 @@ import pytest
 from serve.conftest import ADMIN
 from sharespace import Share
 from sharespace.errors import SharespaceError
-from sharespace.serve.server import Options, serve
+from sharespace.serve.process import Options, serve
 
 
 def free_port() -> int:

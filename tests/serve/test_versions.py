@@ -14,11 +14,13 @@ from queue import SimpleQueue
 import pytest
 import torch
 
-from nn.test_batch import alone
 from serve.conftest import TASKS, engine_of
+from serve.mixed.test_batch import alone
 from sharespace import Share
 from sharespace.errors import OptionError, TaskNotFoundError
-from sharespace.serve import Embed, Engine, Generate, Piece, Sampling, Served
+from sharespace.serve.base_model import Served
+from sharespace.serve.engine import Engine
+from sharespace.serve.requests import Embed, Generate, Piece, Sampling
 from sharespace.subspace.state import Factors, Task
 
 PROMPT = (5, 6, 7)

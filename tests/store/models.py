@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import BaseModel, Provenance
+from sharespace.subspace.adapter import BaseModel, ModuleShape, Provenance
 from sharespace.subspace.state import (
     Certificate,
     Coefficients,

@@ -167,7 +167,7 @@ def test_adapters_in_float32_stored_in_float64(tmp_path: Path, rule: dict[str, i
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_rounding_of_any_dtype_is_orthonormal_enough(tmp_path: Path, dtype: torch.dtype) -> None:
-    from sharespace.shapes import ModuleShape
+    from sharespace.subspace.adapter import ModuleShape
 
     big = LayerSubspace(
         ModuleShape(900, 700), orthonormal(900, 64, 0, dtype), orthonormal(700, 64, 1, dtype)

@@ -91,7 +91,7 @@ def test_sigkill_at_any_step_of_a_write(folder: Path, undisturbed: Undisturbed) 
 def test_kills_while_a_lora_is_saved_leave_no_half_of_it(
     folder: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sharespace.stream.lora as lora
+    import sharespace.stream.learning as lora
 
     def kill(_: Path) -> object:
         raise Killed

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from sharespace.errors import CorruptStoreError, RecipeError
-from sharespace.recipe import load_recipe, load_task_data
 from sharespace.route import Router
 from sharespace.store import rollback
 from sharespace.stream import Event, RouterResult, StreamResult, run
 from sharespace.stream.folder import RunFolder
-from sharespace.stream.inputs import base_features, take
+from sharespace.stream.learning import Workshop
 from sharespace.stream.models import BaseModels
-from sharespace.stream.shop import Workshop
+from sharespace.stream.recipe import load_recipe, load_task_data
+from sharespace.stream.routing import base_features, take
 from stream import world
 
 FEW: dict[str, Any] = {"max_steps": 2, "router": True}

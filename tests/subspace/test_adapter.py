@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from builders import adapter, update
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
 
 
 def test_shapes_ranks_dtype_and_bytes_come_from_the_tensors() -> None:

@@ -10,14 +10,13 @@ from torch import nn
 
 from builders import MODULE, adapter, build, dense, frame, gauss, stored_dense, strangers, update
 from sharespace import Share
-from sharespace.nn.rows import with_updates
-from sharespace.nn.stacks import Stack
+from sharespace.serve.mixed.rows import with_updates
+from sharespace.serve.mixed.stacks import Stack
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.merge import merge
+from sharespace.subspace.coefficients import as_adapter, reconstruct
+from sharespace.subspace.merge import merge, union
 from sharespace.subspace.plan import plan
-from sharespace.subspace.reconstruct import as_adapter, reconstruct
 from sharespace.subspace.state import Core, Factors, Private, ShareModel
-from sharespace.subspace.union import union
 
 N, D = 40, 32
 

@@ -6,9 +6,7 @@ import pytest
 
 from builders import adapter, build, update
 from sharespace.errors import MismatchError
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import Adapter, BaseModel
-from sharespace.subspace.compatible import common_base, common_shapes
+from sharespace.subspace.adapter import Adapter, BaseModel, ModuleShape, common_base, common_shapes
 
 
 def _of(name: str, base: str | None, n: int = 6) -> Adapter:

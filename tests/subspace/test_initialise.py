@@ -18,9 +18,9 @@ from builders import (
     worst,
 )
 from sharespace.errors import CorruptAdapterError, OptionError, TaskExistsError
-from sharespace.linalg.allocate import Dimension
+from sharespace.linalg.dimension import Dimension
 from sharespace.subspace.adapter import LEARNED, BaseModel, LayerUpdate
-from sharespace.subspace.initialise import initialise
+from sharespace.subspace.build import initialise
 from sharespace.subspace.state import Core
 
 

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import DTYPES, Family, adapter, build, families, law, strangers, update
-from executor.copied import Copied
 from sharespace import Share, read_adapter
 from sharespace.errors import CorruptAdapterError
 from sharespace.formats import write_peft
-from sharespace.linalg.allocate import Dimension
+from sharespace.linalg.dimension import Dimension
 from sharespace.store import checkout
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.initialise import initialise
+from sharespace.subspace.build import initialise
 from sharespace.subspace.merge import merge
 from sharespace.subspace.state import Method, Settings
 from store.models import assert_same
+from subspace.copied import Copied
 
 RULES: tuple[dict[str, Any], ...] = (
     {"k": 2},

@@ -7,11 +7,11 @@ import torch
 
 from builders import MODULE, adapter, build, dense, problem, update, worst
 from sharespace.errors import CorruptAdapterError
-from sharespace.linalg.allocate import Dimension
+from sharespace.linalg.dimension import Dimension
 from sharespace.linalg.joint import hosvd
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.initialise import initialise
-from sharespace.subspace.layers import Build, certify, read_pairs, read_problem, stored_basis
+from sharespace.subspace.build import initialise
+from sharespace.subspace.build_layer import Build, certify, read_pairs, read_problem, stored_basis
 from sharespace.subspace.state import Settings
 
 CPU = torch.device("cpu")

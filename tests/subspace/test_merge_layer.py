@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from builders import gauss
-from sharespace.linalg.allocate import Dimension
+from sharespace.linalg.dimension import Dimension
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.initialise import initialise
+from sharespace.subspace.build import initialise
+from sharespace.subspace.coefficients import reconstruct
 from sharespace.subspace.merge import merge
 from sharespace.subspace.merge_layer import pad
-from sharespace.subspace.reconstruct import reconstruct
 from sharespace.subspace.state import Core, Factors, Settings
 
 

@@ -29,19 +29,25 @@ from builders import (
 )
 from sharespace import Share
 from sharespace.errors import CorruptStoreError, MismatchError
-from sharespace.nn.rows import with_updates
-from sharespace.nn.stacks import Stack
-from sharespace.nn.start import new_task
-from sharespace.page.study import study
+from sharespace.report.study import study
+from sharespace.serve.mixed.rows import with_updates
+from sharespace.serve.mixed.stacks import Stack
 from sharespace.store import verify
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.merge import merge
-from sharespace.subspace.parts import begins, inside, part_of, placed, subspaces
+from sharespace.subspace.coefficients import (
+    as_adapter,
+    begins,
+    inside,
+    part_of,
+    placed,
+    reconstruct,
+    subspaces,
+)
+from sharespace.subspace.merge import merge, union
 from sharespace.subspace.plan import storage
-from sharespace.subspace.reconstruct import as_adapter, reconstruct
 from sharespace.subspace.retrained import retrained
 from sharespace.subspace.state import Core, Factors, Private, ShareModel
-from sharespace.subspace.union import union
+from sharespace.tuner.start import new_task
 from store.reseal import reseal
 
 N, D = 40, 32

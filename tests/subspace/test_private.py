@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import canonical, dense, law, update
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.private import own_svd, private_layer
+from sharespace.subspace.adapter import ModuleShape
+from sharespace.subspace.build_budgeted import own_svd, private_layer
 
 
 @law()

@@ -18,9 +18,8 @@ from builders import (
     law,
     update,
 )
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import LayerUpdate
-from sharespace.subspace.project import project, project_factors, stored
+from sharespace.subspace.adapter import LayerUpdate, ModuleShape
+from sharespace.subspace.coefficients import project, project_factors, stored
 from sharespace.subspace.state import Core, Factors, LayerSubspace
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import MODULE, adapter, build, gauss, law, relatives, strangers, update
-from sharespace.shapes import ModuleShape
+from sharespace.subspace.adapter import ModuleShape
+from sharespace.subspace.fidelity import Stored, Storing, Tally, Way, storing, way
 from sharespace.subspace.merge import merge
 from sharespace.subspace.state import (
     Coefficients,
@@ -18,7 +19,6 @@ from sharespace.subspace.state import (
     Private,
     ShareModel,
 )
-from sharespace.subspace.stored import Stored, Storing, Tally, Way, storing, way
 
 K = (4, 3)
 

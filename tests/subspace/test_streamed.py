@@ -31,13 +31,13 @@ from builders import (
 from shared_data import public_adapters
 from sharespace.errors import CorruptAdapterError, OptionError
 from sharespace.formats import read_adapter
-from sharespace.linalg.allocate import Dimension
-from sharespace.subspace import one_layer
+from sharespace.linalg.dimension import Dimension
+from sharespace.subspace import build as build_module
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.initialise import initialise
+from sharespace.subspace.build import initialise
+from sharespace.subspace.build_streamed import build_bytes, merge_bytes, portions
 from sharespace.subspace.merge import merge
 from sharespace.subspace.state import Private, Settings, ShareModel
-from sharespace.subspace.streamed import build_bytes, merge_bytes, portions
 
 TINY = 1000
 """Bytes: less than any layer here takes, so all are built out of core, one task at a time."""
@@ -159,7 +159,7 @@ def test_what_cannot_be_streamed_is_refused_or_done_in_memory(
     adapters = strangers(30, 60, 50)
     with pytest.raises(OptionError, match=why):
         build(adapters, **options)
-    monkeypatch.setattr(one_layer, "DEFAULT_MEMORY", TINY)
+    monkeypatch.setattr(build_module, "DEFAULT_MEMORY", TINY)
     assert not streamed(build(adapters, None, **options))
 
 

@@ -1,4 +1,13 @@
-"""All commands. Heavy imports are inside them, so that ``--help`` is instant."""
+"""All commands. Heavy imports are inside them, so that ``--help`` is instant.
+
+The command ``export``.
+
+The command ``report``.
+
+The commands ``demo`` and ``run``: a whole stream of tasks.
+
+The command ``serve``.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sharespace.cli import options as o
-from sharespace.cli.exporting import export
 from sharespace.cli.gathering import gather, pull, push, submit
-from sharespace.cli.reporting import report
-from sharespace.cli.running import demo, run
-from sharespace.cli.serving import serve
 
 if TYPE_CHECKING:
     from sharespace.share import Share
+
 
 app = typer.Typer(
     name="sharespace",
@@ -51,7 +57,7 @@ def _build_options(
     seed: int,
 ) -> dict[str, Any]:
     """The keyword arguments of ``Share.from_adapters``."""
-    from sharespace.cli.values import dtype_named, optional_size
+    from sharespace.cli.options import dtype_named, optional_size
 
     return {
         "method": method,
@@ -89,9 +95,7 @@ def init(
 ) -> None:
     """Build a Share model from LoRA adapters and say what it keeps of each."""
     from sharespace.cli import output
-    from sharespace.cli.progress import layers
-    from sharespace.cli.values import adapter_paths, optional_size
-    from sharespace.cli.workers import executor
+    from sharespace.cli.options import adapter_paths, executor, layers, optional_size
     from sharespace.share import Share
     from sharespace.store import refuse_existing
 
@@ -126,8 +130,7 @@ def plan(
 ) -> None:
     """Say what init would give, and whether it is worth it; nothing is written."""
     from sharespace.cli import output
-    from sharespace.cli.progress import layers
-    from sharespace.cli.values import adapter_paths
+    from sharespace.cli.options import adapter_paths, layers
     from sharespace.share import Share
 
     arguments = _build_options(
@@ -151,9 +154,7 @@ def add(
 ) -> None:
     """Merge adapters into a Share model; the old adapters are not needed."""
     from sharespace.cli import output
-    from sharespace.cli.progress import layers
-    from sharespace.cli.values import adapter_paths, optional_size
-    from sharespace.cli.workers import executor
+    from sharespace.cli.options import adapter_paths, executor, layers, optional_size
 
     before, new, room = _load(share), adapter_paths(adapters), optional_size(memory)
     with executor(workers) as where, layers("merging") as progress:
@@ -249,7 +250,7 @@ def fidelity(
 ) -> None:
     """How well every task is kept: errors, bounds, bytes."""
     from sharespace.cli import output
-    from sharespace.cli.values import adapter_paths
+    from sharespace.cli.options import adapter_paths
     from sharespace.errors import OptionError
 
     originals = adapter_paths([*(against or []), *(more or [])])
@@ -258,6 +259,44 @@ def fidelity(
     loaded = _load(share, version)
     nulls = loaded.nulls(originals) if with_nulls else None
     output.fidelity(loaded.fidelity(originals), nulls, as_json)
+
+
+def export(
+    share: o.SharePath,
+    task: Annotated[str, typer.Argument(metavar="TASK")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
+    to: Annotated[str, typer.Option(help="peft, diffusers, kohya, vllm, sglang or gguf.")] = "peft",
+    rank: Annotated[int | None, typer.Option(help="Pad all layers to this rank.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the factors; default the stored dtype.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|ID",
+            help="Base model, for its config.json (gguf); default what SHARE says.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    version: Annotated[int | None, typer.Option(help="From an earlier version.")] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Write a task as plain LoRA: for PEFT, diffusers, web UIs, vLLM, SGLang or llama.cpp."""
+    from sharespace.cli import output
+    from sharespace.cli.options import dtype_named
+    from sharespace.formats import server_options
+    from sharespace.share import Share
+
+    written = Share.load(share, version).export(
+        task,
+        out,
+        to=to,  # type: ignore[arg-type]  # export itself refuses other names
+        rank=rank,
+        dtype=dtype_named(dtype),
+        base=base,
+        overwrite=overwrite,
+    )
+    output.exported(task, written, server_options(to, written), as_json)
 
 
 app.command()(export)
@@ -309,13 +348,116 @@ def rollback(
     output.rolled_back(go_back(share, version), version, as_json)
 
 
+def report(
+    share: o.SharePath,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Where the page goes.")
+    ] = Path("report.html"),
+    version: Annotated[int | None, typer.Option(help="Of an earlier version.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    show: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """One HTML page of it all: what is kept, similarity, sizes, history, warnings."""
+    from sharespace.cli import output
+    from sharespace.report import write
+
+    written = write(share, out, version=version, overwrite=overwrite)
+    output.page(written, as_json)
+    if show:
+        typer.launch(str(out.absolute()))
+
+
 app.command()(report)
+
+
+def demo(
+    out: Annotated[Path, typer.Argument(metavar="[OUT]", help="Where results go.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Of data, training and subspace.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny version.")] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """The whole method on real data in two minutes: handwritten digits and a small ViT."""
+    from sharespace.cli import output
+    from sharespace.demo import run
+
+    result = run(out, seed=seed, quick=quick, log=None if as_json else output.progress_line)
+    output.demo(result, out, as_json)
+
+
 app.command()(demo)
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see Recipe.")],
+    as_json: o.AsJson = False,
+) -> None:
+    """Learn a stream of tasks from a recipe; run it again to go on where it was stopped."""
+    from sharespace.cli import output
+    from sharespace.cli.options import on_terminal
+    from sharespace.stream import run as run_stream
+
+    tell = None if as_json else output.stream_progress
+    output.stream(run_stream(recipe, observe=tell, bars=on_terminal() and not as_json), as_json)
+
+
 app.command()(run)
+
+
+def serve(
+    share: Annotated[Path, typer.Argument(metavar="SHARE", help="A stored Share model.")],
+    base: Annotated[
+        str | None, typer.Option(help="Base model, a path or Hub id; default: what SHARE says.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What requests call the base model; default: as --base.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    dtype: Annotated[
+        str, typer.Option(help="Of the model: float32, bfloat16 or float16.")
+    ] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")
+    ] = None,
+    slots: Annotated[int, typer.Option(help="Tasks in memory at the same time.")] = 256,
+    batch: Annotated[int, typer.Option(help="Rows of a batch.")] = 32,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 256,
+    seconds: Annotated[float, typer.Option(help="That an answer may take; then 504.")] = 120.0,
+    body: Annotated[int, typer.Option(help="Bytes of a request's body; more get 413.")] = 2**20,
+    drain: Annotated[
+        float, typer.Option(help="Seconds for running requests when it is stopped.")
+    ] = 30.0,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="SHARESPACE_API_KEY", help="Bearer token of clients.")
+    ] = None,
+    admin_token: Annotated[
+        str | None,
+        typer.Option(envvar="SHARESPACE_ADMIN_TOKEN", help="Bearer token to change tasks."),
+    ] = None,
+) -> None:
+    """Serve the base model and every task over HTTP, as OpenAI's API has it."""
+    from sharespace.extras import require
+
+    ours = require("sharespace.serve.process", "serve")
+    rules = ours.Rules(seconds=seconds, body=body, api_key=api_key, admin_token=admin_token)
+    limits = ours.Limits(batch=batch, queue=queue)
+    options = ours.Options(base, name, host, port, dtype, slots, limits, rules, drain, device)
+    ours.serve(share, options)
+
+
 app.command()(serve)
+
+
 app.command()(submit)
+
+
 app.command()(gather)
+
+
 app.command()(push)
+
+
 app.command()(pull)
 
 

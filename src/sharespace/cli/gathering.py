@@ -25,11 +25,11 @@ def submit(
     as_json: o.AsJson = False,
 ) -> None:
     """Hand in a trained task as one small file, for gather to merge."""
-    from sharespace.cli import gathered
+    from sharespace.cli import contributions
     from sharespace.gather import submit as hand_in
 
     sent = hand_in(adapter, inbox, task=task, plain=plain, pull_request=pull_request)
-    gathered.submitted(sent, as_json)
+    contributions.submitted(sent, as_json)
 
 
 def gather(
@@ -47,14 +47,14 @@ def gather(
     as_json: o.AsJson = False,
 ) -> None:
     """Merge what was handed in, each contribution once; bad ones are set aside with a reason."""
-    from sharespace.cli import gathered
+    from sharespace.cli import contributions
     from sharespace.gather import Options
 
     options = Options(batch, on_conflict, device=device)
     if watch:
-        gathered.follow(share, inbox, options, interval, as_json)
+        contributions.follow(share, inbox, options, interval, as_json)
     else:
-        gathered.gather(share, inbox, options, as_json)
+        contributions.gather(share, inbox, options, as_json)
 
 
 def push(
@@ -68,11 +68,11 @@ def push(
     as_json: o.AsJson = False,
 ) -> None:
     """Bring a Share model's new versions to the Hub, in one commit."""
-    from sharespace.cli import gathered
+    from sharespace.cli import contributions
     from sharespace.gather import push as bring
 
     url = bring(share, repository, pull_request=pull_request)
-    gathered.pushed(repository, url, as_json)
+    contributions.pushed(repository, url, as_json)
 
 
 def pull(
@@ -83,7 +83,7 @@ def pull(
     as_json: o.AsJson = False,
 ) -> None:
     """Bring a copy of a Share model to the version on the Hub, or make one."""
-    from sharespace.cli import gathered
+    from sharespace.cli import contributions
     from sharespace.gather import pull as bring
 
-    gathered.pulled(share, bring(repository, share), as_json)
+    contributions.pulled(share, bring(repository, share), as_json)

@@ -1,13 +1,33 @@
-"""Options that several commands share."""
+"""Options that several commands share.
+
+Values as people type them: adapters with globs and names, sizes, dtypes.
+
+``--workers``: where layers are computed.
+
+Progress on a terminal, and nowhere else.
+"""
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
+from sharespace.errors import OptionError, TaskExistsError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sharespace.subspace.executor import Executor
+
+
 Method: TypeAlias = Literal["joint", "share"]
+
 OnConflict: TypeAlias = Literal["refuse", "rename", "replace"]
 
 Adapters = Annotated[
@@ -19,32 +39,43 @@ Adapters = Annotated[
         show_default=False,
     ),
 ]
+
 SharePath = Annotated[Path, typer.Argument(metavar="SHARE", help="A stored Share model.")]
+
 Inbox = Annotated[
     str,
     typer.Argument(metavar="INBOX", help="A folder, or a URL such as s3://bucket/inbox."),
 ]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 MethodOption = Annotated[
     Method, typer.Option(help="joint: HOSVD + HOOI of the updates; share: the paper's factor SVD.")
 ]
+
 Centred = Annotated[bool, typer.Option("--centred", help="Method share: centre the columns.")]
+
 K = Annotated[int | None, typer.Option("--k", help="Subspace dimension of every layer and side.")]
+
 Variance = Annotated[
     float | None,
     typer.Option(help="Or the smallest k that explains this fraction; 1 keeps all. Default 0.99."),
 ]
+
 Error = Annotated[
     float | None,
     typer.Option(help="Or the smallest k that leaves no task a larger error in any layer."),
 ]
+
 Budget = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Or bytes for bases and coefficients: 500k, 2MB, 1GiB."),
 ]
+
 PseudoRank = Annotated[
     int | None, typer.Option("--p", help="Pseudo-rank of the tasks; default min(k, r), exact.")
 ]
+
 Memory = Annotated[
     str | None,
     typer.Option(
@@ -53,14 +84,18 @@ Memory = Annotated[
         "built out of core.",
     ),
 ]
+
 Base = Annotated[
     str | None,
     typer.Option(metavar="ID", help="Base model, where the adapters do not say or disagree."),
 ]
+
 DType = Annotated[
     str | None, typer.Option(help="Stored dtype: float32, float16, bfloat16, float64.")
 ]
+
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")]
+
 Workers = Annotated[
     str | None,
     typer.Option(
@@ -68,5 +103,149 @@ Workers = Annotated[
         help="Compute layers in N processes, or on the Dask cluster with its scheduler at ADDRESS.",
     ),
 ]
+
 Seed = Annotated[int, typer.Option(help="Of the randomised range finder.")]
+
 Cap = Annotated[int | None, typer.Option("--k", help="A new cap for every layer.")]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmg]i?)?b?\s*", re.IGNORECASE)
+
+
+def adapter_paths(arguments: Iterable[str]) -> dict[str, str]:
+    """Task name -> path or Hub id, from arguments ``PATH``, ``GLOB`` or ``NAME=PATH``.
+
+    Raises:
+        OptionError: a glob matches nothing.
+        TaskExistsError: two of them have the same name.
+    """
+    from sharespace.formats import default_name
+
+    found: dict[str, str] = {}
+    for argument in arguments:
+        name, path = _split_name(argument)
+        for match in _expanded(path):
+            task = name if name is not None else default_name(match)
+            if task in found:
+                raise TaskExistsError(
+                    f"task {task!r}",
+                    f"two adapters have that name: {found[task]} and {match}",
+                    "Name one of them yourself: NAME=PATH",
+                )
+            found[task] = match
+    return found
+
+
+def _split_name(argument: str) -> tuple[str | None, str]:
+    """``NAME=PATH``; what exists as a path as it stands is a path."""
+    name, equals, path = argument.partition("=")
+    if not equals or not name or Path(argument).exists():
+        return None, argument
+    return name, path
+
+
+def _expanded(path: str) -> list[str]:
+    """A shell expands globs itself; this is for those in quotes and for scripts."""
+    if not any(c in path for c in "*?[") or Path(path).exists():
+        return [path]
+    pattern = Path(path).expanduser()
+    matches = sorted(
+        str(p) for p in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
+    )
+    if not matches:
+        raise OptionError(f"adapters {path!r}", "nothing matches", "Check the path")
+    return matches
+
+
+def optional_size(text: str | None) -> int | None:
+    """``size_in_bytes`` of an option that may have been left out."""
+    return None if text is None else size_in_bytes(text)
+
+
+def size_in_bytes(text: str) -> int:
+    """``500000``, ``500k``, ``1.5MB`` (powers of ten) or ``2MiB`` (powers of two).
+
+    Raises:
+        OptionError: it is none of these.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise OptionError(f"size {text!r}", "not a number of bytes", "For example 500k, 2MB, 1GiB")
+    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """The dtype of that name; None stays None.
+
+    Raises:
+        OptionError: unknown name.
+    """
+    import torch
+
+    known = {"float32", "float16", "bfloat16", "float64"}
+    if name is None:
+        return None
+    if name not in known:
+        raise OptionError(f"dtype {name!r}", "unknown", f"Known: {', '.join(sorted(known))}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+@contextmanager
+def executor(workers: str | None) -> Iterator[Executor]:
+    """Here where nothing is said; else so many processes, or the cluster at an address.
+
+    Raises:
+        OptionError: neither a number nor an address.
+        ClusterError: there is no cluster at the address.
+        MissingExtraError: Dask is not installed.
+    """
+    from sharespace.subspace.executor import LOCAL, Dask
+
+    if workers is None:
+        yield LOCAL
+        return
+    with Dask(_parsed(workers)) as found:
+        yield found
+
+
+def _parsed(workers: str) -> int | str:
+    if workers.lstrip("-").isdecimal():
+        return int(workers)
+    if ":" not in workers:
+        raise OptionError(
+            f"--workers {workers!r}",
+            "neither a number nor the address of a Dask scheduler",
+            "For example --workers 4, or --workers tcp://10.0.0.1:8786",
+        )
+    return workers
+
+
+def on_terminal() -> bool:
+    """Standard error is read by a person."""
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def layers(doing: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar over layers on standard error; None where that is not a terminal."""
+    if not on_terminal():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn(doing),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[at]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, at="", total=None)
+
+        def advance(module: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, at=module)
+
+        yield advance

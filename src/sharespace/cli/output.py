@@ -13,19 +13,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sharespace.cli import records, stored
-from sharespace.cli.words import count, human, percent
+from sharespace.cli import json_records
+from sharespace.cli.json_records import count, human, percent
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.subspace import fidelity as _fidelity
-from sharespace.subspace.nulls import Nulls
-from sharespace.subspace.plan import Plan, Storage
+from sharespace.subspace.plan import Nulls, Plan, Storage
 
 if TYPE_CHECKING:
     from sharespace.demo import DemoResult
-    from sharespace.page import Written
+    from sharespace.report import Written
     from sharespace.stream import Event, StreamResult
-    from sharespace.subspace.stored import Storing
+    from sharespace.subspace.fidelity import Storing
 
 _console = Console(highlight=False)
 
@@ -40,12 +39,12 @@ def _say(text: str) -> None:
 
 def built(share: Share, path: Path, as_json: bool) -> None:
     if as_json:
-        return _json(records.built_record(share, str(path)))
+        return _json(json_records.built_record(share, str(path)))
     _say(f"[bold]{escape(str(path))}[/]: {escape(repr(share))}")
     _out_of_core(layer.streamed for layer in share.model.layers.values())
     found = share.fidelity()
     _fidelity_table(found)
-    return _sizes(records.bytes_record(found.bytes))
+    return _sizes(json_records.bytes_record(found.bytes))
 
 
 def merged(before: Share, after: Share, path: Path, as_json: bool) -> None:
@@ -56,7 +55,7 @@ def merged(before: Share, after: Share, path: Path, as_json: bool) -> None:
         for m, layer in after.model.layers.items()
     }
     if as_json:
-        record = records.built_record(after, str(path))
+        record = json_records.built_record(after, str(path))
         return _json(
             {**record, "added": new, "k_before": {m: list(k[0]) for m, k in grown.items()}}
         )
@@ -66,7 +65,7 @@ def merged(before: Share, after: Share, path: Path, as_json: bool) -> None:
     )
     _out_of_core(after.model.layers[m].streamed for m in grown)
     _fidelity_table(found)
-    return _sizes(records.bytes_record(found.bytes))
+    return _sizes(json_records.bytes_record(found.bytes))
 
 
 def _out_of_core(layers: Iterable[bool]) -> None:
@@ -86,16 +85,16 @@ def _growth(k: Mapping[str, tuple[tuple[int, int], tuple[int, int]]]) -> str:
 
 def changed(version: Version, what: str, as_json: bool) -> None:
     if as_json:
-        return _json(records.version_record(version))
+        return _json(json_records.version_record(version))
     return _say(f"version {version.number}: {escape(what)}; {count(version.task_count, 'task')}")
 
 
 def plan(found: Plan, as_json: bool) -> None:
     if as_json:
-        return _json(records.plan_record(found))
+        return _json(json_records.plan_record(found))
     colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[found.verdict]
     _fidelity_table(found.fidelity, found.nulls)
-    _sizes(records.bytes_record(found.fidelity.bytes))
+    _sizes(json_records.bytes_record(found.fidelity.bytes))
     paper = found.paper_count
     _say(f"the paper's count (coefficients only): {paper.parameters:,} = {human(paper.nbytes)}")
     when = f"{count(found.break_even, 'adapter')} like these" if found.break_even else "never"
@@ -128,9 +127,9 @@ def _storage(found: Storage) -> str:
 
 def fidelity(found: _fidelity.Fidelity, nulls: Nulls | None, as_json: bool) -> None:
     if as_json:
-        return _json(records.fidelity_record(found, nulls))
+        return _json(json_records.fidelity_record(found, nulls))
     _fidelity_table(found, nulls)
-    return _sizes(records.bytes_record(found.bytes))
+    return _sizes(json_records.bytes_record(found.bytes))
 
 
 def _fidelity_table(found: _fidelity.Fidelity, nulls: Nulls | None = None) -> None:
@@ -170,8 +169,8 @@ def _sizes(sizes: Mapping[str, int]) -> None:
 
 def info(found: Checkout, with_layers: bool, as_json: bool) -> None:
     budget = found.manifest.content.settings.budget
-    storing = stored.storing_of(found) if with_layers or budget is not None else None
-    record = records.info_record(found, storing)
+    storing = json_records.storing_of(found) if with_layers or budget is not None else None
+    record = json_records.info_record(found, storing)
     if as_json:
         return _json(record)
     base = record["base_model"]["id"] or "not stated"
@@ -185,7 +184,7 @@ def info(found: Checkout, with_layers: bool, as_json: bool) -> None:
         _console.print(_layer_table(record, storing))
     _console.print(_task_table(record, storing))
     if storing:
-        _say(stored.sentence(storing.total, budget))
+        _say(json_records.sentence(storing.total, budget))
     return _sizes(record["bytes"])
 
 
@@ -211,13 +210,13 @@ def _task_table(record: Mapping[str, Any], storing: Storing | None) -> Table:
 
 def _layer_table(record: Mapping[str, Any], storing: Storing) -> Table:
     every = storing.total
-    table = _table("layer", "k", *stored.heads(every), "bases")
+    table = _table("layer", "k", *json_records.heads(every), "bases")
     for module, layer in record["layers"].items():
         mine = storing.layers[module]
         table.add_row(
             _name(module),
             "×".join(map(str, layer["k"])) + _subspaces(layer),
-            *stored.cells(mine, every),
+            *json_records.cells(mine, every),
             human(layer["basis_bytes"]),
         )
     return table
@@ -246,7 +245,7 @@ def exported(
 
 def report(found: Report, as_json: bool) -> None:
     if as_json:
-        return _json(records.report_record(found))
+        return _json(json_records.report_record(found))
     for finding in found.damaged:
         _say(
             f"[red]{finding.status}[/] {escape(finding.file)} (version {finding.version}): "
@@ -261,8 +260,8 @@ def history(versions: Sequence[Version], pruned: Pruned | None, as_json: bool) -
     if as_json:
         return _json(
             {
-                "versions": [records.version_record(v) for v in versions],
-                "pruned": records.pruned_record(pruned),
+                "versions": [json_records.version_record(v) for v in versions],
+                "pruned": json_records.pruned_record(pruned),
             }
         )
     if pruned:
@@ -281,13 +280,13 @@ def history(versions: Sequence[Version], pruned: Pruned | None, as_json: bool) -
 
 def rolled_back(now: Version, to: int, as_json: bool) -> None:
     if as_json:
-        return _json(records.version_record(now))
+        return _json(json_records.version_record(now))
     return _say(f"version {now.number} is version {to} again; {count(now.task_count, 'task')}")
 
 
 def page(written: Written, as_json: bool) -> None:
     if as_json:
-        return _json(records.page_record(written))
+        return _json(json_records.page_record(written))
     for notice in written.notices:
         colour = "yellow" if notice.level == "serious" else "dim"
         _say(f"[{colour}]{escape(notice.title)}[/]")
@@ -305,7 +304,7 @@ def progress_line(text: str) -> None:
 def demo(result: DemoResult, out: Path, as_json: bool) -> None:
     if as_json:
         return _json(asdict(result))
-    from sharespace.demo.table import tables
+    from sharespace.demo.result import tables
 
     _console.print(tables(result))
     _say(f"picture: {escape(str(out / 'demo.png'))}, numbers: {escape(str(out / 'results.json'))}")
@@ -320,7 +319,7 @@ def stream_progress(event: Event) -> None:
 
 
 def stream(found: StreamResult, as_json: bool) -> None:
-    record = records.stream_record(found)
+    record = json_records.stream_record(found)
     if as_json:
         return _json(record)
     table = _table("task", "came as", "metric", "first", "last", "trained", "LoRA", "head")

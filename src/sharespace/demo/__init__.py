@@ -1,6 +1,6 @@
 """``sharespace demo``: the method on real data in under two minutes."""
 
+from sharespace.demo.main import run
 from sharespace.demo.result import DemoResult
-from sharespace.demo.run import run
 
 __all__ = ["DemoResult", "run"]

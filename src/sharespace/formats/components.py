@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sharespace.formats.files import parse_object
 from sharespace.formats.lora_config import METADATA
-from sharespace.formats.strict_json import parse_object
 
 COMPONENTS = "__components__"
 """Entry of ``Adapter.config``: names of the components that a pipeline's adapter adapts."""

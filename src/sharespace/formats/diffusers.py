@@ -4,33 +4,44 @@ Keys, by age: ``...attn1.processor.to_q_lora.down.weight`` (module ``...attn1.to
 ``to_out_lora`` is ``to_out.0``), ``unet....to_k.lora.down.weight`` (text encoders:
 ``.lora_linear_layer.``) and PEFT's ``unet....to_k.lora_A.weight``; ``.alpha`` beside each (source:
 diffusers 0.42, ``utils/state_dict_utils.py``, ``loaders/lora_base.py``).
+
+Plain LoRA as a ``pytorch_lora_weights.safetensors`` for diffusers' ``load_lora_weights``.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
+from sharespace.formats.atomic_dir import new_directory
 from sharespace.formats.components import (
     COMPONENTS,
+    LORA_METADATA,
     component_config,
     default_component,
     split_component,
     with_component,
 )
-from sharespace.formats.factors import alpha_scaling, find_contents
+from sharespace.formats.files import SafetensorsFile, WeightsFile, write_tensors
 from sharespace.formats.lora_config import (
+    PREFIX,
     LoraScaling,
     check_rank,
     lora_scaling,
     refuse_other_updates,
 )
-from sharespace.formats.pairs import Contents, build_adapter
-from sharespace.formats.peft import header_entries, without_adapter_name
-from sharespace.formats.tensors import WeightsFile
-from sharespace.subspace.adapter import Adapter, BaseModel
+from sharespace.formats.pairs import Contents, alpha_scaling, build_adapter, find_contents
+from sharespace.formats.peft import check_written, header_entries, without_adapter_name
+from sharespace.formats.plain import PlainLora, common_rank, split_components
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
 
 ROLES: Mapping[str, str] = {
     ".lora.down.weight": "A",
@@ -46,6 +57,8 @@ ROLES: Mapping[str, str] = {
     ".lora_B.weight": "B",
     ".alpha": "alpha",
 }
+
+
 # Old keys of text encoders used the UNet's words for their attention.
 TEXT_ENCODER_WORDS = {
     "to_q": "q_proj",
@@ -53,6 +66,16 @@ TEXT_ENCODER_WORDS = {
     "to_v": "v_proj",
     "to_out": "out_proj",
 }
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+FIELDS = frozenset(
+    {
+        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules"),
+        *("use_dora", "lora_bias", "bias", "init_lora_weights", "lora_dropout", "fan_in_fan_out"),
+        *("modules_to_save", "peft_type", "inference_mode", "base_model_name_or_path", "revision"),
+    }
+)
 
 
 def read_diffusers(file: WeightsFile, *, name: str, source: str) -> Adapter:
@@ -162,3 +185,90 @@ def _base(where: str, config: Mapping[str, Any], components: list[str]) -> str |
     stated = (component_config(where, config, c) for c in components)
     names = (fields.get("base_model_name_or_path") for fields in stated)
     return next((name for name in names if isinstance(name, str) and name), None)
+
+
+def write_diffusers(
+    directory: str | os.PathLike[str],
+    updates: Mapping[str, LayerUpdate],
+    *,
+    shapes: Mapping[str, ModuleShape] | None = None,
+    kept: Mapping[str, Tensor] | None = None,
+    config: Mapping[str, Any] | None = None,
+    base: BaseModel | None = None,
+    component: str = "unet",
+    rank: int | None = None,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a task as plain LoRA in diffusers' form (see ``plain``).
+
+    Keys are ``<component>.<path>.lora_A.weight``. The scaling is in ``lora_B``; one rank with
+    r = lora_alpha in the header's ``lora_adapter_metadata`` says so to loaders that read it, and
+    those that don't take alpha = rank.
+
+    Args:
+        directory: where to; made whole or not at all.
+        updates: module -> update, up n x r and down r x d of any rank and scaling.
+        shapes: needed where a module is a convolution.
+        kept: ``Adapter.kept`` or ``Task.kept``.
+        config: ``Adapter.config`` or ``Task.config``.
+        base: the base model; None: what ``config`` says.
+        component: that the modules belong to, where the task did not come from a pipeline.
+        rank: that all factors are padded to; None: the largest.
+        dtype: of the factors; None: each as it is.
+        overwrite: replace a directory that has something in it.
+
+    Returns:
+        The file.
+
+    Raises:
+        OptionError: nothing to write, the rank is too small, or the directory is in use.
+        CorruptAdapterError: a factor is not finite, or what was written reads back otherwise.
+    """
+    lora = PlainLora(updates, shapes or {}, kept or {}, config or {}, base)
+    size = common_rank(updates, rank)
+    parts = split_components(lora)
+    named = {name or component: part for name, part in parts.items()}
+    target = Path(directory)
+    with new_directory(target, overwrite=overwrite) as aside:
+        _write(aside / WEIGHTS, lora, named, size, dtype)
+    return target / WEIGHTS
+
+
+def _write(
+    path: Path,
+    lora: PlainLora,
+    parts: Mapping[str, PlainLora],
+    rank: int,
+    dtype: torch.dtype | None,
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    fields: dict[str, Any] = {}
+    for name, part in parts.items():
+        for key, tensor in part.tensors(rank, dtype).items():
+            own = key.startswith(PREFIX)
+            tensors[f"{name}.{key.removeprefix(PREFIX)}" if own else key] = tensor
+        fields |= {f"{name}.{key}": value for key, value in _fields(name, part, rank).items()}
+    header = lora.header | {LORA_METADATA: json.dumps(fields, indent=2, sort_keys=True)}
+    write_tensors(path, tensors, header)
+    file = SafetensorsFile.open(path)
+    adapter = read_diffusers(file, name="written", source="")
+    pipeline = COMPONENTS in lora.config
+    modules = {m if pipeline else f"{next(iter(parts))}.{m}" for m in lora.updates}
+    check_written(file, tensors, adapter, modules)
+
+
+def _fields(component: str, part: PlainLora, rank: int) -> dict[str, Any]:
+    """LoraConfig fields for the header.
+
+    diffusers hands each to ``LoraConfig(**fields)``, where one that is not known is an error: so
+    fields of a PEFT adapter go in only where an old PEFT knows them, those of a header again.
+    """
+    stated = component_config("config", part.config, component)
+    fields = {k: v for k, v in part.fields(rank).items() if k in FIELDS or k in stated}
+    if component.startswith("text_encoder"):
+        # transformers 5 dropped "text_model." from CLIP's paths, and the loader drops it from keys;
+        # without it, an entry fits the end of the old path and is the new one.
+        modules = (module.removeprefix("text_model.") for module in part.updates)
+        fields["target_modules"] = sorted(modules)
+    return fields

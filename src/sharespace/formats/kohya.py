@@ -1,20 +1,39 @@
 """LoRA files of kohya's sd-scripts: ``lora_unet_<flat path>.lora_down.weight`` and ``.alpha``.
 
 Source: kohya-ss/sd-scripts ``networks/lora.py``. Scaling is alpha / rank, 1 without an alpha.
+
+Plain LoRA as one file in kohya's form, for web UIs, ComfyUI and kohya's sd-scripts.
+
+Keys are ``lora_unet_<flat path>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha`` (= rank, so
+that alpha / rank is 1), ``lora_te_`` for a text encoder, ``lora_te1_`` and ``lora_te2_`` where two
+are adapted. Source: kohya-ss/sd-scripts ``networks/lora.py``.
+
+Module paths from kohya's flattened names.
+
+kohya writes a module's path with every "." as "_". Going back needs to know which words have an
+underscore of their own: the vocabulary below (diffusers' and the original names of UNets,
+transformers and text encoders). From left to right, the longest vocabulary word that fits is one
+part of the path; every other underscore becomes a dot. So a name that the vocabulary does not
+cover is split at all its underscores: its module is still told from all others, and flattening
+gives the file's key again whatever the vocabulary holds.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from sharespace.errors import UnsupportedAdapterError
-from sharespace.formats.components import COMPONENTS, split_component
-from sharespace.formats.factors import alpha_scaling, find_contents
-from sharespace.formats.kohya_names import flatten, unflatten
-from sharespace.formats.pairs import build_adapter
-from sharespace.formats.peft import header_entries
-from sharespace.formats.tensors import WeightsFile
+from sharespace.formats.atomic_dir import new_directory
+from sharespace.formats.components import COMPONENTS, default_component, split_component
+from sharespace.formats.files import SafetensorsFile, WeightsFile, write_tensors
+from sharespace.formats.pairs import alpha_scaling, build_adapter, find_contents
+from sharespace.formats.peft import check_written, header_entries
+from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, padded
 from sharespace.subspace.adapter import Adapter, BaseModel
 
 COMPONENT_OF: Mapping[str, str] = {
@@ -24,6 +43,7 @@ COMPONENT_OF: Mapping[str, str] = {
     "lora_te2": "text_encoder_2",
     "lora_te3": "text_encoder_3",
 }
+
 ROLES: Mapping[str, str] = {
     "lora_down.weight": "A",
     "lora_up.weight": "B",
@@ -31,7 +51,43 @@ ROLES: Mapping[str, str] = {
     "lora_B.weight": "B",
     "alpha": "alpha",
 }
+
 KEY = re.compile(r"(lora_unet|lora_te[123]?)_([^.]+)\.(.+)", re.DOTALL)
+
+ELSEWHERE = "Export it as diffusers"
+
+UNET = "unet"
+
+TEXT = {"text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
+
+BESIDE = ("bundle_emb.",)
+"""Start of keys that a kohya file has beside its LoRA (textual inversion)."""
+
+HASHES = "sshs_"
+"""Start of header entries that are hashes of the original's weights."""
+
+VOCABULARY = """
+down_blocks mid_block up_blocks transformer_blocks single_transformer_blocks input_blocks
+middle_block output_blocks double_blocks single_blocks joint_blocks context_block x_block
+time_embedding time_embed time_emb_proj add_embedding label_emb class_embedding emb_layers
+time_proj linear_1 linear_2 time_text_embed timestep_embedder guidance_embedder text_embedder
+context_embedder x_embedder y_embedder t_embedder pos_embed
+conv_in conv_out conv_shortcut conv_norm_out in_layers out_layers skip_connection
+proj_in proj_out proj_mlp to_q to_k to_v to_out to_qkv to_add_out to_added_qkv
+add_q_proj add_k_proj add_v_proj ff_context norm1_context norm_out norm_q norm_k
+norm_added_q norm_added_k adaLN_modulation adaln_single
+img_attn txt_attn img_mlp txt_mlp img_mod txt_mod img_in txt_in time_in vector_in guidance_in
+in_layer out_layer final_layer
+text_model text_projection self_attn cross_attn encoder_attn encoder_decoder_attn
+q_proj k_proj v_proj o_proj out_proj in_proj qkv_proj gate_proj up_proj down_proj
+layer_norm layer_norm1 layer_norm2 final_layer_norm input_layernorm post_attention_layernorm
+token_embedding position_embedding embed_tokens embed_positions c_fc c_proj c_attn
+wi_0 wi_1 encoder_hid_proj visual_projection lm_head
+"""
+
+_PARTS = {tuple(word.split("_")) for word in VOCABULARY.split()}
+
+_LONGEST = max(len(parts) for parts in _PARTS)
 
 
 def read_kohya(file: WeightsFile, *, name: str, source: str) -> Adapter:
@@ -85,3 +141,116 @@ def parse_key(key: str) -> tuple[str, str] | None:
             repr(key), f"it belongs to module {path!r}, and what it does is not known", "Drop it"
         )
     return f"{COMPONENT_OF[match[1]]}.{path}", ROLES[match[3]]
+
+
+def write_kohya(directory: Path, lora: PlainLora, options: ExportOptions) -> list[Path]:
+    """Write a task in kohya's form.
+
+    Args:
+        directory: where to; made whole or not at all. The file in it has its name.
+        lora: the task; one that came from no pipeline has to be a UNet's.
+        options: rank, dtype and whether to overwrite.
+
+    Returns:
+        The file.
+
+    Raises:
+        UnsupportedAdapterError: a module or tensor that has no name in this form.
+        OptionError: nothing to write, the rank is too small, or the directory is in use.
+        CorruptAdapterError: a factor is not finite, or what was written reads back otherwise.
+    """
+    rank = common_rank(lora.updates, options.rank)
+    names = kohya_names(lora)
+    tensors = _kept(lora) | _factors(lora, names, rank, options.dtype)
+    file = f"{directory.name}.safetensors"
+    with new_directory(directory, overwrite=options.overwrite) as aside:
+        write_tensors(aside / file, tensors, _header(lora, rank))
+        _check(aside / file, tensors, set(names.values()))
+    return [directory / file]
+
+
+def kohya_names(lora: PlainLora) -> dict[str, str]:
+    """Module of the task -> module as a reader of the file finds it.
+
+    Raises:
+        UnsupportedAdapterError: a component or a path that has no name in this form.
+    """
+    found: dict[str, str] = {}
+    pipeline = COMPONENTS in lora.config
+    if not pipeline and default_component(lora.updates) != UNET:
+        why = "its modules are no UNet's and no pipeline's, so they have no name in kohya's form"
+        raise UnsupportedAdapterError("task", why, "Export it as peft")
+    for module in lora.updates:
+        component, path = split_component(module) if pipeline else (UNET, module)
+        if component in TEXT and path.startswith("encoder."):
+            path = f"text_model.{path}"  # transformers 5 has taken this word out
+        if component not in (UNET, *TEXT):
+            why = f"component {component!r} has no name in kohya's form here"
+            raise UnsupportedAdapterError(module, why, ELSEWHERE)
+        if unflatten(flatten(path)) != path:
+            why = f"kohya's {flatten(path)!r} is read as {unflatten(flatten(path))!r}"
+            raise UnsupportedAdapterError(module, why, ELSEWHERE)
+        found[module] = f"{component}.{path}"
+    return found
+
+
+def _factors(
+    lora: PlainLora, names: Mapping[str, str], rank: int, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    two = any(name.startswith("text_encoder_2.") for name in names.values())
+    tensors: dict[str, Tensor] = {}
+    for module, update in lora.updates.items():
+        component, path = split_component(names[module])
+        start = "lora_unet" if component == UNET else TEXT[component]
+        start = "lora_te1" if two and start == "lora_te" else start
+        key = f"{start}_{flatten(path)}"
+        down, up = padded(update, rank, dtype, lora.shapes.get(module))
+        tensors[f"{key}.lora_down.weight"] = down
+        tensors[f"{key}.lora_up.weight"] = up
+        tensors[f"{key}.alpha"] = torch.tensor(float(rank))
+    return tensors
+
+
+def _kept(lora: PlainLora) -> dict[str, Tensor]:
+    for key in lora.kept:
+        if not key.startswith(BESIDE):
+            why = "beside the factors, and it has no name in kohya's form"
+            raise UnsupportedAdapterError(repr(key), why, ELSEWHERE)
+    return {key: tensor.detach().cpu().clone() for key, tensor in lora.kept.items()}
+
+
+def _header(lora: PlainLora, rank: int) -> dict[str, str]:
+    """The original's entries, with the rank that the file has now."""
+    entries = {k: v for k, v in lora.header.items() if not k.startswith(HASHES)}
+    size = {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
+    return entries | {"ss_network_module": "networks.lora"} | size
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor], modules: set[str]) -> None:
+    file = SafetensorsFile.open(path)
+    check_written(file, tensors, read_kohya(file, name="written", source=""), modules)
+
+
+def unflatten(flat: str) -> str:
+    """The path of a flattened name; ``flatten(unflatten(x)) == x`` for every x without a dot."""
+    parts = flat.split("_")
+    path = []
+    at = 0
+    while at < len(parts):
+        size = _word_at(parts, at)
+        path.append("_".join(parts[at : at + size]))
+        at += size
+    return ".".join(path)
+
+
+def flatten(path: str) -> str:
+    """kohya's name of a module's path."""
+    return path.replace(".", "_")
+
+
+def _word_at(parts: list[str], at: int) -> int:
+    """How many parts the longest vocabulary word at this place has; 1 where none fits."""
+    for size in range(_LONGEST, 1, -1):
+        if tuple(parts[at : at + size]) in _PARTS:
+            return size
+    return 1

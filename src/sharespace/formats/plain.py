@@ -4,6 +4,8 @@ Every module gets ``lora_B = scaling * up`` and ``lora_A = down``, zero-padded t
 r = lora_alpha = p, so that loaders which know nothing but ``lora_alpha / r`` apply it rightly.
 Kept tensors go under their own keys, bit for bit (only ``lora_B.bias`` is multiplied by the
 scaling that PEFT applied to it before). Keys here are PEFT's.
+
+How an export is written, whatever its target.
 """
 
 from __future__ import annotations
@@ -23,11 +25,16 @@ from sharespace.formats.components import (
     component_config,
     split_component,
 )
-from sharespace.formats.lora_config import lora_scaling
-from sharespace.formats.lora_config import FACTOR, METADATA, PREFIX
-from sharespace.formats.plain_config import RawFactors, owners, plain_config
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import BaseModel, LayerUpdate
+from sharespace.formats.lora_config import (
+    FACTOR,
+    METADATA,
+    PREFIX,
+    RawFactors,
+    lora_scaling,
+    owners,
+    plain_config,
+)
+from sharespace.subspace.adapter import BaseModel, LayerUpdate, ModuleShape
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,3 +185,17 @@ def _component(lora: PlainLora, name: str, *, first: bool, names: list[str]) -> 
         kept=kept,
         config=component_config("config", lora.config, name) | header,
     )
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The same for every target; what a target has no use for, it does not read."""
+
+    rank: int | None = None
+    """Pad all factors to this rank; None: the largest that a module needs."""
+    dtype: torch.dtype | None = None
+    """Of the factors; None: each as it is."""
+    base: str | None = None
+    """Folder or Hub id of the base model, for its ``config.json``; None: what the task states."""
+    overwrite: bool = False
+    """Replace a directory that has something in it."""

@@ -20,9 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
-from sharespace.formats.byte_ranges import ByteRanges
-from sharespace.formats.safetensors_file import DTYPES
-from sharespace.formats.tensors import COPY_AGAIN, Stamp, TensorInfo, unreadable
+from sharespace.formats.files import COPY_AGAIN, DTYPES, ByteRanges, Stamp, TensorInfo, unreadable
 
 # What torch.load was seen to raise on damaged files; a bare OSError is told apart before.
 DAMAGED = (

@@ -3,13 +3,10 @@
 from sharespace.gather.batch import OnConflict
 from sharespace.gather.codec import decode, encode
 from sharespace.gather.contribution import Basis, Contribution, Coordinates, Plain
-from sharespace.gather.gatherer import Arrival, Gathered, Gatherer, Options, gather
-from sharespace.gather.hub import pull, push
-from sharespace.gather.inbox import Entry, Inbox, open_inbox
-from sharespace.gather.quarantine import Refusal
-from sharespace.gather.saved import read_contribution
-from sharespace.gather.submit import Submission, hand_in, submit
-from sharespace.gather.watch import watch
+from sharespace.gather.gatherer import Arrival, Gathered, Gatherer, Options, Refusal, gather, watch
+from sharespace.gather.hub_store import pull, push
+from sharespace.gather.inboxes import Entry, Inbox, open_inbox
+from sharespace.gather.submit import Submission, hand_in, read_contribution, submit
 
 __all__ = [
     "Arrival",

@@ -4,26 +4,49 @@ A version records the ids of all contributions that it holds, in the commit that
 a gatherer that is killed after the commit finds them known, and only tidies; and of two gatherers
 with the same file one commits, while the other meets a conflict, opens the new version and finds it
 known.
+
+Gather again and again.
+
+Bad contributions: set aside with the reason beside them, and nothing else stopped.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
+from threading import Event
 
 import torch
 
-from sharespace.errors import ContributionError, OptionError, StoreConflictError
-from sharespace.gather.bases import Bases
-from sharespace.gather.batch import Accepted, OnConflict, Pending, Sorted, merged, sort_out
+from sharespace.errors import (
+    ContributionError,
+    InboxError,
+    OptionError,
+    SharespaceError,
+    StoreConflictError,
+    StoreError,
+    StoreNotFoundError,
+)
+from sharespace.gather.batch import Accepted, Bases, OnConflict, Pending, Sorted, merged, sort_out
 from sharespace.gather.codec import decode
-from sharespace.gather.inbox import MAX_BYTES, MERGED, Entry, Inbox, open_inbox, refuse_store
-from sharespace.gather.quarantine import Refusal, set_aside
+from sharespace.gather.contribution import NAME
+from sharespace.gather.inboxes import (
+    MAX_BYTES,
+    MERGED,
+    QUARANTINE,
+    SUFFIX,
+    Entry,
+    Inbox,
+    open_inbox,
+    refuse_store,
+)
 from sharespace.store import Operation, Version, checkout, commit
 
 _ATTEMPTS = 100
@@ -219,3 +242,97 @@ def gather(
     """
     options = Options(batch, on_conflict, timeout, device)
     return Gatherer(Path(store), open_inbox(inbox), options).run(observe)
+
+
+def watch(
+    gatherer: Gatherer,
+    stop: Event,
+    *,
+    interval: float = 10.0,
+    observe: Callable[[Gathered], None] | None = None,
+    failed: Callable[[StoreError | InboxError], None] | None = None,
+) -> Gathered:
+    """Gather whatever arrives, until told to stop.
+
+    A batch that was begun is brought to its end: merged, committed and tidied away.
+
+    Args:
+        stop: set by whoever wants it to end, such as a signal handler.
+        interval: seconds between two looks at the inbox.
+        observe: called after each batch.
+        failed: called where the store or the inbox did not answer (locked, no connection, disk
+            full); it is tried again after the interval.
+
+    Raises:
+        OptionError: the interval is not positive.
+        StoreNotFoundError: there is no Share model.
+        InboxError: the inbox cannot be listed at the start.
+    """
+    if not interval > 0:
+        raise OptionError(f"interval {interval}", "it must be positive", "Change it")
+    total = Gathered(checkout(gatherer.store).version.number)
+    gatherer.inbox.entries()
+
+    def seen(found: Gathered) -> None:
+        nonlocal total
+        total += found
+        if observe:
+            observe(found)
+
+    while not stop.is_set():
+        try:
+            gatherer.run(seen, stop.is_set)
+        except StoreNotFoundError:
+            raise
+        except (StoreError, InboxError) as error:
+            if failed:
+                failed(error)
+        stop.wait(interval)
+    return total
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A contribution that was set aside."""
+
+    file: str
+    """Name within ``quarantine/``; the reason is in ``<file>.json``."""
+    task: str | None
+    """As far as it could be read."""
+    error: str
+    """Class of the error."""
+    what: str
+    why: str
+    remedy: str
+
+
+def set_aside(
+    inbox: Inbox, name: str, error: SharespaceError, task: str | None, data: bytes | None
+) -> Refusal:
+    """Write the reason, then move the file beside it.
+
+    Killed in between, the file is still in the inbox and will be looked at again. To try once more
+    after a remedy, move it back from ``quarantine/`` into the inbox.
+
+    Args:
+        data: the file's bytes; None: they were not read.
+    """
+    file = _quarantine_name(name, data)
+    refusal = Refusal(file, task, type(error).__name__, error.what, error.why, error.remedy)
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    record = {**asdict(refusal), "submitted_as": name, "time": now}
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    inbox.write(f"{QUARANTINE}/{file}.json", text.encode("ascii"))
+    inbox.move(name, f"{QUARANTINE}/{file}")
+    return refusal
+
+
+def _quarantine_name(name: str, data: bytes | None) -> str:
+    """The file's own name, made unique by its bytes where the name does not say them already."""
+    if data is None:
+        return name
+    digest = hashlib.sha256(data).hexdigest()
+    match = NAME.fullmatch(name)
+    if match and match["sha256"] == digest:
+        return name
+    return f"{name.removesuffix(SUFFIX)[:150]}.{digest[:12]}{SUFFIX}"

@@ -2,9 +2,8 @@
 
 from sharespace.learn.adapt import Adapted, adapt
 from sharespace.learn.calibrate import Calibrated, calibrate
-from sharespace.learn.contribute import contribute
 from sharespace.learn.finetune import Finetuned, finetune, load_task
-from sharespace.learn.merging import merge_from
+from sharespace.learn.merging import contribute, merge_from
 from sharespace.learn.prepare import Method, Trainable, prepare
 from sharespace.learn.training import Fit, Setup, Training, fit
 

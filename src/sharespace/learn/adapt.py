@@ -16,9 +16,8 @@ from torch import nn
 from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.formats.components import COMPONENTS
-from sharespace.learn.directions import informed_frames, place_frames
+from sharespace.learn.directions import informed_frames, nearest_task, place_frames
 from sharespace.learn.prepare import Method, Trainable, count_trainable, prepare
-from sharespace.learn.similar import nearest_task
 from sharespace.learn.training import Fit, Setup, Training, fit
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter
@@ -31,7 +30,8 @@ class Adapted:
     adapter: Adapter
     """Temporary directions and heads included; ``Share.merge`` takes it."""
     model: Any
-    """The ``PeftModel`` it was trained in; ``sharespace.nn.release`` gives the base model back."""
+    """The ``PeftModel`` it was trained in; ``sharespace.tuner.release`` gives the base model
+    back."""
     fit: Fit
     trainable: Trainable
     start: str
@@ -75,7 +75,7 @@ def adapt(
         if method.directions == "gradient":
             place_frames(peft_model, informed_frames(peft_model, data, training, setup))
         result = fit(peft_model, data, training, setup)
-        collect = require("sharespace.nn", "train").collect
+        collect = require("sharespace.tuner", "train").collect
         adapter = collect(peft_model, task, base=share.model.base, config=_pipeline(share))
     return Adapted(adapter, peft_model, result, counted, method.start)
 
@@ -136,7 +136,7 @@ def _nearest(
     plain = replace(method, start="zero", form="factors", p=1, phi=0, dropout=0.0)
     with released_on_failure(prepare(model, share, task, plain)) as probe:
         found = nearest_task(probe, share, data, training, setup)
-    require("sharespace.nn", "train").release(probe)
+    require("sharespace.tuner", "train").release(probe)
     return found
 
 
@@ -146,5 +146,5 @@ def released_on_failure(peft_model: Any) -> Iterator[Any]:
     try:
         yield peft_model
     except BaseException:
-        require("sharespace.nn", "train").release(peft_model)
+        require("sharespace.tuner", "train").release(peft_model)
         raise

@@ -38,7 +38,7 @@ def load_task(model: nn.Module, share: Share, task: str, *, component: str | Non
         TaskNotFoundError: there is no such task.
         MismatchError: the model is not the Share model's base, or a head does not fit.
     """
-    peft, ours = require("peft", "train"), require("sharespace.nn", "train")
+    peft, ours = require("peft", "train"), require("sharespace.tuner", "train")
     known = share.task(task)
     check_base(model, share, known.coefficients, component)
     prefix = f"{component}." if component else ""
@@ -80,7 +80,7 @@ def finetune(
         OptionError: ``keep="better"`` without evaluation data.
     """
     setup = setup or Setup()
-    ours = require("sharespace.nn", "train")
+    ours = require("sharespace.tuner", "train")
     with released_on_failure(load_task(model, share, task, component=component)) as peft_model:
         _freeze(peft_model, heads)
         counted = count_trainable(peft_model)

@@ -1,16 +1,21 @@
-"""A base model made ready to learn a new task in a Share model's subspace."""
+"""A base model made ready to learn a new task in a Share model's subspace.
+
+What a module makes of its inputs in a few directions, for linear modules and convolutions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from sharespace.errors import MismatchError, OptionError, TaskExistsError, TaskNotFoundError
 from sharespace.extras import require
 from sharespace.share import Share
+from sharespace.subspace.adapter import LayerUpdate
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def prepare(model: nn.Module, share: Share, task: str, method: Method | None = N
             "the Share model knows it already",
             "finetune trains a known task on; remove it first to learn it anew",
         )
-    peft, ours = require("peft", "train"), require("sharespace.nn", "train")
+    peft, ours = require("peft", "train"), require("sharespace.tuner", "train")
     config = ours.ShareConfig(
         share=ours.publish(share.model),
         task=task,
@@ -124,7 +129,7 @@ def check_base(
         raise MismatchError(
             f"model {type(model).__name__}",
             "has PEFT layers already",
-            "Give the base model; sharespace.nn.release(peft_model) brings it back",
+            "Give the base model; sharespace.tuner.modules(peft_model) brings it back",
         )
     prefix = f"{component}." if component else ""
     shapes = {name.removeprefix(prefix): share.model.layers[name].shape for name in modules}
@@ -137,7 +142,7 @@ def check_sides(model: nn.Module, expected: Mapping[str, tuple[int, int]]) -> No
     Raises:
         MismatchError: as said.
     """
-    sides = require("sharespace.nn.layer", "train").sides
+    sides = require("sharespace.tuner.layer", "train").sides
     known = dict(model.named_modules())
     for name, wanted in expected.items():
         met = sides(known[name]) if name in known else None
@@ -172,3 +177,49 @@ def _check_heads(model: nn.Module, share: Share, method: Method) -> None:
             )
         if prefix + name in share.model.layers:
             raise OptionError(f"head {name!r}", "is in the subspace", "Leave it out of heads")
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """True for ``nn.Conv1d`` to ``nn.Conv3d``; Conv1D of transformers is linear."""
+    return isinstance(module, nn.modules.conv._ConvNd)
+
+
+def is_grouped(module: nn.Module) -> bool:
+    """True for a convolution in groups: its outputs do not see the same inputs."""
+    return is_convolution(module) and cast(Any, module).groups > 1
+
+
+def seen(module: nn.Module, directions: Tensor, x: Tensor) -> Tensor:
+    """The inputs in some directions: positions x r, for example batch x tokens x r.
+
+    Args:
+        module: linear, Conv1D, or a convolution without groups.
+        directions: r x d, in the inputs' dtype and on their device.
+        x: what the module is given.
+    """
+    if not is_convolution(module):
+        return functional.linear(x, directions)
+    conv = cast(Any, module)
+    kernel = directions.reshape(-1, *conv.weight.shape[1:])
+    hidden: Tensor = conv._conv_forward(x, kernel, None)
+    return hidden.movedim(1, -1)
+
+
+def as_output(module: nn.Module, values: Tensor) -> Tensor:
+    """positions x n, features last, in the layout of the module's output."""
+    return values.movedim(-1, 1) if is_convolution(module) else values
+
+
+def update_output(module: nn.Module, update: LayerUpdate, x: Tensor) -> Tensor:
+    """dW x in the layout of the module's output, without the n x d matrix where that is possible.
+
+    Args:
+        update: its factors in the inputs' dtype and on their device.
+    """
+    if is_grouped(module):
+        conv = cast(Any, module)
+        delta = (update.scaling * update.up @ update.down).reshape(conv.weight.shape)
+        grouped: Tensor = conv._conv_forward(x, delta, None)
+        return grouped
+    hidden = update.scaling * seen(module, update.down, x)
+    return as_output(module, functional.linear(hidden, update.up))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sharespace.linalg.canonical import Updates
 from sharespace.linalg.joint import Bases
 from sharespace.linalg.precision import compute_dtype, tolerance
 from sharespace.linalg.truncated import leading, orthonormal
+from sharespace.linalg.updates import Updates
 
 
 def factor_bases(

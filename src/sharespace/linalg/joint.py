@@ -6,11 +6,15 @@ Minimises sum_i w_i^2 |dW_i - left E_i F_i^T right^T|^2 over orthonormal bases a
 
 from __future__ import annotations
 
-from sharespace.linalg.joint_blocks import Blocks, many_small
-from sharespace.linalg.joint_frames import in_frames, many_wide
-from sharespace.linalg.joint_span import few_wide, in_span
-from sharespace.linalg.joint_whole import Found, Whole
-from sharespace.linalg.problem import Bases, Problem
+from sharespace.linalg.joint_shapes import (
+    Blocks,
+    few_wide,
+    in_frames,
+    in_span,
+    many_small,
+    many_wide,
+)
+from sharespace.linalg.problem import Bases, Found, Problem, Whole
 
 __all__ = ["Bases", "Problem", "hosvd", "joint"]
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sharespace.linalg.canonical import Updates
-from sharespace.linalg.cores import seen_by
+from sharespace.linalg.updates import Updates, seen_by
 
 EXACT_SIDE = 192
 """Up to this smaller side the exact way is also the faster one."""

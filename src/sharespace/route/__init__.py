@@ -5,11 +5,10 @@ alternative for tasks that came without data. Inputs of no known task go to the 
 """
 
 from sharespace.route.evaluation import Examples, RoutingReport, TaskScores, evaluate
-from sharespace.route.pooling import features
+from sharespace.route.features import features
 from sharespace.route.projection import directions, energy, route_by_energy
-from sharespace.route.router import Router
-from sharespace.route.routing import Routing
-from sharespace.route.statistics import Statistics
+from sharespace.route.router import Router, Routing
+from sharespace.route.router_file import Statistics
 
 __all__ = [
     "Examples",

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
-from sharespace.route.routing import Routing
+from sharespace.route.router import Routing
 
 Label: TypeAlias = Hashable
 """A class as its task calls it, for example ``"very positive"``."""

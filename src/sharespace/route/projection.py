@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from sharespace.errors import MismatchError, OptionError
-from sharespace.route.base import Batch, as_base, base_modules, on_device, token_mask
-from sharespace.route.routing import Routing, choose
+from sharespace.route.features import Batch, as_base, base_modules, on_device, token_mask
+from sharespace.route.router import Routing, choose
 from sharespace.subspace.adapter import LayerUpdate
 
 Definition = Literal["projection", "arrow", "update"]

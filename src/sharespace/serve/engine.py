@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sharespace.errors import OptionError, QueueFullError, TaskNotFoundError, UnavailableError
-from sharespace.serve.generate import generate
+from sharespace.serve.base_model import Served
+from sharespace.serve.generate import Row, generate
 from sharespace.serve.requests import (
     Classify,
     Generate,
@@ -20,8 +21,6 @@ from sharespace.serve.requests import (
     Scores,
     Vector,
 )
-from sharespace.serve.served import Served
-from sharespace.serve.text import Row
 from sharespace.share import Share
 
 _LOG = logging.getLogger(__name__)

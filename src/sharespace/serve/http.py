@@ -26,22 +26,21 @@ from sharespace.errors import (
     UnavailableError,
 )
 from sharespace.serve import openai
-from sharespace.serve.admin import Admin
-from sharespace.serve.ask import one, pieces, whole
+from sharespace.serve.ask import merged, one, pieces, unless_gone, whole
 from sharespace.serve.engine import Engine
-from sharespace.serve.guard import BodyGuard, Counted
-from sharespace.serve.merged import merged, unless_gone
-from sharespace.serve.numbers import Numbers
-from sharespace.serve.requests import Classify, Embed, Generate, Piece, Scores, Vector
-from sharespace.serve.schema import (
+from sharespace.serve.guard import Admin, BodyGuard, Counted, Numbers
+from sharespace.serve.openai import (
     AdapterBody,
     ChatBody,
     ClassifyBody,
     CompletionBody,
     EmbeddingBody,
     Sampled,
+    chat_tokens,
+    sampling,
+    token_lists,
 )
-from sharespace.serve.texts import chat_tokens, sampling, token_lists
+from sharespace.serve.requests import Classify, Embed, Generate, Piece, Scores, Vector
 
 _LOG = logging.getLogger(__name__)
 STATUS: tuple[tuple[type[Exception], int], ...] = (

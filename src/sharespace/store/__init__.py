@@ -1,10 +1,8 @@
 """Share models on disk: versions that never change, files named by their content."""
 
 from sharespace.store.directory import refuse_existing
-from sharespace.store.edit import remove, rename, rollback
+from sharespace.store.edit import Pruned, prune, receive, remove, rename, rollback
 from sharespace.store.layout import Manifest, Operation, TaskSummary, Version
-from sharespace.store.pruning import Pruned, prune
-from sharespace.store.receive import receive
 from sharespace.store.store import Checkout, checkout, commit, history, load
 from sharespace.store.verification import Finding, Report, verify
 

@@ -1,30 +1,56 @@
 """New versions made from manifests alone: no tensor file is read or written.
 
 They work in the time of one manifest, and also where a task's file is damaged.
+
+Remove old versions and the files that no version needs any more.
+
+Versions of another copy of the same store, brought here as they are.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from sharespace.errors import CorruptStoreError, StoreNotFoundError, TaskNotFoundError
+from sharespace.errors import (
+    CorruptStoreError,
+    OptionError,
+    StoreConflictError,
+    StoreNotFoundError,
+    TaskNotFoundError,
+)
 from sharespace.store import atomic
 from sharespace.store.directory import (
     clear_unfinished,
+    committed_versions,
+    make_directories,
+    manifest_bytes,
     no_version,
+    publish,
     read_head,
     read_manifest,
+    refuse_existing,
     refuse_links,
+    summary_of,
     versions_on_disk,
 )
-from sharespace.store.layout import LOCK, ManifestRef, Operation, TaskEntry, Version
-from sharespace.store.objects import check_file
-from sharespace.store.plan import check_writable
-from sharespace.store.publish import publish
-from sharespace.store.store import StorePath
+from sharespace.store.layout import (
+    HEAD,
+    LOCK,
+    OBJECT_NAME,
+    OBJECTS,
+    VERSIONS,
+    ManifestRef,
+    Operation,
+    TaskEntry,
+    Version,
+)
+from sharespace.store.objects import Payload, StoredFile, check_file, write_objects
+from sharespace.store.schema import head_to_json
+from sharespace.store.store import StorePath, check_writable
 from sharespace.subspace.state import check_new_names
 
 Entries: TypeAlias = tuple[TaskEntry, ...]
@@ -129,3 +155,121 @@ def _committed(root: Path, number: int) -> tuple[ManifestRef | None, ManifestRef
     if number not in known:
         raise no_version(root, number, known)
     return head, known[number]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What ``prune`` removed."""
+
+    versions: tuple[int, ...]
+    files: int
+    """Tensor files, those of crashed commits included."""
+    bytes: int
+    """Of the tensor files."""
+
+
+def prune(path: StorePath, *, keep: int, timeout: float = 0.0) -> Pruned:
+    """Remove all but the last ``keep`` versions, and every tensor file that none of them needs.
+
+    The current version stays whole at every instant. A model that was loaded from a removed
+    version can read no more of its files.
+
+    Raises:
+        OptionError: ``keep`` is less than 1.
+        StoreNotFoundError: there is no store.
+        CorruptStoreError: a version that stays is damaged, so what it needs is not known.
+        StoreLockedError: another writer is at work.
+    """
+    if keep < 1:
+        raise OptionError("keep", f"{keep} versions", "At least the current one must stay")
+    root = Path(path)
+    with atomic.disk_errors(root, "pruning"):
+        refuse_links(root)
+        read_head(root)
+        with atomic.lock(root / LOCK, timeout):
+            clear_unfinished(root, read_head(root).number)
+            return _prune(root, keep)
+
+
+def _prune(root: Path, keep: int) -> Pruned:
+    refs = list(committed_versions(root).values())
+    old, kept = refs[:-keep], refs[-keep:]
+    needed = {f for ref in kept for f in read_manifest(root, ref).content.files}
+    # Manifests go first: a version whose manifest is there has all its files.
+    atomic.remove_files(root / VERSIONS, [ref.name for ref in old])
+    unused = {
+        path.name: path.lstat().st_size
+        for path in (root / OBJECTS).iterdir()
+        if OBJECT_NAME.fullmatch(path.name) and f"{OBJECTS}/{path.name}" not in needed
+    }
+    atomic.remove_files(root / OBJECTS, unused)
+    return Pruned(tuple(ref.number for ref in old), len(unused), sum(unused.values()))
+
+
+def receive(path: StorePath, source: StorePath, *, timeout: float = 0.0) -> Version | None:
+    """Bring a store to the current version of a copy of it, or make it.
+
+    Only forwards: the version that is current here must be one of the copy's. Every file is hashed
+    while it is copied; HEAD moves last, so that a crash leaves the version that was current.
+
+    Args:
+        path: the store here; made where nothing is.
+        source: a directory with the copy.
+        timeout: seconds to wait for another writer.
+
+    Returns:
+        The version that is current now; None where nothing new is there.
+
+    Raises:
+        StoreConflictError: each of the two has a version that the other has not.
+        StoreExistsError: something else is at the path.
+        StoreNotFoundError: there is no store at the source.
+        CorruptStoreError, StoreError: a file of the copy is damaged, or the disk refused.
+    """
+    root, other = Path(path), Path(source)
+    with atomic.disk_errors(root, "receiving versions"):
+        theirs = committed_versions(other)
+        refuse_links(root)
+        if not _is_behind(root, theirs):
+            return None
+        make_directories(root)
+        with atomic.lock(root / LOCK, timeout):
+            if not _is_behind(root, theirs):
+                return None
+            clear_unfinished(root, read_head(root).number if os.path.lexists(root / HEAD) else 0)
+            return _copy(root, other, list(theirs.values()))
+
+
+def _is_behind(root: Path, theirs: dict[int, ManifestRef]) -> bool:
+    """Whether the copy has something new for the store here."""
+    if not os.path.lexists(root / HEAD):
+        left = set(versions_on_disk(root).values())
+        # What a killed ``receive`` of the same copy left is no reason to refuse.
+        if not left or not left <= set(theirs.values()):
+            refuse_existing(root)
+        return True
+    ours, head = committed_versions(root), max(theirs)
+    current = max(ours)
+    if ours.get(head) == theirs[head]:
+        return False
+    if theirs.get(current) != ours[current]:
+        raise StoreConflictError(
+            str(root),
+            f"version {current} here and version {head} there do not follow from each other",
+            "Bring what is there to a new directory, then `sharespace union`",
+        )
+    return True
+
+
+def _copy(root: Path, other: Path, refs: list[ManifestRef]) -> Version:
+    """Objects, then manifests, then HEAD; what is here already is not written again."""
+    payloads: dict[str, Payload] = {}
+    for ref in refs:
+        files = read_manifest(other, ref).content.files
+        payloads.update({path: StoredFile(other, file) for path, file in files.items()})
+    write_objects(root, payloads)
+    here = set(versions_on_disk(root).values())
+    new = [(ref.name, [manifest_bytes(other, ref)]) for ref in refs if ref not in here]
+    atomic.write_files(root / VERSIONS, new)
+    atomic.write_files(root, [(HEAD, [head_to_json(refs[-1])])])
+    return summary_of(refs[-1], read_manifest(root, refs[-1]))

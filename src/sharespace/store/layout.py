@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sharespace.shapes import ModuleShape
-from sharespace.subspace.adapter import BaseModel
+from sharespace.subspace.adapter import BaseModel, ModuleShape
 from sharespace.subspace.state import Certificate, Settings
 
 FORMAT = "sharespace"

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Literal, cast
 
 from sharespace.errors import SchemaVersionError
-from sharespace.shapes import Kind, ModuleShape, fingerprint
 from sharespace.store.fields import Fields, dump_json, parse_json
 from sharespace.store.layout import (
     DTYPES,
@@ -29,7 +28,7 @@ from sharespace.store.layout import (
     TaskSummary,
     Version,
 )
-from sharespace.subspace.adapter import BaseModel
+from sharespace.subspace.adapter import BaseModel, Kind, ModuleShape, fingerprint
 from sharespace.subspace.state import Certificate, Settings
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)

@@ -25,7 +25,7 @@ from sharespace.store.lazy import check_basis_names, read_layer
 from sharespace.store.objects import OpenedFile
 from sharespace.store.store import StorePath
 from sharespace.store.taskfile import read_task, summarise, tensors_of
-from sharespace.subspace.parts import subspaces
+from sharespace.subspace.coefficients import subspaces
 from sharespace.subspace.state import LayerSubspace
 
 Status: TypeAlias = Literal["ok", "missing", "corrupt", "misfit", "not finite", "not orthonormal"]

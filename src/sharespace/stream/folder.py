@@ -17,12 +17,22 @@
 A step's record holds the digest of the version that it belongs to. It counts once the store's
 current version has that content: whatever the instant of a kill, a step is there with its scores,
 or not at all.
+
+Files of a run's folder: each appears whole or not at all.
+
+What the folder of a run keeps for a router.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +42,27 @@ from sharespace.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
-from sharespace.recipe import Recipe, record, refuse_other
 from sharespace.store import atomic, checkout, refuse_existing
-from sharespace.stream.files import clear, plain, read_json, write_json
+from sharespace.stream.recipe import Recipe, record, refuse_other
 from sharespace.stream.records import Step, content_digest
-from sharespace.stream.router_files import RouterFiles
 
 FORMAT = "sharespace.stream"
+
 VERSION = 1
+
 _RECIPE = "stream.json"
+
+MOST_BYTES = 1 << 28
+"""Of a record."""
+
+ROUTER = "router.safetensors"
+
+_HALF = (atomic.TEMPORARY, f".{ROUTER}-")
+"""How the names of half-written files begin."""
+
+_RECORD = "router.json"
+
+_MOST_BYTES = 1 << 34
 
 
 class RunFolder:
@@ -185,3 +207,111 @@ class RunFolder:
     def write_step(self, step: Step) -> None:
         """Before its version is committed."""
         write_json(self._steps, f"{step.number:04d}.json", step.to_record())
+
+
+def plain(task: str) -> str:
+    """A task's name as part of a file's name."""
+    return re.sub(r"[^\w.-]", "_", task)[:60]
+
+
+def write_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
+    """Write a record."""
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True)
+    atomic.write_files(folder, [(name, [text.encode()])])
+
+
+def read_json(path: Path) -> Any:
+    """Read a record.
+
+    Raises:
+        CorruptStoreError: it is not there, or no JSON.
+    """
+    try:
+        return json.loads(read_whole(path, MOST_BYTES))
+    except ValueError as error:
+        why = f"no JSON ({error})"
+        raise CorruptStoreError(str(path), why, "Bring it back as it was") from error
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        CorruptStoreError: it is not there.
+    """
+    try:
+        return atomic.read_bytes(path, most)
+    except FileNotFoundError as error:
+        raise CorruptStoreError(str(path), "missing", "Bring it back as it was") from error
+
+
+def clear(folder: Path) -> None:
+    """Half-written files and folders; only for the holder of the lock."""
+    names = os.listdir(folder)  # noqa: PTH208
+    files = [n for n in names if n.startswith(_HALF)]
+    if files:
+        atomic.remove_files(folder, files)
+    for name in names:
+        if name.startswith(".") and name not in files and (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+
+
+@dataclass(frozen=True)
+class RouterFiles:
+    """Features of tasks, and the router of all of them with its scores."""
+
+    path: Path
+    """The run's folder."""
+
+    @property
+    def features(self) -> Path:
+        """Folder of what is taken of each task."""
+        return self.path / "features"
+
+    @property
+    def router(self) -> Path:
+        """The router of the last step."""
+        return self.path / ROUTER
+
+    def keep_features(self, data: bytes) -> str:
+        """Write what a router takes of a task, before the step's record names it.
+
+        Returns:
+            Its name.
+        """
+        name = sha256(data).hexdigest()
+        atomic.write_files(self.features, [(name, [data])])
+        return name
+
+    def read_features(self, name: str) -> bytes:
+        """What ``keep_features`` wrote.
+
+        Raises:
+            CorruptStoreError: it is gone, or its bytes have changed.
+        """
+        path = self.features / name
+        data = read_whole(path, _MOST_BYTES)
+        if sha256(data).hexdigest() != name:
+            raise CorruptStoreError(str(path), "its bytes changed", "Bring it back as it was")
+        return data
+
+    def keep_record(self, record: Mapping[str, Any], content: str) -> None:
+        """Write down the router's scores, after the router itself.
+
+        Args:
+            content: of the version that they are of.
+        """
+        write_json(self.path, _RECORD, {"content": content, "router": record})
+
+    def record(self, content: str) -> Mapping[str, Any] | None:
+        """The scores of the router of that version; None: it is yet to be made."""
+        path = self.path / _RECORD
+        if not path.exists() or not self.router.exists():
+            return None
+        found = read_json(path)
+        try:
+            record: Mapping[str, Any] = found["router"]
+            return record if found["content"] == content else None
+        except (TypeError, KeyError) as error:
+            why = f"no record of a router ({error})"
+            raise CorruptStoreError(str(path), why, "Remove it: it is made again") from error

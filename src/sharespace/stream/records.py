@@ -1,17 +1,70 @@
-"""What is recorded of each step of a stream, as JSON (the folder ``steps`` of a run)."""
+"""What is recorded of each step of a stream, as JSON (the folder ``steps`` of a run).
+
+What a stream tells while it runs.
+
+Values that are there by what a recipe or a run guarantees.
+
+How good a stream's router is.
+
+What a stream gave: scores of all steps, measures, sizes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from typing import Any, Literal
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, TypeAlias, TypeVar
 
-from sharespace.errors import CorruptStoreError
+from sharespace.errors import CorruptStoreError, OptionError
 from sharespace.learn import Fit, Trainable
 from sharespace.store.layout import Content
+from sharespace.stream.measures import ScoreMatrix, acc, backward_transfer, forgetting
+from sharespace.stream.metrics import metric
+from sharespace.stream.recipe import Recipe
 
 How = Literal["adapter", "lora", "data", "both"]
+
+Stage = Literal[
+    "checking",
+    "resumed",
+    "learning",
+    "kept",
+    "learned",
+    "merged",
+    "unscored",
+    "scored",
+    "recorded",
+    "committed",
+    "routed",
+]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that has just happened; what comes after it has not begun."""
+
+    stage: Stage
+    """``kept``: an initial task's LoRA is on disk. ``recorded``: the step's record is on disk, its
+    version is not. ``committed``: both are. ``unscored``: a task's evaluation data is gone.
+    ``routed``: the router is on disk, with its scores; the task is the last step's."""
+    task: str
+    """Its name; for the initial step of several tasks their names, joined by ``+``."""
+    text: str
+    """The same for people, one line."""
+
+
+Observer: TypeAlias = Callable[[Event], None]
+
+T = TypeVar("T")
+
+_MEASURES: dict[str, Callable[[ScoreMatrix], float]] = {
+    "acc": acc,
+    "bwt": backward_transfer,
+    "forgetting": forgetting,
+}
 
 
 @dataclass(frozen=True)
@@ -120,3 +173,175 @@ def content_digest(content: Content) -> str:
         kept = task.kept.file if task.kept else "-"
         parts += [repr(task.name), task.coefficients.file, kept]
     return sha256("\n".join(parts).encode()).hexdigest()
+
+
+def ignore(event: Event) -> None:
+    """An observer that does nothing."""
+
+
+def reason(error: Exception) -> str:
+    """Why data cannot be read, one line."""
+    return "; ".join(getattr(error, "problems", ())) or str(error)
+
+
+def present(value: T | None, what: str) -> T:
+    """The value.
+
+    Args:
+        what: the thing, and why it must be there.
+
+    Raises:
+        RuntimeError: it is not: a fault in sharespace itself.
+    """
+    if value is None:
+        raise RuntimeError(f"{what}: missing. This is a fault in sharespace; please report it")
+    return value
+
+
+@dataclass(frozen=True)
+class RoutedTask:
+    """Percentages of a task's evaluation data."""
+
+    routing: float
+    """That go to the task."""
+    fallback: float
+    """That go to the base model; they count as wrong below."""
+    oracle: float | None
+    """Accuracy when the task is given; None, like the next: no classification."""
+    routed: float | None
+    """Accuracy when the router chooses the task."""
+    class_incremental: float | None
+    """Accuracy among the classes of all tasks: the right task and the right label; None: not all
+    tasks of the router are classifications."""
+
+
+@dataclass(frozen=True)
+class RouterResult:
+    """A router and how good it is."""
+
+    path: Path
+    tasks: tuple[str, ...]
+    """That it knows."""
+    bytes: int
+    """Of its file."""
+    margin: float | None
+    """In nats, see ``Router.margin``; None: no example could be held out."""
+    fallback_rate: float
+    """That the margin was set for, on held-out training examples of all tasks."""
+    scores: Mapping[str, RoutedTask]
+    """Task -> scores on its evaluation data."""
+    notices: tuple[str, ...] = ()
+    """Tasks that nothing is sent to, and scores that are missing."""
+
+    @property
+    def means(self) -> dict[str, float | None]:
+        """Each score's mean over the tasks that have it; None: none has."""
+        names = RoutedTask.__dataclass_fields__
+        return {name: _mean(getattr(s, name) for s in self.scores.values()) for name in names}
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON values; without the path."""
+        scores = {name: vars(score) for name, score in self.scores.items()}
+        rest = {k: v for k, v in vars(self).items() if k not in ("path", "scores")}
+        return {**rest, "tasks": list(self.tasks), "notices": list(self.notices), "scores": scores}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], path: Path) -> RouterResult:
+        """What ``to_record`` gave."""
+        scores = {name: RoutedTask(**score) for name, score in record["scores"].items()}
+        lists = {name: tuple(record[name]) for name in ("tasks", "notices")}
+        return cls(**{**record, **lists, "scores": scores, "path": path})
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return fmean(found) if found else None
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A task's metric, and its scores as the metric has them (a loss is positive)."""
+
+    metric: str
+    unit: str
+    higher_is_better: bool
+    first: float | None
+    """After the step that learned it."""
+    last: float | None
+    """After the last step."""
+
+
+@dataclass(frozen=True, eq=False)
+class StreamResult:
+    """A stream that was run to its end."""
+
+    share: Path
+    version: int
+    """Of the store."""
+    steps: tuple[Step, ...]
+    matrix: ScoreMatrix | None
+    """Columns: the tasks with data. Higher is better: a loss has its sign turned. None: no task
+    has data."""
+    scores: Mapping[str, TaskScore]
+    """Task with data -> its scores."""
+    router: RouterResult | None = None
+    """None: the recipe asks for none."""
+
+    @property
+    def learned(self) -> tuple[Learned, ...]:
+        """How each task came in, in the order of the stream."""
+        return tuple(one for step in self.steps for one in step.learned)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Why scores are missing, and which tasks the router does not know, each once."""
+        found = [text for step in self.steps for text in step.notices]
+        return tuple(dict.fromkeys([*found, *(self.router.notices if self.router else ())]))
+
+    @property
+    def measures(self) -> dict[str, float | None]:
+        """``acc``, ``bwt`` and ``forgetting`` (see Concepts); None where a score is missing."""
+        return {name: _measured(self.matrix, of) for name, of in _MEASURES.items()}
+
+
+def result_of(
+    recipe: Recipe, steps: Sequence[Step], version: int, router: RouterResult | None
+) -> StreamResult:
+    """The result of a stream whose steps are all committed."""
+    columns = tuple(spec.name for spec in recipe.tasks if spec.data is not None)
+    matrix = _matrix(columns, steps) if columns else None
+    found = {}
+    for at, name in enumerate(columns):
+        spec = present(recipe.task(name), f"task {name!r} of the recipe")
+        matrix = present(matrix, "the scores")
+        wanted = metric(spec.settings.score)
+        sign = 1 if wanted.higher_is_better else -1
+        step = matrix.learned[at] or 0
+        first, last = matrix.scores[step][at], matrix.scores[-1][at]
+        found[name] = TaskScore(
+            wanted.name,
+            wanted.unit,
+            wanted.higher_is_better,
+            None if first is None else sign * first,
+            None if last is None else sign * last,
+        )
+    return StreamResult(recipe.share, version, tuple(steps), matrix, found, router)
+
+
+def _matrix(columns: tuple[str, ...], steps: Sequence[Step]) -> ScoreMatrix:
+    learned: dict[str, Any] = {t: i for i, step in enumerate(steps) for t in step.tasks}
+    return ScoreMatrix(
+        tasks=columns,
+        steps=tuple(step.name for step in steps),
+        scores=tuple(tuple(step.scores.get(t) for t in columns) for step in steps),
+        learned=tuple(learned[t] for t in columns),
+    )
+
+
+def _measured(matrix: ScoreMatrix | None, measure: Callable[[ScoreMatrix], float]) -> float | None:
+    if matrix is None:
+        return None
+    try:
+        return measure(matrix)
+    except OptionError:
+        return None  # a score is missing; the result's notices say why

@@ -1,34 +1,47 @@
-"""The router of a stream: made of what its steps kept, and scored at the end."""
+"""The router of a stream: made of what its steps kept, and scored at the end.
+
+A task's inputs as a router sees them: no labels, no answers, features of the base model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from sharespace.errors import RecipeError
 from sharespace.extras import require
 from sharespace.learn import load_task
-from sharespace.recipe import TaskData, TaskSpec
-from sharespace.route import Examples, Router, Routing, TaskScores, evaluate
+from sharespace.route import Examples, Router, Routing, Statistics, TaskScores, evaluate, features
 from sharespace.share import Share
-from sharespace.stream.events import Event, reason
-from sharespace.stream.inputs import Taken, base_features
-from sharespace.stream.models import num_labels
-from sharespace.stream.present import present
-from sharespace.stream.records import Step
-from sharespace.stream.routed import RoutedTask, RouterResult
-from sharespace.stream.router_files import RouterFiles
+from sharespace.stream.folder import RouterFiles
+from sharespace.stream.learning import Workshop
+from sharespace.stream.metrics import IGNORED
+from sharespace.stream.models import device, num_labels
+from sharespace.stream.recipe import TaskData, TaskSpec
+from sharespace.stream.records import Event, RoutedTask, RouterResult, Step, present, reason
 from sharespace.stream.scoring import classes
-from sharespace.stream.shop import Workshop
 
 FALLBACK_RATE = 0.05
 """Part of the tasks' own inputs that the margin gives up, so that strangers go to the base model;
 measured on the held-out examples."""
+
 _CLASSES = ("text-classification", "image-classification")
+
 Row = tuple[str, int]
 """(task, number of the row in its evaluation data)."""
+
+MOST = 4000
+"""Training examples of a task that are looked at, chosen with its seed."""
+
+HELD_OUT = 200
+"""Of these a tenth is held out for the margin, this many at most."""
 
 
 def finish(
@@ -175,7 +188,7 @@ def _predictions(
                 numbers = classes(model, _spec(shop, name), given, rows)
                 found |= {(name, at): labels[n] for at, n in zip(rows, numbers, strict=True)}
     finally:
-        require("sharespace.nn", "train").release(model)
+        require("sharespace.tuner", "train").release(model)
     return found
 
 
@@ -191,3 +204,59 @@ def _routed(name: str, routing: Routing, scores: TaskScores | None, every: bool)
 
 def _told(score: float | None) -> str:
     return "not known" if score is None else f"{score:.2f}"
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """What is kept of a task's training inputs."""
+
+    statistics: Statistics
+    held_out: Tensor
+    """float32 [inputs, d]: features of examples that the statistics have not seen."""
+
+    def to_bytes(self) -> bytes:
+        """The same bytes for the same values: safetensors, without a header of its own."""
+        s = self.statistics
+        tensors = {"count": torch.tensor([s.count]), "mean": s.mean, "scatter": s.scatter}
+        return save({**tensors, "held_out": self.held_out})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Taken:
+        """What ``to_bytes`` gave."""
+        found = load(data)
+        statistics = Statistics(int(found["count"]), found["mean"], found["scatter"])
+        return cls(statistics, found["held_out"])
+
+
+def take(shop: Workshop, spec: TaskSpec, data: TaskData) -> Taken:
+    """Statistics of a task's training inputs in the base model."""
+    draw = torch.Generator().manual_seed(spec.seed)
+    chosen = torch.randperm(len(data.train), generator=draw)[:MOST].tolist()
+    found = base_features(shop, spec, data, data.train.select(chosen))
+    held = min(HELD_OUT, -(-len(found) // 10), len(found) - 1)
+    return Taken(Statistics.from_features(found[held:]), found[:held].contiguous())
+
+
+def base_features(shop: Workshop, spec: TaskSpec, data: TaskData, rows: Any) -> Tensor:
+    """float32 [rows, d], by ``route.features`` as it is without options.
+
+    Args:
+        rows: encoded, of ``data``.
+    """
+    model = shop.model(spec, data.num_labels).to(device(spec))
+    return features(model, _batches(spec, data, rows))
+
+
+def _batches(spec: TaskSpec, data: TaskData, rows: Any) -> Iterator[dict[str, Any]]:
+    if spec.settings.task_type == "causal-lm":
+        rows = [_prompt(row) for row in rows]
+    size = spec.training.per_device_eval_batch_size
+    for batch in DataLoader(rows, batch_size=size, collate_fn=data.collator):
+        yield {name: value for name, value in batch.items() if name != "labels"}
+
+
+def _prompt(row: dict[str, list[int]]) -> dict[str, list[int]]:
+    """What is there before the answer; a text without a prompt as it is."""
+    ids = row["input_ids"]
+    given = [i for i, y in zip(ids, row["labels"], strict=True) if y == IGNORED] or ids
+    return {"input_ids": given, "attention_mask": [1] * len(given), "labels": given}

@@ -16,23 +16,28 @@ from typing import Any
 from sharespace.errors import RecipeError
 from sharespace.extras import require
 from sharespace.learn import load_task
-from sharespace.learn.quiet import quiet
-from sharespace.recipe import Recipe, TaskData, TaskSpec, load_recipe
+from sharespace.learn.training import quiet
 from sharespace.share import Share
 from sharespace.store import Operation
-from sharespace.store.plan import plan_commit
-from sharespace.stream.checks import check_stream
-from sharespace.stream.events import Event, Observer, ignore, reason
+from sharespace.store.store import plan_commit
 from sharespace.stream.folder import RunFolder
-from sharespace.stream.inputs import take
-from sharespace.stream.learning import learn_first, learn_next
+from sharespace.stream.learning import Workshop, check_stream, learn_first, learn_next
 from sharespace.stream.models import BaseModels, num_labels
-from sharespace.stream.present import present
-from sharespace.stream.records import Learned, Step, content_digest
-from sharespace.stream.result import StreamResult, result_of
-from sharespace.stream.routing import finish
+from sharespace.stream.recipe import Recipe, TaskData, TaskSpec, load_recipe
+from sharespace.stream.records import (
+    Event,
+    Learned,
+    Observer,
+    Step,
+    StreamResult,
+    content_digest,
+    ignore,
+    present,
+    reason,
+    result_of,
+)
+from sharespace.stream.routing import finish, take
 from sharespace.stream.scoring import evaluation_spec, score
-from sharespace.stream.shop import Workshop
 
 
 def run(
@@ -177,7 +182,7 @@ class _Stream:
         try:
             return score(model, spec, data, self.shop.processor(spec))
         finally:
-            require("sharespace.nn", "train").release(model)
+            require("sharespace.tuner", "train").release(model)
 
     def _taken(self, specs: Sequence[TaskSpec], data: Mapping[str, TaskData]) -> dict[str, bytes]:
         """Of each task that learns; before it does, so that a base that cannot be routed by is

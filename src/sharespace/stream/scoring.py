@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sharespace.errors import OptionError
-from sharespace.evaluate import metric
-from sharespace.evaluate.metrics import IGNORED
-from sharespace.recipe import TaskData, TaskSpec
+from sharespace.stream.metrics import IGNORED, metric
+from sharespace.stream.recipe import TaskData, TaskSpec
 
 
 def evaluation_spec(spec: TaskSpec, labels: tuple[str, ...]) -> TaskSpec:

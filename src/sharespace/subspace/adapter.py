@@ -1,16 +1,41 @@
-"""An adapter as sharespace sees it: low-rank updates by module, and all else it carries."""
+"""An adapter as sharespace sees it: low-rank updates by module, and all else it carries.
+
+Shapes of adapted modules, and the fingerprint of a set of them.
+
+Do these adapters and models belong to one base model?
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from sharespace.shapes import ModuleShape
+from sharespace.errors import MismatchError
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a task came from."""
+
+    format: str
+    """``"peft"``, ``"diffusers"``, ``"kohya"`` or ``"learned"``."""
+    source: str = ""
+    """File name or Hub id, never an absolute path of the machine it was read on."""
+    sha256: str | None = None
+    """Of the weights file, where there is one."""
+
+
+LEARNED = Provenance("learned")
+"""Of a task that was trained here and never was a file."""
+
+Kind = Literal["linear", "conv"]
 
 
 @dataclass(frozen=True)
@@ -31,22 +56,6 @@ class LayerUpdate:
     down: Tensor
     """r x d (LoRA's A, flattened over input channels and kernel)."""
     scaling: float = 1.0
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a task came from."""
-
-    format: str
-    """``"peft"``, ``"diffusers"``, ``"kohya"`` or ``"learned"``."""
-    source: str = ""
-    """File name or Hub id, never an absolute path of the machine it was read on."""
-    sha256: str | None = None
-    """Of the weights file, where there is one."""
-
-
-LEARNED = Provenance("learned")
-"""Of a task that was trained here and never was a file."""
 
 
 @runtime_checkable
@@ -145,3 +154,97 @@ class Adapter:
             provenance=provenance or LEARNED,
             nbytes=sum(t.numel() * t.element_size() for t in tensors),
         )
+
+
+@dataclass(frozen=True)
+class ModuleShape:
+    """The weight of one adapted module of the base model, seen as an n x d matrix."""
+
+    out_features: int
+    """n: output features (convolution: output channels)."""
+    in_features: int
+    """d: input features (convolution: input channels times the kernel's cells)."""
+    kind: Kind = "linear"
+    """``"conv"`` when the weight has a kernel; Conv1D of transformers is ``"linear"``."""
+    kernel: tuple[int, ...] = ()
+    """Kernel size, for example ``(3, 3)``; empty for a linear module."""
+
+    @property
+    def sides(self) -> int:
+        """n + d: numbers in one pair of directions."""
+        return self.out_features + self.in_features
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels of a convolution; input features of a linear module."""
+        return self.in_features // math.prod(self.kernel)
+
+    def __str__(self) -> str:
+        kernel = f" kernel {'x'.join(map(str, self.kernel))}" if self.kernel else ""
+        return f"{self.kind} {self.out_features}x{self.in_features}{kernel}"
+
+
+def fingerprint(shapes: Mapping[str, ModuleShape]) -> str:
+    """SHA-256 (hex) over the sorted names and shapes of the adapted modules.
+
+    Two Share models of one base with the same adapted modules have the same fingerprint.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(shapes):
+        digest.update(f"{name}\t{shapes[name]}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def common_base(adapters: Iterable[Adapter], known: BaseModel | None = None) -> BaseModel:
+    """The base model that all of them name.
+
+    A missing id and a local path cannot be compared, so they agree with anything; their shapes are
+    checked all the same.
+
+    Raises:
+        MismatchError: two of them name different models.
+    """
+    base, named_by = known or BaseModel(), "the Share model"
+    for adapter in adapters:
+        base, named_by = _agreed(base, named_by, adapter)
+    return base
+
+
+def _agreed(base: BaseModel, named_by: str, adapter: Adapter) -> tuple[BaseModel, str]:
+    met = adapter.base
+    if met.id is None or (_is_local(met.id) and base.id is not None):
+        return base, named_by
+    if base.id is None or (_is_local(base.id) and not _is_local(met.id)):
+        return met, repr(adapter.name)
+    if base.id != met.id and not _is_local(met.id):
+        raise MismatchError(
+            f"adapter {adapter.name!r}",
+            f"made for base model {met.id!r}, but {named_by} for {base.id!r}",
+            "Leave it out; or, if both are names of one model, state it: --base ID",
+        )
+    return base, named_by
+
+
+def _is_local(model_id: str) -> bool:
+    return model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1 or "\\" in model_id
+
+
+def common_shapes(
+    adapters: Iterable[Adapter], known: Mapping[str, ModuleShape] | None = None
+) -> dict[str, ModuleShape]:
+    """Adapted module -> shape over all of them, in order of appearance.
+
+    Raises:
+        MismatchError: two of them disagree about a module.
+    """
+    shapes = dict(known or {})
+    for adapter in adapters:
+        for module, shape in adapter.shapes.items():
+            expected = shapes.setdefault(module, shape)
+            if shape != expected:
+                raise MismatchError(
+                    f"adapter {adapter.name!r}, module {module!r}",
+                    f"its update is {shape}, but {expected} was seen for this module before",
+                    "They belong to different base models; keep them in separate Share models",
+                )
+    return shapes

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_matrix
 
-from sharespace.linalg.canonical import weights
-from sharespace.linalg.core_merge import Framed, NewDirections, framed_coefficients, together
-from sharespace.linalg.cores import seen_by
 from sharespace.linalg.factor_svd import factor_bases
-from sharespace.linalg.frame_change import FrameChange
+from sharespace.linalg.frames import (
+    FrameChange,
+    Framed,
+    NewDirections,
+    framed_coefficients,
+    together,
+)
 from sharespace.linalg.joint import Bases, Problem, joint
 from sharespace.linalg.precision import (
     canonical_rounding,
@@ -21,14 +24,15 @@ from sharespace.linalg.precision import (
     stored_rounding,
     tolerance,
 )
-from sharespace.subspace.layers import LayerResult, certify, stored_basis
-from sharespace.subspace.project import (
+from sharespace.linalg.updates import seen_by, weights
+from sharespace.subspace.build_layer import LayerResult, certify, stored_basis
+from sharespace.subspace.coefficients import (
     coefficients_of,
+    factor_pair,
     factor_rows,
     frame_turns,
     split_coefficients,
 )
-from sharespace.subspace.reconstruct import factor_pair
 from sharespace.subspace.state import (
     Certificate,
     Coefficients,

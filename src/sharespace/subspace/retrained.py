@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import MismatchError
-from sharespace.linalg.residual import frame_difference
-from sharespace.subspace.parts import part_of, placed
-from sharespace.subspace.project import dense_cores, stored
+from sharespace.linalg.frames import frame_difference
+from sharespace.subspace.coefficients import dense_cores, part_of, placed, stored
 from sharespace.subspace.state import (
     CALIBRATE,
     FINETUNE,

@@ -1,87 +1,26 @@
-"""The values that everything else passes around: frozen, changed only by ``with_*`` copies."""
+"""The values that everything else passes around: frozen, changed only by ``with_*`` copies.
+
+Which bases a Share model has, as one name that changes when a number in them does.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from sharespace.errors import TaskExistsError, TaskNotFoundError
-from sharespace.shapes import ModuleShape, fingerprint
-from sharespace.subspace.adapter import LEARNED, BaseModel, Provenance
+from sharespace.subspace.adapter import LEARNED, BaseModel, ModuleShape, Provenance, fingerprint
 
 Method = Literal["joint", "share"]
-
-
-def tensor_bytes(*tensors: Tensor) -> int:
-    """Bytes of the tensors in the dtype they are stored in."""
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _used_rows(matrix: Tensor, begin: int) -> int:
-    """Rows from ``begin`` up to the last that is not zero.
-
-    An exact merge only appends zero rows to the known tasks' coefficients; they are not stored.
-    """
-    used = matrix[begin:].any(dim=1).nonzero()
-    return int(used[-1]) + 1 if len(used) else 0
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """An upper bound on a layer's weighed error, known from energies alone.
-
-    All three are sums of squares, with every task of weight 1 / |dW_i| (so a task whose update
-    is lost entirely counts 1). method.md, "Error, exactly".
-    """
-
-    discarded_left: float
-    """Energy of the weighed updates outside the left basis."""
-    discarded_right: float
-    """Energy of the weighed updates outside the right basis."""
-    rank_tail: float
-    """Energy of the cores beyond the pseudo-rank p."""
-
-    @property
-    def bound(self) -> float:
-        """Root of the sum: the weighed error of all tasks together is at most this."""
-        return math.sqrt(self.discarded_left + self.discarded_right + self.rank_tail)
-
-
-@dataclass(frozen=True, eq=False)
-class LayerSubspace:
-    """The subspace of one adapted module, common to all tasks; or one for each family of tasks."""
-
-    shape: ModuleShape
-    left_basis: Tensor
-    """n x k_left, orthonormal columns (to the rounding of its dtype). With ``parts``: their bases
-    side by side; only the columns of one part are orthonormal."""
-    right_basis: Tensor
-    """d x k_right, likewise."""
-    cap: tuple[int, int] | None = None
-    """Largest (k_left, k_right) that a merge may grow to; None: as many as needed."""
-    certificate: Certificate | None = None
-    """Of the build or of the last merge that truncated; None where there was none."""
-    streamed: bool = False
-    """Adapters came into it out of core, because they did not fit in the memory given."""
-    parts: tuple[tuple[int, int], ...] = ()
-    """(left, right) directions of each family's subspace, in order, k in sum; none: there is one
-    subspace for all tasks."""
-
-    @property
-    def k(self) -> tuple[int, int]:
-        """(k_left, k_right)."""
-        return self.left_basis.shape[1], self.right_basis.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        return tensor_bytes(self.left_basis, self.right_basis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,14 +91,81 @@ class Private:
 
 Coefficients: TypeAlias = Factors | Core | Private
 
-
 FINETUNE = "finetune"
 """Event of a ledger after which a task is what was trained then, and not what it came as."""
+
 CALIBRATE = "calibrate"
 """Event of a ledger: coefficients were moved on purpose, so far from what the task came as."""
 
 _NEGLIGIBLE = 1e-5
 """Of a module's norm: what an exact merge may round away."""
+
+_KNOWN: WeakKeyDictionary[ShareModel, str] = WeakKeyDictionary()
+
+
+def tensor_bytes(*tensors: Tensor) -> int:
+    """Bytes of the tensors in the dtype they are stored in."""
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _used_rows(matrix: Tensor, begin: int) -> int:
+    """Rows from ``begin`` up to the last that is not zero.
+
+    An exact merge only appends zero rows to the known tasks' coefficients; they are not stored.
+    """
+    used = matrix[begin:].any(dim=1).nonzero()
+    return int(used[-1]) + 1 if len(used) else 0
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """An upper bound on a layer's weighed error, known from energies alone.
+
+    All three are sums of squares, with every task of weight 1 / |dW_i| (so a task whose update
+    is lost entirely counts 1). method.md, "Error, exactly".
+    """
+
+    discarded_left: float
+    """Energy of the weighed updates outside the left basis."""
+    discarded_right: float
+    """Energy of the weighed updates outside the right basis."""
+    rank_tail: float
+    """Energy of the cores beyond the pseudo-rank p."""
+
+    @property
+    def bound(self) -> float:
+        """Root of the sum: the weighed error of all tasks together is at most this."""
+        return math.sqrt(self.discarded_left + self.discarded_right + self.rank_tail)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSubspace:
+    """The subspace of one adapted module, common to all tasks; or one for each family of tasks."""
+
+    shape: ModuleShape
+    left_basis: Tensor
+    """n x k_left, orthonormal columns (to the rounding of its dtype). With ``parts``: their bases
+    side by side; only the columns of one part are orthonormal."""
+    right_basis: Tensor
+    """d x k_right, likewise."""
+    cap: tuple[int, int] | None = None
+    """Largest (k_left, k_right) that a merge may grow to; None: as many as needed."""
+    certificate: Certificate | None = None
+    """Of the build or of the last merge that truncated; None where there was none."""
+    streamed: bool = False
+    """Adapters came into it out of core, because they did not fit in the memory given."""
+    parts: tuple[tuple[int, int], ...] = ()
+    """(left, right) directions of each family's subspace, in order, k in sum; none: there is one
+    subspace for all tasks."""
+
+    @property
+    def k(self) -> tuple[int, int]:
+        """(k_left, k_right)."""
+        return self.left_basis.shape[1], self.right_basis.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return tensor_bytes(self.left_basis, self.right_basis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -375,3 +381,27 @@ def check_new_names(new: Iterable[str], known: Iterable[str]) -> None:
                 "Rename one of the two; an adapter is named by NAME=PATH or {name: path}",
             )
         seen.add(name)
+
+
+def basis_id(model: ShareModel) -> str:
+    """SHA-256 (hex) over the bases of all layers: names, shapes, dtypes and bytes.
+
+    Coefficients mean something only together with the bases they were trained in; two models with
+    the same id have the same bases, bit for bit. Computed once per model.
+    """
+    if model not in _KNOWN:
+        digest = hashlib.sha256()
+        for name in sorted(model.layers):
+            layer = model.layers[name]
+            digest.update(name.encode("utf-8", "surrogatepass"))
+            digest_basis(digest, layer.left_basis)
+            digest_basis(digest, layer.right_basis)
+        _KNOWN[model] = digest.hexdigest()
+    return _KNOWN[model]
+
+
+def digest_basis(digest: hashlib._Hash, basis: Tensor) -> None:
+    """Add one basis to a digest."""
+    digest.update(f"\t{tuple(basis.shape)}\t{basis.dtype}\n".encode())
+    if basis.numel():
+        digest.update(basis.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

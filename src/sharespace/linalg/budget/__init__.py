@@ -1,0 +1,1 @@
+"""Rate allocation: which directions and which storage a byte budget buys, layer by layer."""

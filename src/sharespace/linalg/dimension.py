@@ -1,0 +1,193 @@
+"""The subspace dimension of one module, from explained variance, a fixed k or a target error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from sharespace.errors import OptionError
+from sharespace.linalg.frames import errors
+from sharespace.linalg.joint import Bases, Problem, hosvd, joint
+from sharespace.linalg.updates import cores, seen_by
+
+_FIRST_GUESS = 64
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """How k is chosen; exactly one of the four.
+
+    Raises:
+        OptionError: none or several are given, or a value is out of range.
+    """
+
+    k: int | Mapping[str, int | tuple[int, int]] | None = None
+    """A fixed k for both sides of every module, or module name pattern -> k or (left, right);
+    the first pattern that matches counts."""
+    variance: float | None = None
+    """Smallest k whose two-sided explained variance reaches this fraction; 1 keeps everything."""
+    error: float | None = None
+    """Smallest k with which no task's relative error in the module exceeds this."""
+    budget: int | None = None
+    """Bytes for bases, coefficients and private updates of all modules together."""
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("k", "variance", "error", "budget") if getattr(self, n) is not None]
+        if len(given) != 1:
+            met = " and ".join(given) or "nothing"
+            raise OptionError(
+                "the dimension", f"got {met}", "Give one of k, variance, error, budget"
+            )
+        _check_range("variance", self.variance, 0.0, 1.0)
+        _check_range("error", self.error, 0.0, 1.0)
+        _check_range("budget", self.budget, 0, math.inf)
+        for value in self.k.values() if isinstance(self.k, Mapping) else [self.k]:
+            for side in value if isinstance(value, tuple) else [value]:
+                _check_range("k", side, 0, math.inf)
+
+    def cap(self, module: str) -> tuple[int, int] | None:
+        """(k_left, k_right) where k is fixed; None under the other rules.
+
+        Raises:
+            OptionError: k is a mapping and no pattern matches the module.
+        """
+        if self.k is None:
+            return None
+        if isinstance(self.k, int):
+            return self.k, self.k
+        for pattern, value in self.k.items():
+            if fnmatchcase(module, pattern):
+                return (value, value) if isinstance(value, int) else value
+        raise OptionError(
+            f"k for module {module!r}", "no pattern matches it", "Add '*' as the last pattern"
+        )
+
+
+def _check_range(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low < value <= high:
+        limit = f"in ({low}, {high}]" if math.isfinite(high) else f"above {low}"
+        raise OptionError(f"{name}={value}", f"it must be {limit}", "Choose another value")
+
+
+def smallest_bases(problem: Problem, dimension: Dimension) -> Bases:
+    """Joint bases with as few numbers as the variance or the error rule allows.
+
+    Raises:
+        OptionError: the pseudo-rank p alone already costs more than the rule allows.
+    """
+    _check_reachable(problem, dimension)
+    limit = max(problem.updates.left.shape[0], problem.updates.right.shape[0])
+    guess = limit if dimension.variance == 1.0 else min(_FIRST_GUESS, limit)
+    while True:
+        start = hosvd(problem, (guess, guess))
+        for k in _candidates(problem, dimension, start):
+            bases = joint(problem, k, start=start.first(k))
+            if _fulfils(problem, dimension, bases):
+                return bases
+        if guess == limit:
+            return start
+        guess = min(4 * guess, limit)
+
+
+def _candidates(problem: Problem, dimension: Dimension, start: Bases) -> Iterator[tuple[int, int]]:
+    """The cheapest (k_left, k_right) that the HOSVD needs, then ever larger ones up to its own;
+    none where it is too small. A pseudo-rank may ask for more than the cheapest.
+    """
+    if dimension.variance == 1.0:
+        yield start.k
+        return
+    table = _fulfilled(problem, start, dimension)
+    if not bool(table.any()):
+        return
+    k = _cheapest(table, problem)
+    while k != start.k:
+        yield k
+        k = min(k[0] + k[0] // 10 + 1, start.k[0]), min(k[1] + k[1] // 10 + 1, start.k[1])
+    yield k
+
+
+def _fulfilled(problem: Problem, bases: Bases, dimension: Dimension) -> Tensor:
+    """bool [k_left, k_right]: which leading parts of the bases fulfil the rule."""
+    if dimension.error is None:
+        target = (dimension.variance or 0.0) * problem.total
+        return energy_table(problem, bases, problem.weights) >= target
+    allowed = (1 - dimension.error**2) * problem.updates.norms.square()
+    result = torch.ones(bases.k, dtype=torch.bool)
+    for task, core in enumerate(each_core(problem, bases)):
+        result &= (core.square().cumsum(0).cumsum(1) >= allowed[task]).cpu()
+    return result
+
+
+def energy_table(problem: Problem, bases: Bases, weights: Tensor) -> Tensor:
+    """float64 [k_left, k_right]: weighed energy captured by the leading a and b directions is at
+    [a - 1, b - 1]."""
+    table = torch.zeros(bases.k, dtype=torch.float64)
+    for weight, core in zip(weights.tolist(), each_core(problem, bases), strict=True):
+        table += (weight * core).square().cpu()
+    return table.cumsum(0).cumsum(1)
+
+
+def each_core(problem: Problem, bases: Bases) -> Iterator[Tensor]:
+    """The cores one after the other: all at once would be tasks x k^2 numbers."""
+    left, right = (
+        seen_by(problem.updates, bases.left),
+        seen_by(problem.updates.flipped, bases.right),
+    )
+    for one, sigma, other in zip(left, problem.sigma, right, strict=True):
+        yield cores(one[None], sigma[None], other[None])[0]
+
+
+def _cheapest(table: Tensor, problem: Problem) -> tuple[int, int]:
+    """The (k_left, k_right) with the fewest numbers in the bases among those allowed."""
+    n, d = problem.updates.left.shape[0], problem.updates.right.shape[0]
+    a = torch.arange(1, table.shape[0] + 1)[:, None] * n
+    b = torch.arange(1, table.shape[1] + 1)[None] * d
+    cost = torch.where(table, a + b, torch.iinfo(torch.int64).max)
+    best = int(cost.argmin())
+    return best // table.shape[1] + 1, best % table.shape[1] + 1
+
+
+def _fulfils(problem: Problem, dimension: Dimension, bases: Bases) -> bool:
+    if dimension.error is None:
+        target = (dimension.variance or 0.0) * problem.total
+        return problem.energy(bases) >= target * (1 - 1e-9) - problem.dropped
+    return bool((relative_errors(problem, bases) <= dimension.error + 1e-6).all())
+
+
+def relative_errors(problem: Problem, bases: Bases) -> Tensor:
+    """float64 [tasks]: |dW_i - projection| / |dW_i| after truncation to rank p; 0 for a zero."""
+    left, right = (
+        seen_by(problem.updates, bases.left),
+        seen_by(problem.updates.flipped, bases.right),
+    )
+    inner = cores(left, problem.sigma, right)
+    lost = errors(problem.updates, bases.left, bases.right, inner).square()
+    if problem.p is not None:
+        values = torch.linalg.svdvals(inner)
+        lost = lost + values[:, problem.p :].square().sum(1)
+    return lost.sqrt() / problem.updates.norms.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _check_reachable(problem: Problem, dimension: Dimension) -> None:
+    if problem.p is None:
+        return
+    sigma = problem.sigma.double()
+    tail = sigma[:, problem.p :].square().sum(1)
+    floor = (tail / sigma.square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
+    weighed = float((problem.weights.square() * tail).sum())
+    too_much = (
+        float(floor.max()) > dimension.error
+        if dimension.error is not None
+        else weighed > (1 - (dimension.variance or 0.0)) * problem.total + problem.dropped
+    )
+    if too_much:
+        raise OptionError(
+            f"p={problem.p}",
+            f"truncation to rank p alone costs a relative error of up to {float(floor.max()):.3f}",
+            "Use a larger p, or leave p out to keep every direction of the projection",
+        )

@@ -1,0 +1,330 @@
+"""Exact merging: enlarge a basis so that newcomers fit, without touching what is there.
+
+What becomes of tasks when they leave orthonormal frames for other ones, in blocks of tasks.
+
+Errors as norms of core differences in enlarged coordinates, not as differences of squares.
+
+A difference of squares has a floor of sqrt(eps), 3e-4 in float32; these are exact to eps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sharespace.linalg.truncated import orthonormal
+from sharespace.linalg.updates import Updates, canonicalise
+
+_COLUMNS = 1 << 12
+"""Directions of tasks that are folded into a triangle at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class NewDirections:
+    """Orthonormal directions that columns need beyond a basis, decomposed once for any number."""
+
+    basis: Tensor
+    found: Tensor
+    """float64, n x m: orthonormal directions outside, leading first."""
+    tails: Tensor
+    """float64 [m]: energy of each and of those after it."""
+
+    @classmethod
+    def of(cls, basis: Tensor, frame: Tensor) -> NewDirections:
+        """Of a frame's columns, weighed so that one task's energy is 1.
+
+        Args:
+            basis: n x k, orthonormal columns.
+            frame: n x m.
+        """
+        q, r = torch.linalg.qr(_outside(basis.double(), frame.double()))
+        u, s, _ = torch.linalg.svd(r, full_matrices=False)
+        return cls(basis, q @ u, s.square().flip(0).cumsum(0).flip(0))
+
+    def beyond(self, dropped: float) -> Tensor:
+        """Those that are needed, n x k', orthogonal to the basis, leading first.
+
+        Args:
+            dropped: directions are left out while their energy together is at most this, so a
+                frame that lies in the span adds none.
+        """
+        n, k = self.basis.shape
+        keep = min(int((self.tails > dropped).sum()), max(n - k, 0))
+        found = _outside(self.basis.double(), self.found[:, :keep])
+        return orthonormal(found).to(self.basis.dtype)
+
+
+def _outside(basis: Tensor, columns: Tensor) -> Tensor:
+    """The part orthogonal to the basis; twice is enough (Kahan)."""
+    for _ in range(2):
+        columns = columns - basis @ (basis.mT @ columns)
+    return columns
+
+
+@dataclass(frozen=True, eq=False)
+class Framed:
+    """Tasks in orthonormal coordinates: dW_i = left (core dW_i) right^T, frames in float64."""
+
+    left: Tensor
+    """n x m, orthonormal columns."""
+    right: Tensor
+    """d x m', orthonormal columns."""
+    core: Updates
+    """The updates as m x m' matrices, in canonical form; float64, or the dtype of the many tasks
+    that were read out of core."""
+    factors: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Where they are known: (m x r, m' x r) of each task, split between the sides as it came."""
+
+    def weighed(self, weights: Tensor, p: int | None = None) -> tuple[Tensor, Tensor]:
+        """Left and right frames whose columns carry the tasks' weighed energy (n x m, d x m').
+
+        Only of each task's p leading directions: no other can be in its best core of rank p.
+        """
+        kept = torch.ones(len(weights), max(self.core.ranks, default=0)).to(weights)
+        kept[:, p:] = 0.0 if p is not None else 1.0
+        columns = self.core.sigma * self.core.rows(weights[:, None] * kept)
+        return (
+            self.left @ _square_root(self.core.left, columns),
+            self.right @ _square_root(self.core.right, columns),
+        )
+
+
+def _square_root(directions: Tensor, gains: Tensor) -> Tensor:
+    """A matrix of at most m columns with the same Gram columns columns^T as the directions (m x c)
+    times their gains.
+
+    By QR: the square root of an eigh of the Gram has noise of sqrt(eps), which a merge in float64
+    would take for new directions. Folded block by block, so that many take no memory.
+    """
+    r = gains.new_zeros(0, directions.shape[0])
+    for start in range(0, len(gains), _COLUMNS):
+        some = slice(start, start + _COLUMNS)
+        rows = directions[:, some].mT.to(gains) * gains[some, None]
+        r = torch.linalg.qr(torch.cat([r, rows]), mode="r")[1]
+    return r.mT
+
+
+def framed_updates(updates: Updates, pairs: Sequence[tuple[Tensor, Tensor]] = ()) -> Framed:
+    """Updates in coordinates of the orthonormalised stack of their own directions.
+
+    Args:
+        pairs: the factors of the same updates (n x r_i, d x r_i), where their split matters.
+    """
+    left, r_left = torch.linalg.qr(updates.left.double())
+    right, r_right = torch.linalg.qr(updates.right.double())
+    factors = tuple((left.mT @ up.double(), right.mT @ down.double()) for up, down in pairs)
+    core = Updates(r_left, updates.sigma.double(), r_right, updates.ranks)
+    return Framed(left, right, core, factors)
+
+
+def framed_coefficients(
+    left_basis: Tensor, right_basis: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]
+) -> Framed:
+    """Tasks of a subspace in its orthonormalised coordinates.
+
+    A basis cast to 16 bits is orthonormal only to its rounding: with basis = q r, a core C becomes
+    r_left C r_right^T in the coordinates of q.
+
+    Args:
+        pairs: for each task (E, F), k_left x p and k_right x p.
+    """
+    left, right = orthonormal(left_basis.double()), orthonormal(right_basis.double())
+    r_left, r_right = left.mT @ left_basis.double(), right.mT @ right_basis.double()
+    if not pairs:
+        return Framed(left, right, Updates(r_left[:, :0], r_left.new_zeros(0), r_right[:, :0], ()))
+    factors = tuple((r_left @ e.double(), r_right @ f.double()) for e, f in pairs)
+    return Framed(left, right, canonicalise(factors), factors)
+
+
+def together(old: Framed, new: Framed, left: Tensor, right: Tensor) -> Framed:
+    """Both sets of tasks in the coordinates of enlarged bases (n x k', d x k')."""
+    turns = [(left.mT @ part.left, right.mT @ part.right) for part in (old, new)]
+    core = _moved((old.core, new.core), turns)
+    factors = tuple(
+        (to_left @ e, to_right @ f)
+        for part, (to_left, to_right) in zip((old, new), turns, strict=True)
+        for e, f in part.factors
+    )
+    return Framed(left, right, core, factors)
+
+
+def _moved(cores: Sequence[Updates], turns: Sequence[tuple[Tensor, Tensor]]) -> Updates:
+    """Each set of tasks turned, one after the other, float64; no more in memory than the result."""
+    ranks = tuple(r for core in cores for r in core.ranks)
+    left, right = (turn.new_empty(sum(ranks), len(turn)) for turn in turns[0])
+    at = 0
+    for core, (to_left, to_right) in zip(cores, turns, strict=True):
+        for _, part in core.slices():
+            end = at + len(part.sigma)
+            left[at:end] = part.left.mT.to(to_left) @ to_left.mT
+            right[at:end] = part.right.mT.to(to_right) @ to_right.mT
+            at = end
+    sigma = torch.cat([core.sigma.to(left) for core in cores])
+    return Updates(left.mT, sigma, right.mT, ranks)
+
+
+@dataclass(frozen=True, eq=False)
+class FrameChange:
+    """New frames in coordinates of old ones: their part inside the old span, and that outside."""
+
+    left: Tensor
+    """float64, (m + k) x k: m rows for the inside, below them the triangle of the outside."""
+    right: Tensor
+    """(m' + k') x k'."""
+    m: tuple[int, int]
+
+    @classmethod
+    def of(cls, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> FrameChange:
+        """From the frames themselves.
+
+        Args:
+            old: n x m and d x m', orthonormal to float64.
+            new: n x k and d x k'.
+        """
+        left, right = (_coordinates(*pair) for pair in zip(old, new, strict=True))
+        return cls(left, right, (old[0].shape[1], old[1].shape[1]))
+
+    def differences(self, old: Updates, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """|dW_i - L' E_i F_i^T R'^T| for every task, and the norm of the part of the latter
+        outside of the old frames.
+
+        Norms of differences, not differences of energies; never more than (p + r) columns a task.
+
+        Args:
+            old: the tasks in the old frames; its dtype computes.
+            left: tasks x p x k: E_i^T in the new left frame.
+            right: tasks x p x k'.
+        """
+        new_left, new_right = left @ self.left.mT.to(left), right @ self.right.mT.to(right)
+        inside_left, outside_left = new_left[..., : self.m[0]], new_left[..., self.m[0] :]
+        inside_right, outside_right = new_right[..., : self.m[1]], new_right[..., self.m[1] :]
+        sigma = old.blocks(old.sigma)[..., None]
+        rows_left = torch.cat([inside_left, -sigma * old.blocks(old.left.mT)], dim=1)
+        rows_right = torch.cat([inside_right, old.blocks(old.right.mT)], dim=1)
+        within = (rows_left.mT @ rows_right).square().sum((1, 2))
+        stray = _energy(inside_left, outside_right) + _energy(outside_left, new_right)
+        return (within + stray).sqrt(), stray.sqrt()
+
+
+def _coordinates(old: Tensor, new: Tensor) -> Tensor:
+    new = new.to(old)
+    inside = old.mT @ new
+    rest = new - old @ inside
+    again = old.mT @ rest  # twice is enough (Kahan)
+    outside = torch.linalg.qr(rest - old @ again, mode="r")[1]
+    return torch.cat([inside + again, outside])
+
+
+def _energy(left: Tensor, right: Tensor) -> Tensor:
+    """|left_i^T right_i|^2 of p rows a task. From the product itself: in one of Gram matrices what
+    cancels over the rows would leave sqrt(eps)."""
+    return (left.mT @ right).square().sum((1, 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One side of some tasks by a frame."""
+
+    inside: Tensor
+    """float64, tasks x r x k: Y_i^T Q, Q an orthonormal basis of the frame."""
+    outside: Tensor
+    """float64, tasks x r x r: Gram matrix of what of Y_i is not in the frame."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A frame (n x k, not necessarily orthonormal) as Q R."""
+
+    q: Tensor
+    r: Tensor
+    """float64, k x k."""
+
+    @classmethod
+    def of(cls, frame: Tensor, dtype: torch.dtype) -> Frame:
+        """In the dtype that computes."""
+        q, r = torch.linalg.qr(frame.to(dtype))
+        return cls(q, r.double())
+
+    def split(self, updates: Updates) -> Split:
+        """The left side of tasks."""
+        rows = updates.left.mT
+        seen = rows @ self.q
+        hidden = updates.blocks(torch.addmm(rows, seen, self.q.mT, alpha=-1))
+        return Split(updates.blocks(seen).double(), (hidden @ hidden.mT).double())
+
+
+def errors(updates: Updates, left: Tensor, right: Tensor, cores: Tensor) -> Tensor:
+    """|dW_i - left C_i right^T| for every task, without an n x d matrix.
+
+    Args:
+        updates: the tasks, dW_i = Y_i diag(s_i) Z_i^T.
+        left: n x k_left frame; need not be orthonormal (a basis cast to 16 bits is not).
+        right: d x k_right frame.
+        cores: tasks x k_left x k_right.
+
+    Returns:
+        float64 [tasks], absolute Frobenius norms.
+    """
+    dtype = updates.left.dtype
+    frames = Frame.of(left, dtype), Frame.of(right, dtype)
+    found = [updates.sigma.new_zeros(0, dtype=torch.float64)]
+    for tasks, part in updates.slices():
+        splits = frames[0].split(part), frames[1].split(part.flipped)
+        found.append(split_errors(part, frames, splits, cores[tasks]))
+    return torch.cat(found)
+
+
+def split_errors(
+    updates: Updates, frames: tuple[Frame, Frame], splits: tuple[Split, Split], cores: Tensor
+) -> Tensor:
+    """``errors`` of tasks that are split by the frames already."""
+    left, right = splits
+    sigma = updates.blocks(updates.sigma.double())
+    scaled = left.inside.mT * sigma[:, None]
+    inner = scaled @ right.inside - frames[0].r @ cores.double() @ frames[1].r.mT
+    outer_l, outer_r = left.outside * _outer(sigma), right.outside * _outer(sigma)
+    seen_l, seen_r = left.inside @ left.inside.mT, right.inside @ right.inside.mT
+    cross = (seen_l * outer_r).sum((1, 2)) + (outer_l * seen_r).sum((1, 2))
+    rest = (outer_l * right.outside).sum((1, 2))
+    return (inner.square().sum((1, 2)) + cross.clamp_min(0) + rest.clamp_min(0)).sqrt()
+
+
+def frame_difference(
+    old: tuple[Tensor, Tensor, Tensor], new: tuple[Tensor, Tensor, Tensor]
+) -> Tensor:
+    """|L C_i R^T - L' C'_i R'^T| for every task.
+
+    Args:
+        old: (left n x k, right d x k', cores tasks x k x k').
+        new: the same for the new frames.
+
+    Returns:
+        float64 [tasks].
+    """
+    (left, inside_left, outside_left), (right, inside_right, outside_right) = (
+        _triangles(before, after) for before, after in zip(old[:2], new[:2], strict=True)
+    )
+    cores = new[2].double()
+    half = inside_left @ cores
+    parts = (
+        half @ inside_right.mT - left @ old[2].double() @ right.mT,
+        half @ outside_right.mT,
+        outside_left @ cores @ torch.cat([inside_right, outside_right]).mT,
+    )
+    within, beside, below = (p.flatten(1).square().sum(1) for p in parts)
+    return (within + beside + below).sqrt()
+
+
+def _triangles(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By one QR: the old frame in its own span, the new one inside and outside of it."""
+    both = torch.cat([old.double(), new.double()], dim=1)
+    r = torch.linalg.qr(both, mode="r")[1]
+    k = old.shape[1]
+    return r[:k, :k], r[:k, k:], r[k:, k:]
+
+
+def _outer(sigma: Tensor) -> Tensor:
+    return sigma[:, :, None] * sigma[:, None]

@@ -1,0 +1,1 @@
+"""Joint bases of more updates than fit in memory, in a few passes over their files."""

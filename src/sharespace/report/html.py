@@ -1,0 +1,206 @@
+"""HTML and SVG whose text is escaped by construction.
+
+Names of tasks and modules come from files of strangers. Everything that is put into an element is
+escaped, except what these functions made themselves (``Html``).
+
+Tables that scroll in their box; a script may sort them, and they read well without it.
+
+Numbers and names as people read them.
+"""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Child: TypeAlias = "str | Iterable[Child]"
+
+Attribute: TypeAlias = "str | float | bool | None"
+
+_EMPTY = {"meta", "link", "br", "hr", "input", "wbr"}
+
+_SHAPES = {"path", "rect", "line", "circle", "polyline"}
+
+TableCell: TypeAlias = "str | Figure | Note"
+
+
+class Html(str):
+    """Text that is markup already."""
+
+    __slots__ = ()
+
+
+def escape(text: str) -> str:
+    """Text as it may stand in an element or between double quotes.
+
+    Characters that cannot be seen (controls, surrogates, changes of direction) are shown as
+    Python's escapes, so that no name can hide or turn around what stands beside it.
+    """
+    return html.escape(visible(text), quote=True)
+
+
+def visible(text: str) -> str:
+    """Text with what cannot be seen as escapes: ``line\\nbreak``."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def tag(name: str, /, *children: Child, **attributes: Attribute) -> Html:
+    """An element.
+
+    Args:
+        name: of the element.
+        children: text (escaped), ``Html`` (as it is), or iterables of them.
+        attributes: ``class_`` is class, ``stroke_width`` stroke-width; None and False are left
+            out, True stands without a value.
+    """
+    opened = name + "".join(_attribute(k, v) for k, v in attributes.items())
+    if name in _SHAPES and not children:
+        return Html(f"<{opened}/>")
+    return Html(f"<{opened}>" if name in _EMPTY else f"<{opened}>{join(children)}</{name}>")
+
+
+def dotted(name: str) -> Html:
+    """A module's name that may break after its dots, and only there where there is room."""
+    parts = name.split(".")
+    return join([[f"{part}.", tag("wbr")] for part in parts[:-1]] + [parts[-1:]])
+
+
+def join(children: Child) -> Html:
+    """The children one after the other."""
+    if isinstance(children, str):
+        return children if isinstance(children, Html) else Html(escape(children))
+    return Html("".join(join(child) for child in children))
+
+
+def _attribute(name: str, value: Attribute) -> str:
+    key = name.rstrip("_").replace("_", "-")
+    if value is None or value is False:
+        return ""
+    if value is True:
+        return f" {key}"
+    text = value if isinstance(value, str) else number(value)
+    return f' {key}="{escape(text)}"'
+
+
+def number(value: float) -> str:
+    """A coordinate: at most one digit after the point."""
+    text = f"{value:.1f}".removesuffix(".0")
+    return "0" if text == "-0" else text
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number in a cell, flush right."""
+
+    text: str
+    value: float
+    """To sort by."""
+    alarm: bool = False
+
+
+@dataclass(frozen=True)
+class Note:
+    """Words in a cell."""
+
+    text: str
+    value: float | None = None
+    """To sort by; None: by the words."""
+    more: str = ""
+    """Shown when the pointer rests there."""
+
+
+def table(
+    caption: str, heads: Sequence[str], rows: Sequence[Sequence[TableCell]], sortable: bool = True
+) -> Html:
+    """A table whose first column names the row.
+
+    Args:
+        caption: what it shows, for those who cannot see it.
+        heads: of the columns; those of figures are flush right.
+        rows: as long as the heads.
+        sortable: False where the order says something.
+    """
+    flush = [isinstance(cell, Figure) for cell in rows[0]] if rows else [False] * len(heads)
+    head = [
+        tag("th", name, scope="col", class_="n" if right else None)
+        for name, right in zip(heads, flush, strict=True)
+    ]
+    body = [tag("tr", [_cell(cell, at == 0) for at, cell in enumerate(row)]) for row in rows]
+    whole = tag(
+        "table",
+        tag("caption", caption),
+        tag("thead", tag("tr", head)),
+        tag("tbody", body),
+        class_="sortable" if sortable else None,
+    )
+    return scrolling(caption, whole)
+
+
+def scrolling(name: str, *children: Child) -> Html:
+    """A box that scrolls what is wider than the page, by keyboard too."""
+    return tag("div", *children, class_="scroll", tabindex="0", role="region", aria_label=name)
+
+
+def _cell(cell: TableCell, first: bool) -> Html:
+    if first:
+        return tag("th", cell if isinstance(cell, str) else cell.text, scope="row")
+    if isinstance(cell, Figure):
+        style = "n alarm" if cell.alarm else "n"
+        return tag("td", cell.text, class_=style, data_v=f"{cell.value:.6g}")
+    if isinstance(cell, Note):
+        value = None if cell.value is None else f"{cell.value:.6g}"
+        return tag("td", cell.text, title=cell.more or None, data_v=value)
+    return tag("td", cell)
+
+
+def human(nbytes: float) -> str:
+    """1234567 -> 1.23 MB, powers of ten."""
+    for unit in ("B", "kB", "MB"):
+        if abs(nbytes) < 999.5:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:,.2f} GB"
+
+
+def percent(part: float) -> str:
+    """A relative error; only what is exactly nothing is called 0."""
+    if part == 0:
+        return "0"
+    return f"{part:.0e}" if abs(part) < 5e-4 else f"{100 * part:.3g} %"
+
+
+def count(number: int, noun: str) -> str:
+    """1 task, 2 tasks."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def span(values: Sequence[int]) -> str:
+    """The smallest to the largest: 4, or 4 to 8."""
+    if not values:
+        return "none"
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """a, b, c and 4 more."""
+    shown = ", ".join(short(name, 40) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def short(name: str, most: int) -> str:
+    """A long name without its middle."""
+    if len(name) <= most:
+        return name
+    head = (most - 1) // 2
+    return f"{name[:head]}…{name[len(name) - (most - 1 - head) :]}"
+
+
+def letters(text: str) -> int:
+    """Width in Latin letters: those of East Asia and pictures take two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -1,0 +1,232 @@
+"""The page: sections in order, one style sheet and one small script, nothing from elsewhere.
+
+Write a report: the whole file or none.
+
+The head of the page, and the warnings.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from sharespace.errors import OptionError
+from sharespace.report.facts import Facts, read_facts
+from sharespace.report.html import Html, count, human, join, percent, span, tag
+from sharespace.report.sections.byte_sizes import sizes
+from sharespace.report.sections.frame import section
+from sharespace.report.sections.task_map import similarity, variance
+from sharespace.report.sections.task_table import layers, tasks
+from sharespace.report.sections.versions import ledger, scores
+from sharespace.report.warnings import Notice, notices
+
+_LINKS = {
+    "warnings": "Warnings",
+    "tasks": "Tasks",
+    "layers": "Layers",
+    "similarity": "Similarity",
+    "variance": "Explained variance",
+    "sizes": "Sizes",
+    "ledger": "Ledger",
+    "scores": "Scores",
+}
+
+
+def render(facts: Facts) -> str:
+    """The report as one HTML document; the same facts give the same text."""
+    parts = [
+        warnings(notices(facts)),
+        tasks(facts),
+        layers(facts),
+        similarity(facts),
+        variance(facts),
+        sizes(facts),
+        ledger(facts),
+        scores(facts),
+    ]
+    body = tag(
+        "body",
+        header(facts),
+        _links(facts),
+        tag("main", parts),
+        _footer(),
+        tag("script", Html(_resource("page.js"))),
+    )
+    return "<!doctype html>\n" + tag("html", _head(facts), body, lang="en") + "\n"
+
+
+def _head(facts: Facts) -> Html:
+    return tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        # The page asks nobody for anything, and runs no script but its own, whatever is in it.
+        tag("meta", http_equiv="Content-Security-Policy", content=_policy()),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="generator", content="sharespace"),
+        tag("title", f"{facts.name} — Share model, version {facts.version}"),
+        tag("style", Html(_resource("page.css"))),
+    )
+
+
+def _policy() -> str:
+    digests = {
+        kind: base64.b64encode(hashlib.sha256(_resource(name).encode()).digest()).decode()
+        for kind, name in (("script", "page.js"), ("style", "page.css"))
+    }
+    allowed = "; ".join(f"{kind}-src 'sha256-{digest}'" for kind, digest in digests.items())
+    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+
+
+def _resource(name: str) -> str:
+    return files("sharespace.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _links(facts: Facts) -> Html:
+    shown = {k: v for k, v in _LINKS.items() if k != "scores" or facts.scores is not None}
+    links = [tag("a", text, href=f"#{name}") for name, text in shown.items()]
+    return tag("nav", join(links), aria_label="Sections")
+
+
+def _footer() -> Html:
+    return tag(
+        "footer",
+        tag(
+            "p",
+            "Made by sharespace from the stored version alone; it asks no server for anything. "
+            "An error here is an error of the weights: what it means for a score depends on the "
+            "task, so measure that too.",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Written:
+    """A report that was written."""
+
+    path: Path
+    bytes: int
+    version: int
+    """Of the Share model."""
+    notices: tuple[Notice, ...]
+    """What it warns of."""
+
+
+def write(
+    share: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    version: int | None = None,
+    overwrite: bool = False,
+) -> Written:
+    """Write the report of a stored Share model.
+
+    Args:
+        share: the store.
+        out: a new file.
+        version: an earlier version's number; None: the current one.
+        overwrite: replace a file that is there.
+
+    Raises:
+        OptionError: there is something at ``out``, or it cannot be written.
+        StoreNotFoundError, CorruptStoreError, SchemaVersionError: see ``sharespace.errors``.
+        MissingExtraError: scipy is not installed (extra ``report``).
+    """
+    target = Path(out)
+    _refuse(target, overwrite)
+    facts = read_facts(share, version)
+    data = render(facts).encode()
+    try:
+        _replace(target, data)
+    except OSError as error:
+        why = f"cannot be written ({error.strerror or error})"
+        raise OptionError(str(target), why, "Check the path") from error
+    return Written(target, len(data), facts.version, notices(facts))
+
+
+def _refuse(target: Path, overwrite: bool) -> None:
+    """Before any work is done."""
+    if target.is_dir():
+        raise OptionError(str(target), "is a directory", "Name a file, for example report.html")
+    if not target.parent.is_dir():
+        raise OptionError(str(target), "its directory is not there", "Make it first")
+    if os.path.lexists(target) and not overwrite:
+        raise OptionError(
+            str(target), "is there already", "Give another one, or overwrite it (--overwrite)"
+        )
+
+
+def _replace(target: Path, data: bytes) -> None:
+    """Write beside, then rename: a reader never sees half a page."""
+    aside = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with aside.open("xb") as file:
+            file.write(data)
+        aside.replace(target)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def header(facts: Facts) -> Html:
+    """What it is, in one look."""
+    base = tag("strong", facts.base or "a base model that is not stated")
+    made = f"version {facts.version}, {facts.created.replace('T', ' ').replace('Z', ' UTC')}"
+    tiles = [
+        _tile("tasks", f"{len(facts.tasks):,}", f"on {count(len(facts.layers), 'layer')}"),
+        _tile("dimension k", span(facts.k), _how(facts)),
+        _tile("on disk", human(facts.parts.total), _against(facts)),
+        _tile("largest bound", percent(_largest(facts)), "on a task's relative error"),
+    ]
+    return tag(
+        "header",
+        tag("p", "Share model", class_="kicker"),
+        tag("h1", facts.name),
+        tag("p", "of ", base, f" — {made}", class_="made"),
+        tag("dl", tiles, class_="tiles"),
+    )
+
+
+def _how(facts: Facts) -> str:
+    budget = facts.settings.budget
+    limit = "" if budget is None else f", budget {human(budget)}"
+    return f"method {facts.settings.method}, {facts.dtype}{limit}"
+
+
+def _tile(name: str, value: str, more: str) -> Html:
+    return tag("div", tag("dt", name), tag("dd", tag("b", value), tag("span", more)))
+
+
+def _against(facts: Facts) -> str:
+    parts = facts.parts
+    if not parts.adapters:
+        return "no adapters to compare with"
+    return f"{parts.total / parts.adapters:.0%} of {human(parts.adapters)} of adapters"
+
+
+def _largest(facts: Facts) -> float:
+    return max((t.kept.bound for t in facts.tasks), default=0.0)
+
+
+def warnings(found: tuple[Notice, ...]) -> Html:
+    """All notices, each with what to do."""
+    if not found:
+        return section("warnings", "Warnings", tag("p", "None: nothing here needs attention."))
+    return section("warnings", "Warnings", tag("ul", [_notice(n) for n in found], class_="notices"))
+
+
+def _notice(notice: Notice) -> Html:
+    level = {"serious": "Warning", "note": "Note"}[notice.level]
+    return tag(
+        "li",
+        tag("h3", tag("span", level, class_="level"), " ", notice.title),
+        tag("p", notice.text),
+        tag("p", tag("b", "What to do: "), notice.remedy),
+        class_=f"notice {notice.level}",
+        data_kind=notice.kind,
+    )

@@ -1,0 +1,279 @@
+"""The table of tasks.
+
+What is kept per task and layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from sharespace.report.facts import Facts, LayerFacts, TaskFacts
+from sharespace.report.html import (
+    Figure,
+    Html,
+    Note,
+    TableCell,
+    count,
+    dotted,
+    human,
+    join,
+    percent,
+    scrolling,
+    span,
+    table,
+    tag,
+)
+from sharespace.report.sections.byte_sizes import in_all, tallies, way_map, ways_of
+from sharespace.report.sections.frame import (
+    Columns,
+    columns,
+    details,
+    figure,
+    read,
+    readout,
+    section,
+)
+from sharespace.report.svg import ERRORS, Heat, HeatValue, heat_map
+from sharespace.report.warnings import LARGE
+from sharespace.subspace.fidelity import Tally
+
+_HEADS = ("task", "came as", "error", "bound", "worst layer", "p")
+
+_MORE = ("bytes", "adapter", "most like", "from")
+
+MOST_ROWS = 150
+"""Tasks in the map."""
+
+MOST_LISTED = 400
+"""Layers in the table."""
+
+_LAYER_HEADS = ("layer", "size", "k", "cap", "tasks")
+"""Under a budget without the cap, which is k then."""
+
+_WAYS = ("all directions", "leading only", "private", "not kept")
+
+_LAYER_MORE = ("bases", "mean bound", "worst bound", "worst task")
+
+
+def worst_first(facts: Facts) -> list[TaskFacts]:
+    """By the bound on the error."""
+    return sorted(facts.tasks, key=lambda t: -t.kept.bound)
+
+
+def tasks(facts: Facts) -> Html:
+    """All tasks, the one that may have lost most first."""
+    like = nearest(facts)
+    alone = facts.stored.private.updates > 0
+    rows = [_row(task, like.get(task.name), alone) for task in worst_first(facts)]
+    return section(
+        "tasks",
+        "Tasks",
+        read(
+            "What is kept of each task, worst first. ",
+            "The error is that of the weights, ‖dW − stored‖ / ‖dW‖ over all layers; the bound "
+            "holds whatever happened since the task came. ~ marks an estimate. ",
+            "Private: layers in which its update is stored outside of the subspace."
+            if alone
+            else "",
+        ),
+        table(
+            "Tasks and what is kept of each",
+            (*_HEADS, *(["private"] if alone else []), *_MORE),
+            rows,
+        ),
+    )
+
+
+def _row(task: TaskFacts, like: tuple[str, float] | None, alone: bool) -> list[TableCell]:
+    """A task's cells; ``alone``: with that of its private updates."""
+    kept, private = task.kept, task.stored.private.updates
+    error = percent(kept.relative_error)
+    return [
+        task.name,
+        Figure(f"no. {task.place}", task.place),
+        Figure(error if kept.measured else f"~{error}", kept.relative_error),
+        Figure(percent(kept.bound), kept.bound, alarm=kept.bound >= LARGE),
+        Note(*_worst(task)),
+        Figure(span(task.p), task.p[1]),
+        *([Figure(f"{private} of {len(kept.layers)}", private)] if alone else []),
+        Figure(human(task.bytes), task.bytes),
+        Figure(human(task.adapter_bytes), task.adapter_bytes),
+        Note(f"{like[0]} ({like[1]:.2f})", like[1]) if like else "–",
+        Note(_origin(task), more=_digest(task)),
+    ]
+
+
+def _worst(task: TaskFacts) -> tuple[str, float]:
+    layer, error = task.kept.worst_layer, task.kept.worst_layer_error
+    return join([f"{percent(error)} ", dotted(layer)]) if layer else "–", error
+
+
+def _origin(task: TaskFacts) -> str:
+    """Format and folder; the names of files in it are always the same."""
+    folder = task.source.removesuffix("/adapter_model.safetensors")
+    return ", ".join(part for part in (task.format, folder) if part)
+
+
+def _digest(task: TaskFacts) -> str:
+    return f"{task.source}, sha256 of its weights: {task.sha256}" if task.sha256 else task.source
+
+
+def nearest(facts: Facts) -> dict[str, tuple[str, float]]:
+    """Task -> the task that is most like it, and their cosine."""
+    names = facts.study.names
+    if len(names) < 2:
+        return {}
+    cosines = facts.study.cosines.nan_to_num(-2).clone()
+    cosines.fill_diagonal_(-3)
+    values, at = cosines.max(1)
+    return {
+        name: (names[j], value)
+        for name, value, j in zip(names, values.tolist(), at.tolist(), strict=True)
+        if value >= -1
+    }
+
+
+def layers(facts: Facts) -> Html:
+    """Maps of the bounds and of how updates are stored, and a table of the layers."""
+    if not facts.tasks or not facts.layers:
+        return section("layers", "Layers", read("There is nothing to show without tasks."))
+    shown = worst_first(facts)[:MOST_ROWS]
+    across = columns([layer.module for layer in facts.layers])
+    cell = (_between(6, 900 / len(across.modules), 56), _between(9, 900 / len(shown), 20))
+    return section(
+        "layers",
+        "Tasks × layers",
+        read(
+            "Bound on the relative error of each task in each layer: faint is kept, strong is "
+            "lost, blank is a layer that the task does not adapt. Layers that do the same job "
+            "stand side by side, by depth.",
+            _limits(facts, len(shown), across),
+        ),
+        tag(
+            "div",
+            figure(
+                ERRORS.legend(),
+                tag("h3", "Bound on the error"),
+                scrolling("Map of bounds by task and layer", _map(shown, across, cell)),
+                readout(),
+            ),
+            way_map(shown, across, cell) if len(ways_of(facts.stored)) > 1 else "",
+            class_="pair",
+        ),
+        in_all(facts),
+        _families(facts),
+        _out_of_core(facts),
+        details(f"The {count(len(facts.layers), 'layer')} as a table", _table(facts)),
+    )
+
+
+def _families(facts: Facts) -> Html | str:
+    """What a k such as ``8 × 8 in 2`` means."""
+    several = [layer.subspaces for layer in facts.layers if layer.subspaces > 1]
+    if not several:
+        return ""
+    return read(
+        f"In {len(several):,} of {count(len(facts.layers), 'layer')} families of tasks have a "
+        f"subspace each (up to {max(several)}); k is the sum of their directions, and an update "
+        "uses those of its family. They were found by what saves bytes in a layer, and are not "
+        "those under Similarity."
+    )
+
+
+def _out_of_core(facts: Facts) -> Html | str:
+    streamed = sum(layer.streamed for layer in facts.layers)
+    if not streamed:
+        return ""
+    return read(
+        f"Adapters came into {streamed:,} of {count(len(facts.layers), 'layer')} out of core, "
+        "because they did not fit in the memory given. The bounds count what that cost."
+    )
+
+
+def _limits(facts: Facts, shown: int, across: Columns) -> str:
+    text = ""
+    if shown < len(facts.tasks):
+        text += f" The {shown} tasks with the largest bounds of {len(facts.tasks)} are shown."
+    if across.most > 1:
+        text += (
+            f" A column is up to {across.most} neighbouring layers, and shows the worst bound, or "
+            "how most of them are stored."
+        )
+    return text
+
+
+def _map(shown: Sequence[TaskFacts], across: Columns, cell: tuple[float, float]) -> Html:
+    values = [[_worst_layer(task, modules) for modules in across.modules] for task in shown]
+    known = [v for row in values for v in row if v is not None]
+    summary = f"The median is {percent(sorted(known)[len(known) // 2])}" if known else "Empty"
+    title = (
+        f"Bounds of {count(len(shown), 'task')} in {count(len(across.modules), 'column')} of "
+        f"layers. {summary}, the largest {percent(max(known, default=0.0))}."
+    )
+    heat = Heat(title, [t.name for t in shown], across.names, values, ERRORS, across.groups)
+    return heat_map(heat, cell)
+
+
+def _between(low: float, value: float, high: float) -> float:
+    return float(round(min(high, max(low, value))))
+
+
+def _worst_layer(task: TaskFacts, modules: Sequence[str]) -> HeatValue:
+    known = [task.kept.layers[m].bound for m in modules if m in task.kept.layers]
+    return max(known, default=None)
+
+
+def _table(facts: Facts) -> Html:
+    """With a column for each way that updates are stored in, where there is more than one."""
+    ways = ways_of(facts.stored)
+    ways = ways if len(ways) > 1 else []
+    capped = facts.settings.budget is None
+    first = [head for head in _LAYER_HEADS if capped or head != "cap"]
+    heads = (*first, *(_WAYS[way] for way in ways), *_LAYER_MORE)
+    listed = facts.layers
+    if len(listed) > MOST_LISTED:
+        listed = tuple(sorted(listed, key=lambda la: -_worst_of(la, facts)[1])[:MOST_LISTED])
+    return table(
+        "Layers" if listed is facts.layers else f"The {MOST_LISTED} layers with the largest bounds",
+        heads,
+        [_layer_row(layer, facts, ways) for layer in listed],
+    )
+
+
+def _bounds(layer: LayerFacts, facts: Facts) -> dict[str, float]:
+    known = ((t.name, t.kept.layers.get(layer.module)) for t in facts.tasks)
+    return {name: kept.bound for name, kept in known if kept}
+
+
+def _worst_of(layer: LayerFacts, facts: Facts) -> tuple[str, float]:
+    bounds = _bounds(layer, facts)
+    worst = max(bounds, key=lambda name: bounds[name], default="–")
+    return worst, bounds.get(worst, 0.0)
+
+
+def _layer_row(layer: LayerFacts, facts: Facts, ways: Sequence[int]) -> list[TableCell]:
+    bounds, (worst, largest) = _bounds(layer, facts), _worst_of(layer, facts)
+    mean = fmean(bounds.values()) if bounds else 0.0
+    n, d, cap = layer.shape.out_features, layer.shape.in_features, layer.cap
+    stored, capped = [tallies(layer.stored)[w] for w in ways], facts.settings.budget is None
+    return [
+        dotted(layer.module),
+        Figure(f"{n} × {d}", n * d),
+        Figure(f"{layer.k[0]} × {layer.k[1]}{_in_families(layer)}", sum(layer.k)),
+        *([Figure(str(max(cap)) if cap else "none", max(cap) if cap else 0)] if capped else []),
+        Figure(str(len(bounds)), len(bounds)),
+        *(Figure(_told(tally), tally.nbytes) for tally in stored),
+        Figure(human(layer.basis), layer.basis),
+        Figure(percent(mean), mean),
+        Figure(percent(largest), largest),
+        worst,
+    ]
+
+
+def _in_families(layer: LayerFacts) -> str:
+    return f" in {layer.subspaces}" if layer.subspaces > 1 else ""
+
+
+def _told(tally: Tally) -> str:
+    return f"{tally.updates:,} · {human(tally.nbytes)}" if tally.updates else "–"

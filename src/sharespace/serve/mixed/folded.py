@@ -1,0 +1,195 @@
+"""Tasks' own factors instead of the bases: narrower, where a task has many positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sharespace.serve.mixed.row_layout import Chosen, add_product
+from sharespace.serve.mixed.stacks import Stack
+
+_WORTH = 0.75
+"""So much of the work with the bases may be left, or own factors are not worth their trouble."""
+_NARROW = {4: 4 / 3, 2: 4.0}
+"""Bytes of a number -> time of a product with few columns by that of one with as many as a basis
+has, a column: where products are fast, reading x and the output is what takes time."""
+_COPY = 8
+"""Time of copying a number of a row's factors by that of a product with it."""
+_FOLD = 2
+"""Time of making a number of the factors by that of a product as long."""
+_LONG = 4
+"""Positions of a row from which on its factors are copied for it."""
+_CACHED = 2**18
+"""Numbers that are copied at a time on a CPU: they are read again before the cache forgets them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """The tasks' factors beta E_i and alpha F_i, in the order of ``Chosen.tasks``.
+
+    ::
+
+        dW_i x = beta E_i ((alpha F_i)^T x)                               rows of many positions
+        dW_i x = [beta E_1, beta E_2, ...] (mask_i * ([alpha F_1, ...]^T x))     side by side
+
+    It stands in for the ``Stack`` that it was made of, for these slots only; private updates are
+    factors like the others.
+    """
+
+    left: Tensor
+    """[tasks, w, n]; narrower factors end in zeros."""
+    right: Tensor
+    """[tasks, w, d]."""
+
+    @property
+    def left_basis(self) -> Tensor:
+        """Side by side, n x (tasks w)."""
+        return self.left.flatten(0, 1).mT
+
+    @property
+    def right_basis(self) -> Tensor:
+        """Side by side, d x (tasks w)."""
+        return self.right.flatten(0, 1).mT
+
+    def add(self, out: Tensor, x: Tensor, chosen: Chosen) -> None:
+        """Add each row's update to the output of a linear layer.
+
+        Args:
+            out: [rows, positions, n].
+            x: [rows, positions, d], of the factors' dtype.
+            chosen: the rows' tasks.
+        """
+        if not _goes_by_row(len(self.left), x.shape[1], x.element_size()):
+            add_product(out.flatten(0, 1), self._side_by_side(x, chosen), self.left.flatten(0, 1))
+            return
+        size = len(x)
+        if x.device.type == "cpu" and len(self.left) > 1:
+            longest = self.left.shape[1] * max(x.shape[2], out.shape[2])
+            size = max(1, _CACHED // max(1, longest))
+        for begin in range(0, len(x), size):
+            self._add_by_row(out, x, chosen, slice(begin, begin + size))
+
+    def _add_by_row(self, out: Tensor, x: Tensor, chosen: Chosen, rows: slice) -> None:
+        place = chosen.place[rows]
+        # Factors times columns of x: twice as fast as rows of x times factors.
+        hidden = torch.bmm(_of_rows(self.right, place), x[rows].mT)
+        if chosen.adapted is not None:
+            hidden = hidden * chosen.adapted[rows, None, None]
+        add_product(out[rows], hidden.mT, _of_rows(self.left, place))
+
+    def _side_by_side(self, x: Tensor, chosen: Chosen) -> Tensor:
+        """[rows * positions, tasks w]."""
+        hidden = self.right.flatten(0, 1) @ x.flatten(0, 1).mT
+        if chosen.mine is not None:
+            split = hidden.view(*self.right.shape[:2], *x.shape[:2])
+            hidden = (split * chosen.mine[:, None, :, None]).view(hidden.shape)
+        return hidden.mT
+
+    def coordinates(self, hidden: Tensor, chosen: Chosen) -> Tensor:
+        """Zero where a column is another task's.
+
+        Args:
+            hidden: [rows * groups, positions, tasks w].
+            chosen: the rows' tasks.
+        """
+        if chosen.mine is None:
+            return hidden
+        mask = chosen.mine.mT.repeat_interleave(self.right.shape[1], 1)
+        return hidden * mask.repeat_interleave(len(hidden) // len(mask), 0)[:, None]
+
+
+def _of_rows(factors: Tensor, place: Tensor) -> Tensor:
+    """[tasks, w, side] -> [rows, w, side]; of one task without a copy."""
+    if len(factors) == 1:
+        return factors.expand(len(place), -1, -1)
+    return factors.index_select(0, place)
+
+
+def worth_folding(
+    stack: Stack, width: int, tasks: int, sizes: tuple[int, int], by_row: bool
+) -> bool:
+    """Whether these tasks' own factors, made for one pass, beat the bases.
+
+    Times in products of one position with one column of both sides::
+
+        bases          positions k
+        side by side   positions tasks w
+        by row         positions w 4/3 + rows w 8 (copies; none of one task); 16 bits: 4 for 4/3
+        making them    tasks w k 2, or half of it where they are kept
+
+    Measured on a CPU at 768 to 5,632 features and 1 to 128 positions a row.
+
+    Args:
+        stack: of one module.
+        width: w, of the widest task.
+        tasks: their number.
+        sizes: rows, and positions in each.
+        by_row: factors can be copied for each row: not for convolutions.
+    """
+    rows, length = sizes
+    k = mean_k(stack)
+    columns = float(rows * length * tasks)
+    size = stack.left.element_size()
+    if by_row and _goes_by_row(tasks, length, size):
+        columns = _narrow(size) * rows * length + _COPY * rows * (tasks > 1)
+    making = tasks * k * (1 if is_kept(stack, width, tasks) else _FOLD)
+    return width * (columns + making) <= _WORTH * rows * length * k
+
+
+def _goes_by_row(tasks: int, length: int, size: int) -> bool:
+    """Rows of that many positions, numbers of that many bytes."""
+    return length >= _LONG and tasks >= int(_narrow(size))
+
+
+def _narrow(size: int) -> float:
+    return _NARROW.get(size, _NARROW[4])
+
+
+def is_kept(stack: Stack, width: int, tasks: int) -> bool:
+    """Whether factors are narrow enough to serve any later pass, however short its rows."""
+    return width * tasks <= _WORTH * mean_k(stack)
+
+
+def mean_k(stack: Stack) -> float:
+    """Columns of a basis, the mean of both, each by the length of its side."""
+    (n, k_left), (d, k_right) = stack.left_basis.shape, stack.right_basis.shape
+    return (n * k_left + d * k_right) / (n + d)
+
+
+# What is kept may be used with gradients, after a pass in inference mode.
+@torch.inference_mode(False)
+def folded(stack: Stack, chosen: Chosen, width: int) -> Folded:
+    """The factors of these tasks, rounded once, to the dtype.
+
+    Args:
+        stack: of one module.
+        chosen: the rows' tasks.
+        width: of the widest.
+    """
+    # More than ``width`` columns only where all tasks are private: these have zeros here.
+    left = _folded(stack.left_basis, stack.left_of(chosen.tasks, width), width)
+    taken = stack.right_of(chosen.tasks, width)
+    if taken is None:
+        right = _padded(stack.core_inputs(chosen.tasks, width), width)
+    else:
+        right = _folded(stack.right_basis, taken, width)
+    for place, slot in enumerate(chosen.numbers):
+        if slot in stack.private:
+            for side, factor in zip((left, right), stack.private[slot], strict=True):
+                side[place, : factor.shape[1]] = factor.mT
+    return Folded(left, right)
+
+
+def _folded(basis: Tensor, coefficients: Tensor, width: int) -> Tensor:
+    """[tasks, p, k] -> [tasks, w, side]."""
+    wide = torch.promote_types(basis.dtype, torch.float32)
+    made = (coefficients.flatten(0, 1).to(wide) @ basis.mT.to(wide)).to(basis.dtype)
+    return _padded(made.view(*coefficients.shape[:2], len(basis)), width)
+
+
+def _padded(factors: Tensor, width: int) -> Tensor:
+    """A private task's may be wider."""
+    more = width - factors.shape[1]
+    return torch.nn.functional.pad(factors, (0, 0, 0, more)) if more else factors

@@ -1,0 +1,339 @@
+"""One forward pass for rows of many tasks: what serving runs.
+
+PEFT's ``adapter_names`` keeps an adapter per task in every layer and runs them one after the other;
+here a row takes its coefficients by number out of one stack, and the bases meet all rows at once.
+
+The passes that run with one choice of tasks: which slots, and what is computed once for all.
+
+Forward hooks on modules by name, each at most once, and all taken away together.
+
+Pipelines of diffusers: several models, of which a task may adapt more than one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sharespace.errors import MismatchError, OptionError
+from sharespace.serve.mixed.folded import Folded, folded, is_kept, worth_folding
+from sharespace.serve.mixed.heads import heads_of, own_outputs
+from sharespace.serve.mixed.row_layout import Chosen, Layout
+from sharespace.serve.mixed.rows import is_convolution, with_own, with_updates
+from sharespace.serve.mixed.slots import Slots
+from sharespace.serve.mixed.stacks import BASE_SLOT, Stack
+from sharespace.share import Share
+from sharespace.tuner.layer import sides
+
+_DENOISERS = ("unet", "transformer")
+
+
+class MixedTasks:
+    """A base model that runs every row of a batch with its own task of a Share model.
+
+    ::
+
+        mixed = MixedTasks(model, share)
+        with mixed.tasks(["sst2", "rte", None]):          # None: the base model
+            logits = model(**batch).logits
+
+    The model's weights are not touched: hooks add the updates, and ``remove`` takes them away. A
+    task's head works on its own rows; where heads have different numbers of labels, missing logits
+    are -inf. Inference only: gradients do not reach the coefficients. One block at a time: another
+    thread waits at ``tasks`` until the block before has ended.
+    """
+
+    def __init__(
+        self, model: Any, share: Share, *, slots: int = 256, dtype: torch.dtype | None = None
+    ) -> None:
+        """Attach to a model.
+
+        Args:
+            model: the base model without PEFT, in evaluation mode; or a pipeline of diffusers,
+                whose text encoders may be adapted, too.
+            share: its tasks; coefficients are read when a task is first asked for.
+            slots: tasks at hand at the same time, and so the most in one batch.
+            dtype: of bases and coefficients; None: float32. The model's own dtype is fastest.
+
+        Raises:
+            MismatchError: the model is not the Share model's base.
+            OptionError: ``slots`` is not positive.
+        """
+        self.model = as_module(model, share.model.layers)
+        """The base model; of a pipeline, its components by name, or the denoiser alone."""
+        self._copies = partial(guided_copies, model)
+        self._dtype = dtype or torch.float32
+        self._count = slots
+        self._lock = threading.Lock()
+        self._holder: int | None = None
+        self._block: Block | None = None
+        self._hooks = Hooks(self.model)
+        self._hooked: Slots | None = None
+        self._current = share, self._open(share)
+        """What new blocks use; one attribute, so that a block never sees half a version."""
+
+    @property
+    def share(self) -> Share:
+        """The version that new blocks use."""
+        return self._current[0]
+
+    @property
+    def slots(self) -> Slots:
+        """The tasks at hand, of that version."""
+        return self._current[1]
+
+    def replace(self, share: Share) -> None:
+        """From the next block on use another version: tasks added, removed or changed.
+
+        A block that runs goes on with the version it began with, and nobody waits for it. What is
+        refused leaves the current version in place.
+
+        Raises:
+            MismatchError: the model is not the Share model's base.
+        """
+        self._current = share, self._open(share)
+
+    def remove(self) -> None:
+        """Take the hooks away, once no block runs; the model is the plain base model again.
+
+        Raises:
+            OptionError: inside a block of this thread.
+        """
+        with self._alone():
+            self._hooks.clear()
+            self._hooked = None
+
+    @contextmanager
+    def tasks(
+        self, names: Sequence[str | None], *, beams: int = 1, copies: int | None = None
+    ) -> Iterator[None]:
+        """Forward passes inside the block run row i with task ``names[i]``.
+
+        Args:
+            names: one a row (a pipeline: one a prompt); None: the base model without any task.
+            beams: rows that generation makes of each, side by side (``num_beams``,
+                ``num_return_sequences`` or ``num_images_per_prompt``).
+            copies: times that guidance repeats the whole batch, one copy after the other. None:
+                twice while a pipeline given to ``MixedTasks`` says that it guides, else once.
+
+        Raises:
+            TaskNotFoundError: a task is not in the Share model.
+            MismatchError: a task carries something that has no place in the model.
+            OptionError: more tasks at once than there are slots, or, in a pass, another number of
+                rows than names.
+        """
+        with self._alone():
+            slots = self._hook_updates()
+            numbers = slots.numbers(names)
+            layout = Layout(
+                tuple(numbers), beams, self._copies if copies is None else lambda: copies
+            )
+            self._hook_heads(slots, set(numbers))
+            self._block = Block(slots, layout, frozenset(numbers))
+            try:
+                yield
+            finally:
+                self._block = None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._holder == threading.get_ident():
+            raise OptionError(
+                "MixedTasks", "this thread is inside a block already", "Leave it first"
+            )
+        with self._lock:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
+
+    def _open(self, share: Share) -> Slots:
+        for name, shape in share.model.shapes.items():
+            module = module_of(self.model, name)
+            wanted = (shape.out_features, shape.in_features)
+            if sides(module) != wanted:
+                raise MismatchError(
+                    f"module {name!r}",
+                    f"is {sides(module)} here, but {wanted} in the Share model",
+                    "Use the base model that the Share model was made for",
+                )
+        find = partial(heads_of, self.model, adapted=share.model.layers)
+        return Slots(share.model, self._count, find, self._dtype, self._device_of)
+
+    def _device_of(self, name: str) -> torch.device:
+        """Of one module: a large model may be on several devices."""
+        return next(module_of(self.model, name).parameters()).device
+
+    def _hook_updates(self) -> Slots:
+        """The current version's slots, with hooks on its modules."""
+        slots = self._current[1]
+        if slots is not self._hooked:
+            self._hooks.clear()
+            self._hooked = None
+            for name in slots.stacks:
+                # Before other hooks: these see the module's output only with the update.
+                self._hooks.add("update", name, self._add_update, first=True)
+            self._hooked = slots
+        return slots
+
+    def _hook_heads(self, slots: Slots, chosen: set[int]) -> None:
+        """Heads are seen when a task comes to hand: there may be thousands of tasks."""
+        for slot in chosen & slots.heads.keys():
+            for name in slots.heads[slot]:
+                self._hooks.add("head", name, self._own_head)
+
+    def _add_update(self, name: str, module: Any, args: tuple[Any, ...], result: Tensor) -> Any:
+        block = self._block
+        if block is None or block.chosen <= {BASE_SLOT}:
+            return None
+        return block.update(name, module, args[0], result)
+
+    def _own_head(self, name: str, module: Any, args: tuple[Any, ...], result: Tensor) -> Any:
+        block = self._block
+        own = {} if block is None else block.heads(name)
+        if block is None or not own:
+            return None
+        self._block = None  # A head that is called with a task's own parameters has this hook, too.
+        try:
+            return own_outputs(module, own, block.of(args[0]).slots, args[0], result)
+        finally:
+            self._block = block
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What the passes inside one ``with mixed.tasks(...)`` have in common."""
+
+    slots: Slots
+    """Of the version that was current when the block began."""
+    layout: Layout
+    chosen: frozenset[int]
+    """Slots of all rows."""
+    known: dict[tuple[int, torch.device], Chosen] = field(default_factory=dict)
+    """(rows of a pass, device) -> their tasks."""
+
+    def heads(self, module: str) -> dict[int, Mapping[str, Tensor]]:
+        """Slot -> own parameters of that module, of the tasks of these rows."""
+        known = {s: self.slots.heads.get(s, {}) for s in self.chosen}
+        return {s: heads[module] for s, heads in known.items() if module in heads}
+
+    def of(self, x: Tensor) -> Chosen:
+        """The tasks for a tensor whose first axis is rows, repeated or not."""
+        key = len(x), x.device
+        if key not in self.known:
+            self.known[key] = Chosen.of(self.layout.of(len(x)), x.device)
+        return self.known[key]
+
+    def update(self, name: str, module: nn.Module, x: Tensor, result: Tensor) -> Tensor | None:
+        """The module's output with the updates; None: no row has one here."""
+        stack = self.slots.stacks[name]
+        private = {s: pair for s, pair in stack.private.items() if s in self.chosen}
+        if stack.is_empty and not private:
+            return None
+        rows = self.of(x)
+        narrow = self._folded(name, module, stack, rows, result)
+        if narrow is not None:
+            return with_own(module, narrow, x, rows, result)
+        wide = None if stack.is_empty else stack
+        return with_updates(module, wide, x, rows.slots, private, result)
+
+    def _folded(
+        self, name: str, module: nn.Module, stack: Stack, rows: Chosen, result: Tensor
+    ) -> Folded | None:
+        """Found done where the pass before was of the same few tasks, as in generation."""
+        known = self.slots.folded.get(name)
+        if known is not None and known[0] == self.chosen:
+            return known[1]
+        width, tasks, count = stack.width(rows.numbers), len(rows.numbers), len(rows.slots)
+        sizes = count, result.numel() // (count * len(stack.left_basis))
+        if not worth_folding(stack, width, tasks, sizes, not is_convolution(module)):
+            return None
+        made = folded(stack, rows, width)
+        if is_kept(stack, width, tasks):
+            self.slots.folded[name] = self.chosen, made
+        return made
+
+
+class Hooks:
+    """Hooks on the modules of one model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._handles: dict[tuple[str, str], Any] = {}
+
+    def add(self, kind: str, name: str, call: Callable[..., Any], first: bool = False) -> None:
+        """Call ``call(name, module, args, result)`` after the module, unless that kind is there.
+
+        ``first``: before hooks that the module has already.
+
+        Raises:
+            MismatchError: there is no such module.
+        """
+        if (kind, name) not in self._handles:
+            module = module_of(self.model, name)
+            handle = module.register_forward_hook(partial(call, name), prepend=first)
+            self._handles[kind, name] = handle
+
+    def clear(self) -> None:
+        """Take all away."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+
+
+def module_of(model: nn.Module, name: str) -> nn.Module:
+    """The module of that name.
+
+    Raises:
+        MismatchError: there is none.
+    """
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise MismatchError(
+            f"module {name!r}", "not in this model", "Use the base model the adapters belong to"
+        ) from error
+
+
+def as_module(model: Any, adapted: Iterable[str]) -> nn.Module:
+    """The module in which the adapted modules are found by their names.
+
+    Args:
+        model: a model, or a pipeline of diffusers.
+        adapted: names; a pipeline's begin with the component ("unet.", "text_encoder."), or, if
+            none does, are those of its denoiser.
+
+    Raises:
+        MismatchError: neither a model nor a pipeline.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    components = getattr(model, "components", None)
+    if not isinstance(components, dict):
+        raise MismatchError(
+            f"{type(model).__name__}",
+            "neither a torch module nor a pipeline of diffusers",
+            "Give the base model itself",
+        )
+    found = {name: c for name, c in components.items() if isinstance(c, nn.Module)}
+    if not any(name.partition(".")[0] in found for name in adapted):
+        for denoiser in _DENOISERS:
+            if denoiser in found:
+                return found[denoiser]
+    return nn.ModuleDict(found)
+
+
+def guided_copies(model: Any) -> int:
+    """How often guidance repeats the batch: 2 while a pipeline says that it guides, else 1."""
+    guides = not isinstance(model, nn.Module) and getattr(
+        model, "do_classifier_free_guidance", False
+    )
+    return 2 if guides else 1

@@ -1,0 +1,227 @@
+"""Coefficients of many tasks of one module, stacked, so that each row of a batch takes its own.
+
+Slots whose coefficients are of some directions only: where families have their own subspaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sharespace.subspace.coefficients import factor_pair
+from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, Private
+
+BASE_SLOT = 0
+"""Of the base model without any task: its coefficients are zero, for ever."""
+
+LEFT, RIGHT = 0, 1
+
+
+@dataclass(eq=False)
+class Stack:
+    """One module: bases once, and coefficients in numbered slots.
+
+    ::
+
+        dW_i x = beta (E_i (F_i^T (alpha^T x)))      factors, while slots take fewer numbers so
+        dW_i x = beta (C_i (alpha^T x))              cores
+
+    alpha^T x and beta(.) are computed once for all rows; only k x p (or k x k) numbers a row are
+    gathered. method.md, "Notation".
+    """
+
+    left_basis: Tensor
+    """beta, n x k_left; a column's numbers lie side by side, which products read fastest."""
+    right_basis: Tensor
+    """alpha, d x k_right, in the same way."""
+    left: Tensor
+    """E^T, [slots, p, k_left]; with cores C^T, [slots, k_right, k_left]."""
+    right: Tensor | None
+    """F^T, [slots, p, k_right]; None: ``left`` holds cores."""
+    private: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Slot -> (P, Q), n x q and d x q, of tasks that keep this module outside the subspace."""
+    windows: Windows | None = None
+    """Where families have subspaces of their own: ``left`` and ``right`` are of one window of the
+    directions in each slot. None: of all directions."""
+
+    @classmethod
+    def empty(
+        cls, layer: LayerSubspace, slots: int, dtype: torch.dtype, device: torch.device | str
+    ) -> Stack:
+        """Slots of p = 0: the base model."""
+        windows = Windows.of(layer, slots, device)
+        left, right = windows.sizes if windows else layer.k
+        return cls(
+            layer.left_basis.to(device, dtype).mT.contiguous().mT,
+            layer.right_basis.to(device, dtype).mT.contiguous().mT,
+            torch.zeros(slots, 0, left, dtype=dtype, device=device),
+            torch.zeros(slots, 0, right, dtype=dtype, device=device),
+            windows=windows,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Of the slots, without the bases."""
+        kept = [self.left, *([] if self.right is None else [self.right])]
+        kept += [t for pair in self.private.values() for t in pair]
+        return sum(t.numel() * t.element_size() for t in kept)
+
+    def put(self, slot: int, value: Coefficients | None) -> None:
+        """Fill a slot; None: the task does not adapt this module."""
+        self.private.pop(slot, None)
+        self.left[slot] = 0
+        if self.right is not None:
+            self.right[slot] = 0
+        if isinstance(value, Private):
+            self.private[slot] = value.left.to(self.left), value.right.to(self.left)
+        elif value is not None:
+            self._fill(slot, value)
+
+    def _fill(self, slot: int, value: Coefficients) -> None:
+        if isinstance(value, Private):
+            return
+        wanted = min(value.used) if isinstance(value, Core) else value.p
+        if self.windows is not None and not self.windows.fits(value):
+            self._open()
+        if self.right is not None and wanted > self.left.shape[1]:
+            self._widen(wanted)
+        if self.windows is not None:
+            self.windows.move(slot, value.begin)
+        if self.right is None:
+            core = value.matrix if isinstance(value, Core) else value.left @ value.right.mT
+            inner = self._cut(core, LEFT, value)
+            self.left[slot] = self._cut(inner.mT, RIGHT, value).to(self.left)
+            return
+        e, f = factor_pair(value)
+        self.left[slot, : e.shape[1]] = self._cut(e, LEFT, value).mT.to(self.left)
+        self.right[slot, : f.shape[1]] = self._cut(f, RIGHT, value).mT.to(self.right)
+
+    def _cut(self, matrix: Tensor, side: int, value: Factors | Core) -> Tensor:
+        """The rows of a slot's window."""
+        if self.windows is None:
+            return matrix
+        return self.windows.cut(matrix, side, value.begin[side])
+
+    def _open(self) -> None:
+        """Slots of all directions, because a task uses several subspaces."""
+        every, p = torch.arange(len(self.left), device=self.left.device), self.left.shape[1]
+        left, right = self.left_of(every, p), self.right_of(every, p)
+        if self.right is None and self.windows is not None:
+            # C^T has its rows in a window, too.
+            left = self.windows.spread(left.mT, every, RIGHT).mT
+        self.left, self.right, self.windows = left, right, None
+
+    def _widen(self, p: int) -> None:
+        """Slots of pseudo-rank p, or of whole cores where these are smaller."""
+        if self.right is None:
+            return
+        slots, before, k_left = self.left.shape
+        k_right = self.right.shape[2]
+        if p * (k_left + k_right) >= k_left * k_right:
+            self.left, self.right = self.right.mT @ self.left, None
+            return
+        more = p - before
+        self.left = torch.cat([self.left, self.left.new_zeros(slots, more, k_left)], 1)
+        self.right = torch.cat([self.right, self.right.new_zeros(slots, more, k_right)], 1)
+
+    def coordinates(self, hidden: Tensor, slots: Tensor) -> Tensor:
+        """alpha^T x of each row -> E F^T alpha^T x.
+
+        Args:
+            hidden: [rows, positions, k_right].
+            slots: int64 [rows].
+
+        Returns:
+            [rows, positions, k_left].
+        """
+        if self.windows is not None:
+            hidden = self.windows.take(hidden, slots)
+        if self.right is not None:
+            hidden = torch.bmm(hidden, self.right.index_select(0, slots).mT)
+        hidden = torch.bmm(hidden, self.left.index_select(0, slots))
+        return hidden if self.windows is None else self.windows.spread(hidden, slots)
+
+    def left_of(self, slots: Tensor, width: int) -> Tensor:
+        """[tasks, at most width, k_left] of these slots, in all directions."""
+        taken = self.left[:, :width].index_select(0, slots)
+        return taken if self.windows is None else self.windows.spread(taken, slots)
+
+    def right_of(self, slots: Tensor, width: int) -> Tensor | None:
+        """[tasks, at most width, k_right]; None: the slots hold cores."""
+        if self.right is None:
+            return None
+        taken = self.right[:, :width].index_select(0, slots)
+        return taken if self.windows is None else self.windows.spread(taken, slots, RIGHT)
+
+    def core_inputs(self, slots: Tensor, width: int) -> Tensor:
+        """[tasks, width, d]: the directions that the slots' cores read."""
+        if self.windows is None:
+            return self.right_basis.mT[:width].repeat(len(slots), 1, 1)
+        return self.right_basis.mT[self.windows.index(RIGHT, slots)[:, :width]]
+
+    def width(self, slots: Collection[int]) -> int:
+        """Columns of own factors n x w and d x w that hold the update of each of these slots."""
+        own = [pair[0].shape[1] for slot, pair in self.private.items() if slot in slots]
+        return max([*own, *[int(self.left.shape[1])] * (len(own) < len(slots))])
+
+    @property
+    def is_empty(self) -> bool:
+        """True where no slot has coefficients of this module."""
+        return self.left.shape[1] == 0
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """One window of the directions a side for each slot.
+
+    A family's coefficients are zero outside of its own subspace, so slots need not be as wide as
+    the bases of all families together.
+    """
+
+    begin: Tensor
+    """int64 [2, slots]: first (left, right) direction of a slot's window."""
+    sizes: tuple[int, int]
+    """Directions of a window: those of the largest subspace."""
+    k: tuple[int, int]
+    """Of the layer."""
+
+    @classmethod
+    def of(cls, layer: LayerSubspace, slots: int, device: torch.device | str) -> Windows | None:
+        """None: the layer has one subspace."""
+        if not layer.parts:
+            return None
+        sizes = max(left for left, _ in layer.parts), max(right for _, right in layer.parts)
+        return cls(torch.zeros(2, slots, dtype=torch.long, device=device), sizes, layer.k)
+
+    def fits(self, value: Factors | Core) -> bool:
+        """Whether the coefficients are in one window; those of several subspaces are not."""
+        return all(used <= size for used, size in zip(value.used, self.sizes, strict=True))
+
+    def move(self, slot: int, begin: tuple[int, int]) -> None:
+        """Set where a slot's window begins."""
+        self.begin[:, slot] = torch.tensor(begin).to(self.begin)
+
+    def cut(self, matrix: Tensor, side: int, begin: int) -> Tensor:
+        """The rows of a window, zeros where it ends after the last."""
+        found = matrix[begin : begin + self.sizes[side]]
+        return torch.nn.functional.pad(found, (0, 0, 0, self.sizes[side] - len(found)))
+
+    def take(self, hidden: Tensor, slots: Tensor) -> Tensor:
+        """[rows, positions, k_right] -> those of each row's window."""
+        index = self.index(RIGHT, slots)[:, None].expand(-1, hidden.shape[1], -1)
+        return hidden.gather(2, index)
+
+    def spread(self, hidden: Tensor, slots: Tensor, side: int = LEFT) -> Tensor:
+        """[rows, positions, window] -> [rows, positions, k], zero outside of the window."""
+        result = hidden.new_zeros(*hidden.shape[:2], self.k[side])
+        index = self.index(side, slots)[:, None].expand(-1, hidden.shape[1], -1)
+        # Added, because indices are there twice where a window ends after the last direction.
+        return result.scatter_add_(2, index, hidden)
+
+    def index(self, side: int, slots: Tensor) -> Tensor:
+        """int64 [rows, window]: directions of the slots' windows."""
+        steps = torch.arange(self.sizes[side], device=slots.device)
+        return (self.begin[side][slots][:, None] + steps).clamp(max=self.k[side] - 1)

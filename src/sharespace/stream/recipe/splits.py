@@ -1,0 +1,245 @@
+"""A task's splits as the `datasets` library reads them: files, folders, or the Hub.
+
+The rows that a task learns from and the rows that it is scored on.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from sharespace.extras import require
+from sharespace.stream.recipe.keys import TaskSpec
+from sharespace.stream.recipe.load import refuse
+from sharespace.stream.recipe.values import Source
+
+FORMATS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+
+LABELS = "labels.txt"
+
+NOT_DATA = ("readme", "license", "licence", "labels")
+"""Texts that lie beside data."""
+
+KNOWN = ", ".join(FORMATS)
+
+Splits = Mapping[str, Callable[[], Any]]
+"""Split -> what reads it as a ``datasets.Dataset``."""
+
+EVAL_SPLITS = ("validation", "valid", "dev", "eval", "test")
+
+
+def find_splits(spec: TaskSpec, key: str, source: Source) -> Splits:
+    """The splits that are there; a local file is read when its split is asked for.
+
+    Args:
+        key: ``"data"`` or ``"eval_data"``, for errors.
+
+    Raises:
+        RecipeError: there is nothing there, or nothing that can be read.
+        MissingExtraError: ``datasets`` is not installed.
+    """
+    if not source.is_local:
+        options: dict[str, Any] = {"name": spec.data_config, "revision": spec.data_revision}
+        return _taken(_load(spec, key, source.text, **options))
+    for name in ("data_config", "data_revision") if key == "data" else ():
+        if getattr(spec, name) is not None:
+            refuse(spec, name, f"is for the Hub, but {source.text!r} is local")
+    path = source.path
+    if path.is_dir() and spec.settings.task_type == "image-classification" and _has_folders(path):
+        return _taken(_load(spec, key, "imagefolder", local=True, data_dir=str(path)))
+    files = _files(spec, path)
+    if not files:
+        there = f"has no file of a known format ({KNOWN})"
+        why = there if path.exists() else "is no file, folder or data set on the Hub"
+        refuse(spec, key, f"{source.text!r} {why}")
+    # One by one: a split that is not used may have other columns, or be broken.
+    return {name: partial(_read, spec, key, found) for name, found in files.items()}
+
+
+def _taken(splits: Mapping[str, Any]) -> Splits:
+    return {name: partial(splits.__getitem__, name) for name in splits}
+
+
+def _files(spec: TaskSpec, path: Path) -> dict[str, list[Path]]:
+    """Split -> its files: ``test.jsonl.gz``, ``train-00000-of-00002.parquet`` ..."""
+    if path.is_file():
+        name = spec.settings.train_split if spec.learns else "test"
+        return {name: [path]} if _suffix(path) in FORMATS else {}
+    found: dict[str, list[Path]] = {}
+    for file in sorted(path.glob("*")):
+        if file.is_file() and _suffix(file) in FORMATS and file.stem.lower() not in NOT_DATA:
+            found.setdefault(file.name.split(".")[0].split("-0")[0], []).append(file)
+    return found
+
+
+def _read(spec: TaskSpec, key: str, files: list[Path]) -> Any:
+    suffixes = {_suffix(file) for file in files}
+    if len(suffixes) > 1:
+        names = ", ".join(file.name for file in files)
+        refuse(spec, key, f"files of several formats for one split: {names}")
+    (suffix,) = suffixes
+    options = {"sep": "\t"} if suffix == ".tsv" else {}
+    paths = [escape(str(file)) for file in files]
+    return _load(spec, key, FORMATS[suffix], local=True, data_files=paths, **options)["train"]
+
+
+def _has_folders(path: Path) -> bool:
+    return any(p.is_dir() and not p.name.startswith(".") for p in path.glob("*"))
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _load(
+    spec: TaskSpec, key: str, what: str, *, local: bool = False, **options: Any
+) -> Mapping[str, Any]:
+    """``datasets.load_dataset``, quietly; its many ways to fail as one error."""
+    datasets = require("datasets", "train")
+    try:
+        with quiet(), tempfile.TemporaryDirectory() as folder:
+            # A cached copy would outlive the data, which is to be gone once a task is learned.
+            cache = {"cache_dir": folder} if local else {}
+            splits: Mapping[str, Any] = datasets.load_dataset(
+                what, keep_in_memory=local or None, **options, **cache
+            )
+            return splits
+    except StopIteration:
+        refuse(spec, key, "has no rows")
+    except (
+        datasets.exceptions.DatasetsError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        source = getattr(spec, key)
+        tail = "" if local else "; neither a path that exists nor a data set that the Hub gives"
+        refuse(spec, key, f"{source.text!r} cannot be read ({_reason(error)}){tail}")
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, no log lines beside the one error, and no request that counts a download:
+    it would go to the Hub for local files, too."""
+    datasets = require("datasets", "train")
+    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    bars = not datasets.are_progress_bars_disabled()
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    datasets.disable_progress_bars()
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
+        logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to learn from and rows to score on, untouched; None: the task uses none."""
+
+    train: Any
+    """A ``datasets.Dataset``."""
+    eval: Any
+    """A ``datasets.Dataset``."""
+    label_file: tuple[str, ...] | None = None
+    """Names of the classes in ``labels.txt`` beside the data."""
+
+
+def read_rows(spec: TaskSpec) -> Rows:
+    """All rows of a task's splits, in memory; local files leave no copy in any cache.
+
+    Args:
+        spec: has data.
+
+    Raises:
+        RecipeError: data is missing, cannot be read, or lacks a split.
+        MissingExtraError: ``datasets`` is not installed.
+    """
+    if spec.data is None:
+        refuse(spec, "data", "there is none")
+    splits = find_splits(spec, "data", spec.data)
+    settings, train, held = spec.settings, None, None
+    if spec.learns or settings.eval_fraction is not None:
+        train = _split(spec, splits, settings.train_split, "train_split")
+    if spec.eval_data is not None:
+        held = _one(spec, "eval_data", find_splits(spec, "eval_data", spec.eval_data))
+    elif train is not None and settings.eval_fraction is not None:
+        train, held = _parted(spec, train, settings.eval_fraction)
+    else:
+        held = _split(spec, splits, _eval_name(spec, splits), "eval_split")
+    return Rows(train if spec.learns else None, held, _label_file(spec, spec.data))
+
+
+def _parted(spec: TaskSpec, part: Any, fraction: float) -> tuple[Any, Any]:
+    if len(part) < 2:
+        refuse(spec, "eval_fraction", "the train split has one row only")
+    held = min(max(1, round(fraction * len(part))), len(part) - 1)
+    parts = part.train_test_split(test_size=held, seed=spec.seed, keep_in_memory=True)
+    return parts["train"], parts["test"]
+
+
+def _eval_name(spec: TaskSpec, splits: Splits) -> str:
+    if spec.settings.eval_split is not None:
+        return spec.settings.eval_split
+    known = [n for n in EVAL_SPLITS if n in splits]
+    if not known:
+        refuse(spec, "data", "no split to score on: give eval_data, eval_split or eval_fraction")
+    return known[0]
+
+
+def _split(spec: TaskSpec, splits: Splits, name: str, key: str) -> Any:
+    if name not in splits:
+        refuse(spec, key, f"the data has no split {name!r}, but {', '.join(splits) or 'none'}")
+    part = splits[name]()
+    if not len(part):
+        refuse(spec, "data", f"the split {name!r} has no rows")
+    return part
+
+
+def _one(spec: TaskSpec, key: str, splits: Splits) -> Any:
+    if len(splits) != 1:
+        refuse(spec, key, f"one file is wanted, not a folder with {', '.join(splits) or 'nothing'}")
+    return _split(spec, splits, next(iter(splits)), key)
+
+
+def _label_file(spec: TaskSpec, source: Source) -> tuple[str, ...] | None:
+    folder = source.path if source.path.is_dir() else source.path.parent
+    file = folder / LABELS
+    if not source.is_local or not file.is_file():
+        return None
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        refuse(spec, "data", f"{LABELS} cannot be read ({error})")
+    return tuple(line.strip() for line in lines if line.strip())

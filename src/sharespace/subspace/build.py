@@ -1,0 +1,419 @@
+"""Step 1: a Share model from adapters, one layer in memory at a time.
+
+The work of one layer as a value that can be sent to another process.
+
+In this process a job holds whole adapters and the whole model, as references. Pickled, it holds
+its own layer's part of them: byte ranges of files where the adapters are files, tensors otherwise.
+
+How one layer is built or merged: in memory where it fits, out of core where it does not.
+
+A byte budget must not erase a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from sharespace.errors import OptionError
+from sharespace.linalg.budget.split import Profile, spend, stretched
+from sharespace.linalg.dimension import Dimension
+from sharespace.linalg.frames import framed_updates
+from sharespace.linalg.precision import (
+    canonical_rounding,
+    common_dtype,
+    compute_dtype,
+    full_float32,
+    usable_device,
+)
+from sharespace.linalg.updates import weights
+from sharespace.subspace.adapter import Adapter, BaseModel, ModuleShape, common_base, common_shapes
+from sharespace.subspace.build_budgeted import Choice, budget_layer, entry_energies, profile_layer
+from sharespace.subspace.build_layer import (
+    Build,
+    LayerResult,
+    build_layer,
+    read_pairs,
+    read_updates,
+)
+from sharespace.subspace.build_streamed import (
+    TooWideError,
+    build_bytes,
+    build_streamed,
+    merge_bytes,
+    merge_streamed,
+)
+from sharespace.subspace.executor import LOCAL, Executor
+from sharespace.subspace.merge_layer import Side, known_tasks, merge_layer
+from sharespace.subspace.state import (
+    LayerSubspace,
+    Ledger,
+    Settings,
+    ShareModel,
+    Task,
+    check_new_names,
+)
+
+__all__ = ["Dimension", "Progress", "build_layers", "initialise", "new_task", "with_rule"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with (module, modules done, modules in all)."""
+
+DEFAULT_MEMORY = 2_000_000_000
+"""Bytes that one layer of all adapters may take where nothing else is said."""
+
+_SHARE = "method 'share' needs the factors of all adapters at once"
+
+
+@full_float32()
+def initialise(
+    adapters: Sequence[Adapter],
+    dimension: Dimension,
+    settings: Settings | None = None,
+    *,
+    base: BaseModel | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    executor: Executor = LOCAL,
+    memory: int | None = None,
+) -> ShareModel:
+    """Build one subspace per adapted module and express every adapter in it.
+
+    Args:
+        adapters: at least one, of one base model; ranks, modules and dtypes may differ.
+        dimension: how k is chosen.
+        settings: method, pseudo-rank and seed.
+        base: overrides what the adapters say of their base model.
+        dtype: stored dtype; None: the one that holds all the adapters' factors.
+        device: where to compute; the result is on the CPU.
+        progress: called after each module.
+        executor: where the layers are computed.
+        memory: bytes that one layer of all adapters may take. A layer that would take more is built
+            out of core, from a few passes over the files. None: ``one_layer.DEFAULT_MEMORY``; then
+            what cannot be built out of core is built in memory all the same.
+
+    Raises:
+        MismatchError: the adapters are not of one base model.
+        TaskExistsError: two adapters have the same name.
+        OptionError: no adapter, or a rule that cannot be fulfilled (in the memory given).
+        CorruptAdapterError: a factor holds NaN or infinity.
+    """
+    if not adapters:
+        raise OptionError("adapters", "there are none", "Give at least one adapter")
+    check_new_names([a.name for a in adapters], [])
+    found = base or common_base(adapters)
+    build = Build(
+        settings=with_rule(settings or Settings(), dimension),
+        dimension=dimension,
+        dtype=dtype or common_dtype(*(a.dtype for a in adapters)),
+        device=usable_device(device),
+        memory=memory,
+    )
+    layers, tasks = build_layers(adapters, build, "init", {}, progress, executor)
+    return ShareModel(found, build.settings, build.dtype, layers, {t.name: t for t in tasks})
+
+
+def with_rule(settings: Settings, dimension: Dimension) -> Settings:
+    """The settings with what later merges need of the rule.
+
+    Raises:
+        OptionError: the method has no such rule.
+    """
+    if settings.method == "share" and (dimension.error or dimension.budget):
+        raise OptionError(
+            "method 'share'", "it has no rule for an error or a budget", "Use k or variance"
+        )
+    cap = dimension.k if isinstance(dimension.k, int) else settings.cap
+    return replace(settings, cap=cap, budget=dimension.budget)
+
+
+def build_layers(
+    adapters: Sequence[Adapter],
+    build: Build,
+    event: str,
+    ledgers: Mapping[str, Ledger],
+    progress: Progress | None,
+    executor: Executor = LOCAL,
+) -> tuple[dict[str, LayerSubspace], list[Task]]:
+    """Layers and tasks of a model, built from the adapters alone.
+
+    Args:
+        event: name of the ledger's event.
+        ledgers: of tasks that are known already and only change their form.
+    """
+    shapes = common_shapes(adapters)
+    jobs = list(_jobs(adapters, shapes, build))
+    if build.dimension.budget is not None:
+        jobs = _split_budget(jobs, build.dimension.budget, executor)
+    results = gathered(shapes, executor.map(built, jobs), progress)
+    tasks = [new_task(a, results, event, ledgers.get(a.name)) for a in adapters]
+    return {m: r.layer for m, r in results.items()}, tasks
+
+
+def _jobs(
+    adapters: Sequence[Adapter], shapes: Mapping[str, ModuleShape], build: Build
+) -> Iterator[BuildJob]:
+    for module, shape in shapes.items():
+        yield BuildJob(module, shape, [a for a in adapters if module in a.shapes], build)
+
+
+def gathered(
+    modules: Collection[str], results: Iterable[LayerResult], progress: Progress | None
+) -> dict[str, LayerResult]:
+    """Module -> result, with the progress told after each."""
+    found: dict[str, LayerResult] = {}
+    for module, result in zip(modules, results, strict=True):
+        found[module] = result
+        if progress:
+            progress(module, len(found), len(modules))
+    return found
+
+
+def new_task(
+    adapter: Adapter,
+    results: Mapping[str, LayerResult],
+    event: str,
+    known: Ledger | None,
+    exact: bool = False,
+) -> Task:
+    """A task from the layers' results; its ledger continues where it has one.
+
+    Args:
+        exact: its updates were not rounded on their way into canonical form.
+    """
+    mine = {m: r for m, r in results.items() if adapter.name in r.coefficients}
+    rounding = 0.0 if exact else canonical_rounding(compute_dtype(adapter.dtype))
+    lost = {m: r.lost[adapter.name] + rounding * r.norms[adapter.name] for m, r in mine.items()}
+    ledger = known or Ledger(
+        modules=tuple(mine),
+        norms=torch.tensor([r.norms[adapter.name] for r in mine.values()], dtype=torch.float64),
+        truncations=torch.zeros(len(mine), 0, dtype=torch.float64),
+        events=(),
+    )
+    return Task(
+        name=adapter.name,
+        coefficients={m: r.coefficients[adapter.name] for m, r in mine.items()},
+        ledger=ledger.with_event(event, lost),
+        kept=adapter.kept,
+        config=adapter.config,
+        provenance=adapter.provenance,
+        adapter_bytes=adapter.nbytes,
+    )
+
+
+def _split_budget(jobs: Sequence[BuildJob], budget: int, executor: Executor) -> list[BuildJob]:
+    """The jobs with how the budget stores their layers, from two passes over all of them."""
+    totals = _total_weights(jobs, executor.map(measured, jobs))
+    jobs = [replace(job, build=replace(job.build, totals=totals)) for job in jobs]
+    profiles = list(executor.map(profiled, jobs))
+    weighed = [
+        torch.tensor([totals[a.name] for a in job.members], dtype=torch.float64) for job in jobs
+    ]
+    offers = [p.points(w, budget) for p, w in zip(profiles, weighed, strict=True)]
+    points = stretched(spend(offers, budget), budget)
+    return [
+        replace(job, choice=Choice(point, tuple(p.own_ranks(w, point.columns))))
+        for job, p, w, point in zip(jobs, profiles, weighed, points, strict=True)
+    ]
+
+
+def _total_weights(
+    jobs: Sequence[BuildJob], energies: Iterable[Sequence[float]]
+) -> dict[str, float]:
+    """1 / |dW_i over all modules| of each task, as it was at entry."""
+    total: dict[str, float] = {}
+    for job, found in zip(jobs, energies, strict=True):
+        for adapter, energy in zip(job.members, found, strict=True):
+            total[adapter.name] = total.get(adapter.name, 0.0) + energy
+    norms = torch.tensor(list(total.values()), dtype=torch.float64).sqrt()
+    return dict(zip(total, weights(norms).tolist(), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class BuildJob:
+    """One layer to build from the adapters that adapt it."""
+
+    module: str
+    shape: ModuleShape
+    members: Sequence[Adapter]
+    build: Build
+    choice: Choice | None = None
+    """How a byte budget stores the layer."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        members = [a.part(self.module) for a in self.members]
+        build = part_of_build(self.build, self.module)
+        return BuildJob, (self.module, self.shape, members, build, self.choice)
+
+
+@dataclass(frozen=True, eq=False)
+class MergeJob:
+    """One layer of a model, and the newcomers that adapt it."""
+
+    module: str
+    model: ShareModel
+    members: Sequence[Adapter]
+    build: Build
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        model = part_of_model(self.model, self.module)
+        members = [a.part(self.module) for a in self.members]
+        return MergeJob, (self.module, model, members, part_of_build(self.build, self.module))
+
+
+def built(job: BuildJob) -> LayerResult:
+    """The layer and its tasks' coefficients."""
+    return make_layer(job.module, job.shape, job.members, job.build, job.choice)
+
+
+def measured(job: BuildJob) -> list[float]:
+    """|dW_i|^2 of the layer, as each of the tasks entered with it."""
+    return entry_energies(job.module, job.members, job.build)
+
+
+def profiled(job: BuildJob) -> Profile:
+    """What the split of a byte budget needs to know of the layer."""
+    return profile_layer(job.module, job.members, job.build)
+
+
+def part_of_build(build: Build, module: str) -> Build:
+    """What one layer needs of the build."""
+    return replace(
+        build,
+        entry_norms={
+            name: {module: norms[module]}
+            for name, norms in build.entry_norms.items()
+            if module in norms
+        },
+    )
+
+
+def part_of_model(model: ShareModel, module: str) -> ShareModel:
+    """What one layer's merge needs of the model: its bases, coefficients and entry norms."""
+    layers = {module: model.layers[module]} if module in model.layers else {}
+    tasks = {
+        name: _part_of_task(task, module)
+        for name, task in model.tasks.items()
+        if module in task.coefficients
+    }
+    return ShareModel(model.base, model.settings, model.dtype, layers, tasks)
+
+
+def _part_of_task(task: Task, module: str) -> Task:
+    norms = torch.tensor([task.ledger.norm(module)], dtype=torch.float64)
+    ledger = Ledger((module,), norms, torch.zeros(1, 0, dtype=torch.float64), ())
+    return Task(task.name, {module: task.coefficients[module]}, ledger)
+
+
+def make_layer(
+    module: str,
+    shape: ModuleShape,
+    members: Sequence[Adapter],
+    build: Build,
+    choice: Choice | None = None,
+) -> LayerResult:
+    """One layer of a Share model from all the adapters that adapt it.
+
+    Args:
+        choice: how a byte budget stores it.
+
+    Raises:
+        CorruptAdapterError: a factor holds NaN or infinity, or numbers too large to compute with.
+        OptionError: it does not fit in the memory that was given, and cannot be built out of core.
+    """
+    needed, memory = build_bytes(members, module), build.memory or DEFAULT_MEMORY
+    if needed <= memory:
+        return _in_memory(module, shape, members, build, choice)
+    why = _why_in_memory(build)
+    if why is None:
+        try:
+            return build_streamed(module, shape, members, build, memory)
+        except TooWideError as error:
+            why = f"the explained variance needs {error}"
+    _refuse(module, build, needed, why)
+    return _in_memory(module, shape, members, build, choice)
+
+
+def _in_memory(
+    module: str,
+    shape: ModuleShape,
+    members: Sequence[Adapter],
+    build: Build,
+    choice: Choice | None,
+) -> LayerResult:
+    if choice is not None:
+        return budget_layer(module, shape, members, build, choice)
+    return build_layer(module, shape, members, build)
+
+
+def merge_one_layer(
+    model: ShareModel, module: str, members: Sequence[Adapter], build: Build
+) -> LayerResult:
+    """One layer of a model with newcomers in it.
+
+    Raises:
+        CorruptAdapterError: a factor holds NaN or infinity, or numbers too large to compute with.
+        OptionError: as ``make_layer``.
+    """
+    needed, memory = merge_bytes(members, module), build.memory or DEFAULT_MEMORY
+    share = build.settings.method == "share"
+    if needed > memory and not share:
+        known = known_tasks(model, module, build.device)
+        return merge_streamed(model.layers[module], known, members, module, build, memory)
+    if needed > memory:
+        _refuse(module, build, needed, _SHARE)
+    updates = read_updates(members, module, build.device)
+    # Only the paper's method depends on how an update is split between its factors.
+    pairs = list(read_pairs(members, module, build.device)) if share else []
+    framed = framed_updates(updates, pairs)
+    return merge_layer(model, module, Side(tuple(a.name for a in members), framed, updates.norms))
+
+
+def _why_in_memory(build: Build) -> str | None:
+    """Why a layer can only be built in memory; None where it need not."""
+    dimension = build.dimension
+    if build.settings.method == "share":
+        return _SHARE
+    if dimension.budget is not None:
+        return "a byte budget looks at every direction of every adapter"
+    if dimension.error is not None:
+        return "a largest error looks at every direction of every adapter"
+    if dimension.variance == 1.0:
+        return "a variance of 1 keeps every direction of every adapter"
+    return None
+
+
+def _refuse(module: str, build: Build, needed: int, why: str) -> None:
+    """Memory that was asked for is kept to; what nobody asked for is only a default.
+
+    Raises:
+        OptionError: see ``make_layer``.
+    """
+    if build.memory is not None:
+        raise OptionError(
+            f"memory of {build.memory:,} bytes",
+            f"module {module!r} takes {needed:,}, and {why}",
+            f"Give {needed:,}, leave the memory out, or use method joint with k or a variance "
+            "below 1: these are built out of core",
+        )
+
+
+def refuse_erased(model: ShareModel) -> None:
+    """A byte budget that leaves nothing of a task is a mistake, not a choice.
+
+    Raises:
+        OptionError: the last event of a task's ledger took all of it.
+    """
+    budget = model.settings.budget
+    for task in model.tasks.values() if budget is not None else ():
+        ledger = task.ledger
+        if ledger.total_norm and ledger.truncations[:, -1].norm() >= 0.999 * ledger.total_norm:
+            raise OptionError(
+                f"budget of {budget} bytes",
+                f"nothing of task {task.name!r} would be left",
+                "Give more; plan --variance or plan --error say what other rules need",
+            )

@@ -1,0 +1,237 @@
+"""Build one layer: read its updates from all adapters, choose its bases, express the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from sharespace.errors import CorruptAdapterError
+from sharespace.linalg.dimension import Dimension, smallest_bases
+from sharespace.linalg.factor_svd import factor_bases
+from sharespace.linalg.joint import Bases, Problem, joint
+from sharespace.linalg.precision import canonical_rounding, compute_dtype
+from sharespace.linalg.truncated import orthonormal
+from sharespace.linalg.updates import Updates, canonicalise_stream, core_svd, seen_by, weights
+from sharespace.subspace.adapter import Adapter, LayerUpdate, ModuleShape
+from sharespace.subspace.coefficients import Projection, project, project_factors
+from sharespace.subspace.state import Certificate, Coefficients, LayerSubspace, Settings
+
+
+@dataclass(frozen=True, eq=False)
+class LayerResult:
+    """One layer of the model and its tasks' coefficients."""
+
+    layer: LayerSubspace
+    coefficients: Mapping[str, Coefficients]
+    lost: Mapping[str, float]
+    """Absolute norm of what each task lost."""
+    norms: Mapping[str, float]
+    """|dW_i| of each task."""
+
+
+@dataclass(frozen=True, eq=False)
+class Build:
+    """What every layer of a build needs to know."""
+
+    settings: Settings
+    dimension: Dimension
+    dtype: torch.dtype
+    device: torch.device
+    entry_norms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Task -> module -> norm, for tasks that entered before and keep the weight they had."""
+    totals: Mapping[str, float] = field(default_factory=dict)
+    """Under a byte budget: task -> 1 / |dW_i over all modules| at entry."""
+    memory: int | None = None
+    """Bytes that one layer of all adapters may take; what is larger is built out of core. None:
+    ``streamed.DEFAULT_MEMORY``, and in memory all the same what cannot be built otherwise."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a stored number."""
+        return torch.empty(0, dtype=self.dtype).element_size()
+
+
+def read_pairs(
+    adapters: Iterable[Adapter], module: str, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(scaling * B, A^T) of one module from every adapter, one after the other.
+
+    Raises:
+        CorruptAdapterError: a factor holds NaN or infinity.
+    """
+    for adapter in adapters:
+        yield _checked_pair(adapter.name, module, adapter.layer(module), device)
+
+
+def read_updates(adapters: Sequence[Adapter], module: str, device: torch.device) -> Updates:
+    """The updates of one module in canonical form; no more than a batch of factors in memory.
+
+    Raises:
+        CorruptAdapterError: a factor holds NaN or infinity, or numbers too large to compute with.
+    """
+    shape = adapters[0].shapes[module]
+    ranks = [min(a.ranks[module], shape.out_features, shape.in_features) for a in adapters]
+    dtype = compute_dtype(*(a.dtype for a in adapters))
+    try:
+        return canonicalise_stream(read_pairs(adapters, module, device), ranks, dtype)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise too_large(adapters, module) from error
+
+
+def too_large(adapters: Sequence[Adapter], module: str) -> CorruptAdapterError:
+    """The error for factors that are finite, and not to be computed with."""
+    names = ", ".join(repr(a.name) for a in adapters[:5])
+    return CorruptAdapterError(
+        f"module {module!r} of {names}",
+        "a factor holds numbers too large to compute with",
+        "The training run diverged; use an earlier checkpoint",
+    )
+
+
+def _checked_pair(
+    name: str, module: str, update: LayerUpdate, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    up, down = update.up.to(device), update.down.to(device)
+    for factor, label in ((up, "B"), (down, "A")):
+        if not _finite(factor):
+            raise CorruptAdapterError(
+                f"adapter {name!r}, module {module!r}",
+                f"factor {label} holds NaN or infinity",
+                "The training run diverged or the file is damaged; use an earlier checkpoint",
+            )
+    # 16-bit factors times a scaling would round: the scaling is applied in the compute dtype.
+    wide = torch.promote_types(up.dtype, torch.float32)
+    return up.to(wide) * update.scaling, down.to(wide).mT
+
+
+def _finite(factor: Tensor) -> bool:
+    """One pass without a mask: a sum is only finite where all terms are, unless it overflows."""
+    return bool(torch.isfinite(factor.sum())) or bool(torch.isfinite(factor).all())
+
+
+def read_problem(module: str, members: Sequence[Adapter], build: Build) -> Problem:
+    """The updates of one module with their weights."""
+    updates = read_updates(members, module, build.device)
+    norms = updates.norms.clone()
+    for i, adapter in enumerate(members):
+        norms[i] = build.entry_norms.get(adapter.name, {}).get(module, norms[i])
+    return Problem(updates, weights(norms), build.settings.p, build.settings.seed)
+
+
+def build_layer(
+    module: str, shape: ModuleShape, members: Sequence[Adapter], build: Build
+) -> LayerResult:
+    """One layer of a Share model from all the adapters that adapt it."""
+    problem = read_problem(module, members, build)
+    # Only the paper's method works on the factors; they are then read a second time.
+    share = build.settings.method == "share"
+    pairs = list(read_pairs(members, module, build.device)) if share else []
+    bases = _bases(module, problem, pairs, build)
+    layer = _layer(shape, bases, build.dimension.cap(module), build)
+    if share and build.settings.p is None:
+        result = project_factors(pairs, problem.updates, layer)
+    else:
+        result = project(problem.updates, layer, build.settings.p)
+    layer = replace(layer, certificate=_certificate(problem, bases, result))
+    return by_name(members, layer, result, problem.updates.norms)
+
+
+def by_name(
+    members: Sequence[Adapter], layer: LayerSubspace, found: Projection, norms: Tensor
+) -> LayerResult:
+    """What was found of the tasks in their order, under their names.
+
+    Args:
+        norms: [tasks], |dW_i|.
+    """
+    names = [a.name for a in members]
+    return LayerResult(
+        layer,
+        dict(zip(names, found.coefficients, strict=True)),
+        dict(zip(names, found.lost.tolist(), strict=True)),
+        dict(zip(names, norms.tolist(), strict=True)),
+    )
+
+
+def _bases(
+    module: str, problem: Problem, pairs: list[tuple[Tensor, Tensor]], build: Build
+) -> Bases:
+    settings, dimension = build.settings, build.dimension
+    if settings.method == "share":
+        return factor_bases(
+            pairs,
+            dimension.cap(module),
+            variance=dimension.variance,
+            centred=settings.centred,
+            seed=settings.seed,
+        )
+    cap = dimension.cap(module)
+    return smallest_bases(problem, dimension) if cap is None else joint(problem, cap)
+
+
+def _layer(
+    shape: ModuleShape,
+    bases: Bases,
+    cap: tuple[int, int] | None,
+    build: Build,
+) -> LayerSubspace:
+    return LayerSubspace(
+        shape=shape,
+        left_basis=stored_basis(bases.left, build.dtype),
+        right_basis=stored_basis(bases.right, build.dtype),
+        cap=cap,
+    )
+
+
+def stored_basis(basis: Tensor, dtype: torch.dtype) -> Tensor:
+    """A basis as it is kept: on the CPU, contiguous, in the stored dtype, and orthonormal to it."""
+    if dtype == torch.float64 and basis.dtype != dtype:
+        basis = orthonormal(basis.double())
+    return basis.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _certificate(problem: Problem, bases: Bases, found: Projection) -> Certificate:
+    """Of the stored bases, from what the projection measured, where it says all."""
+    if problem.p is not None or found.outside is None:
+        return certify(problem, bases)
+    left, right = (found.outside.to(problem.weights) @ problem.weights.square()).tolist()
+    return _rounded(problem, left, right, 0.0)
+
+
+def certify(problem: Problem, bases: Bases) -> Certificate:
+    """The certificate of bases for a problem, rounding of the compute dtype added."""
+    lost = [0.0, 0.0, 0.0]
+    for tasks, part in problem.updates.slices():
+        some = replace(problem, updates=part, weights=problem.weights[tasks])
+        lost = [x + more for x, more in zip(lost, _lost(some, bases), strict=True)]
+    return _rounded(problem, *lost)
+
+
+def _rounded(problem: Problem, left: float, right: float, tail: float) -> Certificate:
+    rounding = canonical_rounding(problem.updates.left.dtype)
+    slack = rounding**2 * problem.total
+    return Certificate(left * (1 + rounding) + slack, right * (1 + rounding) + slack, tail)
+
+
+def _lost(problem: Problem, bases: Bases) -> tuple[float, float, float]:
+    """Weighed energy outside the left basis, the right one, and in the cores beyond rank p."""
+    left = seen_by(problem.updates, bases.left)
+    right = seen_by(problem.updates.flipped, bases.right)
+    tail = 0.0
+    if problem.p is not None and problem.p < min(left.shape[1], left.shape[2], right.shape[2]):
+        beyond = core_svd(left, problem.sigma.double(), right).tail(problem.p)
+        tail = float((problem.weights.square() * beyond).sum())
+    outside = _outside(problem, bases.left, left)
+    return outside, _outside(problem.flipped, bases.right, right), tail
+
+
+def _outside(problem: Problem, basis: Tensor, seen: Tensor) -> float:
+    """Weighed energy outside a left basis; not as a difference, whose floor is eps of the total."""
+    updates = problem.updates
+    hidden = torch.addmm(updates.left.mT, updates.rows(seen), basis.mT, alpha=-1)
+    squares = (hidden[:, None] @ hidden[..., None]).flatten()  # ``norm`` and ``vecdot`` copy it all
+    energies = updates.blocks(updates.sigma.double().square() * squares.double())
+    return float((problem.weights.square() * energies.sum(1)).sum())

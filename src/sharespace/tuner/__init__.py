@@ -1,0 +1,31 @@
+"""The PEFT method: train and run tasks in a Share model's subspace.
+
+Importing this package makes the method known to PEFT, so that ``PeftModel.from_pretrained`` and
+``AutoPeftModel`` load what was saved.
+"""
+
+from sharespace.tuner.bases import publish
+from sharespace.tuner.collect import collect, kept_tensors, layers_of, trained_coefficients
+from sharespace.tuner.config import ShareConfig
+from sharespace.tuner.layer import SubspaceConv, SubspaceLayer, SubspaceLinear
+from sharespace.tuner.model import ShareTuner, register
+from sharespace.tuner.modules import applied, is_transposed, release
+
+register()
+
+__all__ = [
+    "ShareConfig",
+    "ShareTuner",
+    "SubspaceConv",
+    "SubspaceLayer",
+    "SubspaceLinear",
+    "applied",
+    "collect",
+    "is_transposed",
+    "kept_tensors",
+    "layers_of",
+    "publish",
+    "register",
+    "release",
+    "trained_coefficients",
+]

@@ -1,0 +1,135 @@
+"""The configuration of the PEFT method.
+
+The method's member of PEFT's enumeration of methods.
+
+PEFT has no public way to add one from outside: ``register_peft_method`` wants the member to be
+there. An ``Enum`` is closed, so it is added to the tables that ``enum`` itself keeps, and checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft import PeftConfig
+from peft.utils import PeftType
+
+from sharespace.errors import OptionError
+
+DEFAULT_P = 8
+"""Pseudo-rank of a new task where the configuration names none."""
+
+NAME = "SHARESPACE"
+
+
+def _member() -> PeftType:
+    if NAME in PeftType.__members__:
+        return PeftType(NAME)
+    member = str.__new__(PeftType, NAME)
+    member._name_ = NAME
+    member._value_ = NAME
+    member._sort_order_ = len(PeftType._member_names_)
+    type.__setattr__(PeftType, NAME, member)
+    PeftType._member_names_.append(NAME)
+    PeftType._member_map_[NAME] = member
+    PeftType._value2member_map_[NAME] = member
+    if PeftType(NAME) is not member or NAME not in list(PeftType):
+        raise RuntimeError(
+            f"this Python's enum does not take the member {NAME}; sharespace needs PEFT 0.21"
+        )
+    return member
+
+
+SHARESPACE = _member()
+
+
+@dataclass
+class ShareConfig(PeftConfig):
+    """Train, or run, a task inside a Share model's subspace, as PEFT trains a LoRA adapter.
+
+    ::
+
+        model = get_peft_model(model, ShareConfig(share="glue.share", task="sst2"))
+
+    Per adapted module the bases (n x k_left, d x k_right) are frozen and shared by all adapters of
+    the model; trained are the coefficients (k x p a side), the temporary directions and the modules
+    in ``modules_to_save``. Kaushik et al., arXiv 2602.06043, section 3 (method.md, step 2).
+    """
+
+    share: str | None = field(
+        default=None,
+        metadata={"help": "Share model: a path, a Hub id, or a name given by publish()."},
+    )
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "A task that the Share model knows (its coefficients and head are loaded), or "
+            "the name of a new one."
+        },
+    )
+    p: int | None = field(
+        default=None,
+        metadata={"help": "Pseudo-rank; None: the known task's own, or 8 for a new one."},
+    )
+    phi: int = field(
+        default=0, metadata={"help": "Temporary directions a side; 0 trains coefficients only."}
+    )
+    form: Literal["factors", "core"] = field(
+        default="factors",
+        metadata={
+            "help": "What a new task trains: 'factors' E, F (and the temporary directions), or one "
+            "p x p 'core' between p frozen directions a side, phi of them temporary."
+        },
+    )
+    start: str = field(
+        default="zero",
+        metadata={"help": "Where a new task starts: 'zero', 'mean', or the name of a known task."},
+    )
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Modules to adapt; None: all that the Share model has."},
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Modules not to adapt."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules trained and saved whole, such as heads."}
+    )
+    component: str | None = field(
+        default=None,
+        metadata={"help": "Part of a pipeline that the model is, such as 'unet'."},
+    )
+    dropout: float = field(default=0.0, metadata={"help": "Of the inputs of the update."})
+    seed: int = field(default=0, metadata={"help": "Of the random start."})
+    init_weights: bool = field(
+        default=True,
+        metadata={"help": "False: random coefficients that change the output, for tests."},
+    )
+    save_basis: bool = field(
+        default=False,
+        metadata={"help": "Save the bases with the adapter, so that it needs no Share model."},
+    )
+    share_version: int | None = field(
+        default=None, metadata={"help": "Version of the stored Share model; None: the current."}
+    )
+    basis_id: str | None = field(
+        default=None, metadata={"help": "Of the bases the coefficients belong to; filled in."}
+    )
+    layout: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Sizes of every module, with save_basis; filled in."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = SHARESPACE
+        if self.p is not None and self.p < 1:
+            raise OptionError(f"p={self.p}", "the pseudo-rank is at least 1", "Change it")
+        if self.phi < 0:
+            raise OptionError(f"phi={self.phi}", "cannot be negative", "0 is coefficients only")
+        if self.form not in ("factors", "core"):
+            raise OptionError(f"form={self.form!r}", "not known", "Choose 'factors' or 'core'")
+        if not 0 <= self.dropout < 1:
+            raise OptionError(f"dropout={self.dropout}", "it is in [0, 1)", "Change it")
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            setattr(self, name, set(value) if isinstance(value, list) else value)

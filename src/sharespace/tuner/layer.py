@@ -1,0 +1,385 @@
+"""The layers of the PEFT method: a frozen module plus tasks' updates in one subspace.
+
+::
+
+    h = W0 x + s [beta, beta'] [E; e] ([F; f]^T [alpha, alpha']^T x)         form "factors"
+    h = W0 x + s [beta, beta'] [E; e] C ([F; f]^T [alpha, alpha']^T x)       form "core"
+
+W0, beta and alpha are frozen, beta and alpha are shared by all adapters of the layer; E, F, e, f
+and the temporary directions beta', alpha' belong to one adapter. In the form "core" only C (p x p)
+is trained, and [E; e], [F; f] say which p directions it works in. The factors are multiplied out
+before they meet the inputs, so that a row costs what it costs in a LoRA of rank p, whatever k is;
+only in training the right one may take the way through alpha^T x, which saves memory.
+Kaushik et al., arXiv 2602.06043, section 3.
+
+Which adapter each row of a batch goes through (PEFT's ``adapter_names``).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import resolve_quantization_backend
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sharespace.errors import MismatchError, OptionError
+from sharespace.subspace.adapter import LayerUpdate
+from sharespace.tuner.modules import is_transposed
+from sharespace.tuner.start import Values
+
+_MUCH_SMALLER = 4
+"""So many times smaller than x must alpha^T x be to go through it."""
+
+_LEFT, _RIGHT = "sharespace_left_coefficients", "sharespace_right_coefficients"
+
+_NEW_LEFT, _NEW_RIGHT = "sharespace_left_temporary", "sharespace_right_temporary"
+
+_CORE = "sharespace_core"
+
+BASE = "__base__"
+"""PEFT's name for the base model without any adapter."""
+
+
+class SubspaceLayer(BaseTunerLayer):
+    """What all kinds of layers have in common; see PEFT's ``BaseTunerLayer``."""
+
+    adapter_layer_names = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT, _CORE)
+    other_param_names = ("sharespace_dropout", "scaling")
+
+    training: bool
+    left_basis: Tensor
+    """beta, n x k_left; a buffer that all adapters of the layer share."""
+    right_basis: Tensor
+    """alpha, d x k_right."""
+
+    def __init__(self, base_layer: nn.Module, left_basis: Tensor, right_basis: Tensor) -> None:
+        self.base_layer = base_layer
+        self.sharespace_left_coefficients = nn.ParameterDict({})
+        self.sharespace_right_coefficients = nn.ParameterDict({})
+        self.sharespace_left_temporary = nn.ParameterDict({})
+        self.sharespace_right_temporary = nn.ParameterDict({})
+        self.sharespace_core = nn.ParameterDict({})
+        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
+        self.sharespace_dropout = nn.ModuleDict({})
+        self.scaling: dict[str, float] = {}
+        self.routing: Routing | None = None
+        self.out_features, self.in_features = sides(self.get_base_layer())
+        self.quantization_backend = resolve_quantization_backend(self.get_base_layer())
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.cast_input_dtype_enabled = True
+        device = self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
+        # Their names must not contain the method's prefix: transformers rewrites such keys.
+        self.register_buffer("left_basis", left_basis.to(device).contiguous())
+        self.register_buffer("right_basis", right_basis.to(device).contiguous())
+
+    def update_layer(
+        self, name: str, values: Values, *, dropout: float, inference_mode: bool
+    ) -> None:
+        """Add an adapter, or replace the one of that name."""
+        self.sharespace_left_coefficients[name] = _parameter(values.left_coefficients)
+        self.sharespace_right_coefficients[name] = _parameter(values.right_coefficients)
+        if values.left_temporary.shape[1]:
+            self.sharespace_left_temporary[name] = _parameter(values.left_temporary)
+        if values.right_temporary.shape[1]:
+            self.sharespace_right_temporary[name] = _parameter(values.right_temporary)
+        self.frozen_peft_weight_names.pop(name, None)
+        if values.core is not None:
+            self.sharespace_core[name] = _parameter(values.core)
+            self.frozen_peft_weight_names[name] = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT)
+        self.sharespace_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.scaling[name] = 1.0
+        self._move_adapter_to_device_of_base_layer(name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """To the base layer's device, in float32 as it is.
+
+        PEFT's goes through the base layer's dtype: in 16 bits that rounds the coefficients of known
+        tasks, and makes new parameters, so that what is frozen would be trained.
+        """
+        target = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
+        for parameter in self._parameters_of(adapter_name):
+            if target is not None and parameter.device.type != "meta":
+                parameter.data = parameter.data.to(target)
+
+    def cast(self, adapter_name: str, dtype: torch.dtype) -> None:
+        """Keep an adapter's parameters in another dtype; they stay the same objects."""
+        for parameter in self._parameters_of(adapter_name):
+            parameter.data = parameter.data.to(dtype)
+
+    def _parameters_of(self, adapter_name: str) -> list[nn.Parameter]:
+        found = (getattr(self, name) for name in self.adapter_layer_names)
+        return [parameters[adapter_name] for parameters in found if adapter_name in parameters]
+
+    @property
+    def innermost(self) -> Any:
+        """The module of the base model, below other tuners' layers if there are any."""
+        return self.get_base_layer()
+
+    def has(self, name: str) -> bool:
+        """True where this layer is adapted by that adapter."""
+        return name in self.sharespace_left_coefficients
+
+    def coefficients(self, name: str) -> tuple[Tensor, Tensor]:
+        """([E; e] C, [F; f]): (k_left + phi) x p and (k_right + phi) x p."""
+        left = self.sharespace_left_coefficients[name]
+        if name in self.sharespace_core:
+            left = left @ self.sharespace_core[name]
+        return left, self.sharespace_right_coefficients[name]
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """(B^, A^): n x p and d x p with dW = B^ A^^T, in the dtype of the coefficients."""
+        return self._left(name), self._right(name)
+
+    def _left(self, name: str) -> Tensor:
+        mine = self.coefficients(name)[0]
+        return _times(self.left_basis, self.sharespace_left_temporary, mine, name)
+
+    def _right(self, name: str) -> Tensor:
+        mine = self.sharespace_right_coefficients[name]
+        return _times(self.right_basis, self.sharespace_right_temporary, mine, name)
+
+    def update(self, name: str) -> LayerUpdate:
+        """The adapter as trained so far, temporary directions included: n x p and p x d."""
+        up, down = (factor.detach().float().cpu() for factor in self.factors(name))
+        return LayerUpdate(up.clone(), down.mT.contiguous(), self.scaling[name])
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """dW in the shape of the base weight, in the dtype of the coefficients."""
+        up, down = self.factors(adapter)
+        # Half precision is multiplied in float32: slow, or not there at all, on CPUs.
+        delta = self.scaling[adapter] * (up.float() @ down.float().mT)
+        return self._as_weight(delta).to(up.dtype)
+
+    @abstractmethod
+    def _as_weight(self, delta: Tensor) -> Tensor:
+        """dW (n x d) in the shape of the base weight."""
+
+    @abstractmethod
+    def _apply_update(self, name: str, x: Tensor) -> Tensor:
+        """dW x, in the layout of the base layer's output."""
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Weigh one adapter; 1 is as trained. diffusers calls it."""
+        if adapter in self.scaling:
+            self.scaling[adapter] = float(scale)
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the weight of the active adapters."""
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the weight of the active adapters; None: back to 1."""
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.scaling[name] = 1.0 if scale is None else self.scaling[name] / scale
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the active adapters' updates to the base weight.
+
+        Raises:
+            MismatchError: with ``safe_merge``, the result holds NaN or infinity.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if not self.has(name):
+                continue
+            weight = self.get_base_weight()
+            delta = self.get_delta_weight(name).to(weight.device)
+            merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise MismatchError(f"adapter {name!r}", "NaNs detected in the merged weights")
+            self.set_base_weight(merged)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Subtract what ``merge`` added."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            if self.has(name):
+                weight = self.get_base_weight()
+                delta = self.get_delta_weight(name).to(weight.device)
+                self.set_base_weight((weight.to(delta.dtype) - delta).to(weight.dtype))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """True: the update is additive and of low rank (PEFT's ``save_as_lora``)."""
+        return True
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output plus the active adapters', or each row's own (routing)."""
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self._base(x, *args, **kwargs)
+        if self.routing is not None:
+            return self._mixed(x, self.routing.rows(len(x)), *args, **kwargs)
+        result = self._base(x, *args, **kwargs)
+        if self.merged:
+            return result
+        dtype = result.dtype
+        for name in self.active_adapters:
+            if self.has(name):
+                result = result + self._update_of(name, x).to(dtype)
+        return result
+
+    def _base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        return result
+
+    def _update_of(self, name: str, x: Tensor) -> Tensor:
+        dtype = self.sharespace_left_coefficients[name].dtype
+        dropped = self.sharespace_dropout[name](self._cast_input_dtype(x, dtype))
+        update = self._apply_update(name, dropped)
+        return update if self.scaling[name] == 1 else self.scaling[name] * update
+
+    def _mixed(self, x: Tensor, rows: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Every row with its own adapter; a layer that an adapter lacks is the base layer."""
+        if self.merged:
+            raise OptionError(
+                "adapter_names",
+                "an update that is merged into the weights acts on every row",
+                "Cannot pass `adapter_names` when there are merged adapters, please call "
+                "`unmerge_adapter` first.",
+            )
+        result = self._base(x, *args, **kwargs)
+        for name in dict.fromkeys(rows):
+            if self.has(name):
+                index = torch.tensor([i for i, r in enumerate(rows) if r == name], device=x.device)
+                update = self._update_of(name, x[index]).to(result.dtype)
+                result = result.index_add(0, index, update)
+        return result
+
+
+class SubspaceLinear(nn.Module, SubspaceLayer):
+    """Over ``nn.Linear``, Conv1D of transformers, or a quantised linear layer."""
+
+    def __init__(self, base_layer: nn.Module, left_basis: Tensor, right_basis: Tensor) -> None:
+        super().__init__()
+        SubspaceLayer.__init__(self, base_layer, left_basis, right_basis)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return SubspaceLayer.forward(self, x, *args, **kwargs)
+
+    def _as_weight(self, delta: Tensor) -> Tensor:
+        return delta.mT if is_transposed(self.innermost) else delta
+
+    def _apply_update(self, name: str, x: Tensor) -> Tensor:
+        return functional.linear(self._coordinates(name, x), self._left(name))
+
+    def _coordinates(self, name: str, x: Tensor) -> Tensor:
+        """A^^T x; in training by way of alpha^T x where that is much smaller than x.
+
+        Autograd then keeps k numbers a row for the gradient of F, not d. Temporary directions need
+        x itself for theirs. Evaluation rounds in one way, whether or not gradients are wanted.
+        """
+        mine = self.sharespace_right_coefficients[name]
+        d, k = self.right_basis.shape
+        learns = self.training and torch.is_grad_enabled() and mine.requires_grad
+        if not learns or name in self.sharespace_right_temporary or d < _MUCH_SMALLER * k:
+            return functional.linear(x, self._right(name).mT)
+        return functional.linear(functional.linear(x, self.right_basis.to(mine.dtype).mT), mine.mT)
+
+
+class SubspaceConv(nn.Module, SubspaceLayer):
+    """Over a convolution, its weight seen as c_out x (c_in / groups * kernel cells)."""
+
+    def __init__(self, base_layer: nn.Module, left_basis: Tensor, right_basis: Tensor) -> None:
+        super().__init__()
+        SubspaceLayer.__init__(self, base_layer, left_basis, right_basis)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return SubspaceLayer.forward(self, x, *args, **kwargs)
+
+    def _as_weight(self, delta: Tensor) -> Tensor:
+        return delta.reshape(self.innermost.weight.shape)
+
+    def _apply_update(self, name: str, x: Tensor) -> Tensor:
+        up, down = self.factors(name)
+        base = self.innermost
+        if base.groups > 1:
+            # Rows of dW belong to groups, so no common down convolution exists.
+            grouped: Tensor = base._conv_forward(x, self._as_weight(up @ down.mT), None)
+            return grouped
+        kernel = down.mT.reshape(-1, *base.weight.shape[1:])
+        hidden: Tensor = base._conv_forward(x, kernel, None)
+        return functional.linear(hidden.movedim(1, -1), up).movedim(-1, 1)
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    """A copy, as the value may be a stored task's own; contiguous, as FSDP cuts no other."""
+    return nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format))
+
+
+def _times(basis: Tensor, new: nn.ParameterDict, coefficients: Tensor, name: str) -> Tensor:
+    """[basis, temporary] @ coefficients."""
+    directions: Tensor = basis.to(coefficients.dtype)
+    if name in new:
+        directions = torch.cat([directions, new[name].to(coefficients.dtype)], dim=1)
+    return torch.matmul(directions, coefficients)
+
+
+def sides(module: Any) -> tuple[int, int]:
+    """(n, d) of a module's weight; Conv1D of transformers and quantised weights as they act.
+
+    Raises:
+        MismatchError: a module of a kind that has no place in a subspace.
+    """
+    if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
+        return module.out_channels, math.prod(module.weight.shape[1:])
+    if is_transposed(module):
+        rows, columns = module.weight.shape
+        return int(columns), int(rows)
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.out_features), int(module.in_features)
+    raise MismatchError(
+        f"module of type {type(module).__name__}",
+        "neither linear nor a convolution",
+        "Leave it out of target_modules; embeddings and heads go into modules_to_save",
+    )
+
+
+@dataclass(frozen=True)
+class Routing:
+    """One name a row; it stays on the layers until the next forward pass.
+
+    Gradient checkpointing runs layers again in the backward pass, when a hook of the forward pass
+    would be gone.
+    """
+
+    names: tuple[str, ...]
+    """One a row; ``"__base__"`` for the base model."""
+    beams: int = 1
+    """Of beam search, which repeats each row that often (but not in an encoder)."""
+
+    def rows(self, count: int) -> tuple[str, ...]:
+        """Names for a batch of ``count`` rows.
+
+        Raises:
+            OptionError: there are not as many names as rows.
+        """
+        if count == len(self.names):
+            return self.names
+        if count == len(self.names) * self.beams:
+            return tuple(name for name in self.names for _ in range(self.beams))
+        raise OptionError(
+            "adapter_names",
+            "every row needs the name of one adapter",
+            "Length of `adapter_names` should be the same as the number of inputs, but got "
+            f"{len(self.names)} and {count} respectively.",
+        )

@@ -1,0 +1,315 @@
+"""The method's model class: puts the layers in place, as PEFT's ``LoraModel`` does for LoRA.
+
+Adapters that carry their bases in their own file (``ShareConfig.save_basis``).
+
+Make the method known to PEFT; importing ``sharespace.tuner`` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import register_peft_method
+from torch import Tensor, nn
+
+from sharespace.errors import CorruptAdapterError, MismatchError, OptionError
+from sharespace.subspace.adapter import ModuleShape
+from sharespace.subspace.state import LayerSubspace, ShareModel, Task
+from sharespace.tuner.bases import find
+from sharespace.tuner.config import DEFAULT_P, SHARESPACE, ShareConfig
+from sharespace.tuner.layer import BASE, Routing, SubspaceConv, SubspaceLayer, SubspaceLinear, sides
+from sharespace.tuner.mixing import mixing
+from sharespace.tuner.modules import fill_heads, head_modules
+from sharespace.tuner.start import Values, known_task, new_core, new_task, starting_core
+
+_NAMES = ("left_basis", "right_basis")
+
+
+class ShareTuner(BaseTuner):
+    """A base model with adapters in a Share model's subspace; see ``ShareConfig``."""
+
+    prefix = "sharespace_"
+    tuner_layer_cls = SubspaceLayer
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    _share: ShareModel | None = None
+    """Only while an adapter is put in place: a model that is copied or pickled has none."""
+
+    def _check_new_adapter_config(self, config: Any) -> None:
+        """Find the Share model, and refuse a second one with other bases."""
+        super()._check_new_adapter_config(config)
+        if config.layout is None:
+            if config.share is None:
+                raise OptionError(
+                    "ShareConfig", "names no Share model", "Give share=PATH or a Hub id"
+                )
+            found = find(config.share, config.share_version, config.basis_id)
+            config.share_version, config.basis_id = found.version, found.id
+            self._share = found.model
+        for name, other in self.peft_config.items():
+            if other is not config and other.basis_id != config.basis_id:
+                raise MismatchError(
+                    f"adapter {name!r}",
+                    "was made with other bases, and a model has one subspace",
+                    "Load each in a model of its own, or merge both into one Share model",
+                )
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
+        """All modules of the subspace unless told otherwise; the heads of a known task."""
+        config: ShareConfig = peft_config
+        if config.target_modules is None:
+            names = self._share.layers if self._share else config.layout or {}
+            component = f"{config.component}." if config.component else ""
+            config.target_modules = {n.removeprefix(component) for n in names}  # type: ignore[assignment]
+        task = self._known_task(config)
+        if task is not None:
+            heads = head_modules(self.model, task)
+            wanted = [*(config.modules_to_save or ()), *heads]
+            config.modules_to_save = list(dict.fromkeys(wanted)) or None
+        return config
+
+    def _known_task(self, config: ShareConfig) -> Task | None:
+        if self._share is None or config.task is None:
+            return None
+        return self._share.tasks.get(config.task)
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        config: ShareConfig = peft_config
+        layer, values = self._start(config, current_key)
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        _check_shape(current_key, base, layer)
+        if not isinstance(target, SubspaceLayer):
+            kind = SubspaceConv if isinstance(base, nn.modules.conv._ConvNd) else SubspaceLinear
+            target = self._put(
+                kind(target, layer.left_basis, layer.right_basis), parent, target_name
+            )
+            target._active_adapter = adapter_name
+        target.update_layer(
+            adapter_name, values, dropout=config.dropout, inference_mode=config.inference_mode
+        )
+        if adapter_name not in self.active_adapters:
+            for parameters in target.adapter_layer_names:
+                if adapter_name in getattr(target, parameters):
+                    getattr(target, parameters)[adapter_name].requires_grad_(False)
+
+    def _start(self, config: ShareConfig, key: str) -> tuple[LayerSubspace, Values]:
+        """A module's subspace, and the adapter's values there before training or loading."""
+        if self._share is None:
+            return empty(config.layout or {}, key)
+        name = _layer_name(self._share, key, config.component)
+        layer, task = self._share.layers[name], self._known_task(config)
+        if task is not None and config.init_weights and name in task.coefficients:
+            return layer, known_task(layer, task.coefficients[name], config.p, config.seed)
+        core = starting_core(self._share, config.start, name)
+        make = new_core if config.form == "core" else new_task
+        values = make(layer, config.p or DEFAULT_P, config.phi, core, config.seed)
+        return layer, values if config.init_weights else _random(values, config.seed)
+
+    def _put(self, new: SubspaceLayer, parent: nn.Module, name: str) -> SubspaceLayer:
+        self._replace_module(parent, name, new, new.base_layer)
+        return new
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: Any, child: Any
+    ) -> None:
+        """Unloading puts back the module itself: PEFT would set a ``weight`` that heads made of
+        several modules do not have."""
+        if isinstance(new_module, SubspaceLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            setattr(parent, child_name, new_module)
+
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """PEFT's, then the known task's heads."""
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            config: ShareConfig = self.peft_config[adapter_name]
+            if config.save_basis:
+                config.layout = layout(model, adapter_name)
+            task = self._known_task(config)
+            if task is not None and config.init_weights:
+                fill_heads(model, adapter_name, task)
+        finally:
+            self._share = None
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Parameters are made in float32, which is what PEFT casts to; without it, the base's."""
+        for layer in self.modules():
+            if isinstance(layer, SubspaceLayer) and layer.has(adapter_name):
+                dtype = layer._get_base_layer_device_and_dtype(layer.innermost)[1]
+                if not autocast_adapter_dtype and dtype is not None and dtype.is_floating_point:
+                    layer.cast(adapter_name, dtype)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Tell the layers which adapter each row goes through (PEFT's ``adapter_names``)."""
+        names = kwargs.get("adapter_names")
+        routing = None
+        if names is not None:
+            self._check_names(names)
+            routing = Routing(tuple(names), int(kwargs.get("num_beams") or 1))
+        with mixing(self.model, routing):
+            yield
+
+    def _check_names(self, names: Any) -> None:
+        unknown = sorted({n for n in names if n != BASE} - set(self.peft_config))
+        if unknown:
+            raise OptionError(
+                "adapter_names",
+                f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}",
+                f"Known: {', '.join(sorted(self.peft_config))}, and {BASE}",
+            )
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """The bases only where the configuration asks for them."""
+        found: dict[str, Tensor] = super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
+        if config.save_basis:
+            return found
+        return {k: v for k, v in found.items() if not is_basis(k)}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Refuse coefficients without their bases."""
+        check(config, state_dict)
+        if config.layout is None:
+            # Those of the Share model are in place, and their id has been checked.
+            state_dict = {k: v for k, v in state_dict.items() if not is_basis(k)}
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        return remapped
+
+
+def _random(values: Values, seed: int) -> Values:
+    """With E (or C) random instead of zero: an update that changes the output."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    if values.core is not None:
+        return replace(values, core=torch.randn(values.core.shape, generator=generator))
+    left = torch.randn(values.left_coefficients.shape, generator=generator)
+    return replace(values, left_coefficients=left)
+
+
+def _layer_name(model: ShareModel, key: str, component: str | None) -> str:
+    """The Share model's name for a module of this model.
+
+    Raises:
+        MismatchError: the Share model has no subspace for it.
+    """
+    name = f"{component}.{key}" if component else key
+    if name not in model.layers:
+        known = ", ".join(list(model.layers)[:3])
+        raise MismatchError(
+            f"module {name!r}",
+            f"the Share model has no subspace for it (it has {known}, ...)",
+            "Choose target_modules among those, set component, or merge an adapter that has it",
+        )
+    return name
+
+
+def _check_shape(key: str, module: nn.Module, layer: LayerSubspace) -> None:
+    """Refuse a module of another shape than the subspace was made for.
+
+    Raises:
+        MismatchError: as said.
+    """
+    shape = layer.shape
+    if sides(module) != (shape.out_features, shape.in_features):
+        raise MismatchError(
+            f"module {key!r}",
+            f"is {type(module).__name__} of {sides(module)}, but its subspace is for {shape}",
+            "Use the base model that the Share model belongs to",
+        )
+
+
+def is_basis(key: str) -> bool:
+    """True for the key of a basis in a state dict."""
+    return key.rpartition(".")[2] in _NAMES
+
+
+def layout(model: nn.Module, adapter: str) -> dict[str, list[int]]:
+    """Module -> [n, d, k_left, k_right, p, phi_left, phi_right, core] of an adapter.
+
+    The last is 1 for the form "core" and 0 for "factors".
+    """
+    found: dict[str, list[int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SubspaceLayer) and module.has(adapter):
+            n, k_left = module.left_basis.shape
+            d, k_right = module.right_basis.shape
+            left = module.sharespace_left_coefficients[adapter]
+            right = module.sharespace_right_coefficients[adapter]
+            temporary = [left.shape[0] - k_left, right.shape[0] - k_right]
+            core = int(adapter in module.sharespace_core)
+            found[name] = [n, d, k_left, k_right, left.shape[1], *temporary, core]
+    return found
+
+
+def empty(sizes: Mapping[str, Any], key: str) -> tuple[LayerSubspace, Values]:
+    """Room for one module's bases and values, which the file then fills.
+
+    Bases are NaN until then: what is computed without them cannot pass for a result.
+
+    Raises:
+        CorruptAdapterError: the configuration has no sizes for the module.
+    """
+    if key not in sizes:
+        raise CorruptAdapterError(f"module {key!r}", "adapter_config.json has no layout for it")
+    n, d, k_left, k_right, p, phi_left, phi_right, core = (int(size) for size in sizes[key])
+    layer = LayerSubspace(
+        ModuleShape(n, d), torch.full((n, k_left), torch.nan), torch.full((d, k_right), torch.nan)
+    )
+    return layer, Values(
+        torch.zeros(k_left + phi_left, p),
+        torch.zeros(k_right + phi_right, p),
+        torch.zeros(n, phi_left),
+        torch.zeros(d, phi_right),
+        torch.zeros(p, p) if core else None,
+    )
+
+
+def check(config: Any, state_dict: Mapping[str, Tensor]) -> None:
+    """Refuse a file without bases where the configuration says that it has them.
+
+    Raises:
+        MismatchError: coefficients without bases.
+    """
+    if config.layout is not None and not any(is_basis(key) for key in state_dict):
+        raise MismatchError(
+            "adapter",
+            "its configuration says that it carries its bases, but the file has none",
+            "Save it again with save_basis=True, or load it with layout=None and share=PATH",
+        )
+
+
+def register() -> None:
+    """Once per process; calling it again changes nothing."""
+    if SHARESPACE not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        register_peft_method(name="sharespace", config_cls=ShareConfig, model_cls=ShareTuner)

@@ -1,0 +1,164 @@
+"""Heads of tasks that a Share model knows, put where PEFT keeps modules that are trained whole.
+
+The modules of a model that carry an update: find them, change their weights and take it back.
+
+Give the base model back as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from sharespace.errors import MismatchError
+from sharespace.subspace.adapter import LayerUpdate
+from sharespace.subspace.state import Task
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the name of every tensor of the base model."""
+
+
+def head_tensors(task: Task) -> dict[str, Tensor]:
+    """What a task carries besides its coefficients, by the name in the base model."""
+    return {key.removeprefix(PREFIX): task.kept[key] for key in task.kept}
+
+
+def head_modules(model: nn.Module, task: Task) -> list[str]:
+    """Modules of the base model that hold the task's heads.
+
+    Raises:
+        MismatchError: the task carries something that is no whole module of this model.
+    """
+    modules = dict(model.named_modules())
+    saved = task.config.get("modules_to_save") or []
+    named = [m for m in modules for s in saved if m == s or m.endswith(f".{s}")]  # type: ignore[attr-defined]
+    found: dict[str, None] = {}
+    for key in head_tensors(task):
+        inside = [m for m in named if key.startswith(f"{m}.")] or [key.partition(".")[0]]
+        if inside[0] not in modules or not _has(modules[inside[0]], key[len(inside[0]) + 1 :]):
+            raise MismatchError(
+                f"task {task.name!r}",
+                f"carries {key!r}, which is no part of a module of this model trained whole",
+                "Load the base model with the task's head, or export the task as plain LoRA",
+            )
+        found[min(inside, key=len)] = None
+    return list(found)
+
+
+def _has(module: nn.Module, key: str) -> bool:
+    return key in _entries(module)
+
+
+def _entries(module: nn.Module) -> Mapping[str, Tensor]:
+    inner = module.original_module if isinstance(module, ModulesToSaveWrapper) else module
+    entries: Mapping[str, Tensor] = inner.state_dict()
+    return entries
+
+
+@torch.no_grad()
+def fill_heads(model: nn.Module, adapter: str, task: Task) -> None:
+    """Copy the task's heads into the adapter's own copies of those modules.
+
+    Raises:
+        MismatchError: a head has another shape in this model.
+    """
+    tensors = head_tensors(task)
+    for name, module in model.named_modules():
+        if not isinstance(module, ModulesToSaveWrapper) or adapter not in module.modules_to_save:
+            continue
+        for key, target in module.modules_to_save[adapter].state_dict().items():
+            value = tensors.get(f"{name}.{key}")
+            if value is None or target.is_meta:
+                continue
+            if value.shape != target.shape:
+                raise MismatchError(
+                    f"head {name!r} of task {task.name!r}",
+                    f"{key} is {tuple(value.shape)}, but in this model {tuple(target.shape)}",
+                    "Load the base model with the task's number of labels",
+                )
+            target.copy_(value)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """True for Conv1D of transformers (GPT-2), whose weight is d x n."""
+    return type(module).__name__ == "Conv1D"
+
+
+def adapted_module(model: nn.Module, name: str, sides: tuple[int, int]) -> nn.Module:
+    """The module of that name, whose weight is n x d (Conv1D: d x n; a convolution: flattened).
+
+    Raises:
+        MismatchError: the model has no such module, or it has another shape.
+    """
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        raise MismatchError(
+            f"module {name!r}", "not in this model", "Use the base model the adapters belong to"
+        ) from error
+    weight = getattr(module, "weight", None)
+    flat = weight.flatten(1) if isinstance(weight, Tensor) and weight.ndim > 1 else None
+    met = tuple(flat.shape) if flat is not None else ()
+    met = met[::-1] if is_transposed(module) else met
+    if met != sides:
+        raise MismatchError(
+            f"module {name!r}",
+            f"is {type(module).__name__} of {met}, but the update is {sides[0]}x{sides[1]}",
+            "Use the base model the adapters belong to",
+        )
+    return module
+
+
+@contextmanager
+def applied(
+    model: nn.Module,
+    updates: Mapping[str, LayerUpdate],
+    tensors: Mapping[str, Tensor] | None = None,
+) -> Iterator[nn.Module]:
+    """The model with W0 + dW for the time of the block; afterwards it is as before, bit for bit.
+
+    Args:
+        model: its weights are changed in place.
+        updates: module -> update, up n x r and down r x d.
+        tensors: parameter name -> value that takes its place, such as a task's head.
+
+    Raises:
+        MismatchError: an update does not fit the model; nothing is changed then.
+    """
+    changed: dict[str, Tensor] = dict(tensors or {})
+    for name, update in updates.items():
+        module = adapted_module(model, name, (update.up.shape[0], update.down.shape[1]))
+        delta = update.scaling * (update.up.double() @ update.down.double())
+        weight = model.get_parameter(f"{name}.weight").detach().double()
+        turned = delta.mT if is_transposed(module) else delta
+        changed[f"{name}.weight"] = weight + turned.reshape(weight.shape)
+    parameters = {name: model.get_parameter(name) for name in changed}
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    try:
+        _copy(changed, parameters)
+        yield model
+    finally:
+        _copy(before, parameters)
+
+
+@torch.no_grad()
+def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)
+
+
+def release(model: Any) -> nn.Module:
+    """The base model of a ``PeftModel`` without adapters, its own heads in place again.
+
+    PEFT's ``unload`` alone leaves the active adapter's trained head in the model.
+    """
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.set_adapter([])
+    base: nn.Module = model.unload()
+    return base
