@@ -33,8 +33,9 @@ from sharespace.route import Router, features
 FOLDER = Path(__file__).parent / "kept"
 ADAPTERS = ("factors", "core", "factors-basis", "core-basis")
 VOCABULARY, STEPS, SAVED = 28, 8, 4
-TOLERANCE = 1e-3
-"""Of logits and scores: other processors and releases of PyTorch round differently."""
+READ, TRAINED = 1e-5, 1e-3
+"""Tolerances: other processors and releases of PyTorch round differently, and training and a
+router's distances multiply that."""
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:peft.*"),
@@ -58,18 +59,18 @@ def expected(name: str) -> Any:
     return json.loads((FOLDER / "expected.json").read_bytes())[name]
 
 
-def assert_near(found: Any, wanted: Any, where: str = "") -> None:
+def assert_near(found: Any, wanted: Any, tolerance: float, where: str = "") -> None:
     """Equal, numbers with a fraction up to the tolerance; nothing that was there may be missing."""
     if isinstance(wanted, Mapping):
         assert set(wanted) <= set(found), where
         for key in wanted:
-            assert_near(found[key], wanted[key], f"{where}/{key}")
+            assert_near(found[key], wanted[key], tolerance, f"{where}/{key}")
     elif isinstance(wanted, list):
         assert len(found) == len(wanted), where
         for at, (one, other) in enumerate(zip(found, wanted, strict=True)):
-            assert_near(one, other, f"{where}/{at}")
+            assert_near(one, other, tolerance, f"{where}/{at}")
     elif isinstance(wanted, float):
-        assert found == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE), where
+        assert found == pytest.approx(wanted, rel=tolerance, abs=tolerance), where
     else:
         assert found == wanted, where
 
@@ -188,7 +189,7 @@ def test_an_adapter_says_what_it_said(kept: Path, name: str) -> None:
     if name.endswith("basis"):
         shutil.rmtree("tasks.share")
     model: Any = peft.AutoPeftModelForSequenceClassification.from_pretrained(name)
-    assert_near(logits(model), expected("adapters")[name])
+    assert_near(logits(model), expected("adapters")[name], READ)
     written = json.loads((kept / name / "adapter_config.json").read_bytes())
     config = model.peft_config["default"]
     for key in ("task", "share", "share_version", "basis_id", "p", "phi", "form", "seed", "layout"):
@@ -203,7 +204,7 @@ def test_an_adapter_says_what_it_said(kept: Path, name: str) -> None:
 
 def test_a_checkpoint_of_trainer_is_an_adapter(kept: Path) -> None:
     model = peft.PeftModel.from_pretrained(base(), str(kept / f"trainer/checkpoint-{SAVED}"))
-    assert_near(logits(model), expected("trainer")["saved"])
+    assert_near(logits(model), expected("trainer")["saved"], READ)
 
 
 @pytest.mark.usefixtures("kept")
@@ -212,19 +213,19 @@ def test_trainer_goes_on_from_its_checkpoint() -> None:
     found = trainer("trainer", [MergeIntoShare("tasks.share")])
     done = found.train(resume_from_checkpoint=f"trainer/checkpoint-{SAVED}")
     assert done.global_step == STEPS
-    assert_near(logits(found.model), expected("trainer")["end"])
+    assert_near(logits(found.model), expected("trainer")["end"], TRAINED)
     share = Share.load("tasks.share")
     assert (share.version, share.tasks) == (3, ("a", "b", "c", "resumed"))
-    assert_near(task_logits("tasks.share", "resumed"), expected("trainer")["merged"])
+    assert_near(task_logits("tasks.share", "resumed"), expected("trainer")["merged"], TRAINED)
 
 
 def test_adapt_goes_on_from_its_checkpoint(kept: Path) -> None:
     resume = kept / f"adapt/checkpoint-{SAVED}"
     found = adapted(Share.load("tasks.share", 1), "adapt", Setup(resume=resume))
     assert found.fit.steps == STEPS
-    assert_near(logits(found.model), expected("adapt")["end"])
+    assert_near(logits(found.model), expected("adapt")["end"], TRAINED)
     Share.load("tasks.share").merge(found.adapter).save()
-    assert_near(task_logits("tasks.share", "adapted"), expected("adapt")["merged"])
+    assert_near(task_logits("tasks.share", "adapted"), expected("adapt")["merged"], TRAINED)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -232,7 +233,7 @@ def test_adapt_goes_on_from_its_checkpoint(kept: Path) -> None:
 def test_an_adapter_can_be_handed_in(name: str) -> None:
     command("submit", name, "new-inbox")
     assert set(command("gather", "tasks.share", "new-inbox")["merged"]) == {name}
-    assert_near(task_logits("tasks.share", name), expected("adapters")[name])
+    assert_near(task_logits("tasks.share", name), expected("adapters")[name], READ)
 
 
 def test_contributions_are_gathered_each_once(kept: Path) -> None:
@@ -241,7 +242,7 @@ def test_contributions_are_gathered_each_once(kept: Path) -> None:
     found = command("gather", "tasks.share", "inbox")
     assert (found["version"], found["merged"], found["quarantined"]) == (3, wanted["ids"], [])
     for task in wanted["ids"]:
-        assert_near(task_logits("tasks.share", task), said.get(task, wanted["lora"]))
+        assert_near(task_logits("tasks.share", task), said.get(task, wanted["lora"]), READ)
     assert Share.load("tasks.share").tasks[:3] == ("a", "b", "c")
     for path in (kept / "inbox" / "merged").iterdir():
         path.rename(kept / "inbox" / path.name)
@@ -252,13 +253,13 @@ def test_contributions_are_gathered_each_once(kept: Path) -> None:
 
 @pytest.mark.usefixtures("kept")
 def test_a_router_sends_inputs_where_it_sent_them() -> None:
-    assert_near(routed("router.safetensors"), expected("router"))
+    assert_near(routed("router.safetensors"), expected("router"), TRAINED)
 
 
 def test_a_stream_goes_on_after_its_second_step(kept: Path) -> None:
     """What it has learned is not learned again: nothing that was there changes."""
     before = files(kept / "stream.share" / "objects", kept / "stream.share.run")
-    assert_near(streamed(), expected("run"))
+    assert_near(streamed(), expected("run"), TRAINED)
     after = files(kept / "stream.share" / "objects", kept / "stream.share.run")
     assert {path: after.get(path) for path in before} == before
     new = {path.name for path in set(after) - set(before) if path.parent.name == "steps"}
@@ -272,6 +273,6 @@ def test_a_stream_goes_on_after_its_first_lora(kept: Path) -> None:
     for path in (kept / "stream.share", place / "steps", place / "features"):
         shutil.rmtree(path)
     before = files(place)
-    assert_near(streamed(), expected("run"))
+    assert_near(streamed(), expected("run"), TRAINED)
     after = files(place)
     assert {path: after.get(path) for path in before} == before
