@@ -77,7 +77,7 @@ def _is_ours(value: object) -> bool:
     return isinstance(value, property | classmethod | staticmethod) or inspect.isfunction(value)
 
 
-@pytest.mark.parametrize(("name", "found"), list(_documented()), ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(("name", "found"), list(_documented()), ids=lambda x: x if isinstance(x, str) else "")
 def test_every_public_symbol_and_method_has_a_docstring(name: str, found: object) -> None:
     text = inspect.getdoc(found)
     assert text, name
