@@ -14,6 +14,7 @@ from benchmarks import (
     equal_bytes,
     errors,
     gpu,
+    house,
     many,
     many_tasks,
     merge,
@@ -41,6 +42,7 @@ REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "gpu": gpu.report,
     "cluster": cluster.report,
     "scale": scale.report,
+    "house-before": house.report,
 }
 
 
