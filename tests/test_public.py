@@ -77,7 +77,10 @@ def _is_ours(value: object) -> bool:
     return isinstance(value, property | classmethod | staticmethod) or inspect.isfunction(value)
 
 
-@pytest.mark.parametrize(("name", "found"), list(_documented()), ids=lambda x: x if isinstance(x, str) else "")
+# Ids by name alone: the repr of a function has its address, which differs from run to run.
+@pytest.mark.parametrize(
+    ("name", "found"), [pytest.param(*symbol, id=symbol[0]) for symbol in _documented()]
+)
 def test_every_public_symbol_and_method_has_a_docstring(name: str, found: object) -> None:
     text = inspect.getdoc(found)
     assert text, name
