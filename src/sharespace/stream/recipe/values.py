@@ -21,12 +21,12 @@ from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 
 from sharespace.errors import RecipeError
+from sharespace.options import Limits, option_type
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
@@ -124,29 +124,6 @@ _READERS: dict[type, Callable[[yaml.ScalarNode], Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a value may be, beyond its type; None: no limit."""
-
-    least: float | None = None
-    above: float | None = None
-    most: float | None = None
-    below: float | None = None
-
-    def __str__(self) -> str:
-        words = (("at least", self.least), ("above", self.above))
-        ends = (("at most", self.most), ("below", self.below))
-        return " and ".join(f"{w} {v:g}" for w, v in (*words, *ends) if v is not None)
-
-    def allow(self, value: float) -> bool:
-        return not (
-            (self.least is not None and value < self.least)
-            or (self.above is not None and value <= self.above)
-            or (self.most is not None and value > self.most)
-            or (self.below is not None and value >= self.below)
-        )
-
-
 def key(default: Any = MISSING, *, neutral: bool = False, **limits: float) -> Any:
     """A dataclass field that is a key of the recipe.
 
@@ -194,17 +171,16 @@ def _keys_of(group: type) -> Mapping[str, Key]:
 
 
 def _key(name: str, hint: Any, default: Any, metadata: Mapping[str, Any]) -> Key:
-    kind, optional = _without_none(hint)
-    choices: tuple[str, ...] = get_args(kind) if get_origin(kind) is Literal else ()
-    plain = str if choices else (get_origin(kind) or kind)
-    return Key(name, choices, plain, optional, default, metadata["limits"], metadata["neutral"])
-
-
-def _without_none(hint: Any) -> tuple[Any, bool]:
-    if get_origin(hint) not in (Union, UnionType):
-        return hint, False
-    (kind,) = (a for a in get_args(hint) if a is not NoneType)
-    return kind, True
+    said = option_type(hint)
+    return Key(
+        name,
+        said.choices,
+        said.kind,
+        said.optional,
+        default,
+        metadata["limits"],
+        metadata["neutral"],
+    )
 
 
 def texts_of(group: type) -> dict[str, str]:
