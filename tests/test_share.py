@@ -131,7 +131,7 @@ def test_saving_and_loading_and_the_history(folder: Path) -> None:
     assert loaded.version == 1
     merged = loaded.merge([folder / "b"]).rename("b", "two")
     assert merged.save() == 2
-    assert [v.operation.verb for v in history(store)][-1] == "add+rename"
+    assert [v.operation.verb for v in history(store)][-1] == "merge+rename"
     assert Share.load(store, 1).tasks == ("a",)
     with pytest.raises(StoreConflictError):
         loaded.remove("a").save()
@@ -201,7 +201,7 @@ def test_fidelity_nulls_and_plan_take_the_same_sources(folder: Path) -> None:
     paths: Sequence[Path] = [folder / "a", folder / "b"]
     share = Share.from_adapters(paths, k=2)
     kept = share.fidelity(paths)
-    assert kept.tasks.keys() == share.nulls(paths).own_svd.keys() == {"a", "b"}
+    assert kept.tasks.keys() == share.baselines(paths).own_svd.keys() == {"a", "b"}
     found = Share.plan(paths, k=2)
     assert isinstance(found, Plan)
     assert found.fidelity.tasks["a"].relative_error == kept.tasks["a"].relative_error

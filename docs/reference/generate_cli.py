@@ -30,7 +30,7 @@ only) and errors go to standard error.
 HOWTO = {
     "init": "init",
     "plan": "plan",
-    "add": "add",
+    "merge": "merge",
     "union": "union",
     "remove": "remove-rename",
     "rename": "remove-rename",
@@ -39,6 +39,7 @@ HOWTO = {
     "export": "export",
     "verify": "verify",
     "history": "history",
+    "prune": "history",
     "rollback": "history",
     "demo": "demo",
 }
@@ -47,7 +48,8 @@ HOWTO = {
 
 def reference() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(_command(c.callback) for c in app.registered_commands if c.callback)])
+    shown = (c.callback for c in app.registered_commands if c.callback and not c.hidden)
+    return "\n".join([HEAD, *map(_command, shown)])
 
 
 def _command(callback: Callable[..., Any]) -> str:

@@ -107,7 +107,7 @@ def _joint(
     found, share = merging.merged(stream, "joint", k)
     _once(file, results, f"joint {k}", lambda: found)
     if "own_svd" in methods:
-        null = share.nulls(list(stream.adapters.values()))
+        null = share.baselines(list(stream.adapters.values()))
         errors = {"own_svd": null.own_svd, "mean": null.mean_adapter, "random": null.random_basis}
         results["nulls"][str(k)] = {
             "shared": null.shared,

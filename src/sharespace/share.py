@@ -23,7 +23,7 @@ from sharespace.subspace.build import Progress, initialise, refuse_erased
 from sharespace.subspace.coefficients import reconstruct
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.merge import merge, union
-from sharespace.subspace.plan import Nulls, nulls
+from sharespace.subspace.plan import Baselines, baselines
 from sharespace.subspace.retrained import retrained
 from sharespace.subspace.state import Method, Settings, ShareModel, Task
 
@@ -220,7 +220,7 @@ class Share:
         self,
         adapters: Sources,
         *,
-        k: int | None = None,
+        cap: int | None = None,
         base: str | None = None,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
@@ -234,7 +234,7 @@ class Share:
 
         Args:
             adapters: as in ``from_adapters``.
-            k: a new cap for every layer; None: the caps that it has.
+            cap: a new cap on every layer's dimension; None: the caps that it has.
             base: id of the base model, where the adapters name it differently.
             executor: where the layers are computed.
             memory: bytes that one layer of all newcomers may take, as in ``from_adapters``.
@@ -243,7 +243,7 @@ class Share:
         merged = merge(
             self._model,
             new,
-            cap=k,
+            cap=cap,
             base=BaseModel(base) if base else None,
             device=device,
             progress=progress,
@@ -251,16 +251,16 @@ class Share:
             memory=_checked_memory(memory),
         )
         refuse_erased(merged)
-        return self._then(merged, "add", [a.name for a in new])
+        return self._then(merged, "merge", [a.name for a in new])
 
-    def union(self, other: Share, *, k: int | None = None) -> Share:
+    def union(self, other: Share, *, cap: int | None = None) -> Share:
         """The tasks of both, with the settings of this one.
 
         Raises:
             TaskExistsError: a task is in both.
             MismatchError: they are of different base models.
         """
-        return self._then(union(self._model, other.model, cap=k), "union", other.tasks)
+        return self._then(union(self._model, other.model, cap=cap), "union", other.tasks)
 
     def remove(self, *names: str) -> Share:
         """Without these tasks; the others stay as they are, bit for bit."""
@@ -316,9 +316,9 @@ class Share:
         """
         return _fidelity.fidelity(self._model, open_adapters(against))
 
-    def nulls(self, originals: Sources, seed: int = 0) -> Nulls:
+    def baselines(self, originals: Sources, seed: int = 0) -> Baselines:
         """The errors of a mean adapter, a random basis, and own SVDs at equal bytes."""
-        return nulls(self._model, open_adapters(originals), seed)
+        return baselines(self._model, open_adapters(originals), seed)
 
     def export(
         self,

@@ -100,39 +100,45 @@ def test_plan_writes_nothing_and_judges(run: Run, adapters: Path, tmp_path: Path
     before = snapshot(tmp_path)
     found = run("plan", f"{adapters}/*", "--k", 3, "--json").json
     assert found["verdict"] == "not worth it"  # independent random factors share nothing
-    assert set(found["nulls"]) >= {"own_svd", "mean_adapter", "random_basis", "shared_fraction"}
+    assert set(found["baselines"]) >= {"own_svd", "mean_adapter", "random_basis", "shared_fraction"}
     assert found["paper_count"]["bytes"] == found["bytes"]["coefficients"]
     assert "not worth it" in run("plan", f"{adapters}/*", "--k", 3).out
     assert snapshot(tmp_path) == before
 
 
-def test_add_needs_no_old_adapter_and_loses_nothing_below_the_cap(
+def test_merge_needs_no_old_adapter_and_loses_nothing_below_the_cap(
     run: Run, share: Path, adapters: Path
 ) -> None:
     (adapters / "sst2" / "adapter_model.safetensors").unlink()
-    found = run("add", share, adapters / "mrpc", "--json").json
+    found = run("merge", share, adapters / "mrpc", "--json").json
     assert found["added"] == ["mrpc"]
     assert found["version"] == 2
     assert found["max_relative_error"] < 1e-5
 
 
-def test_add_at_a_cap_truncates_and_says_so(run: Run, share: Path, adapters: Path) -> None:
-    found = run("add", share, adapters / "mrpc", "--k", 4, "--json").json
+def test_merge_at_a_cap_truncates_and_says_so(run: Run, share: Path, adapters: Path) -> None:
+    found = run("merge", share, adapters / "mrpc", "--cap", 4, "--json").json
     assert all(k == [4, 4] for k in found["k"].values())
     task = run("fidelity", share, "--against", adapters / "sst2", "--json").json["tasks"]["sst2"]
     assert 0.01 < task["relative_error"] <= task["bound"]
     assert task["measured"]
 
 
-def test_add_then_fidelity_without_originals_is_marked_estimated(
+def test_merge_then_fidelity_without_originals_is_marked_estimated(
     run: Run, adapters: Path, tmp_path: Path
 ) -> None:
     run("init", tmp_path / "s", adapters / "sst2", adapters / "rte", "--k", 2)
-    run("add", tmp_path / "s", adapters / "mrpc")
+    run("merge", tmp_path / "s", adapters / "mrpc")
     tasks = run("fidelity", tmp_path / "s", "--json").json["tasks"]
     assert not tasks["sst2"]["measured"]
     assert tasks["mrpc"]["measured"]
     assert "~" in run("fidelity", tmp_path / "s").out
+
+
+def test_add_is_another_name_of_merge(run: Run, share: Path, adapters: Path) -> None:
+    assert run("add", share, adapters / "mrpc", "--json").json["added"] == ["mrpc"]
+    assert run("history", share, "--json").json["versions"][-1]["verb"] == "merge"
+    assert " add " not in run("--help").out
 
 
 def test_remove_and_rename(run: Run, share: Path) -> None:
@@ -158,11 +164,12 @@ def test_rollback_brings_a_task_back(run: Run, share: Path) -> None:
     assert set(run("info", share, "--json").json["tasks"]) == {"sst2", "rte"}
 
 
-def test_history_prunes(run: Run, share: Path, adapters: Path) -> None:
-    run("add", share, adapters / "mrpc")
-    pruned = run("history", share, "--prune", 1, "--json").json
-    assert pruned["pruned"]["versions"] == [1]
-    assert [v["version"] for v in pruned["versions"]] == [2]
+def test_prune_removes_all_but_the_last_versions(run: Run, share: Path, adapters: Path) -> None:
+    run("merge", share, adapters / "mrpc")
+    removed = run("prune", share, "--keep", 1, "--json").json
+    assert removed["versions"] == [1]
+    assert removed["bytes"] > 0
+    assert [v["version"] for v in run("history", share, "--json").json["versions"]] == [2]
     assert run("verify", share).code == 0
 
 
@@ -203,8 +210,13 @@ def test_verify_finds_damage_with_exit_code_2(run: Run, share: Path) -> None:
 
 def test_nulls_are_shown_beside(run: Run, adapters: Path, tmp_path: Path) -> None:
     run("init", tmp_path / "s", f"{adapters}/*", "--k", 2)
-    found = run("fidelity", tmp_path / "s", "--against", *adapters.iterdir(), "--nulls", "--json")
-    assert found.json["nulls"]["random_basis"]["rte"] > found.json["tasks"]["rte"]["relative_error"]
+    found = run(
+        "fidelity", tmp_path / "s", "--against", *adapters.iterdir(), "--baselines", "--json"
+    )
+    assert (
+        found.json["baselines"]["random_basis"]["rte"]
+        > found.json["tasks"]["rte"]["relative_error"]
+    )
 
 
 BAD = {
@@ -212,8 +224,8 @@ BAD = {
     "glob without match": (["init", "{new}", "{adapters}/x*"], "nothing matches"),
     "duplicate name": (["init", "{new}", "{adapters}/rte", "{adapters}/../adapters/rte"], "rte"),
     "store exists": (["init", "{share}", "{adapters}/rte"], "already"),
-    "another base": (["add", "{share}", "{adapters}/../stranger"], "other/base"),
-    "task exists": (["add", "{share}", "{adapters}/rte"], "rte"),
+    "another base": (["merge", "{share}", "{adapters}/../stranger"], "other/base"),
+    "task exists": (["merge", "{share}", "{adapters}/rte"], "rte"),
     "no such task": (["export", "{share}", "nope", "{new}"], "nope"),
     "no such task to remove": (["remove", "{share}", "nope"], "nope"),
     "rename onto another": (["rename", "{share}", "rte", "sst2"], "sst2"),
@@ -228,8 +240,11 @@ BAD = {
     "device": (["init", "{new}", "{adapters}/rte", "--device", "nonsense"], "nonsense"),
     "format": (["export", "{share}", "rte", "{new}", "--to", "onnx"], "kohya"),
     "against a stranger": (["fidelity", "{share}", "--against", "x={adapters}/rte"], "'x'"),
-    "nulls without originals": (["fidelity", "{share}", "--nulls"], "--against"),
-    "nulls of some": (["fidelity", "{share}", "--nulls", "--against", "{adapters}/rte"], "sst2"),
+    "baselines without originals": (["fidelity", "{share}", "--baselines"], "--against"),
+    "baselines of some": (
+        ["fidelity", "{share}", "--baselines", "--against", "{adapters}/rte"],
+        "sst2",
+    ),
     "union of one": (["union", "{new}", "{share}"], "two"),
     "union of the same names": (["union", "{new}", "{share}", "{share}"], "already"),
     "not a number": (["init", "{new}", "{adapters}/rte", "--k", "x"], "--k"),
@@ -263,7 +278,7 @@ def test_help_and_version_do_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("init", "plan", "add", "export", "demo"):
+    for command in ("init", "plan", "merge", "prune", "export", "demo"):
         assert command in done.stdout
 
 

@@ -97,7 +97,7 @@ def test_push_brings_new_versions_once(
     assert run("push", share, REPO).out == f"{REPO}: commit\n"
     assert run("push", share, REPO).out == f"{REPO}: up to date\n"
     assert run("push", share, REPO, "--json").json == {"repository": REPO, "url": None}
-    run("add", share, adapters / "rte")
+    run("merge", share, adapters / "rte")
     found = run("push", share, REPO, "--pull-request", "--json").json
     assert found == {"repository": REPO, "url": "request"}
     assert run("push", share, REPO).code == 0
@@ -139,12 +139,12 @@ def test_pull_makes_a_copy_and_brings_it_forwards(
     copy = tmp_path / "copy.share"
     assert run("pull", REPO, copy).out == f"{copy} version 1: 1 task\n"
     assert run("pull", REPO, copy).out == f"{copy}: up to date\n"
-    run("add", share, adapters / "rte")
+    run("merge", share, adapters / "rte")
     run("push", share, REPO)
     assert run("pull", REPO, copy, "--json").json == {"version": 2}
     assert run("pull", REPO, copy, "--json").json == {"version": None}
     assert run("verify", copy, "--all").code == 0
-    run("add", copy, adapters / "mrpc")
+    run("merge", copy, adapters / "mrpc")
     run("remove", share, "rte")
     run("push", share, REPO)
     said = run("pull", REPO, copy)

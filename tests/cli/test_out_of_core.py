@@ -19,7 +19,7 @@ def test_init_add_and_info_say_what_was_built_out_of_core(
     built = run("init", out, adapters / "sst2", adapters / "rte", "--k", 2, "--memory", "100B")
     assert built.code == 0
     assert "out of core: 3 of 3 layers" in built.out
-    added = run("add", out, adapters / "mrpc", "--memory", "1B")
+    added = run("merge", out, adapters / "mrpc", "--memory", "1B")
     assert added.code == 0
     assert "out of core: 3 of 3 layers" in added.out
     assert "out of core: 3 of 3 layers" in run("info", out).out

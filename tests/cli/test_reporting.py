@@ -49,7 +49,7 @@ def test_it_replaces_only_when_told(run: Run, share: Path, tmp_path: Path) -> No
 def test_an_earlier_version_and_one_that_is_not_there(
     run: Run, share: Path, adapters: Path, tmp_path: Path
 ) -> None:
-    run("add", share, f"again={adapters / 'sst2'}")
+    run("merge", share, f"again={adapters / 'sst2'}")
     assert run("report", share, "-o", tmp_path / "1.html", "--version", 1).code == 0
     said = run("report", share, "-o", tmp_path / "9.html", "--version", 9)
     assert said.code == 2

@@ -33,7 +33,7 @@ def test_init_and_add_on_a_cluster_store_the_same(
     here, there = tmp_path / "here", tmp_path / "there"
     for out, more in ((here, ()), (there, ("--workers", address))):
         assert run("init", out, adapters / "sst2", adapters / "rte", "--k", 2, *more).code == 0
-        assert run("add", out, adapters / "mrpc", *more).code == 0
+        assert run("merge", out, adapters / "mrpc", *more).code == 0
     assert objects(here)
     assert objects(there) == objects(here)
 

@@ -27,7 +27,7 @@ from sharespace import Share, read_adapter
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.coefficients import reconstruct
 from sharespace.subspace.merge import merge, union
-from sharespace.subspace.plan import nulls
+from sharespace.subspace.plan import baselines
 from store.models import WEIRD_NAMES
 
 
@@ -103,7 +103,7 @@ def _with_heads(count: int) -> list[Adapter]:
 
 def test_5_heads_and_settings_survive_merges_unions_removals_and_the_disk(tmp_path: Path) -> None:
     adapters = _with_heads(5)
-    share = Share.from_adapters(adapters[:2], k=4).merge(adapters[2], k=3)
+    share = Share.from_adapters(adapters[:2], k=4).merge(adapters[2], cap=3)
     share = share.union(Share.from_adapters(adapters[3:], k=4)).remove("t1").rename("t0", "zero")
     share.save(tmp_path / "s.share")
     loaded = Share.load(tmp_path / "s.share")
@@ -160,7 +160,7 @@ def test_7_tasks_are_combined_as_updates_and_not_factor_by_factor() -> None:
     ups = torch.stack([a.layer(MODULE).up.double() for a in adapters]).mean(0)
     downs = torch.stack([a.layer(MODULE).down.double() for a in adapters]).mean(0)
     assert float((ups @ downs - mean).norm()) > 0.3 * float(mean.norm())
-    found = nulls(build(adapters, 3), adapters).mean_adapter
+    found = baselines(build(adapters, 3), adapters).mean_adapter
     for i, task in enumerate(tasks):
         wanted = float((task - mean).norm() / task.norm())
         assert found[f"t{i}"] == pytest.approx(wanted, rel=1e-4)
@@ -170,7 +170,7 @@ def test_8_beside_planted_data_stand_the_nulls() -> None:
     """Strangers: Share is not better than own SVDs, and says so; planted data flatter it."""
     adapters = strangers(6, 40, 40, 4)
     share = Share.from_adapters(adapters, k=6)
-    found, kept = share.nulls(adapters), share.fidelity(adapters)
+    found, kept = share.baselines(adapters), share.fidelity(adapters)
     assert kept.mean_relative_error > sum(found.own_svd.values()) / 6 - 0.05
     assert Share.plan(adapters, k=6).verdict == "not worth it"
     assert set(found.mean_adapter) == set(found.random_basis) == set(found.own_svd)

@@ -59,7 +59,7 @@ def test_a_merged_task_is_the_trained_one_and_no_other_changes(phi: int, start: 
     learned = learn(share, Method(p=3, phi=phi, start=start))
     assert accuracy(learned.model) > accuracy(net()) + 0.2
     trained = logits(learned.model)
-    merged = share.merge(learned.adapter, k=20)
+    merged = share.merge(learned.adapter, cap=20)
     again = load_task(net(), merged, "new")
     assert torch.allclose(logits(again), trained, atol=1e-4)
     for module, layer in share.model.layers.items():
@@ -76,7 +76,7 @@ def test_temporary_directions_survive_the_merge() -> None:
     """The published code drops them: coefficients without the directions they belong to."""
     share = shared(k=2)
     learned = learn(share, Method(p=2, phi=2))
-    merged = share.merge(learned.adapter, k=20)
+    merged = share.merge(learned.adapter, cap=20)
     dropped = 0.0
     for module, update in merged.updates("new").items():
         trained, layer = dense(learned.adapter.layer(module)), share.model.layers[module]

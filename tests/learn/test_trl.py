@@ -83,6 +83,6 @@ def test_sft_trainer_learns_a_task_that_merges() -> None:
             return float(model.eval()(input_ids=ids, labels=ids).loss)
 
     assert loss(learned.model) < loss(llama(len(words)))
-    merged = known.merge(learned.adapter, k=20)
+    merged = known.merge(learned.adapter, cap=20)
     again = load_task(llama(len(words)), merged, "new")
     assert loss(again) == pytest.approx(loss(learned.model), rel=1e-4)

@@ -36,7 +36,7 @@ def test_every_step_is_committed_with_its_scores(
     path, found, _ = undisturbed
     share = Share.load(path)
     assert share.tasks == ("colour", "legal", "size", "mood")
-    assert [v.operation.verb for v in history(path)] == ["init", "add", "add", "add+finetune"]
+    assert [v.operation.verb for v in history(path)] == ["init", "merge", "merge", "merge+finetune"]
     assert [one.how for one in found.learned] == ["lora", "adapter", "data", "both"]
     assert all(max(layer.k) <= 6 for layer in share.model.layers.values())
     assert found.matrix is not None

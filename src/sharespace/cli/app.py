@@ -142,10 +142,10 @@ def plan(
 
 
 @app.command()
-def add(
+def merge(
     share: o.SharePath,
     adapters: o.Adapters,
-    k: o.Cap = None,
+    cap: o.Cap = None,
     base: o.Base = None,
     device: o.Device = "cpu",
     workers: o.Workers = None,
@@ -159,10 +159,13 @@ def add(
     before, new, room = _load(share), adapter_paths(adapters), optional_size(memory)
     with executor(workers) as where, layers("merging") as progress:
         after = before.merge(
-            new, k=k, base=base, device=device, progress=progress, executor=where, memory=room
+            new, cap=cap, base=base, device=device, progress=progress, executor=where, memory=room
         )
     after.save()
     output.merged(before, after, share, as_json)
+
+
+app.command("add", hidden=True)(merge)
 
 
 @app.command()
@@ -171,7 +174,7 @@ def union(
     shares: Annotated[
         list[Path], typer.Argument(metavar="SHARE SHARE...", help="Share models of one base.")
     ],
-    k: o.Cap = None,
+    cap: o.Cap = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Put the tasks of several Share models of one base into one."""
@@ -184,7 +187,7 @@ def union(
     refuse_existing(out)
     result = _load(shares[0])
     for other in shares[1:]:
-        result = result.union(_load(other), k=k)
+        result = result.union(_load(other), cap=cap)
     result.save(out)
     output.built(result, out, as_json)
 
@@ -242,8 +245,9 @@ def fidelity(
             "--against", metavar="ADAPTER...", help="Original adapters, to measure errors."
         ),
     ] = None,
-    with_nulls: Annotated[
-        bool, typer.Option("--nulls", help="With --against: mean adapter, random basis, own SVD.")
+    with_baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="With --against: mean adapter, random basis, own SVD."),
     ] = False,
     version: Annotated[int | None, typer.Option(help="An earlier version.")] = None,
     as_json: o.AsJson = False,
@@ -254,11 +258,13 @@ def fidelity(
     from sharespace.errors import OptionError
 
     originals = adapter_paths([*(against or []), *(more or [])])
-    if with_nulls and not originals:
-        raise OptionError("--nulls", "they need the original adapters", "Add --against ADAPTER...")
+    if with_baselines and not originals:
+        raise OptionError(
+            "--baselines", "they need the original adapters", "Add --against ADAPTER..."
+        )
     loaded = _load(share, version)
-    nulls = loaded.nulls(originals) if with_nulls else None
-    output.fidelity(loaded.fidelity(originals), nulls, as_json)
+    baselines = loaded.baselines(originals) if with_baselines else None
+    output.fidelity(loaded.fidelity(originals), baselines, as_json)
 
 
 def export(
@@ -319,20 +325,25 @@ def verify(
 
 
 @app.command()
-def history(
-    share: o.SharePath,
-    prune: Annotated[
-        int | None, typer.Option(metavar="KEEP", help="Remove all but the last KEEP versions.")
-    ] = None,
-    as_json: o.AsJson = False,
-) -> None:
+def history(share: o.SharePath, as_json: o.AsJson = False) -> None:
     """The versions of a Share model."""
     from sharespace.cli import output
-    from sharespace.store import history as versions
-    from sharespace.store import prune as remove_versions
+    from sharespace.store import history as read_history
 
-    pruned = None if prune is None else remove_versions(share, keep=prune)
-    output.history(versions(share), pruned, as_json)
+    output.history(read_history(share), as_json)
+
+
+@app.command()
+def prune(
+    share: o.SharePath,
+    keep: Annotated[int, typer.Option("--keep", help="How many of the last versions stay.")],
+    as_json: o.AsJson = False,
+) -> None:
+    """Remove all but the last versions, and the files that only they need, for good."""
+    from sharespace.cli import output
+    from sharespace.store import prune as prune_versions
+
+    output.pruned(prune_versions(share, keep=keep), as_json)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.store.layout import LayerEntry
 from sharespace.subspace.fidelity import Bytes, Fidelity, Stored, Storing, Tally, storing
-from sharespace.subspace.plan import Nulls, Plan
+from sharespace.subspace.plan import Baselines, Plan
 from sharespace.subspace.state import Task
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def bytes_record(sizes: Bytes) -> dict[str, int]:
     }
 
 
-def fidelity_record(found: Fidelity, nulls: Nulls | None = None) -> dict[str, Any]:
+def fidelity_record(found: Fidelity, baselines: Baselines | None = None) -> dict[str, Any]:
     tasks = {
         name: {
             "relative_error": t.relative_error,
@@ -73,16 +73,16 @@ def fidelity_record(found: Fidelity, nulls: Nulls | None = None) -> dict[str, An
         "certificates": dict(found.certificates),
         "bytes": bytes_record(found.bytes),
     }
-    return record if nulls is None else {**record, "nulls": nulls_record(nulls)}
+    return record if baselines is None else {**record, "baselines": baselines_record(baselines)}
 
 
-def nulls_record(nulls: Nulls) -> dict[str, Any]:
+def baselines_record(baselines: Baselines) -> dict[str, Any]:
     return {
-        "mean_adapter": dict(nulls.mean_adapter),
-        "random_basis": dict(nulls.random_basis),
-        "own_svd": dict(nulls.own_svd),
-        "shared": nulls.shared,
-        "shared_fraction": dict(nulls.shared_fraction),
+        "mean_adapter": dict(baselines.mean_adapter),
+        "random_basis": dict(baselines.random_basis),
+        "own_svd": dict(baselines.own_svd),
+        "shared": baselines.shared,
+        "shared_fraction": dict(baselines.shared_fraction),
     }
 
 
@@ -99,7 +99,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "private_modules": plan.private_modules,
         "budget": plan.budget,
         "storage": asdict(plan.storage),
-        **fidelity_record(plan.fidelity, plan.nulls),
+        **fidelity_record(plan.fidelity, plan.baselines),
     }
 
 
@@ -214,9 +214,7 @@ def version_record(version: Version) -> dict[str, Any]:
     }
 
 
-def pruned_record(pruned: Pruned | None) -> dict[str, Any] | None:
-    if pruned is None:
-        return None
+def pruned_record(pruned: Pruned) -> dict[str, Any]:
     return {"versions": list(pruned.versions), "files": pruned.files, "bytes": pruned.bytes}
 
 

@@ -106,7 +106,9 @@ Workers = Annotated[
 
 Seed = Annotated[int, typer.Option(help="Of the randomised range finder.")]
 
-Cap = Annotated[int | None, typer.Option("--k", help="A new cap for every layer.")]
+Cap = Annotated[
+    int | None, typer.Option("--cap", help="A new cap on the subspace dimension of every layer.")
+]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 

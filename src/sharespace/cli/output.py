@@ -18,7 +18,7 @@ from sharespace.cli.json_records import count, human, percent
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.subspace import fidelity as _fidelity
-from sharespace.subspace.plan import Nulls, Plan, Storage
+from sharespace.subspace.plan import Baselines, Plan, Storage
 
 if TYPE_CHECKING:
     from sharespace.demo import DemoResult
@@ -80,7 +80,7 @@ def _growth(k: Mapping[str, tuple[tuple[int, int], tuple[int, int]]]) -> str:
     grown = sum(old != now for old, now in k.values())
     largest = max((max(now) for _, now in k.values()), default=0)
     text = f"{grown} of {count(len(k), 'layer')} grew (largest k {largest})"
-    return f"{text}; --k N caps it" if grown else text
+    return f"{text}; --cap N caps it" if grown else text
 
 
 def changed(version: Version, what: str, as_json: bool) -> None:
@@ -93,7 +93,7 @@ def plan(found: Plan, as_json: bool) -> None:
     if as_json:
         return _json(json_records.plan_record(found))
     colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[found.verdict]
-    _fidelity_table(found.fidelity, found.nulls)
+    _fidelity_table(found.fidelity, found.baselines)
     _sizes(json_records.bytes_record(found.fidelity.bytes))
     paper = found.paper_count
     _say(f"the paper's count (coefficients only): {paper.parameters:,} = {human(paper.nbytes)}")
@@ -125,23 +125,23 @@ def _storage(found: Storage) -> str:
     return text
 
 
-def fidelity(found: _fidelity.Fidelity, nulls: Nulls | None, as_json: bool) -> None:
+def fidelity(found: _fidelity.Fidelity, baselines: Baselines | None, as_json: bool) -> None:
     if as_json:
-        return _json(json_records.fidelity_record(found, nulls))
-    _fidelity_table(found, nulls)
+        return _json(json_records.fidelity_record(found, baselines))
+    _fidelity_table(found, baselines)
     return _sizes(json_records.bytes_record(found.bytes))
 
 
-def _fidelity_table(found: _fidelity.Fidelity, nulls: Nulls | None = None) -> None:
-    last = ("own SVD", "mean adapter", "shared") if nulls else ("worst layer's name",)
+def _fidelity_table(found: _fidelity.Fidelity, baselines: Baselines | None = None) -> None:
+    last = ("own SVD", "mean adapter", "shared") if baselines else ("worst layer's name",)
     table = _table("task", "error", "bound", "worst layer", *last)
     for name, task in found.tasks.items():
         error = percent(task.relative_error)
         row = [_name(name), error if task.measured else f"~{error}", percent(task.bound)]
         row += [percent(task.worst_layer_error)]
-        if nulls:
-            row += [percent(nulls.own_svd[name]), percent(nulls.mean_adapter[name])]
-            row += [f"{nulls.shared_fraction[name]:.0%}"]
+        if baselines:
+            row += [percent(baselines.own_svd[name]), percent(baselines.mean_adapter[name])]
+            row += [f"{baselines.shared_fraction[name]:.0%}"]
         else:
             row += [escape(task.worst_layer)]
         table.add_row(*row)
@@ -256,16 +256,15 @@ def report(found: Report, as_json: bool) -> None:
     return _say(f"{len(found.findings)} files of version {versions}: {verdict}")
 
 
-def history(versions: Sequence[Version], pruned: Pruned | None, as_json: bool) -> None:
+def pruned(removed: Pruned, as_json: bool) -> None:
     if as_json:
-        return _json(
-            {
-                "versions": [json_records.version_record(v) for v in versions],
-                "pruned": json_records.pruned_record(pruned),
-            }
-        )
-    if pruned:
-        _say(f"removed {len(pruned.versions)} versions and {human(pruned.bytes)}")
+        return _json(json_records.pruned_record(removed))
+    return _say(f"removed {count(len(removed.versions), 'version')} and {human(removed.bytes)}")
+
+
+def history(versions: Sequence[Version], as_json: bool) -> None:
+    if as_json:
+        return _json({"versions": [json_records.version_record(v) for v in versions]})
     table = _table("version", "when", "tasks", "what")
     for version in versions:
         operation = version.operation

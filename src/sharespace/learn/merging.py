@@ -53,7 +53,7 @@ def merge_from(
         found = ours.collect(model, name, adapter=adapter, base=share.model.base)
     else:
         found = _saved(model, name, adapter)
-    return share.merge(found, k=k)
+    return share.merge(found, cap=k)
 
 
 def _saved(model: Any, task: str, adapter: str) -> Adapter:

@@ -53,7 +53,7 @@ def no_tasks(facts: Facts) -> Notice | None:
         "note",
         "There is no task",
         "This version holds subspaces and no task.",
-        "Add adapters (sharespace add), or go back to an earlier version (sharespace rollback).",
+        "Add adapters (sharespace merge), or go back to an earlier version (sharespace rollback).",
     )
 
 
@@ -118,7 +118,7 @@ def cap_reached(facts: Facts) -> Notice | None:
         "These subspaces do not grow any more: a new task takes directions from the others, and "
         "each may lose a little.",
         "Fine for a stream that must not grow; watch the bounds. For more room: "
-        "sharespace add SHARE ADAPTER... --k N.",
+        "sharespace merge SHARE ADAPTER... --cap N.",
     )
 
 

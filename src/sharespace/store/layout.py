@@ -66,7 +66,7 @@ class Operation:
     """What made a version."""
 
     verb: str
-    """``init``, ``add``, ``remove``, ``rename``, ``union``, ``rollback`` ...; not empty."""
+    """``init``, ``merge``, ``remove``, ``rename``, ``union``, ``rollback`` ...; not empty."""
     tasks: tuple[str, ...] = ()
     """Names of the tasks it was about."""
     version: int | None = None

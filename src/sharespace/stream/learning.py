@@ -89,14 +89,14 @@ def learn_next(
     if spec.adapter is not None:
         learned = Learned(spec.name, "both" if spec.learns else "adapter", labels)
         adapter = _given(shop, spec, data)
-        share = share.merge(adapter, k=cap, base=base)
+        share = share.merge(adapter, cap=cap, base=base)
         shop.say("merged", spec, "adapter merged")
         if spec.learns and data is not None:
             share, learned = train_on(shop, share, spec, data, learned)
     else:
         # A recipe's task has an adapter or data.
         adapter, learned = adapted(shop, share, spec, present(data, f"data of {spec.name!r}"))
-        share = share.merge(adapter, k=cap, base=base)
+        share = share.merge(adapter, cap=cap, base=base)
         shop.say("merged", spec, "merged")
     share, learned = full(shop, share, spec, data, learned)
     return share, (_counted(shop.recipe, share, learned),)

@@ -1,6 +1,6 @@
 """What a Share model of these adapters would be worth, before anything is written.
 
-The nulls that a Share model must beat: mean adapter, random basis, own SVD at equal bytes.
+The baselines that a Share model must beat: mean adapter, random basis, own SVD at equal bytes.
 
 Planted low-rank data flatter every method; beside these three, real adapters do not.
 
@@ -78,7 +78,7 @@ class Plan:
     """From how many adapters like these the Share model is the smaller one; None: never."""
     fidelity: Fidelity
     """Expected error per task: that of the model as it would be written."""
-    nulls: Nulls
+    baselines: Baselines
     dimensions: Mapping[str, tuple[int, int]]
     """Module -> (k_left, k_right); (0, 0) where the tasks are kept privately."""
     private_modules: int
@@ -98,7 +98,7 @@ def plan(model: ShareModel, adapters: Sequence[Adapter]) -> Plan:
         adapters: the originals.
     """
     kept = fidelity(model, adapters)
-    simpler = nulls(model, adapters)
+    simpler = baselines(model, adapters)
     break_even = adapters_to_break_even(model, adapters)
     verdict, reason = judge(kept, simpler, break_even, len(adapters))
     return Plan(
@@ -106,7 +106,7 @@ def plan(model: ShareModel, adapters: Sequence[Adapter]) -> Plan:
         paper_count=paper_count(model),
         break_even=break_even,
         fidelity=kept,
-        nulls=simpler,
+        baselines=simpler,
         dimensions={m: layer.k for m, layer in model.layers.items()},
         private_modules=sum(_is_private(model, m) for m in model.layers),
         storage=storage(model),
@@ -152,7 +152,7 @@ def adapters_to_break_even(model: ShareModel, adapters: Sequence[Adapter]) -> in
 
 
 def judge(
-    kept: Fidelity, simpler: Nulls, break_even: int | None, count: int
+    kept: Fidelity, simpler: Baselines, break_even: int | None, count: int
 ) -> tuple[Verdict, str]:
     """A verdict in plain words."""
     share, own = kept.mean_relative_error, _mean(simpler.own_svd)
@@ -194,7 +194,7 @@ def _mean(values: Mapping[str, float]) -> float:
 
 
 @dataclass(frozen=True)
-class Nulls:
+class Baselines:
     """Relative errors of simpler ways to store the same adapters."""
 
     mean_adapter: Errors
@@ -226,8 +226,8 @@ class _Sums:
         }
 
 
-def nulls(model: ShareModel, originals: Sequence[Adapter], seed: int = 0) -> Nulls:
-    """All nulls for a model and the adapters that it was made from.
+def baselines(model: ShareModel, originals: Sequence[Adapter], seed: int = 0) -> Baselines:
+    """All baselines for a model and the adapters that it was made from.
 
     Args:
         originals: the adapters of all tasks, named as they; one layer is in memory at a time.
@@ -254,7 +254,7 @@ def nulls(model: ShareModel, originals: Sequence[Adapter], seed: int = 0) -> Nul
     stored = sizes(model)
     own = _own_svd(profiles, members, norms, stored)
     fractions = _shared(model, originals, profiles, members)
-    return Nulls(
+    return Baselines(
         mean_adapter=mean.relative(norms),
         random_basis=random.relative(norms),
         own_svd=own.relative(norms),
@@ -269,7 +269,7 @@ def _check_complete(model: ShareModel, originals: Sequence[Adapter]) -> None:
     odd = [repr(n) for n in [*model.tasks, *given] if (n in given) != (n in model.tasks)]
     if odd:
         raise OptionError(
-            f"nulls for {', '.join(odd[:5])}",
+            f"baselines for {', '.join(odd[:5])}",
             "they compare all tasks of the model with their original adapters",
             "Give every task's adapter, and no other",
         )
@@ -278,7 +278,7 @@ def _check_complete(model: ShareModel, originals: Sequence[Adapter]) -> None:
 def own_ranks(model: ShareModel, originals: Sequence[Adapter]) -> dict[str, dict[str, int]]:
     """Module -> task -> columns of its own SVD, at the bytes of the model's bases and coefficients.
 
-    Split over modules and tasks as well as can be, as in ``Nulls.own_svd``.
+    Split over modules and tasks as well as can be, as in ``Baselines.own_svd``.
 
     Raises:
         OptionError: the adapters are not those of the model's tasks.

@@ -52,7 +52,7 @@ def ties(bench: Workbench) -> Outcome:
 def own_svd(bench: Workbench) -> Outcome:
     """Every own LoRA cut by its own SVD, all together in the bytes that ``projection`` takes.
 
-    The columns are split over modules and tasks by energy, as ``Share.nulls`` does.
+    The columns are split over modules and tasks by energy, as ``Share.baselines`` does.
     """
     own = _own(bench)
     adapters = [o.adapter for o in own.values()]

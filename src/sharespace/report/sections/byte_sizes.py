@@ -117,7 +117,7 @@ def _rows(parts: Parts) -> list[list[TableCell]]:
     whole = Figure(human(parts.total), parts.total)
     rows.append(["this version", whole, _share(parts.total, parts.total), "sum of the above"])
     old = Figure(human(parts.history), parts.history)
-    text = "files that only earlier versions need (sharespace history --prune removes them)"
+    text = "files that only earlier versions need (sharespace prune removes them)"
     rows.append(["older versions", old, _share(parts.history, parts.total), text])
     lora = Figure(human(parts.adapters), parts.adapters)
     rows.append(["the adapters", lora, _share(parts.adapters, parts.total), "what it replaces"])

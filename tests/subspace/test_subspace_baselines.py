@@ -1,4 +1,4 @@
-"""The nulls of a Share model against dense arithmetic."""
+"""The baselines of a Share model against dense arithmetic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from builders import (
 )
 from sharespace.errors import OptionError
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.plan import nulls
+from sharespace.subspace.plan import baselines
 from sharespace.subspace.state import ShareModel
 
 
@@ -34,7 +34,7 @@ def _two_modules() -> list[Adapter]:
 
 def test_the_mean_adapter_agrees_with_dense_arithmetic() -> None:
     adapters = _two_modules()
-    found = nulls(build(adapters, 3), adapters).mean_adapter
+    found = baselines(build(adapters, 3), adapters).mean_adapter
     whole = originals(adapters)
     mean = {m: torch.stack([whole[a.name][m] for a in adapters]).mean(0) for m in ("x", "y")}
     for name, updates in whole.items():
@@ -46,7 +46,7 @@ def test_the_mean_adapter_agrees_with_dense_arithmetic() -> None:
 def test_own_svds_take_the_bytes_of_bases_and_coefficients_and_no_more() -> None:
     adapters = _two_modules()
     model = build(adapters, 4)
-    found = nulls(model, adapters).own_svd
+    found = baselines(model, adapters).own_svd
     bytes_ = _bytes(model)
     offers = []
     for updates in originals(adapters).values():
@@ -72,7 +72,7 @@ def test_own_svds_of_equal_size_modules_are_the_sorted_tails() -> None:
     adapters = strangers(3, 10, 10, 4)
     model = build(adapters, 5)
     columns = int(_bytes(model)) // (4 * 20)
-    found = nulls(model, adapters).own_svd
+    found = baselines(model, adapters).own_svd
     values = torch.cat([torch.linalg.svdvals(dense(a.layer(MODULE))) for a in adapters])
     left = values.square().sort(descending=True).values[columns:].sum()
     assert sum(e * e for e in found.values()) == pytest.approx(float(left), rel=1e-4)
@@ -80,7 +80,7 @@ def test_own_svds_of_equal_size_modules_are_the_sorted_tails() -> None:
 
 def test_strangers_share_little_and_relatives_much() -> None:
     near, far = relatives(8, 20, 16, k=4, rank=4), strangers(8, 20, 16, 2)
-    shared, private = (nulls(build(x, 4), x) for x in (near, far))
+    shared, private = (baselines(build(x, 4), x) for x in (near, far))
     assert shared.shared > 0.99
     assert all(f > 0.99 for f in shared.shared_fraction.values())
     assert private.shared < 0.4
@@ -89,34 +89,34 @@ def test_strangers_share_little_and_relatives_much() -> None:
 
 def test_nothing_is_shared_where_own_svds_are_exact() -> None:
     adapters = strangers(2, 20, 16, 2)
-    found = nulls(build(adapters, FULL), adapters)
+    found = baselines(build(adapters, FULL), adapters)
     assert found.shared == 0
     assert set(found.shared_fraction.values()) == {0.0}
 
 
 def test_a_single_task_shares_nothing() -> None:
     adapters = strangers(1, 20, 16, 6)
-    assert nulls(build(adapters, 2), adapters).shared < 1e-3
+    assert baselines(build(adapters, 2), adapters).shared < 1e-3
 
 
 def test_random_bases_are_worse_and_depend_on_the_seed_alone() -> None:
     adapters = relatives(5, 30, 25, k=4)
     model = build(adapters, 4)
-    one, same, other = (nulls(model, adapters, seed).random_basis for seed in (1, 1, 2))
+    one, same, other = (baselines(model, adapters, seed).random_basis for seed in (1, 1, 2))
     assert one == same != other
     assert min(one.values()) > 0.9
 
 
-def test_nulls_need_the_adapters_of_all_tasks_and_no_other() -> None:
+def test_baselines_need_the_adapters_of_all_tasks_and_no_other() -> None:
     adapters = strangers(3)
     model = build(adapters, 2)
     for wrong in (adapters[:2], [*adapters, adapter("x", update(12, 9, 2))]):
         with pytest.raises(OptionError, match="they compare all tasks"):
-            nulls(model, wrong)
+            baselines(model, wrong)
 
 
 def test_a_zero_task_has_no_error_anywhere() -> None:
     adapters = [*strangers(2), adapter("zero", update(12, 9, 2, norm=0.0))]
-    found = nulls(build(adapters, 2), adapters)
+    found = baselines(build(adapters, 2), adapters)
     assert found.own_svd["zero"] == found.mean_adapter["zero"] == 0
     assert found.shared_fraction["zero"] == 0
