@@ -1,13 +1,11 @@
-"""The drawing in house.md stays true: imports point inward, files and functions stay short."""
+"""The drawing in CONTRIBUTING.md stays true: imports point inward, and the maths stands alone."""
 
 from __future__ import annotations
 
 import ast
 import shutil
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +33,7 @@ def test_imports_point_inward() -> None:
 def test_the_maths_knows_no_modules_no_files_and_no_peft() -> None:
     forbidden = {"torch.nn", "pathlib", "os", "safetensors", "peft", "json", "huggingface_hub"}
     for path in SOURCES:
-        if path.parent.name == "linalg":
+        if "linalg" in (parent.name for parent in path.parents):
             assert not _imported(path) & forbidden, path.name
 
 
@@ -49,23 +47,9 @@ def _imported(path: Path) -> set[str]:
     return names
 
 
-def _functions(path: Path) -> Iterator[tuple[str, int]]:
-    """Names and lines without docstring."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef):
-            first = node.body[0]
-            text = ast.get_docstring(node, clean=False)
-            lines = (node.end_lineno or 0) - node.lineno + 1
-            documented = (first.end_lineno or 0) - first.lineno + 1 if text is not None else 0
-            yield f"{path.name}:{node.name}", lines - documented
-
-
-def test_files_and_functions_stay_short() -> None:
-    long_files = [p.name for p in SOURCES if len(p.read_text("utf-8").splitlines()) > 400]
-    assert not long_files
-    lengths = dict(x for path in SOURCES for x in _functions(path))
-    assert not {name: n for name, n in lengths.items() if n > 60}
-    assert statistics.median(lengths.values()) <= 13
+def test_no_file_is_longer_than_600_lines() -> None:
+    """Complexity is ruff's to limit (C901, PLR09); this only keeps one subject a file."""
+    assert not [p.name for p in SOURCES if len(p.read_text("utf-8").splitlines()) > 600]
 
 
 def test_no_user_error_is_an_assertion() -> None:
