@@ -93,7 +93,7 @@ def test_every_public_symbol_and_method_has_a_docstring(name: str, found: object
     [
         "import sharespace",
         "import sharespace; sharespace.__all__; dir(sharespace)",
-        "import sharespace.errors, sharespace.subspace.adapter",
+        "import sharespace.errors, sharespace.extras, sharespace.options",
         "import sharespace.cli",
     ],
 )
