@@ -20,8 +20,8 @@ from benchmarks.contenders import Built, Factors, Paths, build, installed, of_sh
 from benchmarks.errors import add_set_options, open_all, real_sets
 from benchmarks.measure import errors, tensor_bytes
 from sharespace import Share
-from sharespace.linalg.budget.split import own_profile, spend
-from sharespace.linalg.updates import Updates, weights
+from sharespace.linalg.budget.allocate import own_svd_options, split_budget
+from sharespace.linalg.updates import CanonicalUpdates, weights
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build_layer import read_updates
 
@@ -118,9 +118,9 @@ def _own_svd(adapters: Sequence[Adapter], paths: Paths, budget: int) -> dict[str
         m: weights(torch.tensor([totals[a.name] for a in members[m]]).double().sqrt())
         for m in modules
     }
-    profiles = {m: own_profile(updates[m], ITEM) for m in modules}
-    points = spend([profiles[m].points(weight[m], budget) for m in modules], budget)
-    kept: dict[str, dict[str, tuple[Updates, int]]] = {a.name: {} for a in adapters}
+    profiles = {m: own_svd_options(updates[m], ITEM) for m in modules}
+    points = split_budget([profiles[m].affordable(weight[m], budget) for m in modules], budget)
+    kept: dict[str, dict[str, tuple[CanonicalUpdates, int]]] = {a.name: {} for a in adapters}
     for m, point in zip(modules, points, strict=True):
         ranks = profiles[m].own_ranks(weight[m], point.columns)
         for i, (a, rank) in enumerate(zip(members[m], ranks, strict=True)):
@@ -129,7 +129,7 @@ def _own_svd(adapters: Sequence[Adapter], paths: Paths, budget: int) -> dict[str
     return {**_errors(built, paths), "bytes": sum(p.nbytes for p in points)}
 
 
-def _truncated(modules: Mapping[str, tuple[Updates, int]]) -> Factors:
+def _truncated(modules: Mapping[str, tuple[CanonicalUpdates, int]]) -> Factors:
     return {
         m: (u.left[:, :rank] * u.sigma[:rank], u.right[:, :rank].mT)
         for m, (u, rank) in modules.items()

@@ -20,7 +20,8 @@ from benchmarks import common, training
 from sharespace.formats import read_adapter
 from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.frames import errors
-from sharespace.linalg.joint import Bases, Problem, hosvd, joint
+from sharespace.linalg.joint import hosvd, joint
+from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.updates import canonicalise, cores, seen_by, weights
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build_layer import read_pairs
@@ -35,20 +36,20 @@ class Module:
 
     names: list[str]
     pairs: Pairs
-    problem: Problem
+    problem: UpdateProblem
 
     @classmethod
     def read(cls, name: str, adapters: Sequence[Adapter]) -> Module:
         members = [a for a in adapters if name in a.shapes]
         pairs = list(read_pairs(members, name, torch.device("cpu")))
         updates = canonicalise(pairs)
-        return cls([a.name for a in members], pairs, Problem(updates, weights(updates.norms)))
+        return cls([a.name for a in members], pairs, UpdateProblem(updates, weights(updates.norms)))
 
     @property
-    def unweighed(self) -> Problem:
+    def unweighed(self) -> UpdateProblem:
         return replace(self.problem, weights=torch.ones_like(self.problem.weights))
 
-    def lost(self, bases: Bases) -> Tensor:
+    def lost(self, bases: BasisPair) -> Tensor:
         """|dW - projection| of every task."""
         updates = self.problem.updates
         left, right = seen_by(updates, bases.left), seen_by(updates.flipped, bases.right)

@@ -26,10 +26,16 @@ from benchmarks import common, many_sets
 from benchmarks.errors import real_sets
 from sharespace import Share
 from sharespace.formats import read_adapter
-from sharespace.linalg.budget.layer_options import Menu, menu
-from sharespace.linalg.budget.split import Point, Profile, own_profile, spend
+from sharespace.linalg.budget.allocate import (
+    LayerOption,
+    LayerOptions,
+    own_svd_options,
+    split_budget,
+)
+from sharespace.linalg.budget.task_options import TaskOptions, task_options
 from sharespace.linalg.dimension import Dimension
-from sharespace.linalg.joint import Problem, hosvd
+from sharespace.linalg.joint import hosvd
+from sharespace.linalg.problem import UpdateProblem
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build import initialise, new_task
 from sharespace.subspace.build_budgeted import private_layer
@@ -122,7 +128,7 @@ class Module:
 
     name: str
     tasks: list[str]
-    problem: Problem
+    problem: UpdateProblem
 
     @property
     def sides(self) -> int:
@@ -135,15 +141,15 @@ def compare(adapters: Sequence[Adapter], fraction: float) -> dict[str, Any]:
     budget = int(fraction * full)
     weighed = len(adapters) <= FILES
     modules = read_modules(adapters)
-    menus = [_menu(m.problem) for m in modules]
-    own = [own_profile(m.problem.updates, ITEM) for m in modules]
+    all_options = [_menu(m.problem) for m in modules]
+    own = [own_svd_options(m.problem.updates, ITEM) for m in modules]
     began = time.process_time()
     model = initialise(adapters, Dimension(budget=budget))
     seconds = time.process_time() - began
     rows = {
-        "one subspace, one k": _one_k(modules, menus, budget),
-        "subspace or own SVDs, by module": _by_module(modules, menus, own, budget),
-        "rank and private by task": _by_task(modules, menus, budget),
+        "one subspace, one k": _one_k(modules, all_options, budget),
+        "subspace or own SVDs, by module": _by_module(modules, all_options, own, budget),
+        "rank and private by task": _by_task(modules, all_options, budget),
         OWN: _stored(_own_model(modules, own, adapters, budget), adapters, files=weighed),
         BUDGET: _stored(model, adapters, files=weighed),
     }
@@ -164,15 +170,15 @@ def read_modules(adapters: Sequence[Adapter]) -> list[Module]:
         Module(
             m,
             [a.name for a in members[m]],
-            Problem(updates[m], torch.tensor([inverse[a.name] for a in members[m]]).double()),
+            UpdateProblem(updates[m], torch.tensor([inverse[a.name] for a in members[m]]).double()),
         )
         for m in names
     ]
 
 
-def _menu(problem: Problem) -> Menu:
+def _menu(problem: UpdateProblem) -> TaskOptions:
     limit = min(problem.updates.left.shape[0], problem.updates.right.shape[0])
-    return menu(problem, hosvd(problem, (limit, limit)), ITEM)
+    return task_options(problem, hosvd(problem, (limit, limit)), ITEM)
 
 
 def _summary(modules: Iterable[Module], lost: Iterable[Tensor], nbytes: float) -> dict[str, float]:
@@ -187,27 +193,29 @@ def _summary(modules: Iterable[Module], lost: Iterable[Tensor], nbytes: float) -
             "square": sum(squares.values()), "bytes": nbytes}  # fmt: skip
 
 
-def _equal_k(module: Module, card: Menu) -> list[tuple[int, int, Tensor]]:
+def _equal_k(module: Module, options: TaskOptions) -> list[tuple[int, int, Tensor]]:
     """(k, bytes, lost [tasks]) of one subspace for all tasks, nothing private, full rank."""
     found = []
     ranks = torch.tensor(module.problem.updates.ranks)
-    rights = card.steps[1].tolist()
-    for i, k in enumerate(card.steps[0].tolist()):
+    rights = options.steps[1].tolist()
+    for i, k in enumerate(options.steps[0].tolist()):
         if k in rights:
             core = torch.where(ranks < k, 2 * k * ranks, k * k)
             nbytes = ITEM * (k * module.sides + int(core.sum()))
             last = torch.minimum(ranks, torch.tensor(k))
-            lost = card.lost[i, rights.index(k)].gather(1, last[:, None])[:, 0]
+            lost = options.lost[i, rights.index(k)].gather(1, last[:, None])[:, 0]
             found.append((k, nbytes, lost))
     return found
 
 
-def _one_k(modules: Sequence[Module], menus: Sequence[Menu], budget: int) -> dict[str, float]:
+def _one_k(
+    modules: Sequence[Module], all_options: Sequence[TaskOptions], budget: int
+) -> dict[str, float]:
     """The largest k, the same in every module, whose bytes fit; nothing where none does."""
     curves = [
-        {k: (b, x) for k, b, x in _equal_k(m, c)} for m, c in zip(modules, menus, strict=True)
+        {k: (b, x) for k, b, x in _equal_k(m, c)} for m, c in zip(modules, all_options, strict=True)
     ]
-    best = _summary(modules, [c.private[:, 0] for c in menus], 0)
+    best = _summary(modules, [c.own_lost[:, 0] for c in all_options], 0)
     for k in sorted(set.intersection(*(set(c) for c in curves))):
         nbytes = sum(c[k][0] for c in curves)
         if nbytes <= budget:
@@ -216,39 +224,47 @@ def _one_k(modules: Sequence[Module], menus: Sequence[Menu], budget: int) -> dic
 
 
 def _by_module(
-    modules: Sequence[Module], menus: Sequence[Menu], own: Sequence[Profile], budget: int
+    modules: Sequence[Module],
+    all_options: Sequence[TaskOptions],
+    own: Sequence[LayerOptions],
+    budget: int,
 ) -> dict[str, float]:
     """One subspace for all tasks of a module, or own SVDs for all of them."""
     offers, curves = [], []
-    for module, card, profile in zip(modules, menus, own, strict=True):
+    for module, options, profile in zip(modules, all_options, own, strict=True):
         square = module.problem.weights.square()
-        curve = {k: (b, x) for k, b, x in _equal_k(module, card)}
+        curve = {k: (b, x) for k, b, x in _equal_k(module, options)}
         curves.append(curve)
         shared = tuple(
-            Point(b, float((square * x).sum()), each=((k, k),)) for k, (b, x) in curve.items()
+            LayerOption(b, float((square * x).sum()), group_ks=((k, k),))
+            for k, (b, x) in curve.items()
         )
-        offers.append(replace(profile, shared=shared).points(module.problem.weights, budget))
-    points = spend(offers, budget)
+        offers.append(replace(profile, shared=shared).affordable(module.problem.weights, budget))
+    points = split_budget(offers, budget)
     lost = [
-        _own_lost(p, m, point) if point.is_own else c[point.each[0][0]][1]
+        _own_lost(p, m, point) if point.is_own else c[point.group_ks[0][0]][1]
         for m, p, c, point in zip(modules, own, curves, points, strict=True)
     ]
     return _summary(modules, lost, sum(p.nbytes for p in points))
 
 
-def _own_lost(profile: Profile, module: Module, point: Point) -> Tensor:
+def _own_lost(profile: LayerOptions, module: Module, point: LayerOption) -> Tensor:
     ranks = torch.tensor(profile.own_ranks(module.problem.weights, point.columns))
     index = torch.arange(profile.own.shape[1])
     return (profile.own * (index >= ranks[:, None])).sum(1)
 
 
-def _by_task(modules: Sequence[Module], menus: Sequence[Menu], budget: int) -> dict[str, float]:
+def _by_task(
+    modules: Sequence[Module], all_options: Sequence[TaskOptions], budget: int
+) -> dict[str, float]:
     """Every task takes its own rank in one subspace, or is private; one price for all bytes."""
     low, high = 1e-14, 1.0
-    best = _summary(modules, [card.private[:, 0] for card in menus], 0)
+    best = _summary(modules, [options.own_lost[:, 0] for options in all_options], 0)
     for _ in range(24):
         price = math.sqrt(low * high)
-        chosen = [c.at(price, m.problem.weights) for m, c in zip(modules, menus, strict=True)]
+        chosen = [
+            c.choose(price, m.problem.weights) for m, c in zip(modules, all_options, strict=True)
+        ]
         nbytes = sum(found.nbytes for found in chosen)
         if nbytes <= budget:
             high, best = price, _summary(modules, [found.lost for found in chosen], nbytes)
@@ -258,11 +274,11 @@ def _by_task(modules: Sequence[Module], menus: Sequence[Menu], budget: int) -> d
 
 
 def _own_model(
-    modules: Sequence[Module], own: Sequence[Profile], adapters: Sequence[Adapter], budget: int
+    modules: Sequence[Module], own: Sequence[LayerOptions], adapters: Sequence[Adapter], budget: int
 ) -> ShareModel:
     """A Share model of own SVDs alone, split over modules and tasks as well as can be."""
-    points = spend(
-        [p.points(m.problem.weights, budget) for m, p in zip(modules, own, strict=True)], budget
+    points = split_budget(
+        [p.affordable(m.problem.weights, budget) for m, p in zip(modules, own, strict=True)], budget
     )
     results = {}
     for module, profile, point in zip(modules, own, points, strict=True):
@@ -324,7 +340,7 @@ def merges(mixed: Sequence[Adapter], fraction: float, batches: int) -> dict[str,
         if end > size:
             model = merge(model, mixed[end - size : end])
         modules = read_modules(so_far)
-        own = [own_profile(m.problem.updates, ITEM) for m in modules]
+        own = [own_svd_options(m.problem.updates, ITEM) for m in modules]
         steps.append(
             {
                 "adapters": end,

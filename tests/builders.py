@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sharespace.linalg.dimension import Dimension
-from sharespace.linalg.joint import Problem
-from sharespace.linalg.updates import Updates, canonicalise, weights
+from sharespace.linalg.problem import UpdateProblem
+from sharespace.linalg.updates import CanonicalUpdates, canonicalise, weights
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.build import initialise
 from sharespace.subspace.state import (
@@ -219,18 +219,20 @@ def own_weighed_error(adapters: Sequence[Adapter], columns: int, module: str = M
 
 def problem(
     updates: Sequence[LayerUpdate], p: int | None = None, dtype: torch.dtype = torch.float64
-) -> Problem:
+) -> UpdateProblem:
     """The weighed problem of one module."""
     found = canonical(updates, dtype)
-    return Problem(found, weights(found.norms), p)
+    return UpdateProblem(found, weights(found.norms), p)
 
 
-def canonical(updates: Sequence[LayerUpdate], dtype: torch.dtype = torch.float64) -> Updates:
+def canonical(
+    updates: Sequence[LayerUpdate], dtype: torch.dtype = torch.float64
+) -> CanonicalUpdates:
     """Updates of one module in canonical form."""
     return canonicalise([(u.scaling * u.up.to(dtype), u.down.to(dtype).mT) for u in updates])
 
 
-def dense_tasks(updates: Updates) -> list[Tensor]:
+def dense_tasks(updates: CanonicalUpdates) -> list[Tensor]:
     """n x d in float64 from the canonical form."""
     return [
         one.left.double() @ torch.diag(one.sigma.double()) @ one.right.double().mT

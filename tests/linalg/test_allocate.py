@@ -13,12 +13,13 @@ from builders import dense_tasks, law, problem, update
 from sharespace.errors import OptionError
 from sharespace.linalg import dimension
 from sharespace.linalg.dimension import Dimension, energy_table, relative_errors, smallest_bases
-from sharespace.linalg.joint import Problem, hosvd
+from sharespace.linalg.joint import hosvd
+from sharespace.linalg.problem import UpdateProblem
 
 NAN = float("nan")
 
 
-def _problem(p: int | None = None, count: int = 8) -> Problem:
+def _problem(p: int | None = None, count: int = 8) -> UpdateProblem:
     return problem([update(20, 16, 3, i, dtype=torch.float64) for i in range(count)], p)
 
 
@@ -74,7 +75,7 @@ def test_variance_is_reached_or_refused(
     assert found.energy(bases) >= variance * found.total * (1 - 1e-6)
 
 
-def _unit(found: Problem) -> list[torch.Tensor]:
+def _unit(found: UpdateProblem) -> list[torch.Tensor]:
     return [t / t.norm() for t in dense_tasks(found.updates)]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from builders import ROUNDING, Family, canonical, dense, dense_tasks, families, law, update
 from sharespace.linalg import updates as module
-from sharespace.linalg.updates import Updates, weights
+from sharespace.linalg.updates import CanonicalUpdates, weights
 from sharespace.subspace.adapter import LayerUpdate
 
 
@@ -111,6 +111,8 @@ def test_weights_are_inverse_norms_and_zero_for_nothing() -> None:
 
 
 def test_an_update_of_rank_zero_is_nothing() -> None:
-    found: Updates = canonical([LayerUpdate(torch.zeros(4, 0), torch.zeros(0, 3)), update(4, 3, 1)])
+    found: CanonicalUpdates = canonical(
+        [LayerUpdate(torch.zeros(4, 0), torch.zeros(0, 3)), update(4, 3, 1)]
+    )
     assert found.ranks == (0, 1)
     assert float(found.norms[0]) == 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from builders import canonical, dense_tasks, frame, gauss, law, orthonormality, update
 from sharespace.linalg.frames import (
-    Framed,
+    FramedTasks,
     NewDirections,
     framed_coefficients,
     framed_updates,
@@ -24,7 +24,7 @@ def new_directions(basis: Tensor, frame: Tensor, dropped: float) -> Tensor:
     return NewDirections.of(basis, frame).beyond(dropped)
 
 
-def _dense(framed: Framed) -> list[Tensor]:
+def _dense(framed: FramedTasks) -> list[Tensor]:
     return [framed.left @ c @ framed.right.mT for c in dense_tasks(framed.core)]
 
 

@@ -17,13 +17,15 @@ from builders import (
     orthonormality,
     update,
 )
-from sharespace.linalg.updates import Updates, captured, core_svd, cores, seen_by
+from sharespace.linalg.updates import CanonicalUpdates, captured, core_svd, cores, seen_by
 from sharespace.subspace.adapter import LayerUpdate
 
 K = st.tuples(st.integers(0, 6), st.integers(0, 6))
 
 
-def _seen(family: Family, k: tuple[int, int]) -> tuple[Updates, Tensor, Tensor, list[Tensor]]:
+def _seen(
+    family: Family, k: tuple[int, int]
+) -> tuple[CanonicalUpdates, Tensor, Tensor, list[Tensor]]:
     updates = canonical(family.updates)
     left, right = frame(family.n, k[0], 1), frame(family.d, k[1], 2)
     wanted = [left.mT @ w @ right for w in dense_tasks(updates)]

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from builders import canonical, dense_tasks, frame, gauss, law, update
 from sharespace.linalg.frames import FrameChange
-from sharespace.linalg.updates import Updates
+from sharespace.linalg.updates import CanonicalUpdates
 
 
-def _inside(updates: Updates, left: Tensor, right: Tensor) -> list[Tensor]:
+def _inside(updates: CanonicalUpdates, left: Tensor, right: Tensor) -> list[Tensor]:
     """The updates, of m x m', in frames."""
     return [left @ task @ right.mT for task in dense_tasks(updates)]
 

@@ -20,13 +20,14 @@ from builders import (
 )
 from sharespace.linalg import joint as module
 from sharespace.linalg import truncated
-from sharespace.linalg.joint import Bases, Problem, hosvd, joint
+from sharespace.linalg.joint import hosvd, joint
+from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.subspace.adapter import LayerUpdate
 
 P = st.sampled_from([None, 1, 2, 3])
 
 
-def lost(found: Problem, bases: Bases) -> float:
+def lost(found: UpdateProblem, bases: BasisPair) -> float:
     """Weighed squared error after truncation to rank p, by dense arithmetic."""
     total = 0.0
     for weight, task in zip(found.weights.tolist(), dense_tasks(found.updates), strict=True):
@@ -129,6 +130,6 @@ def test_the_numerical_rank_limits_k() -> None:
 
 
 def test_bases_first_takes_the_leading_directions() -> None:
-    bases = Bases(frame(6, 4), frame(5, 3))
+    bases = BasisPair(frame(6, 4), frame(5, 3))
     assert bases.first((2, 1)).k == (2, 1)
     assert torch.equal(bases.first((2, 1)).left, bases.left[:, :2])

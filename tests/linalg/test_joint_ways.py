@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from builders import Family, families, frame, gauss, law, orthonormality, problem, update
 from sharespace.linalg import joint as module
 from sharespace.linalg import truncated
-from sharespace.linalg.joint import Bases, Problem, hosvd, joint
+from sharespace.linalg.joint import hosvd, joint
 from sharespace.linalg.joint_shapes import (
-    Blocks,
+    BlockSteps,
     few_wide,
     in_frames,
     in_span,
@@ -20,11 +20,11 @@ from sharespace.linalg.joint_shapes import (
     many_wide,
 )
 from sharespace.linalg.out_of_core.passes import width
-from sharespace.linalg.problem import Whole
+from sharespace.linalg.problem import BasisPair, StackSteps, UpdateProblem
 from sharespace.subspace.adapter import LayerUpdate
 
 
-def lost(found: Problem, bases: Bases) -> float:
+def lost(found: UpdateProblem, bases: BasisPair) -> float:
     return found.total - found.energy(bases)
 
 
@@ -38,7 +38,7 @@ def test_blocks_take_the_steps_of_whole_stacks(
     family: Family, k: tuple[int, int], p: int | None
 ) -> None:
     found = problem(family.updates, p)
-    blocks, whole = Blocks(found, k), Whole(found, k)
+    blocks, whole = BlockSteps(found, k), StackSteps(found, k)
     for step in ("hosvd", "own"):
         one, other = getattr(blocks, step)(), getattr(whole, step)()
         assert one.energy == pytest.approx(found.energy(one.bases), abs=1e-9)
@@ -101,7 +101,7 @@ def test_frames_hold_own_directions_where_these_may_be_better() -> None:
     ]
     found = problem(updates)
     weak = torch.cat([found.weights[:2], 1e-3 * found.weights[2:]])
-    strong = Problem(found.updates, weak)
+    strong = UpdateProblem(found.updates, weak)
     assert in_frames(strong, (2, 2)).left.shape[1] == width(2, 90, 450) + 2
     assert in_frames(problem(_related(150, 0.05)), (6, 6)).left.shape[1] == width(6, 90, 450)
     assert strong.energy(joint(strong, (2, 2))) >= 2 - 1e-6

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import frame, gauss, law, orthonormality, problem, update
-from sharespace.linalg.budget.split import WAYS, Scheme, families, weighed, within
-from sharespace.linalg.joint import Problem
+from sharespace.linalg.budget.allocate import GROUPINGS, Grouping, find_groups, weighed, within
+from sharespace.linalg.problem import UpdateProblem
 from sharespace.subspace.adapter import LayerUpdate
 
 
@@ -21,28 +21,28 @@ def _family(count: int, seed: int, n: int = 40, d: int = 32, k: int = 2) -> list
     ]
 
 
-def _mixed(strangers: int = 2) -> Problem:
+def _mixed(strangers: int = 2) -> UpdateProblem:
     """Tasks 0 to 5 and 6 to 9 are families; the others are strangers."""
     alone = [update(40, 32, 3, 77 + i, dtype=torch.float64) for i in range(strangers)]
     return problem([*_family(6, 10), *_family(4, 2000), *alone])
 
 
-def schemes(found: Problem, itemsize: int, limit: int) -> list[Scheme]:
+def schemes(found: UpdateProblem, itemsize: int, limit: int) -> list[Grouping]:
     """Those that there are."""
-    return [scheme for way in WAYS if (scheme := way(found, itemsize, limit))]
+    return [scheme for way in GROUPINGS if (scheme := way(found, itemsize, limit))]
 
 
 def test_families_are_found_the_largest_first() -> None:
-    assert families(_mixed()) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
+    assert find_groups(_mixed()) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
 
 
 def test_strangers_are_in_no_family() -> None:
-    assert families(problem([update(40, 32, 3, i, dtype=torch.float64) for i in range(6)])) == []
+    assert find_groups(problem([update(40, 32, 3, i, dtype=torch.float64) for i in range(6)])) == []
 
 
 def test_updates_of_zero_are_in_no_family() -> None:
     zero = LayerUpdate(torch.zeros(40, 2), torch.zeros(2, 32))
-    assert families(problem([zero] * 4)) == []
+    assert find_groups(problem([zero] * 4)) == []
 
 
 def test_families_have_subspaces_and_those_in_none_have_one_together() -> None:
@@ -51,8 +51,8 @@ def test_families_have_subspaces_and_those_in_none_have_one_together() -> None:
     assert common.tasks == tuple(range(12))
     assert [part.tasks for part in own] == [(0, 1, 2, 3, 4, 5), (6, 7, 8, 9), (10, 11)]
     for part in own[:2]:
-        assert part.card.bases.k == (2, 2)
-        lost, whole = part.card.lost[-1, -1, :, 2], part.card.private[:, 0]
+        assert part.options.bases.k == (2, 2)
+        lost, whole = part.options.lost[-1, -1, :, 2], part.options.own_lost[:, 0]
         assert float((lost / whole).max()) < 1e-14
 
 
@@ -73,7 +73,7 @@ def test_no_directions_no_scheme() -> None:
 def test_the_limit_is_kept(limit: int) -> None:
     assert len(schemes(_mixed(), 4, limit)) == 2
     for scheme in schemes(_mixed(), 4, limit):
-        assert all(max(part.card.bases.k) <= min(limit, 40) for part in scheme)
+        assert all(max(part.options.bases.k) <= min(limit, 40) for part in scheme)
 
 
 @law(15)
@@ -86,16 +86,16 @@ def test_every_task_is_in_one_part_and_all_bases_are_orthonormal(
     for scheme in schemes(found, 4, limit):
         assert sorted(i for part in scheme for i in part.tasks) == list(range(7 + strangers))
         for part in scheme:
-            assert orthonormality(part.card.bases.left) < 1e-12
-            assert orthonormality(part.card.bases.right) < 1e-12
+            assert orthonormality(part.options.bases.left) < 1e-12
+            assert orthonormality(part.options.bases.right) < 1e-12
 
 
 def test_families_alone_take_fewer_bytes_at_the_same_price() -> None:
     """Two families of two directions; in common directions all tasks store cores of four."""
     found = problem([*_family(30, 10), *_family(20, 9000)])
     (common,), own = schemes(found, 4, 32)
-    assert common.card.bases.k == (4, 4)
-    assert sum(part.at(1e-6).nbytes for part in own) < 0.6 * common.at(1e-6).nbytes
+    assert common.options.bases.k == (4, 4)
+    assert sum(part.choose(1e-6).nbytes for part in own) < 0.6 * common.choose(1e-6).nbytes
 
 
 @law()
@@ -104,7 +104,7 @@ def test_more_bytes_never_lose_more(spare: int, seed: int) -> None:
     alone = update(40, 32, 3, seed, dtype=torch.float64)
     found = problem([*_family(5, seed), *_family(4, seed + 300), alone])
     scheme = schemes(found, 4, 32)[-1]
-    least = sum(4 * (40 * left + 32 * right) for left, right in (p.card.bases.k for p in scheme))
+    least = sum(4 * (40 * left + 32 * right) for left, right in (p.options.bases.k for p in scheme))
     few, many = (within(scheme, least + x) for x in (spare // 2, spare))
     assert sum(chosen.nbytes for chosen in few) <= least + spare // 2
     assert sum(chosen.nbytes for chosen in many) <= least + spare

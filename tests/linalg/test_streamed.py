@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from builders import Family, crossed, families, frame, gauss, law, orthonormality, problem, update
-from sharespace.linalg.joint import Bases, joint
-from sharespace.linalg.out_of_core.passes import Compressed, coordinates
-from sharespace.linalg.out_of_core.row_chunks import Norms, Rows, chunks
-from sharespace.linalg.out_of_core.search import Search, compress, problem_of
+from sharespace.linalg.joint import joint
+from sharespace.linalg.out_of_core.factor_chunks import FactorReader, MeasuredNorms, chunks
+from sharespace.linalg.out_of_core.passes import CompressedTasks, coordinates
+from sharespace.linalg.out_of_core.search import FrameSearch, compress, problem_of
+from sharespace.linalg.problem import BasisPair
 from sharespace.linalg.updates import weights
 from sharespace.subspace.adapter import LayerUpdate
 
@@ -25,7 +26,7 @@ SLACK = {torch.float32: 2e-5, torch.float64: 1e-8}
 
 def rows_of(
     updates: Sequence[LayerUpdate], chunk_bytes: int = 2000, dtype: torch.dtype = torch.float64
-) -> Rows:
+) -> FactorReader:
     """The updates as files would give them."""
 
     def read(task: int, left: Tensor, right: Tensor) -> None:
@@ -34,14 +35,14 @@ def rows_of(
 
     n, d = updates[0].up.shape[0], updates[0].down.shape[1]
     ranks = tuple(u.up.shape[1] for u in updates)
-    return Rows(n, d, ranks, dtype, CPU, read, chunk_bytes)
+    return FactorReader(n, d, ranks, dtype, CPU, read, chunk_bytes)
 
 
 def dense(found: LayerUpdate) -> Tensor:
     return found.scaling * found.up.double() @ found.down.double()
 
 
-def lost(found: Compressed, wanted: Search) -> float:
+def lost(found: CompressedTasks, wanted: FrameSearch) -> float:
     """Weighed squared error of the bases that the cores give."""
     small = problem_of(found, wanted)
     outside = float((small.weights.square() * found.outside).sum())
@@ -55,7 +56,7 @@ def lost(found: Compressed, wanted: Search) -> float:
 def test_cores_and_what_is_outside_are_what_dense_arithmetic_says(
     family: Family, k: int, chunk: int
 ) -> None:
-    found = compress(rows_of(family.updates, chunk, family.dtype), Search((k, k)))
+    found = compress(rows_of(family.updates, chunk, family.dtype), FrameSearch((k, k)))
     assert max(orthonormality(found.left), orthonormality(found.right)) < 1e-5
     left, right, slack = found.left.double(), found.right.double(), SLACK[family.dtype]
     for i, task in enumerate(map(dense, family.updates)):
@@ -73,7 +74,7 @@ def test_cores_and_what_is_outside_are_what_dense_arithmetic_says(
 @law()
 @given(family=families(dtypes=[torch.float64], tasks=(2, 8)), k=st.integers(1, 5))
 def test_it_is_never_worse_than_own_svds(family: Family, k: int) -> None:
-    wanted = Search((k, k))
+    wanted = FrameSearch((k, k))
     found = compress(rows_of(family.updates), wanted)
     own = []
     for task in map(dense, family.updates):
@@ -93,7 +94,7 @@ def test_what_fits_in_k_directions_is_exact(dtype: torch.dtype, chunk: int) -> N
         LayerUpdate((left @ gauss(i, 6, 3)).to(dtype), (gauss(i + 99, 3, 6) @ right.mT).to(dtype))
         for i in range(50)
     ]
-    wanted = Search((6, 6))
+    wanted = FrameSearch((6, 6))
     found = compress(rows_of(updates, chunk, dtype), wanted)
     assert float((found.outside.sqrt() / found.norms).max()) < SLACK[dtype] / 10
     small = problem_of(found, wanted)
@@ -113,7 +114,7 @@ def test_related_tasks_lose_what_they_lose_in_memory(seed: int, p: int | None) -
         )
         for i in range(30)
     ]
-    wanted = Search((5, 5), p)
+    wanted = FrameSearch((5, 5), p)
     streamed = lost(compress(rows_of(updates, 20_000), wanted), wanted)
     whole = problem(updates, p)
     in_memory = whole.total - whole.energy(joint(whole, (5, 5)))
@@ -123,7 +124,7 @@ def test_related_tasks_lose_what_they_lose_in_memory(seed: int, p: int | None) -
 @pytest.mark.parametrize("seed", range(4))
 def test_strangers_lose_little_more_than_in_memory(seed: int) -> None:
     updates = [update(60, 50, 3, 100 * seed + i, dtype=torch.float64) for i in range(25)]
-    wanted = Search((8, 8))
+    wanted = FrameSearch((8, 8))
     streamed = lost(compress(rows_of(updates, 10_000), wanted), wanted)
     whole = problem(updates)
     in_memory = whole.total - whole.energy(joint(whole, (8, 8)))
@@ -132,7 +133,7 @@ def test_strangers_lose_little_more_than_in_memory(seed: int) -> None:
 
 def test_tied_tasks_are_captured_by_the_own_directions() -> None:
     """Each side's leading directions belong to other tasks, and hold nothing of any together."""
-    wanted = Search((2, 2))
+    wanted = FrameSearch((2, 2))
     assert lost(compress(rows_of(crossed(), 1), wanted), wanted) <= 2.0 + 1e-9
 
 
@@ -146,16 +147,16 @@ def test_badly_split_factors_are_balanced() -> None:
         )
         for u in plain
     ]
-    found = compress(rows_of(split, 3000, torch.float32), Search((24, 24)))
+    found = compress(rows_of(split, 3000, torch.float32), FrameSearch((24, 24)))
     norms = torch.stack([dense(u).norm() for u in split])
     assert torch.allclose(found.norms, norms, rtol=1e-4)
     assert float((found.outside.sqrt() / norms).max()) < 1e-3
 
 
 def test_known_bases_are_in_the_frames() -> None:
-    known = Bases(frame(30, 3, 5), frame(20, 4, 6))
+    known = BasisPair(frame(30, 3, 5), frame(20, 4, 6))
     updates = [update(30, 20, 2, i, dtype=torch.float64) for i in range(9)]
-    found = compress(rows_of(updates), Search((4, 4), known=known))
+    found = compress(rows_of(updates), FrameSearch((4, 4), known=known))
     for whole, part in ((found.left, known.left), (found.right, known.right)):
         assert float((part - whole @ (whole.mT @ part)).norm()) < 1e-12
 
@@ -164,7 +165,7 @@ def test_weights_of_entry_decide_what_is_kept() -> None:
     """A task that entered with a small norm counts for more, whatever it is now."""
     updates = [update(30, 20, 1, i, dtype=torch.float64) for i in range(2)]
     entered = torch.tensor([1.0, 0.1], dtype=torch.float64)
-    wanted = Search((1, 1), entry_norms=entered)
+    wanted = FrameSearch((1, 1), entry_norms=entered)
     found = compress(rows_of(updates), wanted)
     bases = joint(problem_of(found, wanted), (1, 1))
     left = found.left @ bases.left
@@ -177,7 +178,7 @@ def test_numbers_that_cannot_be_computed_with_stop_it(value: float) -> None:
     bad.up[3, 1] = value
     bad.down[0, 0] = value
     with pytest.raises(FloatingPointError):
-        compress(rows_of([update(10, 8, 2, 1), bad], dtype=torch.float32), Search((2, 2)))
+        compress(rows_of([update(10, 8, 2, 1), bad], dtype=torch.float32), FrameSearch((2, 2)))
 
 
 @law()
@@ -194,7 +195,7 @@ def test_chunks_hold_each_task_once_and_keep_to_their_room(ranks: list[int], roo
 def test_one_pass_more_sees_the_same_in_the_same_frames() -> None:
     updates = [update(20, 15, 2, i, dtype=torch.float64) for i in range(7)]
     left, right = frame(20, 4), frame(15, 4, 1)
-    norms = Norms.none(len(updates))
+    norms = MeasuredNorms.none(len(updates))
     for chunk in chunks(rows_of(updates)):
         norms.put(chunk)
     some = coordinates(rows_of(updates, 1), left, right, norms, power=False)

@@ -13,14 +13,14 @@ from torch import Tensor
 from builders import canonical, dense, frame, gauss, law, orthonormality, update
 from sharespace.linalg import truncated
 from sharespace.linalg.truncated import Leading, leading, orthonormal
-from sharespace.linalg.updates import Updates
+from sharespace.linalg.updates import CanonicalUpdates
 from sharespace.subspace.adapter import LayerUpdate
 
 ROUNDING = 1e-24
 WAYS = {"svd": 192, "gram": 0, "iteration": 0}
 
 
-def _gains(updates: Updates) -> Tensor:
+def _gains(updates: CanonicalUpdates) -> Tensor:
     return torch.diag_embed(updates.blocks(updates.sigma))
 
 

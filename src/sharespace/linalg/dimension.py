@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sharespace.errors import OptionError
 from sharespace.linalg.frames import errors
-from sharespace.linalg.joint import Bases, Problem, hosvd, joint
+from sharespace.linalg.joint import hosvd, joint
+from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.updates import cores, seen_by
 
 _FIRST_GUESS = 64
@@ -74,7 +75,7 @@ def _check_range(name: str, value: float | None, low: float, high: float) -> Non
         raise OptionError(f"{name}={value}", f"it must be {limit}", "Choose another value")
 
 
-def smallest_bases(problem: Problem, dimension: Dimension) -> Bases:
+def smallest_bases(problem: UpdateProblem, dimension: Dimension) -> BasisPair:
     """Joint bases with as few numbers as the variance or the error rule allows.
 
     Raises:
@@ -94,7 +95,9 @@ def smallest_bases(problem: Problem, dimension: Dimension) -> Bases:
         guess = min(4 * guess, limit)
 
 
-def _candidates(problem: Problem, dimension: Dimension, start: Bases) -> Iterator[tuple[int, int]]:
+def _candidates(
+    problem: UpdateProblem, dimension: Dimension, start: BasisPair
+) -> Iterator[tuple[int, int]]:
     """The cheapest (k_left, k_right) that the HOSVD needs, then ever larger ones up to its own;
     none where it is too small. A pseudo-rank may ask for more than the cheapest.
     """
@@ -111,7 +114,7 @@ def _candidates(problem: Problem, dimension: Dimension, start: Bases) -> Iterato
     yield k
 
 
-def _fulfilled(problem: Problem, bases: Bases, dimension: Dimension) -> Tensor:
+def _fulfilled(problem: UpdateProblem, bases: BasisPair, dimension: Dimension) -> Tensor:
     """bool [k_left, k_right]: which leading parts of the bases fulfil the rule."""
     if dimension.error is None:
         target = (dimension.variance or 0.0) * problem.total
@@ -123,7 +126,7 @@ def _fulfilled(problem: Problem, bases: Bases, dimension: Dimension) -> Tensor:
     return result
 
 
-def energy_table(problem: Problem, bases: Bases, weights: Tensor) -> Tensor:
+def energy_table(problem: UpdateProblem, bases: BasisPair, weights: Tensor) -> Tensor:
     """float64 [k_left, k_right]: weighed energy captured by the leading a and b directions is at
     [a - 1, b - 1]."""
     table = torch.zeros(bases.k, dtype=torch.float64)
@@ -132,7 +135,7 @@ def energy_table(problem: Problem, bases: Bases, weights: Tensor) -> Tensor:
     return table.cumsum(0).cumsum(1)
 
 
-def each_core(problem: Problem, bases: Bases) -> Iterator[Tensor]:
+def each_core(problem: UpdateProblem, bases: BasisPair) -> Iterator[Tensor]:
     """The cores one after the other: all at once would be tasks x k^2 numbers."""
     left, right = (
         seen_by(problem.updates, bases.left),
@@ -142,7 +145,7 @@ def each_core(problem: Problem, bases: Bases) -> Iterator[Tensor]:
         yield cores(one[None], sigma[None], other[None])[0]
 
 
-def _cheapest(table: Tensor, problem: Problem) -> tuple[int, int]:
+def _cheapest(table: Tensor, problem: UpdateProblem) -> tuple[int, int]:
     """The (k_left, k_right) with the fewest numbers in the bases among those allowed."""
     n, d = problem.updates.left.shape[0], problem.updates.right.shape[0]
     a = torch.arange(1, table.shape[0] + 1)[:, None] * n
@@ -152,14 +155,14 @@ def _cheapest(table: Tensor, problem: Problem) -> tuple[int, int]:
     return best // table.shape[1] + 1, best % table.shape[1] + 1
 
 
-def _fulfils(problem: Problem, dimension: Dimension, bases: Bases) -> bool:
+def _fulfils(problem: UpdateProblem, dimension: Dimension, bases: BasisPair) -> bool:
     if dimension.error is None:
         target = (dimension.variance or 0.0) * problem.total
         return problem.energy(bases) >= target * (1 - 1e-9) - problem.dropped
     return bool((relative_errors(problem, bases) <= dimension.error + 1e-6).all())
 
 
-def relative_errors(problem: Problem, bases: Bases) -> Tensor:
+def relative_errors(problem: UpdateProblem, bases: BasisPair) -> Tensor:
     """float64 [tasks]: |dW_i - projection| / |dW_i| after truncation to rank p; 0 for a zero."""
     left, right = (
         seen_by(problem.updates, bases.left),
@@ -173,7 +176,7 @@ def relative_errors(problem: Problem, bases: Bases) -> Tensor:
     return lost.sqrt() / problem.updates.norms.clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def _check_reachable(problem: Problem, dimension: Dimension) -> None:
+def _check_reachable(problem: UpdateProblem, dimension: Dimension) -> None:
     if problem.p is None:
         return
     sigma = problem.sigma.double()

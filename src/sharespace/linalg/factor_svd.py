@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sharespace.linalg.joint import Bases
 from sharespace.linalg.precision import compute_dtype, tolerance
+from sharespace.linalg.problem import BasisPair
 from sharespace.linalg.truncated import leading, orthonormal
-from sharespace.linalg.updates import Updates
+from sharespace.linalg.updates import CanonicalUpdates
 
 
 def factor_bases(
@@ -22,7 +22,7 @@ def factor_bases(
     variance: float | None = None,
     centred: bool = False,
     seed: int = 0,
-) -> Bases:
+) -> BasisPair:
     """Leading left singular vectors of [B_1 ... B_t] and of [A_1^T ... A_t^T].
 
     Args:
@@ -36,7 +36,7 @@ def factor_bases(
     sides = [torch.cat([pair[side] for pair in pairs], dim=1) for side in (0, 1)]
     caps = k or (None, None)
     bases = [_side(s, c, variance, centred, seed) for s, c in zip(sides, caps, strict=True)]
-    return Bases(bases[0], bases[1])
+    return BasisPair(bases[0], bases[1])
 
 
 def _side(stack: Tensor, k: int | None, variance: float | None, centred: bool, seed: int) -> Tensor:
@@ -46,7 +46,7 @@ def _side(stack: Tensor, k: int | None, variance: float | None, centred: bool, s
     rest = stack - mean if centre.shape[1] else stack
     limit = min(rest.shape) if k is None else max(k - centre.shape[1], 0)
     found = leading(
-        Updates(rest, torch.ones(rest.shape[1]).to(rest), rest[:0], (rest.shape[1],)),
+        CanonicalUpdates(rest, torch.ones(rest.shape[1]).to(rest), rest[:0], (rest.shape[1],)),
         torch.eye(rest.shape[1]).to(rest)[None],
         limit,
         dropped=tolerance(rest.dtype) ** 2 * float(stack.square().sum()) / rest.shape[1],

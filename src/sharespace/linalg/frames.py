@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sharespace.linalg.truncated import orthonormal
-from sharespace.linalg.updates import Updates, canonicalise
+from sharespace.linalg.updates import CanonicalUpdates, canonicalise
 
 _COLUMNS = 1 << 12
 """Directions of tasks that are folded into a triangle at once."""
@@ -65,14 +65,14 @@ def _outside(basis: Tensor, columns: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Framed:
+class FramedTasks:
     """Tasks in orthonormal coordinates: dW_i = left (core dW_i) right^T, frames in float64."""
 
     left: Tensor
     """n x m, orthonormal columns."""
     right: Tensor
     """d x m', orthonormal columns."""
-    core: Updates
+    core: CanonicalUpdates
     """The updates as m x m' matrices, in canonical form; float64, or the dtype of the many tasks
     that were read out of core."""
     factors: tuple[tuple[Tensor, Tensor], ...] = ()
@@ -107,7 +107,9 @@ def _square_root(directions: Tensor, gains: Tensor) -> Tensor:
     return r.mT
 
 
-def framed_updates(updates: Updates, pairs: Sequence[tuple[Tensor, Tensor]] = ()) -> Framed:
+def framed_updates(
+    updates: CanonicalUpdates, pairs: Sequence[tuple[Tensor, Tensor]] = ()
+) -> FramedTasks:
     """Updates in coordinates of the orthonormalised stack of their own directions.
 
     Args:
@@ -116,13 +118,13 @@ def framed_updates(updates: Updates, pairs: Sequence[tuple[Tensor, Tensor]] = ()
     left, r_left = torch.linalg.qr(updates.left.double())
     right, r_right = torch.linalg.qr(updates.right.double())
     factors = tuple((left.mT @ up.double(), right.mT @ down.double()) for up, down in pairs)
-    core = Updates(r_left, updates.sigma.double(), r_right, updates.ranks)
-    return Framed(left, right, core, factors)
+    core = CanonicalUpdates(r_left, updates.sigma.double(), r_right, updates.ranks)
+    return FramedTasks(left, right, core, factors)
 
 
 def framed_coefficients(
     left_basis: Tensor, right_basis: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]
-) -> Framed:
+) -> FramedTasks:
     """Tasks of a subspace in its orthonormalised coordinates.
 
     A basis cast to 16 bits is orthonormal only to its rounding: with basis = q r, a core C becomes
@@ -134,12 +136,14 @@ def framed_coefficients(
     left, right = orthonormal(left_basis.double()), orthonormal(right_basis.double())
     r_left, r_right = left.mT @ left_basis.double(), right.mT @ right_basis.double()
     if not pairs:
-        return Framed(left, right, Updates(r_left[:, :0], r_left.new_zeros(0), r_right[:, :0], ()))
+        return FramedTasks(
+            left, right, CanonicalUpdates(r_left[:, :0], r_left.new_zeros(0), r_right[:, :0], ())
+        )
     factors = tuple((r_left @ e.double(), r_right @ f.double()) for e, f in pairs)
-    return Framed(left, right, canonicalise(factors), factors)
+    return FramedTasks(left, right, canonicalise(factors), factors)
 
 
-def together(old: Framed, new: Framed, left: Tensor, right: Tensor) -> Framed:
+def together(old: FramedTasks, new: FramedTasks, left: Tensor, right: Tensor) -> FramedTasks:
     """Both sets of tasks in the coordinates of enlarged bases (n x k', d x k')."""
     turns = [(left.mT @ part.left, right.mT @ part.right) for part in (old, new)]
     core = _moved((old.core, new.core), turns)
@@ -148,10 +152,12 @@ def together(old: Framed, new: Framed, left: Tensor, right: Tensor) -> Framed:
         for part, (to_left, to_right) in zip((old, new), turns, strict=True)
         for e, f in part.factors
     )
-    return Framed(left, right, core, factors)
+    return FramedTasks(left, right, core, factors)
 
 
-def _moved(cores: Sequence[Updates], turns: Sequence[tuple[Tensor, Tensor]]) -> Updates:
+def _moved(
+    cores: Sequence[CanonicalUpdates], turns: Sequence[tuple[Tensor, Tensor]]
+) -> CanonicalUpdates:
     """Each set of tasks turned, one after the other, float64; no more in memory than the result."""
     ranks = tuple(r for core in cores for r in core.ranks)
     left, right = (turn.new_empty(sum(ranks), len(turn)) for turn in turns[0])
@@ -163,7 +169,7 @@ def _moved(cores: Sequence[Updates], turns: Sequence[tuple[Tensor, Tensor]]) -> 
             right[at:end] = part.right.mT.to(to_right) @ to_right.mT
             at = end
     sigma = torch.cat([core.sigma.to(left) for core in cores])
-    return Updates(left.mT, sigma, right.mT, ranks)
+    return CanonicalUpdates(left.mT, sigma, right.mT, ranks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +193,9 @@ class FrameChange:
         left, right = (_coordinates(*pair) for pair in zip(old, new, strict=True))
         return cls(left, right, (old[0].shape[1], old[1].shape[1]))
 
-    def differences(self, old: Updates, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def differences(
+        self, old: CanonicalUpdates, left: Tensor, right: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """|dW_i - L' E_i F_i^T R'^T| for every task, and the norm of the part of the latter
         outside of the old frames.
 
@@ -225,7 +233,7 @@ def _energy(left: Tensor, right: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class FrameSplit:
     """One side of some tasks by a frame."""
 
     inside: Tensor
@@ -235,7 +243,7 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class FactoredFrame:
     """A frame (n x k, not necessarily orthonormal) as Q R."""
 
     q: Tensor
@@ -243,20 +251,20 @@ class Frame:
     """float64, k x k."""
 
     @classmethod
-    def of(cls, frame: Tensor, dtype: torch.dtype) -> Frame:
+    def of(cls, frame: Tensor, dtype: torch.dtype) -> FactoredFrame:
         """In the dtype that computes."""
         q, r = torch.linalg.qr(frame.to(dtype))
         return cls(q, r.double())
 
-    def split(self, updates: Updates) -> Split:
+    def split(self, updates: CanonicalUpdates) -> FrameSplit:
         """The left side of tasks."""
         rows = updates.left.mT
         seen = rows @ self.q
         hidden = updates.blocks(torch.addmm(rows, seen, self.q.mT, alpha=-1))
-        return Split(updates.blocks(seen).double(), (hidden @ hidden.mT).double())
+        return FrameSplit(updates.blocks(seen).double(), (hidden @ hidden.mT).double())
 
 
-def errors(updates: Updates, left: Tensor, right: Tensor, cores: Tensor) -> Tensor:
+def errors(updates: CanonicalUpdates, left: Tensor, right: Tensor, cores: Tensor) -> Tensor:
     """|dW_i - left C_i right^T| for every task, without an n x d matrix.
 
     Args:
@@ -269,7 +277,7 @@ def errors(updates: Updates, left: Tensor, right: Tensor, cores: Tensor) -> Tens
         float64 [tasks], absolute Frobenius norms.
     """
     dtype = updates.left.dtype
-    frames = Frame.of(left, dtype), Frame.of(right, dtype)
+    frames = FactoredFrame.of(left, dtype), FactoredFrame.of(right, dtype)
     found = [updates.sigma.new_zeros(0, dtype=torch.float64)]
     for tasks, part in updates.slices():
         splits = frames[0].split(part), frames[1].split(part.flipped)
@@ -278,7 +286,10 @@ def errors(updates: Updates, left: Tensor, right: Tensor, cores: Tensor) -> Tens
 
 
 def split_errors(
-    updates: Updates, frames: tuple[Frame, Frame], splits: tuple[Split, Split], cores: Tensor
+    updates: CanonicalUpdates,
+    frames: tuple[FactoredFrame, FactoredFrame],
+    splits: tuple[FrameSplit, FrameSplit],
+    cores: Tensor,
 ) -> Tensor:
     """``errors`` of tasks that are split by the frames already."""
     left, right = splits

@@ -7,16 +7,14 @@ Minimises sum_i w_i^2 |dW_i - left E_i F_i^T right^T|^2 over orthonormal bases a
 from __future__ import annotations
 
 from sharespace.linalg.joint_shapes import (
-    Blocks,
+    BlockSteps,
     few_wide,
     in_frames,
     in_span,
     many_small,
     many_wide,
 )
-from sharespace.linalg.problem import Bases, Found, Problem, Whole
-
-__all__ = ["Bases", "Problem", "hosvd", "joint"]
+from sharespace.linalg.problem import BasisPair, Iterate, StackSteps, UpdateProblem
 
 RIVAL = 4.0
 """The second start is swept while its weighed squared error is below this many times the first's.
@@ -24,7 +22,7 @@ Sweeping it always was better in 1 of 21 synthetic problems (error 0.00132 inste
 the better of the two is kept unswept anyway, so the result is never worse than own SVDs."""
 
 
-def hosvd(problem: Problem, k: tuple[int, int]) -> Bases:
+def hosvd(problem: UpdateProblem, k: tuple[int, int]) -> BasisPair:
     """Leading singular vectors of the two weighed unfoldings, each side alone."""
     if few_wide(problem):
         span = in_span(problem)
@@ -32,19 +30,19 @@ def hosvd(problem: Problem, k: tuple[int, int]) -> Bases:
     return steps(problem, k).hosvd().bases
 
 
-def steps(problem: Problem, k: tuple[int, int]) -> Blocks | Whole:
+def steps(problem: UpdateProblem, k: tuple[int, int]) -> BlockSteps | StackSteps:
     """How the steps are computed for a problem of this form."""
-    return Blocks(problem, k) if many_small(problem) else Whole(problem, k)
+    return BlockSteps(problem, k) if many_small(problem) else StackSteps(problem, k)
 
 
 def joint(
-    problem: Problem,
+    problem: UpdateProblem,
     k: tuple[int, int],
     *,
-    start: Bases | None = None,
+    start: BasisPair | None = None,
     sweeps: int = 8,
     tol: float = 5e-4,
-) -> Bases:
+) -> BasisPair:
     """Bases of at most k directions with the least weighed error found.
 
     The better of two starts, each after one sweep: HOSVD, and the span of the tasks' own leading
@@ -65,12 +63,12 @@ def joint(
         return span.whole(joint(span.problem, k, start=inside, sweeps=sweeps, tol=tol))
     total, do = problem.total, steps(problem, k)
     framed = start is None and many_wide(problem, k)
-    best: Found = _in_frames(problem, k) if framed else do.given(start) if start else do.hosvd()
+    best: Iterate = _in_frames(problem, k) if framed else do.given(start) if start else do.hosvd()
     if total - best.energy <= max(problem.dropped, 1e-12 * total):
         return best.bases
     before, best = best, do.sweep(best)
     if not framed:  # otherwise both starts are behind us
-        other: Found = do.own()
+        other: Iterate = do.own()
         if total - other.energy < RIVAL * (total - best.energy):
             before, other = max(before, other, key=_energy), do.sweep(other)
         best = max(best, other, key=_energy)
@@ -82,11 +80,11 @@ def joint(
     return max(before, best, key=_energy).bases
 
 
-def _in_frames(problem: Problem, k: tuple[int, int]) -> Found:
+def _in_frames(problem: UpdateProblem, k: tuple[int, int]) -> Iterate:
     """The solution of the problem in frames that hold most of it."""
     found = in_frames(problem, k)
     return found.whole(problem, joint(found.problem, k))
 
 
-def _energy(found: Found) -> float:
+def _energy(found: Iterate) -> float:
     return found.energy

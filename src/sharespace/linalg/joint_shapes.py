@@ -23,8 +23,15 @@ from torch import Tensor
 
 from sharespace.linalg import truncated
 from sharespace.linalg.out_of_core.passes import SAMPLE, normal, orthonormal_columns, ritz, width
-from sharespace.linalg.problem import Bases, Found, Problem, Seen, own_directions, strengths
-from sharespace.linalg.updates import Updates, core_svd
+from sharespace.linalg.problem import (
+    BasisPair,
+    Iterate,
+    Seen,
+    UpdateProblem,
+    own_directions,
+    strengths,
+)
+from sharespace.linalg.updates import CanonicalUpdates, core_svd
 
 EXACT = 1e-8
 """While so much of the energy, or more, is left out, eigenvectors of a float64 Gram matrix are as
@@ -34,7 +41,7 @@ MANY = 3
 """Samples that the tasks have to be, to make one worth its cost."""
 
 
-def many_small(problem: Problem) -> bool:
+def many_small(problem: UpdateProblem) -> bool:
     """Whether the steps in blocks are the right ones."""
     n, c = problem.updates.left.shape
     side = max(n, problem.updates.right.shape[0])
@@ -42,36 +49,36 @@ def many_small(problem: Problem) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks:
-    """As ``Whole``; the directions come from exact decompositions in every step."""
+class BlockSteps:
+    """As ``StackSteps``; the directions come from exact decompositions in every step."""
 
-    problem: Problem
+    problem: UpdateProblem
     k: tuple[int, int]
 
-    def hosvd(self) -> Found:
+    def hosvd(self) -> Iterate:
         """Leading singular vectors of the two weighed unfoldings, each side alone."""
         left = _leading(self.problem, self.k[0], None)[0]
         right = _leading(self.problem.flipped, self.k[1], None)[0]
-        return self.given(Bases(left, right))
+        return self.given(BasisPair(left, right))
 
-    def given(self, bases: Bases) -> Found:
+    def given(self, bases: BasisPair) -> Iterate:
         """Bases that are known already."""
-        return Found(bases, self.problem.energy(bases))
+        return Iterate(bases, self.problem.energy(bases))
 
-    def own(self) -> Found:
+    def own(self) -> Iterate:
         """Span of the singular vectors that own SVDs would keep with k columns in all."""
         return self.given(own_directions(self.problem, self.k))
 
-    def sweep(self, found: Found) -> Found:
+    def sweep(self, found: Iterate) -> Iterate:
         """One HOOI sweep: the left basis for the right one, then the right for the new left."""
         left, _ = _leading(self.problem, self.k[0], found.bases)
-        now = Bases(found.bases.right, left)
+        now = BasisPair(found.bases.right, left)
         right, energy = _leading(self.problem.flipped, self.k[1], now)
-        bases = Bases(left, right)
-        return self.given(bases) if _cut(self.problem, bases) else Found(bases, energy)
+        bases = BasisPair(left, right)
+        return self.given(bases) if _cut(self.problem, bases) else Iterate(bases, energy)
 
 
-def _leading(problem: Problem, k: int, bases: Bases | None) -> tuple[Tensor, float]:
+def _leading(problem: UpdateProblem, k: int, bases: BasisPair | None) -> tuple[Tensor, float]:
     """The best left basis for a right one, and the energy along it; without bases, of all that
     the tasks are."""
     gram = problem.weights.new_zeros((problem.updates.left.shape[0],) * 2)
@@ -86,7 +93,7 @@ def _leading(problem: Problem, k: int, bases: Bases | None) -> tuple[Tensor, flo
     return vectors[:, :keep].to(problem.updates.left.dtype), float(energies[:keep].sum())
 
 
-def _by_triangle(problem: Problem, bases: Bases | None) -> tuple[Tensor, Tensor]:
+def _by_triangle(problem: UpdateProblem, bases: BasisPair | None) -> tuple[Tensor, Tensor]:
     """The same directions from the stack itself, folded into one triangle block by block."""
     n = problem.updates.left.shape[0]
     triangle = problem.weights.new_zeros(0, n)
@@ -99,7 +106,7 @@ def _by_triangle(problem: Problem, bases: Bases | None) -> tuple[Tensor, Tensor]
     return values.square(), vectors.mT
 
 
-def _parts(problem: Problem, bases: Bases | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _parts(problem: UpdateProblem, bases: BasisPair | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Of each block: the left directions as rows (tasks x r x n), and w_i diag(s_i) Z_i^T R_i
     (tasks x r x m), float64; see ``joint_whole._gains``."""
     cut = bases is not None and _cut(problem, bases)
@@ -114,7 +121,7 @@ def _parts(problem: Problem, bases: Bases | None) -> Iterator[tuple[Tensor, Tens
         yield left, mix
 
 
-def _cut(problem: Problem, bases: Bases) -> bool:
+def _cut(problem: UpdateProblem, bases: BasisPair) -> bool:
     """Whether the pseudo-rank takes something away."""
     return problem.p is not None and problem.p < min(
         *bases.k, max(problem.updates.ranks, default=0)
@@ -129,20 +136,20 @@ class InFrames:
     """n x l, orthonormal columns."""
     right: Tensor
     """d x l'."""
-    problem: Problem
+    problem: UpdateProblem
     """In the frames' coordinates; the directions of a task are not orthonormal there, and what is
     outside of the frames is lost whatever the bases."""
 
-    def whole(self, problem: Problem, small: Bases) -> Seen:
+    def whole(self, problem: UpdateProblem, small: BasisPair) -> Seen:
         """Bases in the frames as bases of the whole problem, and what they see."""
         core = self.problem.updates
         left, right = core.left.mT @ small.left, core.right.mT @ small.right
         seen = core.blocks(left), core.blocks(right)
-        bases = Bases(self.left @ small.left, self.right @ small.right)
+        bases = BasisPair(self.left @ small.left, self.right @ small.right)
         return Seen(bases, problem.seen_energy(*seen), *seen)
 
 
-def many_wide(problem: Problem, k: tuple[int, int]) -> bool:
+def many_wide(problem: UpdateProblem, k: tuple[int, int]) -> bool:
     """Whether the tasks are many and their sides wide enough."""
     sides = problem.updates.left.shape[0], problem.updates.right.shape[0]
     columns = problem.updates.left.shape[1]
@@ -150,7 +157,7 @@ def many_wide(problem: Problem, k: tuple[int, int]) -> bool:
     return wide and min(k) > 0 and columns >= MANY * SAMPLE * width(max(k), max(sides), columns)
 
 
-def in_frames(problem: Problem, k: tuple[int, int]) -> InFrames:
+def in_frames(problem: UpdateProblem, k: tuple[int, int]) -> InFrames:
     """The tasks in frames that hold most of their weighed energy.
 
     Where single tasks' own directions might be the better bases, they are in the frames, too.
@@ -166,7 +173,7 @@ def in_frames(problem: Problem, k: tuple[int, int]) -> InFrames:
         own = own_directions(problem, k)
         left, right = torch.cat([left, own.left], dim=1), torch.cat([right, own.right], dim=1)
     left, right = orthonormal_columns(left), orthonormal_columns(right)
-    core = Updates(
+    core = CanonicalUpdates(
         _rows(problem.updates.left, left).mT,
         problem.updates.sigma,
         _rows(problem.updates.right, right).mT,
@@ -175,7 +182,9 @@ def in_frames(problem: Problem, k: tuple[int, int]) -> InFrames:
     return InFrames(left, right, replace(problem, updates=core))
 
 
-def _sample(problem: Problem, k: tuple[int, int], generator: torch.Generator) -> Problem:
+def _sample(
+    problem: UpdateProblem, k: tuple[int, int], generator: torch.Generator
+) -> UpdateProblem:
     """The problem of a few tasks drawn at random."""
     drawn, columns, tasks = torch.randperm(len(problem.weights), generator=generator), 0, 0
     updates = problem.updates
@@ -187,7 +196,7 @@ def _sample(problem: Problem, k: tuple[int, int], generator: torch.Generator) ->
 
 
 def _looked(
-    problem: Problem, sample: Problem, k: int, generator: torch.Generator
+    problem: UpdateProblem, sample: UpdateProblem, k: int, generator: torch.Generator
 ) -> tuple[Tensor, float]:
     """Directions of the left side, columns of length 1, and a lower bound of the energy that the
     best k of them hold."""
@@ -224,39 +233,39 @@ class InSpan:
     """float64, n x c: an orthonormal basis of all left directions."""
     right: Tensor
     """float64, d x c."""
-    problem: Problem
+    problem: UpdateProblem
     """The same in their coordinates; nothing is outside."""
 
-    def inside(self, bases: Bases | None) -> Bases | None:
+    def inside(self, bases: BasisPair | None) -> BasisPair | None:
         """Bases of the whole problem that lie in the span, in its coordinates."""
         if bases is None:
             return None
         left, right = self.left.mT @ bases.left.double(), self.right.mT @ bases.right.double()
-        return Bases(left.to(bases.left), right.to(bases.right))
+        return BasisPair(left.to(bases.left), right.to(bases.right))
 
-    def whole(self, bases: Bases) -> Bases:
+    def whole(self, bases: BasisPair) -> BasisPair:
         """And back."""
         # The wide side last, where QR has it contiguous: several times as fast.
         left, right = (
             (basis.double().mT @ span.mT).mT.to(basis)
             for basis, span in ((bases.left, self.left), (bases.right, self.right))
         )
-        return Bases(left, right)
+        return BasisPair(left, right)
 
 
-def few_wide(problem: Problem) -> bool:
+def few_wide(problem: UpdateProblem) -> bool:
     """Whether the tasks have fewer directions than both sides, and few enough for decompositions
     of them all: one of the wide sides then serves every step."""
     n, c = problem.updates.left.shape
     return 0 < c <= truncated.EXACT_SIDE and c < min(n, problem.updates.right.shape[0])
 
 
-def in_span(problem: Problem) -> InSpan:
+def in_span(problem: UpdateProblem) -> InSpan:
     """By one QR a side, in float64."""
     updates = problem.updates
     left, left_core = torch.linalg.qr(updates.left.double())
     right, right_core = torch.linalg.qr(updates.right.double())
-    core = Updates(
+    core = CanonicalUpdates(
         left_core.to(updates.left), updates.sigma, right_core.to(updates.right), updates.ranks
     )
     return InSpan(left, right, replace(problem, updates=core))

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sharespace.linalg.precision import tolerance
 from sharespace.linalg.truncated import Leading, leading, orthonormal
-from sharespace.linalg.updates import Updates, captured, core_svd, seen_by
+from sharespace.linalg.updates import CanonicalUpdates, captured, core_svd, seen_by
 
 
 @dataclass(frozen=True, eq=False)
-class Bases:
+class BasisPair:
     """A left and a right basis, orthonormal columns."""
 
     left: Tensor
@@ -30,20 +30,20 @@ class Bases:
         return self.left.shape[1], self.right.shape[1]
 
     @property
-    def flipped(self) -> Bases:
+    def flipped(self) -> BasisPair:
         """Of the transposed weight."""
-        return Bases(self.right, self.left)
+        return BasisPair(self.right, self.left)
 
-    def first(self, k: tuple[int, int]) -> Bases:
+    def first(self, k: tuple[int, int]) -> BasisPair:
         """The leading k_left and k_right directions."""
-        return Bases(self.left[:, : k[0]], self.right[:, : k[1]])
+        return BasisPair(self.left[:, : k[0]], self.right[:, : k[1]])
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class UpdateProblem:
     """What is to be approximated."""
 
-    updates: Updates
+    updates: CanonicalUpdates
     weights: Tensor
     """float64 [tasks]; energies below are sums of (weight * norm)^2."""
     p: int | None = None
@@ -67,16 +67,16 @@ class Problem:
         return float((self.weights * self.updates.norms).square().sum())
 
     @property
-    def flipped(self) -> Problem:
+    def flipped(self) -> UpdateProblem:
         """The same for the transposed weight."""
         return replace(self, updates=self.updates.flipped)
 
-    def select(self, tasks: Sequence[int]) -> Problem:
+    def select(self, tasks: Sequence[int]) -> UpdateProblem:
         """Some of the tasks, in that order, with the weights they have here."""
         chosen = list(tasks)
         return replace(self, updates=self.updates.select(chosen), weights=self.weights[chosen])
 
-    def energy(self, bases: Bases) -> float:
+    def energy(self, bases: BasisPair) -> float:
         """Weighed energy that the bases capture, after truncation of the cores to rank p."""
         energies = self.weights.new_zeros(())
         for tasks, part in self.updates.slices():
@@ -92,31 +92,31 @@ class Problem:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Iterate:
     """Bases and the weighed energy that they capture."""
 
-    bases: Bases
+    bases: BasisPair
     energy: float
 
 
 @dataclass(frozen=True, eq=False)
-class Seen(Found):
+class Seen(Iterate):
     """And what they see of each task."""
 
     left: Tensor
     right: Tensor
 
     @classmethod
-    def of(cls, problem: Problem, left: Leading, right: Leading) -> Seen:
+    def of(cls, problem: UpdateProblem, left: Leading, right: Leading) -> Seen:
         energy = problem.seen_energy(left.seen, right.seen)
-        return cls(Bases(left.basis, right.basis), energy, left.seen, right.seen)
+        return cls(BasisPair(left.basis, right.basis), energy, left.seen, right.seen)
 
 
 @dataclass(frozen=True, eq=False)
-class Whole:
+class StackSteps:
     """Each step in a few products with all directions of all tasks."""
 
-    problem: Problem
+    problem: UpdateProblem
     k: tuple[int, int]
 
     def hosvd(self) -> Seen:
@@ -124,7 +124,7 @@ class Whole:
         left, right = self.problem, self.problem.flipped
         return Seen.of(left, _unfolding(left, self.k[0]), _unfolding(right, self.k[1]))
 
-    def given(self, bases: Bases) -> Seen:
+    def given(self, bases: BasisPair) -> Seen:
         """Bases that are known already."""
         left = seen_by(self.problem.updates, bases.left)
         right = seen_by(self.problem.updates.flipped, bases.right)
@@ -134,7 +134,7 @@ class Whole:
         """Span of the singular vectors that own SVDs would keep with k columns in all."""
         return self.given(own_directions(self.problem, self.k))
 
-    def sweep(self, found: Found) -> Seen:
+    def sweep(self, found: Iterate) -> Seen:
         """One HOOI sweep: the left basis for the right one, then the right for the new left."""
         now = found if isinstance(found, Seen) else self.given(found.bases)
         problem = self.problem
@@ -143,22 +143,22 @@ class Whole:
         return Seen.of(problem, left, right)
 
 
-def strengths(updates: Updates, weights: Tensor) -> Tensor:
+def strengths(updates: CanonicalUpdates, weights: Tensor) -> Tensor:
     """c: w_i times the singular values."""
     sigma = updates.blocks(updates.sigma)
     return updates.rows(sigma * weights.to(sigma)[:, None])
 
 
-def own_directions(problem: Problem, k: tuple[int, int]) -> Bases:
+def own_directions(problem: UpdateProblem, k: tuple[int, int]) -> BasisPair:
     """Span of the singular vectors that own SVDs would keep with k columns in all."""
     order = strengths(problem.updates, problem.weights).argsort(descending=True)
     left, right = order[: k[0]], order[: k[1]]
-    return Bases(
+    return BasisPair(
         orthonormal(problem.updates.left[:, left]), orthonormal(problem.updates.right[:, right])
     )
 
 
-def _unfolding(problem: Problem, k: int) -> Leading:
+def _unfolding(problem: UpdateProblem, k: int) -> Leading:
     gains = torch.diag_embed(problem.sigma * problem.weights.to(problem.sigma)[:, None])
     generator = torch.Generator().manual_seed(problem.seed)
     return leading(
@@ -166,7 +166,7 @@ def _unfolding(problem: Problem, k: int) -> Leading:
     )
 
 
-def _half(problem: Problem, basis: Tensor, seen: Tensor, other: Tensor, k: int) -> Leading:
+def _half(problem: UpdateProblem, basis: Tensor, seen: Tensor, other: Tensor, k: int) -> Leading:
     """The best left basis for the current right one and the cores' right singular vectors.
 
     One step of subspace iteration from the current left basis: it never lowers what is captured,
@@ -190,7 +190,7 @@ def _half(problem: Problem, basis: Tensor, seen: Tensor, other: Tensor, k: int) 
     )
 
 
-def _gains(problem: Problem, seen: Tensor, other: Tensor) -> Tensor:
+def _gains(problem: UpdateProblem, seen: Tensor, other: Tensor) -> Tensor:
     """w_i diag(s_i) Z_i^T R_i, tasks x r x m: dW_i R_i in the task's own left directions.
 
     R_i = right V_i(:p) with V_i the right singular vectors of the core; for p >= rank they span

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sharespace.linalg.updates import Updates, seen_by
+from sharespace.linalg.updates import CanonicalUpdates, seen_by
 
 EXACT_SIDE = 192
 """Up to this smaller side the exact way is also the faster one."""
@@ -33,7 +33,7 @@ class Leading:
 
 
 def leading(
-    updates: Updates,
+    updates: CanonicalUpdates,
     gains: Tensor,
     k: int,
     *,
@@ -76,13 +76,13 @@ def leading(
     return Leading(found.basis[:, :keep], found.energies[:keep], found.seen[..., :keep])
 
 
-def _exact(updates: Updates, gains: Tensor) -> tuple[Tensor, Tensor]:
+def _exact(updates: CanonicalUpdates, gains: Tensor) -> tuple[Tensor, Tensor]:
     stack = _weighed_stack(updates, gains)
     n, c = stack.shape
     return _by_svd(stack) if min(n, c) <= EXACT_SIDE else _by_gram(stack)
 
 
-def _weighed_stack(updates: Updates, gains: Tensor) -> Tensor:
+def _weighed_stack(updates: CanonicalUpdates, gains: Tensor) -> Tensor:
     """[left_i @ gains_i]_i as one float64 matrix, n x (tasks m)."""
     left = updates.blocks(updates.left.mT.double()).mT
     stack: Tensor = left @ gains.double()
@@ -117,7 +117,7 @@ def _by_gram(stack: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _block(
-    updates: Updates,
+    updates: CanonicalUpdates,
     gains: Tensor,
     k: int,
     start: Tensor | None,
@@ -134,7 +134,7 @@ def _block(
 
 
 def _iterate(
-    updates: Updates,
+    updates: CanonicalUpdates,
     gains: Tensor,
     block: Tensor,
     seen: Tensor | None,

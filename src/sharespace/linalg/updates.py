@@ -35,7 +35,7 @@ cache, and what is computed on the way takes little memory, however many tasks t
 
 
 @dataclass(frozen=True, eq=False)
-class Updates:
+class CanonicalUpdates:
     """The updates of several tasks to one module, side by side.
 
     Block i of the columns belongs to task i: dW_i = left_i diag(sigma_i) right_i^T.
@@ -51,9 +51,9 @@ class Updates:
     ranks: tuple[int, ...]
 
     @property
-    def flipped(self) -> Updates:
+    def flipped(self) -> CanonicalUpdates:
         """The updates of the transposed weight: left and right change places."""
-        return Updates(self.right, self.sigma, self.left, self.ranks)
+        return CanonicalUpdates(self.right, self.sigma, self.left, self.ranks)
 
     @cached_property
     def padding(self) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ class Updates:
         """float64 [tasks]: |dW_i| (Frobenius)."""
         return self.blocks(self.sigma.double().square()).sum(1).sqrt()
 
-    def slices(self) -> Iterator[tuple[slice, Updates]]:
+    def slices(self) -> Iterator[tuple[slice, CanonicalUpdates]]:
         """(where they are, the tasks): consecutive ones together, as views."""
         sides = self.left.shape[0] + self.right.shape[0]
         ends = [0, *accumulate(self.ranks)]
@@ -96,22 +96,22 @@ class Updates:
             yield slice(first, last), self._between(first, last, ends)
             first = last
 
-    def _between(self, first: int, last: int, ends: Sequence[int]) -> Updates:
+    def _between(self, first: int, last: int, ends: Sequence[int]) -> CanonicalUpdates:
         columns = slice(ends[first], ends[last])
-        return Updates(
+        return CanonicalUpdates(
             self.left[:, columns],
             self.sigma[columns],
             self.right[:, columns],
             self.ranks[first:last],
         )
 
-    def double(self) -> Updates:
+    def double(self) -> CanonicalUpdates:
         """In float64."""
         # Of the transposes, which are contiguous: the copies are then, too.
         left, right = self.left.mT.double().mT, self.right.mT.double().mT
-        return Updates(left, self.sigma.double(), right, self.ranks)
+        return CanonicalUpdates(left, self.sigma.double(), right, self.ranks)
 
-    def select(self, tasks: Sequence[int]) -> Updates:
+    def select(self, tasks: Sequence[int]) -> CanonicalUpdates:
         """Only these tasks, in this order."""
         starts = [0]
         for r in self.ranks:
@@ -119,10 +119,10 @@ class Updates:
         columns = [c for t in tasks for c in range(starts[t], starts[t + 1])]
         index = torch.tensor(columns, dtype=torch.long, device=self.sigma.device)
         ranks = tuple(self.ranks[t] for t in tasks)
-        return Updates(self.left[:, index], self.sigma[index], self.right[:, index], ranks)
+        return CanonicalUpdates(self.left[:, index], self.sigma[index], self.right[:, index], ranks)
 
 
-def canonicalise(pairs: Sequence[_Pair]) -> Updates:
+def canonicalise(pairs: Sequence[_Pair]) -> CanonicalUpdates:
     """The canonical form of updates left_i @ right_i^T of one module.
 
     Args:
@@ -139,7 +139,7 @@ def canonicalise(pairs: Sequence[_Pair]) -> Updates:
 
 def canonicalise_stream(
     pairs: Iterable[_Pair], ranks: Sequence[int], dtype: torch.dtype
-) -> Updates:
+) -> CanonicalUpdates:
     """The same for factors that come one after the other: only a batch is in memory at once.
 
     Args:
@@ -156,7 +156,7 @@ def canonicalise_stream(
         whole = whole or [part.new_empty(ends[-1], *part.shape[2:]) for part in found]
         _put([i for i, _ in batch], found, whole, ends)
     left, sigma, right = whole
-    return Updates(left.mT, sigma, right.mT, tuple(ranks))
+    return CanonicalUpdates(left.mT, sigma, right.mT, tuple(ranks))
 
 
 def _put(
@@ -223,7 +223,7 @@ class CoreSvd:
         return self.values[:, p:].square().sum(1) if p is not None else self.values.new_zeros(())
 
 
-def seen_by(updates: Updates, left: Tensor) -> Tensor:
+def seen_by(updates: CanonicalUpdates, left: Tensor) -> Tensor:
     """Y_i^T left: tasks x r x k, zero rows where a task's rank is smaller."""
     # The wide side last: a quarter faster than the product the other way round.
     seen = left.to(updates.left.dtype).mT @ updates.left

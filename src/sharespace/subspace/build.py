@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from sharespace.errors import OptionError
-from sharespace.linalg.budget.split import Profile, spend, stretched
+from sharespace.linalg.budget.allocate import LayerOptions, split_budget, spread_remaining
 from sharespace.linalg.dimension import Dimension
 from sharespace.linalg.frames import framed_updates
 from sharespace.linalg.precision import (
@@ -213,8 +213,8 @@ def _split_budget(jobs: Sequence[BuildJob], budget: int, executor: Executor) -> 
     weighed = [
         torch.tensor([totals[a.name] for a in job.members], dtype=torch.float64) for job in jobs
     ]
-    offers = [p.points(w, budget) for p, w in zip(profiles, weighed, strict=True)]
-    points = stretched(spend(offers, budget), budget)
+    offers = [p.affordable(w, budget) for p, w in zip(profiles, weighed, strict=True)]
+    points = spread_remaining(split_budget(offers, budget), budget)
     return [
         replace(job, choice=Choice(point, tuple(p.own_ranks(w, point.columns))))
         for job, p, w, point in zip(jobs, profiles, weighed, points, strict=True)
@@ -275,7 +275,7 @@ def measured(job: BuildJob) -> list[float]:
     return entry_energies(job.module, job.members, job.build)
 
 
-def profiled(job: BuildJob) -> Profile:
+def profiled(job: BuildJob) -> LayerOptions:
     """What the split of a byte budget needs to know of the layer."""
     return profile_layer(job.module, job.members, job.build)
 

@@ -14,11 +14,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sharespace.linalg.budget.layer_options import Allocation
-from sharespace.linalg.budget.split import Point, Profile, Settled, profile, settle
+from sharespace.linalg.budget.allocate import (
+    GroupSubspace,
+    LayerOption,
+    LayerOptions,
+    allocate,
+    layer_options,
+)
+from sharespace.linalg.budget.task_options import TaskChoices
 from sharespace.linalg.frames import errors
-from sharespace.linalg.joint import Bases, Problem
-from sharespace.linalg.updates import Updates
+from sharespace.linalg.problem import BasisPair, UpdateProblem
+from sharespace.linalg.updates import CanonicalUpdates
 from sharespace.subspace.adapter import Adapter, ModuleShape
 from sharespace.subspace.build_layer import (
     Build,
@@ -37,7 +43,7 @@ from sharespace.subspace.state import Certificate, Coefficients, LayerSubspace, 
 class Choice:
     """How the budget stores a module."""
 
-    point: Point
+    point: LayerOption
     own_ranks: tuple[int, ...]
     """Columns of each task where all tasks are stored on their own."""
 
@@ -63,10 +69,10 @@ def _energy(up: Tensor, down: Tensor) -> float:
     return float((left @ right.mT).square().sum())
 
 
-def profile_layer(module: str, members: Sequence[Adapter], build: Build) -> Profile:
+def profile_layer(module: str, members: Sequence[Adapter], build: Build) -> LayerOptions:
     """What the split of a byte budget needs to know of a layer."""
     problem = _weighed(read_problem(module, members, build), members, build)
-    return profile(problem, build.itemsize, build.dimension.budget)
+    return layer_options(problem, build.itemsize, build.dimension.budget)
 
 
 def budget_layer(
@@ -82,27 +88,31 @@ def budget_layer(
 
 
 def _mixed_layer(
-    shape: ModuleShape, problem: Problem, members: Sequence[Adapter], build: Build, point: Point
+    shape: ModuleShape,
+    problem: UpdateProblem,
+    members: Sequence[Adapter],
+    build: Build,
+    point: LayerOption,
 ) -> tuple[LayerSubspace, Projection]:
     weighed = _weighed(problem, members, build)
-    settled = settle(weighed, point, build.itemsize, build.dimension.budget)
+    settled = allocate(weighed, point, build.itemsize, build.dimension.budget)
     parts = [_part(shape, found.bases, build) for found in settled]
     whole = side_by_side(parts)
     certificates = [
-        _certificate(problem.select(found.tasks), found.bases, found.chosen) for found in settled
+        _certificate(problem.select(found.tasks), found.bases, found.choices) for found in settled
     ]
     layer = replace(whole, cap=whole.k, certificate=_summed(certificates))
     return layer, _projected(problem, settled, parts, layer.k)
 
 
-def _part(shape: ModuleShape, bases: Bases, build: Build) -> LayerSubspace:
+def _part(shape: ModuleShape, bases: BasisPair, build: Build) -> LayerSubspace:
     left, right = (stored_basis(basis, build.dtype) for basis in (bases.left, bases.right))
     return LayerSubspace(shape, left, right)
 
 
 def _projected(
-    problem: Problem,
-    settled: Sequence[Settled],
+    problem: UpdateProblem,
+    settled: Sequence[GroupSubspace],
     parts: Sequence[LayerSubspace],
     k: tuple[int, int],
 ) -> Projection:
@@ -111,19 +121,19 @@ def _projected(
     lost = torch.zeros(len(problem.updates.ranks), dtype=torch.float64)
     for found, part, begin in zip(settled, parts, begins([p.k for p in parts]), strict=True):
         tasks = list(found.tasks)
-        mine = project_mixed(problem.updates.select(tasks), part, found.chosen)
+        mine = project_mixed(problem.updates.select(tasks), part, found.choices)
         lost[tasks] = mine.lost
         values.update(zip(tasks, (placed(v, begin, k) for v in mine.coefficients), strict=True))
     return Projection(tuple(values[task] for task in range(len(values))), lost)
 
 
-def _weighed(problem: Problem, members: Sequence[Adapter], build: Build) -> Problem:
+def _weighed(problem: UpdateProblem, members: Sequence[Adapter], build: Build) -> UpdateProblem:
     """With 1 / |dW_i over all modules|: what counts where modules compete for bytes."""
     total = [build.totals[a.name] for a in members]
     return replace(problem, weights=torch.tensor(total).to(problem.weights))
 
 
-def _certificate(problem: Problem, bases: Bases, chosen: Allocation) -> Certificate:
+def _certificate(problem: UpdateProblem, bases: BasisPair, chosen: TaskChoices) -> Certificate:
     """The sum of the groups' certificates; what a private update loses is beyond its rank."""
     found = []
     for (a, b, rank), tasks in groups(chosen).items():
@@ -145,7 +155,7 @@ def _summed(found: Sequence[Certificate]) -> Certificate:
 
 
 def private_layer(
-    shape: ModuleShape, updates: Updates, ranks: Sequence[int], dtype: torch.dtype
+    shape: ModuleShape, updates: CanonicalUpdates, ranks: Sequence[int], dtype: torch.dtype
 ) -> tuple[LayerSubspace, Projection]:
     """A layer without a subspace, every task stored as dW_i ~ P_i Q_i^T of the given rank.
 
@@ -164,7 +174,9 @@ def private_layer(
     return layer, Projection(tuple(v for v, _ in found), lost)
 
 
-def project_mixed(updates: Updates, layer: LayerSubspace, chosen: Allocation) -> Projection:
+def project_mixed(
+    updates: CanonicalUpdates, layer: LayerSubspace, chosen: TaskChoices
+) -> Projection:
     """Every task as it was chosen: a private update, or a core in the layer's leading directions.
 
     What a core does not use of the bases are zero rows at its end, which are not stored.
@@ -186,7 +198,7 @@ def project_mixed(updates: Updates, layer: LayerSubspace, chosen: Allocation) ->
     return Projection(tuple(values[i] for i in range(len(values))), lost)
 
 
-def groups(chosen: Allocation) -> dict[tuple[int, int, int], list[int]]:
+def groups(chosen: TaskChoices) -> dict[tuple[int, int, int], list[int]]:
     """(left directions, right directions, rank) -> tasks; without directions: private."""
     found: dict[tuple[int, int, int], list[int]] = {}
     parts = (chosen.left.tolist(), chosen.right.tolist(), chosen.rank.tolist())
@@ -200,13 +212,15 @@ def leading_part(layer: LayerSubspace, k: tuple[int, int]) -> LayerSubspace:
     return LayerSubspace(layer.shape, layer.left_basis[:, : k[0]], layer.right_basis[:, : k[1]])
 
 
-def _private(updates: Updates, task: int, rank: int, dtype: torch.dtype) -> tuple[Private, float]:
+def _private(
+    updates: CanonicalUpdates, task: int, rank: int, dtype: torch.dtype
+) -> tuple[Private, float]:
     one = updates.select([task])
     value = own_svd(one, rank, dtype)
     return value, _lost(one, value)
 
 
-def own_svd(update: Updates, rank: int, dtype: torch.dtype) -> Private:
+def own_svd(update: CanonicalUpdates, rank: int, dtype: torch.dtype) -> Private:
     """The truncated SVD of one task's update, in the stored dtype."""
     root = update.sigma[:rank].sqrt()
     return Private(
@@ -218,7 +232,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _lost(update: Updates, value: Private) -> float:
+def _lost(update: CanonicalUpdates, value: Private) -> float:
     device = update.left.device
     core = torch.eye(value.left.shape[1], dtype=torch.float64, device=device)[None]
     left, right = value.left.to(device), value.right.to(device)

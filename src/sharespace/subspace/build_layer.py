@@ -11,10 +11,17 @@ from torch import Tensor
 from sharespace.errors import CorruptAdapterError
 from sharespace.linalg.dimension import Dimension, smallest_bases
 from sharespace.linalg.factor_svd import factor_bases
-from sharespace.linalg.joint import Bases, Problem, joint
+from sharespace.linalg.joint import joint
 from sharespace.linalg.precision import canonical_rounding, compute_dtype
+from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.truncated import orthonormal
-from sharespace.linalg.updates import Updates, canonicalise_stream, core_svd, seen_by, weights
+from sharespace.linalg.updates import (
+    CanonicalUpdates,
+    canonicalise_stream,
+    core_svd,
+    seen_by,
+    weights,
+)
 from sharespace.subspace.adapter import Adapter, LayerUpdate, ModuleShape
 from sharespace.subspace.coefficients import Projection, project, project_factors
 from sharespace.subspace.state import Certificate, Coefficients, LayerSubspace, Settings
@@ -66,7 +73,9 @@ def read_pairs(
         yield _checked_pair(adapter.name, module, adapter.layer(module), device)
 
 
-def read_updates(adapters: Sequence[Adapter], module: str, device: torch.device) -> Updates:
+def read_updates(
+    adapters: Sequence[Adapter], module: str, device: torch.device
+) -> CanonicalUpdates:
     """The updates of one module in canonical form; no more than a batch of factors in memory.
 
     Raises:
@@ -112,13 +121,13 @@ def _finite(factor: Tensor) -> bool:
     return bool(torch.isfinite(factor.sum())) or bool(torch.isfinite(factor).all())
 
 
-def read_problem(module: str, members: Sequence[Adapter], build: Build) -> Problem:
+def read_problem(module: str, members: Sequence[Adapter], build: Build) -> UpdateProblem:
     """The updates of one module with their weights."""
     updates = read_updates(members, module, build.device)
     norms = updates.norms.clone()
     for i, adapter in enumerate(members):
         norms[i] = build.entry_norms.get(adapter.name, {}).get(module, norms[i])
-    return Problem(updates, weights(norms), build.settings.p, build.settings.seed)
+    return UpdateProblem(updates, weights(norms), build.settings.p, build.settings.seed)
 
 
 def build_layer(
@@ -157,8 +166,8 @@ def by_name(
 
 
 def _bases(
-    module: str, problem: Problem, pairs: list[tuple[Tensor, Tensor]], build: Build
-) -> Bases:
+    module: str, problem: UpdateProblem, pairs: list[tuple[Tensor, Tensor]], build: Build
+) -> BasisPair:
     settings, dimension = build.settings, build.dimension
     if settings.method == "share":
         return factor_bases(
@@ -174,7 +183,7 @@ def _bases(
 
 def _layer(
     shape: ModuleShape,
-    bases: Bases,
+    bases: BasisPair,
     cap: tuple[int, int] | None,
     build: Build,
 ) -> LayerSubspace:
@@ -193,7 +202,7 @@ def stored_basis(basis: Tensor, dtype: torch.dtype) -> Tensor:
     return basis.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _certificate(problem: Problem, bases: Bases, found: Projection) -> Certificate:
+def _certificate(problem: UpdateProblem, bases: BasisPair, found: Projection) -> Certificate:
     """Of the stored bases, from what the projection measured, where it says all."""
     if problem.p is not None or found.outside is None:
         return certify(problem, bases)
@@ -201,7 +210,7 @@ def _certificate(problem: Problem, bases: Bases, found: Projection) -> Certifica
     return _rounded(problem, left, right, 0.0)
 
 
-def certify(problem: Problem, bases: Bases) -> Certificate:
+def certify(problem: UpdateProblem, bases: BasisPair) -> Certificate:
     """The certificate of bases for a problem, rounding of the compute dtype added."""
     lost = [0.0, 0.0, 0.0]
     for tasks, part in problem.updates.slices():
@@ -210,13 +219,13 @@ def certify(problem: Problem, bases: Bases) -> Certificate:
     return _rounded(problem, *lost)
 
 
-def _rounded(problem: Problem, left: float, right: float, tail: float) -> Certificate:
+def _rounded(problem: UpdateProblem, left: float, right: float, tail: float) -> Certificate:
     rounding = canonical_rounding(problem.updates.left.dtype)
     slack = rounding**2 * problem.total
     return Certificate(left * (1 + rounding) + slack, right * (1 + rounding) + slack, tail)
 
 
-def _lost(problem: Problem, bases: Bases) -> tuple[float, float, float]:
+def _lost(problem: UpdateProblem, bases: BasisPair) -> tuple[float, float, float]:
     """Weighed energy outside the left basis, the right one, and in the cores beyond rank p."""
     left = seen_by(problem.updates, bases.left)
     right = seen_by(problem.updates.flipped, bases.right)
@@ -228,7 +237,7 @@ def _lost(problem: Problem, bases: Bases) -> tuple[float, float, float]:
     return outside, _outside(problem.flipped, bases.right, right), tail
 
 
-def _outside(problem: Problem, basis: Tensor, seen: Tensor) -> float:
+def _outside(problem: UpdateProblem, basis: Tensor, seen: Tensor) -> float:
     """Weighed energy outside a left basis; not as a difference, whose floor is eps of the total."""
     updates = problem.updates
     hidden = torch.addmm(updates.left.mT, updates.rows(seen), basis.mT, alpha=-1)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from sharespace.linalg.dimension import Dimension, smallest_bases
-from sharespace.linalg.frames import Framed, framed_updates
-from sharespace.linalg.joint import Bases, Problem, joint
-from sharespace.linalg.out_of_core.passes import Compressed, width
-from sharespace.linalg.out_of_core.row_chunks import Rows
-from sharespace.linalg.out_of_core.search import Search, compress, problem_of
+from sharespace.linalg.frames import FramedTasks, framed_updates
+from sharespace.linalg.joint import joint
+from sharespace.linalg.out_of_core.factor_chunks import FactorReader
+from sharespace.linalg.out_of_core.passes import CompressedTasks, width
+from sharespace.linalg.out_of_core.search import FrameSearch, compress, problem_of
 from sharespace.linalg.precision import compute_dtype
+from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.truncated import orthonormal
 from sharespace.subspace.adapter import Adapter, ModuleShape
 from sharespace.subspace.build_layer import (
@@ -50,7 +51,7 @@ class TooWideError(Exception):
     """As many directions are needed that the cores would be as large as the adapters."""
 
 
-def rows_of(members: Sequence[Adapter], module: str, build: Build, memory: int) -> Rows:
+def rows_of(members: Sequence[Adapter], module: str, build: Build, memory: int) -> FactorReader:
     """The factors of one module, read when they are needed."""
     shape = members[0].shapes[module]
 
@@ -61,7 +62,7 @@ def rows_of(members: Sequence[Adapter], module: str, build: Build, memory: int) 
         if update.scaling != 1.0:
             left.mul_(update.scaling)
 
-    return Rows(
+    return FactorReader(
         n=shape.out_features,
         d=shape.in_features,
         ranks=tuple(a.ranks[module] for a in members),
@@ -83,7 +84,7 @@ def build_streamed(
     """
     settings, cap = build.settings, build.dimension.cap(module)
     entry = [build.entry_norms.get(a.name, {}).get(module, torch.nan) for a in members]
-    wanted = Search(
+    wanted = FrameSearch(
         cap or (FIRST_GUESS, FIRST_GUESS),
         settings.p,
         settings.seed,
@@ -120,7 +121,9 @@ def _turned(frame: Tensor, basis: Tensor, dtype: torch.dtype) -> Tensor:
     return stored_basis(frame.double() @ basis.double(), dtype)
 
 
-def _compressed(rows: Rows, members: Sequence[Adapter], module: str, wanted: Search) -> Compressed:
+def _compressed(
+    rows: FactorReader, members: Sequence[Adapter], module: str, wanted: FrameSearch
+) -> CompressedTasks:
     try:
         return compress(rows, wanted)
     except FloatingPointError as error:
@@ -129,21 +132,21 @@ def _compressed(rows: Rows, members: Sequence[Adapter], module: str, wanted: Sea
         raise too_large(members, module) from error
 
 
-def _side(members: Sequence[Adapter], found: Compressed) -> Side:
+def _side(members: Sequence[Adapter], found: CompressedTasks) -> Side:
     # Orthonormal to float64: what that moves is rounding of the dtype they were computed in.
     frames = orthonormal(found.left.double()), orthonormal(found.right.double())
-    framed = Framed(*frames, found.core)
+    framed = FramedTasks(*frames, found.core)
     return Side(tuple(a.name for a in members), framed, found.norms, found.outside)
 
 
 def _explained(
-    rows: Rows,
+    rows: FactorReader,
     members: Sequence[Adapter],
     module: str,
-    wanted: Search,
+    wanted: FrameSearch,
     dimension: Dimension,
     memory: int,
-) -> tuple[Compressed, Bases]:
+) -> tuple[CompressedTasks, BasisPair]:
     """Bases that explain the variance, from frames that are wider than they need to be."""
     limit = min(max(rows.n, rows.d), sum(rows.ranks))
     k = min(FIRST_GUESS, limit)
@@ -160,8 +163,8 @@ def _explained(
 
 
 def _smallest(
-    problem: Problem, found: Compressed, dimension: Dimension, last: bool
-) -> Bases | None:
+    problem: UpdateProblem, found: CompressedTasks, dimension: Dimension, last: bool
+) -> BasisPair | None:
     """None where the frames do not hold enough."""
     total = float((problem.weights * found.norms.to(problem.weights)).square().sum())
     target = (dimension.variance or 0.0) * total / problem.total if problem.total else 1.0
@@ -190,9 +193,9 @@ def merge_streamed(
     if layer.cap is None:
         return _in_portions(layer, known, members, module, build, memory)
     rows = rows_of(members, module, build, memory)
-    bases = Bases(known.side.framed.left, known.side.framed.right)
+    bases = BasisPair(known.side.framed.left, known.side.framed.right)
     settings = build.settings
-    wanted = Search(layer.cap, settings.p, settings.seed, known=bases)
+    wanted = FrameSearch(layer.cap, settings.p, settings.seed, known=bases)
     side = _side(members, _compressed(rows, members, module, wanted))
     return _marked(merge_sides(layer, known, side, settings))
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sharespace.linalg.frames import Frame, Split, errors, split_errors
+from sharespace.linalg.frames import FactoredFrame, FrameSplit, errors, split_errors
 from sharespace.linalg.precision import compute_dtype
-from sharespace.linalg.updates import Updates, core_factors
+from sharespace.linalg.updates import CanonicalUpdates, core_factors
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, ShareModel, Task
 
@@ -32,7 +32,7 @@ class Projection:
     """float64 [2, tasks]: energy of dW_i outside the stored left basis, and the right one."""
 
 
-def project(updates: Updates, layer: LayerSubspace, p: int | None = None) -> Projection:
+def project(updates: CanonicalUpdates, layer: LayerSubspace, p: int | None = None) -> Projection:
     """The best coefficients of each task in the stored bases.
 
     Args:
@@ -43,7 +43,7 @@ def project(updates: Updates, layer: LayerSubspace, p: int | None = None) -> Pro
     """
     dtype, device = updates.left.dtype, updates.left.device
     left, right = layer.left_basis.to(device), layer.right_basis.to(device)
-    frames = Frame.of(left, dtype), Frame.of(right, dtype)
+    frames = FactoredFrame.of(left, dtype), FactoredFrame.of(right, dtype)
     coefficients: list[Coefficients] = []
     lost, outside = [], []
     turns = [f.r @ t.to(f.r) for f, t in zip(frames, frame_turns(layer), strict=True)]
@@ -58,14 +58,14 @@ def project(updates: Updates, layer: LayerSubspace, p: int | None = None) -> Pro
     return Projection(tuple(coefficients), torch.cat(lost).cpu(), torch.cat(outside, dim=1).cpu())
 
 
-def _energies(updates: Updates, split: Split) -> Tensor:
+def _energies(updates: CanonicalUpdates, split: FrameSplit) -> Tensor:
     """float64 [tasks]: energy outside of the frame that split them."""
     square = updates.blocks(updates.sigma.double().square())
     return (square * split.outside.diagonal(dim1=1, dim2=2)).sum(1)
 
 
 def project_factors(
-    pairs: Sequence[tuple[Tensor, Tensor]], updates: Updates, layer: LayerSubspace
+    pairs: Sequence[tuple[Tensor, Tensor]], updates: CanonicalUpdates, layer: LayerSubspace
 ) -> Projection:
     """The paper's projection: B_i and A_i^T each onto its basis, their split kept as it came.
 
@@ -104,7 +104,7 @@ def frame_turns(layer: LayerSubspace) -> tuple[Tensor, Tensor]:
 
 
 def coefficients_of(
-    left: Tensor, updates: Updates, right: Tensor, layer: LayerSubspace, p: int | None
+    left: Tensor, updates: CanonicalUpdates, right: Tensor, layer: LayerSubspace, p: int | None
 ) -> tuple[Coefficients, ...]:
     """Coefficients from each task's directions in coordinates of the stored bases (tasks x r x k,
     each side): what these see of them, turned by ``frame_turns``."""

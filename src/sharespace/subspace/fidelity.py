@@ -13,7 +13,7 @@ import torch
 
 from sharespace.errors import TaskNotFoundError
 from sharespace.linalg.frames import errors as residual_errors
-from sharespace.linalg.updates import Updates
+from sharespace.linalg.updates import CanonicalUpdates
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build_layer import read_updates
 from sharespace.subspace.coefficients import dense_cores, rank, size_at
@@ -160,7 +160,7 @@ def measure(model: ShareModel, originals: Sequence[Adapter]) -> dict[str, dict[s
 
 
 def _layer_errors(
-    model: ShareModel, module: str, members: Sequence[Adapter], updates: Updates
+    model: ShareModel, module: str, members: Sequence[Adapter], updates: CanonicalUpdates
 ) -> list[float]:
     layer = model.layers[module]
     values = [model.tasks[a.name].coefficients[module] for a in members]

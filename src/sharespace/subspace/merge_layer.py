@@ -12,18 +12,19 @@ from torch.nn.functional import pad as pad_matrix
 from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.frames import (
     FrameChange,
-    Framed,
+    FramedTasks,
     NewDirections,
     framed_coefficients,
     together,
 )
-from sharespace.linalg.joint import Bases, Problem, joint
+from sharespace.linalg.joint import joint
 from sharespace.linalg.precision import (
     canonical_rounding,
     compute_dtype,
     stored_rounding,
     tolerance,
 )
+from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.updates import seen_by, weights
 from sharespace.subspace.build_layer import LayerResult, certify, stored_basis
 from sharespace.subspace.coefficients import (
@@ -49,7 +50,7 @@ class Side:
     """One group of tasks (those known, or the newcomers) at one layer."""
 
     names: tuple[str, ...]
-    framed: Framed
+    framed: FramedTasks
     norms: Tensor
     """float64 [tasks]: |dW_i| at entry, whose inverse is the weight."""
     outside: Tensor | None = None
@@ -201,7 +202,7 @@ def _truncate(
     )
     everyone = together(old.framed, new.framed, left, right)
     norms = torch.cat([old.norms, new.norms])
-    problem = Problem(everyone.core, weights(norms), settings.p, settings.seed)
+    problem = UpdateProblem(everyone.core, weights(norms), settings.p, settings.seed)
     bases = _bases(everyone, problem, layer.cap or layer.k, settings)
     moved = replace(
         layer,
@@ -225,14 +226,18 @@ def _truncate(
     )
 
 
-def _bases(everyone: Framed, problem: Problem, k: tuple[int, int], settings: Settings) -> Bases:
+def _bases(
+    everyone: FramedTasks, problem: UpdateProblem, k: tuple[int, int], settings: Settings
+) -> BasisPair:
     if settings.method == "joint":
         return joint(problem, k)
     pairs = list(everyone.factors)
     return factor_bases(pairs, k, centred=settings.centred, seed=settings.seed)
 
 
-def express(framed: Framed, layer: LayerSubspace, settings: Settings) -> tuple[Coefficients, ...]:
+def express(
+    framed: FramedTasks, layer: LayerSubspace, settings: Settings
+) -> tuple[Coefficients, ...]:
     """Coefficients of tasks in a layer's stored bases."""
     left = framed.left.mT @ layer.left_basis.to(framed.left)
     right = framed.right.mT @ layer.right_basis.to(framed.right)
@@ -247,7 +252,7 @@ def express(framed: Framed, layer: LayerSubspace, settings: Settings) -> tuple[C
     return tuple(found)
 
 
-def certified(problem: Problem, bases: Bases, new: Side) -> Certificate:
+def certified(problem: UpdateProblem, bases: BasisPair, new: Side) -> Certificate:
     """The certificate of bases in the frames' coordinates.
 
     What is outside of the two frames is lost whatever the bases; it counts once, half of it on each

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import OptionError
-from sharespace.linalg.budget.split import Profile, own_profile, spend
-from sharespace.linalg.updates import Updates, captured, seen_by, weights
+from sharespace.linalg.budget.allocate import LayerOptions, own_svd_options, split_budget
+from sharespace.linalg.updates import CanonicalUpdates, captured, seen_by, weights
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build_layer import read_updates
 from sharespace.subspace.coefficients import rank
@@ -239,7 +239,7 @@ def baselines(model: ShareModel, originals: Sequence[Adapter], seed: int = 0) ->
     _check_complete(model, originals)
     mean, random, norms = _Sums(), _Sums(), _Sums()
     itemsize = torch.empty(0, dtype=model.dtype).element_size()
-    profiles: dict[str, Profile] = {}
+    profiles: dict[str, LayerOptions] = {}
     members: dict[str, list[str]] = {}
     for module, layer in model.layers.items():
         mine = [a for a in originals if module in a.shapes]
@@ -250,7 +250,7 @@ def baselines(model: ShareModel, originals: Sequence[Adapter], seed: int = 0) ->
         norms.add(names, updates.norms)
         mean.add(names, mean_errors(updates))
         random.add(names, random_errors(updates, layer.k, seed))
-        profiles[module] = own_profile(updates, itemsize)
+        profiles[module] = own_svd_options(updates, itemsize)
     stored = sizes(model)
     own = _own_svd(profiles, members, norms, stored)
     fractions = _shared(model, originals, profiles, members)
@@ -293,20 +293,26 @@ def own_ranks(model: ShareModel, originals: Sequence[Adapter]) -> dict[str, dict
         updates = read_updates(mine, module, torch.device("cpu"))
         members[module] = [a.name for a in mine]
         norms.add(members[module], updates.norms)
-        profiles[module] = own_profile(updates, itemsize)
+        profiles[module] = own_svd_options(updates, itemsize)
     ranks = _spent(profiles, members, norms, sizes(model))
     return {m: dict(zip(members[m], ranks(m), strict=True)) for m in profiles}
 
 
 def _own_svd(
-    profiles: Mapping[str, Profile], members: Mapping[str, list[str]], norms: _Sums, stored: Bytes
+    profiles: Mapping[str, LayerOptions],
+    members: Mapping[str, list[str]],
+    norms: _Sums,
+    stored: Bytes,
 ) -> _Sums:
     """Own SVDs at the bytes of bases and coefficients, split as well as can be."""
     return _own_sums(profiles, members, _spent(profiles, members, norms, stored))
 
 
 def _spent(
-    profiles: Mapping[str, Profile], members: Mapping[str, list[str]], norms: _Sums, stored: Bytes
+    profiles: Mapping[str, LayerOptions],
+    members: Mapping[str, list[str]],
+    norms: _Sums,
+    stored: Bytes,
 ) -> Callable[[str], list[int]]:
     """Module -> the rank of each task's own SVD there."""
     budget = stored.basis + stored.coefficients
@@ -316,7 +322,7 @@ def _spent(
         m: torch.tensor([total[n] for n in names], dtype=torch.float64)
         for m, names in members.items()
     }
-    points = spend([p.points(by_module[m], budget) for m, p in profiles.items()], budget)
+    points = split_budget([p.affordable(by_module[m], budget) for m, p in profiles.items()], budget)
     chosen = dict(zip(profiles, points, strict=True))
 
     def ranks(module: str) -> list[int]:
@@ -326,7 +332,7 @@ def _spent(
 
 
 def _own_sums(
-    profiles: Mapping[str, Profile],
+    profiles: Mapping[str, LayerOptions],
     members: Mapping[str, list[str]],
     ranks: Callable[[str], list[int]],
 ) -> _Sums:
@@ -339,7 +345,7 @@ def _own_sums(
 def _shared(
     model: ShareModel,
     originals: Sequence[Adapter],
-    profiles: Mapping[str, Profile],
+    profiles: Mapping[str, LayerOptions],
     members: Mapping[str, list[str]],
 ) -> dict[str, float]:
     """Share against own SVDs with as many columns in each module, split over its tasks as well as
@@ -376,7 +382,7 @@ def _columns(model: ShareModel, module: str) -> int:
     return (left * shape.out_features + right * shape.in_features) // shape.sides + private
 
 
-def inner_products(updates: Updates) -> Tensor:
+def inner_products(updates: CanonicalUpdates) -> Tensor:
     """<dW_i, dW_j> for all pairs: float64 [tasks, tasks], through c x c products in chunks."""
     sigma = updates.sigma.double()
     ranks = torch.tensor(updates.ranks, device=sigma.device)
@@ -392,14 +398,14 @@ def inner_products(updates: Updates) -> Tensor:
     return result
 
 
-def mean_errors(updates: Updates) -> Tensor:
+def mean_errors(updates: CanonicalUpdates) -> Tensor:
     """|dW_i - mean of all dW_j| for every task: float64 [tasks]."""
     products = inner_products(updates)
     cross = products.mean(1)
     return (torch.diagonal(products) - 2 * cross + cross.mean()).clamp_min(0).sqrt()
 
 
-def random_errors(updates: Updates, k: tuple[int, int], seed: int = 0) -> Tensor:
+def random_errors(updates: CanonicalUpdates, k: tuple[int, int], seed: int = 0) -> Tensor:
     """|dW_i - projection onto random orthonormal bases| for every task: float64 [tasks]."""
     generator = torch.Generator().manual_seed(seed)
     seen = []

@@ -24,17 +24,17 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from sharespace.linalg.out_of_core.row_chunks import (
-    Chunk,
-    Measured,
-    Norms,
-    Rows,
+from sharespace.linalg.out_of_core.factor_chunks import (
+    FactorChunk,
+    FactorReader,
+    MeasuredChunk,
+    MeasuredNorms,
     chunks,
     chunks_again,
     read_chunk,
     sample,
 )
-from sharespace.linalg.updates import Updates, canonicalise, weights
+from sharespace.linalg.updates import CanonicalUpdates, canonicalise, weights
 
 SMALL_LOSS = 1e-3
 """Relative energy below which what lies outside a frame is measured and not taken as a difference
@@ -48,14 +48,14 @@ PILOT_STEPS = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Compressed:
+class CompressedTasks:
     """All tasks in coordinates of two frames, and what the frames do not hold."""
 
     left: Tensor
     """n x l, orthonormal columns, in the compute dtype."""
     right: Tensor
     """d x l'."""
-    core: Updates
+    core: CanonicalUpdates
     """left^T dW_i right in canonical form (compute dtype)."""
     norms: Tensor
     """float64 [tasks]: |dW_i|."""
@@ -67,14 +67,14 @@ class Compressed:
 
 
 def coordinates(
-    rows: Rows,
+    rows: FactorReader,
     left: Tensor,
     right: Tensor,
-    norms: Norms,
+    norms: MeasuredNorms,
     entry_norms: Tensor | None = None,
     *,
     power: bool,
-) -> Compressed:
+) -> CompressedTasks:
     """One pass over all tasks.
 
     Args:
@@ -100,7 +100,7 @@ def coordinates(
             add_power(chunk.left, inner[1], weighing, found[0], pushed[0].mT)
             add_power(chunk.right, inner[0], weighing, found[1], pushed[1].mT)
     whole = norms.values.to(rows.device)
-    return Compressed(left, right, cores.updates, whole, outside, pushed)
+    return CompressedTasks(left, right, cores.updates, whole, outside, pushed)
 
 
 class _Cores:
@@ -116,7 +116,7 @@ class _Cores:
             right.new_empty(count, right.shape[1]),
         )
 
-    def put(self, chunk: Chunk, found: tuple[Tensor, Tensor]) -> None:
+    def put(self, chunk: FactorChunk, found: tuple[Tensor, Tensor]) -> None:
         """Put what the frames see of a chunk's factors (m x r x l and m x r x l') in its place."""
         small = _canonical(chunk, found)
         places = self._places(chunk.tasks)
@@ -134,13 +134,13 @@ class _Cores:
         return torch.tensor(places, device=self._parts[1].device)
 
     @property
-    def updates(self) -> Updates:
+    def updates(self) -> CanonicalUpdates:
         left, sigma, right = self._parts
-        return Updates(left.mT, sigma, right.mT, tuple(self._ranks))
+        return CanonicalUpdates(left.mT, sigma, right.mT, tuple(self._ranks))
 
 
 def _outside(
-    chunk: Chunk,
+    chunk: FactorChunk,
     frames: tuple[Tensor, Tensor],
     found: tuple[Tensor, Tensor],
     inner: Sequence[Tensor],
@@ -155,7 +155,7 @@ def _outside(
 
 
 def _measured(
-    chunk: Chunk,
+    chunk: FactorChunk,
     frames: tuple[Tensor, Tensor],
     found: tuple[Tensor, Tensor],
     tasks: Tensor,
@@ -178,7 +178,7 @@ def _energy(one: Tensor, other: Tensor) -> Tensor:
     return energies
 
 
-def _canonical(chunk: Chunk, found: tuple[Tensor, Tensor]) -> Updates:
+def _canonical(chunk: FactorChunk, found: tuple[Tensor, Tensor]) -> CanonicalUpdates:
     """Canonical form of a chunk's cores, float64."""
     left, right = (part.double() for part in found)
     rank = left.shape[1]
@@ -189,7 +189,7 @@ def _canonical(chunk: Chunk, found: tuple[Tensor, Tensor]) -> Updates:
     return canonicalise(pairs)
 
 
-def _by_gram(left: Tensor, right: Tensor) -> Updates:
+def _by_gram(left: Tensor, right: Tensor) -> CanonicalUpdates:
     """The same by eigendecompositions, a third of the time: good to 1e-8 of a task's norm, which
     float32 factors do not tell from nothing.
 
@@ -207,20 +207,20 @@ def _by_gram(left: Tensor, right: Tensor) -> Updates:
     inverse = torch.where(real, energies, 1.0).rsqrt() * real
     to_left = (mix * inverse[:, None]).mT @ left
     to_right = (gram @ mix * inverse.square()[:, None]).mT @ right
-    return Updates(
+    return CanonicalUpdates(
         to_left.flatten(0, 1).mT, sigma.flatten(), to_right.flatten(0, 1).mT, (rank,) * tasks
     )
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class FirstPass:
     """What the first pass found."""
 
     left: Tensor
     """n x l: the left Gram matrix times its test matrix."""
     right: Tensor
     """d x l'."""
-    norms: Norms
+    norms: MeasuredNorms
     total: float
     """Weighed energy of all tasks."""
     captured: tuple[Tensor, Tensor]
@@ -238,7 +238,7 @@ class Found:
         """All directions, of length 1, without those of single tasks."""
         return normal(self.left), normal(self.right)
 
-    def with_own(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def with_own(self, rows: FactorReader) -> tuple[Tensor, Tensor]:
         """With those of single tasks, which are read again."""
         left, right = (
             torch.cat(pair, dim=1) for pair in zip(self.columns, self.own.read(rows), strict=True)
@@ -247,13 +247,13 @@ class Found:
 
 
 def range_search(
-    rows: Rows, k: tuple[int, int], entry_norms: Tensor | None = None, seed: int = 0
-) -> Found:
+    rows: FactorReader, k: tuple[int, int], entry_norms: Tensor | None = None, seed: int = 0
+) -> FirstPass:
     """One pass over all tasks, after one look at a sample; see ``streamed.compress``."""
     tests = _pilot(rows, k, entry_norms, torch.Generator().manual_seed(seed))
     sums = [zero_sum(t) for t in tests]
     own = OwnDirections.none(min(k))
-    norms, total = Norms.none(len(rows.ranks)), 0.0
+    norms, total = MeasuredNorms.none(len(rows.ranks)), 0.0
     for chunk in chunks(rows):
         weighing = chunk_weights(chunk, entry_norms)
         total += float((weighing * chunk.norms).square().sum())
@@ -262,11 +262,11 @@ def range_search(
         for (factor, gram), test, target in zip(sides(chunk), tests, sums, strict=True):
             add_power(factor, gram, weighing, seen(factor, test), target.mT)
     left, right = (ritz(t, s)[0] for t, s in zip(tests, sums, strict=True))
-    return Found(sums[0], sums[1], norms, total, (left, right), own)
+    return FirstPass(sums[0], sums[1], norms, total, (left, right), own)
 
 
 def _pilot(
-    rows: Rows, k: tuple[int, int], entry_norms: Tensor | None, generator: torch.Generator
+    rows: FactorReader, k: tuple[int, int], entry_norms: Tensor | None, generator: torch.Generator
 ) -> list[Tensor]:
     """Test matrices (n x l, d x l'), orthonormal: what a random sample of the tasks says."""
     columns = sum(rows.ranks)
@@ -290,7 +290,7 @@ def _pilot(
     return results
 
 
-def _random(side: int, columns: int, rows: Rows, generator: torch.Generator) -> Tensor:
+def _random(side: int, columns: int, rows: FactorReader, generator: torch.Generator) -> Tensor:
     return torch.randn(side, columns, generator=generator).to(rows.device, rows.dtype)
 
 
@@ -322,7 +322,7 @@ class OwnDirections:
         """What a further direction has to beat."""
         return float(self.strengths[-1]) if len(self.strengths) == self.most else 0.0
 
-    def with_more(self, chunk: Measured, weights: Tensor) -> OwnDirections:
+    def with_more(self, chunk: MeasuredChunk, weights: Tensor) -> OwnDirections:
         """With those of a chunk's directions that are stronger than the weakest so far."""
         able = (_largest(chunk).sqrt() * weights > self.weakest).nonzero()[:, 0]
         if not len(able):
@@ -342,7 +342,7 @@ class OwnDirections:
             torch.cat([self.columns, torch.arange(rank).repeat(len(tasks))])[order],
         )
 
-    def read(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def read(self, rows: FactorReader) -> tuple[Tensor, Tensor]:
         """The directions themselves: n x count and d x count, columns of length 1."""
         found = [
             _directions(chunk, self.tasks, self.columns)
@@ -353,7 +353,7 @@ class OwnDirections:
         return torch.cat(left, dim=1), torch.cat(right, dim=1)
 
 
-def _directions(chunk: Measured, tasks: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def _directions(chunk: MeasuredChunk, tasks: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Those of a chunk's directions that are wanted.
 
     With A A^T = L L^T, the squared singular values of B A are the eigenvalues of L^T (B^T B) L; an
@@ -375,13 +375,13 @@ def _directions(chunk: Measured, tasks: Tensor, columns: Tensor) -> tuple[Tensor
     return left, right
 
 
-def _inner(chunk: Measured, tasks: Tensor) -> tuple[Tensor, Tensor]:
+def _inner(chunk: MeasuredChunk, tasks: Tensor) -> tuple[Tensor, Tensor]:
     """L and L^T (B^T B) L of some tasks."""
     root = cholesky_root(chunk.right_gram[tasks], chunk.right.dtype)
     return root, root.mT @ chunk.left_gram[tasks] @ root
 
 
-def _largest(chunk: Measured) -> Tensor:
+def _largest(chunk: MeasuredChunk) -> Tensor:
     """[tasks]: no less than the squared norm of B A, mostly by a few percent. Most tasks need no
     decomposition then, which takes ten times as long.
 
@@ -427,12 +427,12 @@ def entered_weights(norms: Tensor, entry_norms: Tensor | None) -> Tensor:
     return weights(torch.where(entered.isnan(), norms, entered))
 
 
-def chunk_weights(chunk: Chunk, entry_norms: Tensor | None) -> Tensor:
+def chunk_weights(chunk: FactorChunk, entry_norms: Tensor | None) -> Tensor:
     """float64 [tasks of the chunk]."""
     return entered_weights(chunk.norms, None if entry_norms is None else entry_norms[chunk.tasks])
 
 
-def sides(chunk: Measured) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def sides(chunk: MeasuredChunk) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(one factor's rows, the other one's Gram) of the left and of the right side."""
     return (chunk.left, chunk.right_gram), (chunk.right, chunk.left_gram)
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sharespace.linalg.joint import Bases, Problem, joint
+from sharespace.linalg.joint import joint
+from sharespace.linalg.out_of_core.factor_chunks import FactorReader
 from sharespace.linalg.out_of_core.passes import (
-    Compressed,
+    CompressedTasks,
     coordinates,
     entered_weights,
     normal,
@@ -26,7 +27,7 @@ from sharespace.linalg.out_of_core.passes import (
     ritz,
     width,
 )
-from sharespace.linalg.out_of_core.row_chunks import Rows
+from sharespace.linalg.problem import BasisPair, UpdateProblem
 
 REFINEMENTS = 2
 """At most so many passes after the second."""
@@ -35,23 +36,23 @@ WORTH_A_PASS = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class Search:
+class FrameSearch:
     """What is looked for."""
 
     k: tuple[int, int]
     """(k_left, k_right) that are wanted in the end; the frames are wider."""
     p: int | None = None
-    """Pseudo-rank, as in ``Problem``."""
+    """Pseudo-rank, as in ``UpdateProblem``."""
     seed: int = 0
     """Of the sample and the test matrices."""
     entry_norms: Tensor | None = None
     """float64 [tasks], norms whose inverses are the weights, NaN where the update's own is meant;
     None: its own for all."""
-    known: Bases | None = None
+    known: BasisPair | None = None
     """Bases that the frames have to contain."""
 
 
-def compress(rows: Rows, wanted: Search) -> Compressed:
+def compress(rows: FactorReader, wanted: FrameSearch) -> CompressedTasks:
     """Every task in frames that hold, as nearly as a few passes can find, the best k directions.
 
     The frames hold the strongest k singular directions of single tasks too where these might be
@@ -79,13 +80,13 @@ def compress(rows: Rows, wanted: Search) -> Compressed:
     return best
 
 
-def problem_of(found: Compressed, wanted: Search) -> Problem:
+def problem_of(found: CompressedTasks, wanted: FrameSearch) -> UpdateProblem:
     """The problem on the cores: what is outside of the frames is lost whatever the bases."""
     weighing = entered_weights(found.norms, wanted.entry_norms)
-    return Problem(found.core, weighing, wanted.p, wanted.seed)
+    return UpdateProblem(found.core, weighing, wanted.p, wanted.seed)
 
 
-def _solved(found: Compressed, wanted: Search) -> tuple[Bases, float]:
+def _solved(found: CompressedTasks, wanted: FrameSearch) -> tuple[BasisPair, float]:
     """Bases in the frames' coordinates, and the weighed squared error with them."""
     problem = problem_of(found, wanted)
     bases = joint(problem, wanted.k)
@@ -93,7 +94,9 @@ def _solved(found: Compressed, wanted: Search) -> tuple[Bases, float]:
     return bases, outside + problem.total - problem.energy(bases)
 
 
-def _next_columns(found: Compressed, bases: Bases, wanted: Search) -> tuple[Tensor, Tensor]:
+def _next_columns(
+    found: CompressedTasks, bases: BasisPair, wanted: FrameSearch
+) -> tuple[Tensor, Tensor]:
     """The best bases so far, and the leading directions of one more step."""
     results = []
     sides = (
@@ -107,7 +110,7 @@ def _next_columns(found: Compressed, bases: Bases, wanted: Search) -> tuple[Tens
     return results[0], results[1]
 
 
-def _frames(columns: tuple[Tensor, Tensor], wanted: Search) -> tuple[Tensor, Tensor]:
+def _frames(columns: tuple[Tensor, Tensor], wanted: FrameSearch) -> tuple[Tensor, Tensor]:
     """Orthonormal frames; float64 on the way, they are small beside a chunk."""
     known = (wanted.known.left, wanted.known.right) if wanted.known else None
     results = []

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import dense_tasks, frame, gauss, law, problem, update
-from sharespace.linalg.budget.layer_options import Allocation, Menu, menu
-from sharespace.linalg.joint import Problem, hosvd
+from sharespace.linalg.budget.task_options import TaskChoices, TaskOptions, task_options
+from sharespace.linalg.joint import hosvd
+from sharespace.linalg.problem import UpdateProblem
 from sharespace.subspace.adapter import LayerUpdate, ModuleShape
 from sharespace.subspace.build_budgeted import project_mixed
 from sharespace.subspace.state import LayerSubspace
@@ -25,26 +26,26 @@ def _family(count: int, n: int = 20, d: int = 16, k: int = 3, seed: int = 0) -> 
     ]
 
 
-def _menu(found: Problem, itemsize: int = 4) -> Menu:
-    return menu(found, hosvd(found, (10_000, 10_000)), itemsize)
+def _menu(found: UpdateProblem, itemsize: int = 4) -> TaskOptions:
+    return task_options(found, hosvd(found, (10_000, 10_000)), itemsize)
 
 
 @pytest.mark.parametrize("p", [None, 1, 2])
 def test_the_losses_are_those_of_truncated_cores(p: int | None) -> None:
     tasks = [update(9, 7, 3, i, norm=i + 1.0, dtype=torch.float64) for i in range(4)]
     found = problem(tasks, p)
-    card = _menu(found)
-    assert card.lost.shape[3] == (p or 3) + 1
+    options = _menu(found)
+    assert options.lost.shape[3] == (p or 3) + 1
     for i, task in enumerate(dense_tasks(found.updates)):
-        for x, a in enumerate(card.steps[0].tolist()):
-            for y, b in enumerate(card.steps[1].tolist()):
-                core = card.bases.left[:, :a].mT @ task @ card.bases.right[:, :b]
+        for x, a in enumerate(options.steps[0].tolist()):
+            for y, b in enumerate(options.steps[1].tolist()):
+                core = options.bases.left[:, :a].mT @ task @ options.bases.right[:, :b]
                 kept = torch.linalg.svdvals(core).square()
-                for rank in range(card.lost.shape[3]):
+                for rank in range(options.lost.shape[3]):
                     if rank > min(a, b) or max(a, b) > 6 * min(a, b):
                         continue
                     wanted = float(task.square().sum() - kept[:rank].sum())
-                    assert float(card.lost[x, y, i, rank]) == pytest.approx(wanted, abs=1e-9)
+                    assert float(options.lost[x, y, i, rank]) == pytest.approx(wanted, abs=1e-9)
 
 
 def test_a_faint_last_direction_counts_in_float32() -> None:
@@ -53,9 +54,9 @@ def test_a_faint_last_direction_counts_in_float32() -> None:
     u, _, vh = torch.linalg.svd(one.up @ one.down)
     s = torch.tensor([1.0, 0.5, 1e-4], dtype=torch.float64)
     faint = LayerUpdate(u[:, :3] * s, vh[:3])
-    card = _menu(problem([faint] * 4, None, torch.float32))
-    assert float(card.lost[1, 1, 0, 2]) == pytest.approx(1e-8, rel=0.01)
-    assert float(card.lost[2, 2, 0, 3]) == 0
+    options = _menu(problem([faint] * 4, None, torch.float32))
+    assert float(options.lost[1, 1, 0, 2]) == pytest.approx(1e-8, rel=0.01)
+    assert float(options.lost[2, 2, 0, 3]) == 0
 
 
 @law()
@@ -72,12 +73,12 @@ def test_what_is_stored_is_what_was_chosen(
     tasks = _family(relatives + 1, seed=seed)
     tasks += [update(20, 16, 3, seed + i, dtype=torch.float64) for i in range(strangers)]
     found = problem(tasks, p)
-    card = _menu(found, 8)
-    chosen = card.at(10.0**exponent, found.weights)
+    options = _menu(found, 8)
+    chosen = options.choose(10.0**exponent, found.weights)
     layer = LayerSubspace(
         ModuleShape(20, 16),
-        card.bases.left[:, : chosen.k[0]].contiguous(),
-        card.bases.right[:, : chosen.k[1]].contiguous(),
+        options.bases.left[:, : chosen.k[0]].contiguous(),
+        options.bases.right[:, : chosen.k[1]].contiguous(),
     )
     stored = project_mixed(found.updates, layer, chosen)
     assert layer.nbytes + sum(c.nbytes for c in stored.coefficients) <= chosen.nbytes
@@ -88,33 +89,35 @@ def test_what_is_stored_is_what_was_chosen(
 def test_at_one_price_nobody_could_do_better() -> None:
     """Every task's choice is the cheapest of all it could take, one by one."""
     found = problem([*_family(6), update(20, 16, 3, 7, dtype=torch.float64)])
-    card, price = _menu(found), 1e-5
-    chosen = card.at(price, found.weights)
+    options, price = _menu(found), 1e-5
+    chosen = options.choose(price, found.weights)
     assert chosen.k != (0, 0)
     for i in range(7):
-        mine = float(found.weights[i] ** 2 * chosen.lost[i]) + price * _bytes(card, chosen, i)
-        assert mine <= min(_costs(card, found, chosen.k, i, price)) + 1e-15
+        mine = float(found.weights[i] ** 2 * chosen.lost[i]) + price * _bytes(options, chosen, i)
+        assert mine <= min(_costs(options, found, chosen.k, i, price)) + 1e-15
 
 
-def _bytes(card: Menu, chosen: Allocation, task: int) -> float:
+def _bytes(options: TaskOptions, chosen: TaskChoices, task: int) -> float:
     a, b, rank = int(chosen.left[task]), int(chosen.right[task]), int(chosen.rank[task])
     if not a:
-        return card.itemsize * sum(card.sides) * rank
-    return card.itemsize * ((a + b) * rank if rank < min(a, b) else a * b)
+        return options.itemsize * sum(options.sides) * rank
+    return options.itemsize * ((a + b) * rank if rank < min(a, b) else a * b)
 
 
-def _costs(card: Menu, found: Problem, k: tuple[int, int], task: int, price: float) -> list[float]:
+def _costs(
+    options: TaskOptions, found: UpdateProblem, k: tuple[int, int], task: int, price: float
+) -> list[float]:
     square = float(found.weights[task] ** 2)
     own = [
-        square * float(lost) + price * card.itemsize * sum(card.sides) * q
-        for q, lost in enumerate(card.private[task])
+        square * float(lost) + price * options.itemsize * sum(options.sides) * q
+        for q, lost in enumerate(options.own_lost[task])
     ]
     shared = [
-        square * float(card.lost[x, y, task, rank])
-        + price * card.itemsize * ((a + b) * rank if rank < min(a, b) else a * b)
-        for x, a in enumerate(card.steps[0].tolist())
-        for y, b in enumerate(card.steps[1].tolist())
-        for rank in range(card.lost.shape[3])
+        square * float(options.lost[x, y, task, rank])
+        + price * options.itemsize * ((a + b) * rank if rank < min(a, b) else a * b)
+        for x, a in enumerate(options.steps[0].tolist())
+        for y, b in enumerate(options.steps[1].tolist())
+        for rank in range(options.lost.shape[3])
         if a <= k[0] and b <= k[1]
     ]
     return own + shared
@@ -122,7 +125,7 @@ def _costs(card: Menu, found: Problem, k: tuple[int, int], task: int, price: flo
 
 def test_an_outlier_among_relatives_is_private() -> None:
     found = problem([*_family(30, 40, 40), update(40, 40, 2, 3, dtype=torch.float64)])
-    chosen = _menu(found).at(1e-4, found.weights)
+    chosen = _menu(found).choose(1e-4, found.weights)
     assert chosen.inside == list(range(30))
     assert int(chosen.rank[30]) == 2
 
@@ -131,13 +134,13 @@ def test_strangers_have_no_common_bases() -> None:
     tasks = [LayerUpdate(frame(60, 2, i), frame(60, 2, i + 9).mT.contiguous()) for i in range(20)]
     found = problem(tasks)
     for price in (1e-3, 1e-4, 1e-5, 1e-6):
-        assert _menu(found).at(price, found.weights).k == (0, 0)
+        assert _menu(found).choose(price, found.weights).k == (0, 0)
 
 
 def test_zero_updates_take_nothing() -> None:
     zero = LayerUpdate(torch.zeros(9, 2), torch.ones(2, 7))
     found = problem([zero, zero], None, torch.float32)
-    chosen = _menu(found).at(1e-9, found.weights)
+    chosen = _menu(found).choose(1e-9, found.weights)
     assert chosen.k == (0, 0)
     assert chosen.nbytes == 0
     assert chosen.rank.tolist() == [0, 0]
@@ -147,6 +150,6 @@ def test_weights_decide_who_gets_the_bytes() -> None:
     tasks = [update(9, 7, 2, i, dtype=torch.float64) for i in range(2)]
     found = problem(tasks)
     heavy = replace(found, weights=torch.tensor([1.0, 1e-6], dtype=torch.float64))
-    chosen = _menu(heavy).at(1e-3, heavy.weights)
+    chosen = _menu(heavy).choose(1e-3, heavy.weights)
     assert chosen.rank.tolist()[0] > 0
     assert chosen.rank.tolist()[1] == 0

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sharespace.linalg.joint import Bases, Problem
 from sharespace.linalg.precision import canonical_rounding
+from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.updates import seen_by
 
 _GROWTH = 1.4
@@ -24,7 +24,7 @@ _SKEW = 6
 
 
 @dataclass(frozen=True, eq=False)
-class Allocation:
+class TaskChoices:
     """How each task of a module is stored."""
 
     k: tuple[int, int]
@@ -51,20 +51,22 @@ class Allocation:
 
 
 @dataclass(frozen=True, eq=False)
-class Menu:
+class TaskOptions:
     """What each task loses in the leading directions of two bases, at every rank."""
 
-    bases: Bases
+    bases: BasisPair
     steps: tuple[Tensor, Tensor]
     """int64 [A] and [B]: numbers of left and of right directions that can be chosen."""
     lost: Tensor
     """float64 [A, B, tasks, q + 1]: energy lost in the leading (a, b) at rank 0, 1, ... q."""
-    private: Tensor
+    own_lost: Tensor
     """float64 [tasks, r + 1]: energy that an own SVD of 0, 1, ... r columns loses."""
     itemsize: int
     """Bytes of a stored number."""
 
-    def at(self, price: float, weights: Tensor, k: tuple[int, int] | None = None) -> Allocation:
+    def choose(
+        self, price: float, weights: Tensor, k: tuple[int, int] | None = None
+    ) -> TaskChoices:
         """What every task chooses at a price of a byte, and with it the best number of directions.
 
         Args:
@@ -73,7 +75,7 @@ class Menu:
             k: (left, right) directions, both among the steps, or (0, 0); None: as many as pay.
         """
         square = weights.square().cpu()
-        own = _Best.of(square[:, None] * self.private, price * self._private_bytes())
+        own = _Best.of(square[:, None] * self.own_lost, price * self._private_bytes())
         shape = self._cheapest(price, square, own.cost) if k is None else self._position(k)
         return self._allocation(price, square, own, shape)
 
@@ -97,13 +99,13 @@ class Menu:
 
     def _allocation(
         self, price: float, square: Tensor, own: _Best, shape: tuple[int, int] | None
-    ) -> Allocation:
+    ) -> TaskChoices:
         """Private and shared choices side by side; ``shape``: positions of (k_left, k_right)."""
         private_bytes = self._private_bytes()[own.index]
         nothing = torch.zeros_like(own.index)
-        lost = self.private.gather(1, own.index[:, None])[:, 0]
+        lost = self.own_lost.gather(1, own.index[:, None])[:, 0]
         if shape is None:
-            return Allocation((0, 0), nothing, nothing, own.index, lost, int(private_bytes.sum()))
+            return TaskChoices((0, 0), nothing, nothing, own.index, lost, int(private_bytes.sum()))
         a, b = shape[0] + 1, shape[1] + 1
         ranks = self.lost.shape[3]
         flat = self.lost[:a, :b].permute(2, 0, 1, 3).flatten(1)
@@ -114,7 +116,7 @@ class Menu:
         shared &= rank > 0
         basis = int(self._basis_bytes()[shape])
         nbytes = torch.where(shared, sizes[best.index], private_bytes)
-        return Allocation(
+        return TaskChoices(
             k=(int(self.steps[0][shape[0]]), int(self.steps[1][shape[1]])),
             left=torch.where(shared, self.steps[0][step // b], nothing),
             right=torch.where(shared, self.steps[1][step % b], nothing),
@@ -129,7 +131,7 @@ class Menu:
         return self.bases.left.shape[0], self.bases.right.shape[0]
 
     def _private_bytes(self) -> Tensor:
-        columns = torch.arange(self.private.shape[1], dtype=torch.float64)
+        columns = torch.arange(self.own_lost.shape[1], dtype=torch.float64)
         return self.itemsize * sum(self.sides) * columns
 
     def _basis_bytes(self) -> Tensor:
@@ -159,7 +161,7 @@ class _Best:
         return cls(found.values, found.indices)
 
 
-def menu(problem: Problem, bases: Bases, itemsize: int) -> Menu:
+def task_options(problem: UpdateProblem, bases: BasisPair, itemsize: int) -> TaskOptions:
     """The menu of a module.
 
     Args:
@@ -169,10 +171,10 @@ def menu(problem: Problem, bases: Bases, itemsize: int) -> Menu:
     """
     steps = _ladder(bases.k[0]), _ladder(bases.k[1])
     lost = _lost(problem, bases, steps) if all(bases.k) else torch.zeros(0, 0, 0, 1)
-    return Menu(bases, steps, lost, private_lost(problem), itemsize)
+    return TaskOptions(bases, steps, lost, own_svd_lost(problem), itemsize)
 
 
-def private_lost(problem: Problem) -> Tensor:
+def own_svd_lost(problem: UpdateProblem) -> Tensor:
     """float64 [tasks, r + 1]: energy beyond the leading 0, 1, ... r singular directions."""
     squares = problem.sigma.double().square().cpu()
     tails = squares.flip(1).cumsum(1).flip(1)
@@ -188,7 +190,7 @@ def _ladder(most: int) -> Tensor:
     return torch.tensor(sorted(k for k in found if 0 < k <= most), dtype=torch.long)
 
 
-def _lost(problem: Problem, bases: Bases, steps: tuple[Tensor, Tensor]) -> Tensor:
+def _lost(problem: UpdateProblem, bases: BasisPair, steps: tuple[Tensor, Tensor]) -> Tensor:
     """By sums of what is left out, not by differences, so that a faint last direction counts."""
     left = _Side.of(seen_by(problem.updates, bases.left), steps[0])
     right = _Side.of(seen_by(problem.updates.flipped, bases.right), steps[1])

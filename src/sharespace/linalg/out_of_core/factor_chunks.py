@@ -16,7 +16,7 @@ Gram matrices enlarge rounding, is above so many times their rank (well-kept fac
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class FactorReader:
     """The factors of one module's updates, read when they are needed: dW_i = B_i A_i."""
 
     n: int
@@ -49,7 +49,7 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Chunk:
+class FactorChunk:
     """The factors of some tasks; gone when the next chunk is read."""
 
     tasks: list[int]
@@ -63,7 +63,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured(Chunk):
+class MeasuredChunk(FactorChunk):
     """A chunk with its Gram matrices."""
 
     left_gram: Tensor
@@ -75,7 +75,7 @@ class Measured(Chunk):
 
 
 @dataclass(frozen=True, eq=False)
-class Norms:
+class MeasuredNorms:
     """What one pass measures, so that later ones need no Gram matrices."""
 
     values: Tensor
@@ -84,33 +84,33 @@ class Norms:
     """Tasks whose factors have to be split anew each time that they are read."""
 
     @classmethod
-    def none(cls, tasks: int) -> Norms:
+    def none(cls, tasks: int) -> MeasuredNorms:
         """Before the first chunk."""
         return cls(torch.zeros(tasks, dtype=torch.float64), set())
 
-    def put(self, chunk: Measured) -> None:
+    def put(self, chunk: MeasuredChunk) -> None:
         """Remember those of a chunk."""
         self.values[chunk.tasks] = chunk.norms.cpu()
         self.balanced.update(chunk.balanced)
 
 
-def chunks(rows: Rows, tasks: Iterable[int] | None = None) -> Iterator[Measured]:
+def chunks(rows: FactorReader, tasks: Iterable[int] | None = None) -> Iterator[MeasuredChunk]:
     """Some tasks or all, each once, those of like rank together."""
     for some in _groups(rows, range(len(rows.ranks)) if tasks is None else tasks):
         yield read_chunk(rows, some)
 
 
-def chunks_again(rows: Rows, norms: Norms) -> Iterator[Chunk]:
+def chunks_again(rows: FactorReader, norms: MeasuredNorms) -> Iterator[FactorChunk]:
     """All tasks once more."""
     for tasks in _groups(rows, range(len(rows.ranks))):
         ranks, left, right = _read(rows, tasks)
         for i, task in enumerate(tasks):
             if task in norms.balanced:
                 _balance(left[i], right[i])
-        yield Chunk(tasks, ranks, left, right, norms.values[tasks].to(rows.device))
+        yield FactorChunk(tasks, ranks, left, right, norms.values[tasks].to(rows.device))
 
 
-def _groups(rows: Rows, tasks: Iterable[int]) -> Iterator[list[int]]:
+def _groups(rows: FactorReader, tasks: Iterable[int]) -> Iterator[list[int]]:
     order = sorted(tasks, key=lambda t: rows.ranks[t])
     at = 0
     while at < len(order):
@@ -119,7 +119,7 @@ def _groups(rows: Rows, tasks: Iterable[int]) -> Iterator[list[int]]:
         at = end
 
 
-def _end(rows: Rows, order: Sequence[int], start: int) -> int:
+def _end(rows: FactorReader, order: Sequence[int], start: int) -> int:
     """Where a chunk ends: at the room that there is, or where the rank has doubled."""
     first, end = rows.ranks[order[start]], start + 1
     while end < len(order):
@@ -130,7 +130,7 @@ def _end(rows: Rows, order: Sequence[int], start: int) -> int:
     return end
 
 
-def sample(rows: Rows, generator: torch.Generator, wanted: int) -> list[int]:
+def sample(rows: FactorReader, generator: torch.Generator, wanted: int) -> list[int]:
     """Tasks drawn at random in the order in which they come: as many as have the wanted number of
     columns, and as make a chunk at most."""
     drawn = torch.randperm(len(rows.ranks), generator=generator).tolist()
@@ -143,7 +143,7 @@ def sample(rows: Rows, generator: torch.Generator, wanted: int) -> list[int]:
     return sorted(drawn)
 
 
-def read_chunk(rows: Rows, tasks: Sequence[int]) -> Measured:
+def read_chunk(rows: FactorReader, tasks: Sequence[int]) -> MeasuredChunk:
     """Some tasks' factors.
 
     Raises:
@@ -162,10 +162,10 @@ def read_chunk(rows: Rows, tasks: Sequence[int]) -> Measured:
         energies[i] = (left_gram[i] * right_gram[i]).sum()
     norms = energies.clamp_min(0).sqrt()
     balanced = [tasks[i] for i in uneven]
-    return Measured(list(tasks), ranks, left, right, norms, left_gram, right_gram, balanced)
+    return MeasuredChunk(list(tasks), ranks, left, right, norms, left_gram, right_gram, balanced)
 
 
-def _read(rows: Rows, tasks: Sequence[int]) -> tuple[tuple[int, ...], Tensor, Tensor]:
+def _read(rows: FactorReader, tasks: Sequence[int]) -> tuple[tuple[int, ...], Tensor, Tensor]:
     """Ranks and factors of a chunk, as they are."""
     ranks = tuple(rows.ranks[t] for t in tasks)
     left, right = rows.views(len(tasks), max(ranks))

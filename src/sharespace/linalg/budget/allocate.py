@@ -8,9 +8,9 @@ tasks are.
 Spend a byte budget over modules: common bases, own SVDs, or both, whichever keeps more.
 
 Each module offers points of (bytes, lost energy): the own SVDs of its tasks, column by column, and
-what its tasks choose where every byte has the same price (``menu``), from dear to cheap. Greedy
-along the lower hull of both, by energy per byte, is within one step of the best split. Energies
-weigh a task by 1 / |dW_i over all modules|.
+what its tasks choose where every byte has the same price (``task_options``), from dear to cheap.
+Greedy along the lower hull of both, by energy per byte, is within one step of the best split.
+Energies weigh a task by 1 / |dW_i over all modules|.
 
 Families among many tasks: tasks of which one holds most of the others in its directions.
 
@@ -30,38 +30,41 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sharespace.linalg.budget.layer_options import Allocation, Menu, menu
-from sharespace.linalg.joint import Bases, Problem, hosvd, joint
-from sharespace.linalg.updates import Updates, captured, seen_by
+from sharespace.linalg.budget.task_options import TaskChoices, TaskOptions, task_options
+from sharespace.linalg.joint import hosvd, joint
+from sharespace.linalg.problem import BasisPair, UpdateProblem
+from sharespace.linalg.updates import CanonicalUpdates, captured, seen_by
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class TaskGroup:
     """Some tasks of a module, and what they may take of a subspace that is theirs."""
 
     tasks: tuple[int, ...]
     """Their numbers in the module."""
-    problem: Problem
+    problem: UpdateProblem
     """Theirs alone."""
-    card: Menu
+    options: TaskOptions
 
     @classmethod
-    def of(cls, problem: Problem, tasks: Sequence[int], bases: Bases, itemsize: int) -> Part:
+    def of(
+        cls, problem: UpdateProblem, tasks: Sequence[int], bases: BasisPair, itemsize: int
+    ) -> TaskGroup:
         """Args:
         problem: of the tasks alone.
         """
-        return cls(tuple(tasks), problem, menu(problem, bases, itemsize))
+        return cls(tuple(tasks), problem, task_options(problem, bases, itemsize))
 
-    def at(self, price: float, k: tuple[int, int] | None = None) -> Allocation:
-        """See ``Menu.at``."""
-        return self.card.at(price, self.problem.weights, k)
+    def choose(self, price: float, k: tuple[int, int] | None = None) -> TaskChoices:
+        """See ``TaskOptions.choose``."""
+        return self.options.choose(price, self.problem.weights, k)
 
 
-Scheme = tuple[Part, ...]
+Grouping = tuple[TaskGroup, ...]
 """Every task of the module is in one of them."""
 
 
-def one_subspace(problem: Problem, itemsize: int, limit: int) -> Scheme:
+def one_subspace(problem: UpdateProblem, itemsize: int, limit: int) -> Grouping:
     """All tasks in one.
 
     Args:
@@ -73,9 +76,9 @@ def one_subspace(problem: Problem, itemsize: int, limit: int) -> Scheme:
     return (_part(problem, everyone, itemsize, limit),) if limit else ()
 
 
-def by_family(problem: Problem, itemsize: int, limit: int) -> Scheme:
+def by_family(problem: UpdateProblem, itemsize: int, limit: int) -> Grouping:
     """One for each family, and one for the tasks that are in none; empty without families."""
-    groups = families(problem) if limit else []
+    groups = find_groups(problem) if limit else []
     alone = sorted(set(range(len(problem.updates.ranks))) - {i for g in groups for i in g})
     parts = [*groups, alone] if alone else groups
     if len(parts) < 2:
@@ -83,7 +86,7 @@ def by_family(problem: Problem, itemsize: int, limit: int) -> Scheme:
     return tuple(_part(problem.select(tasks), tasks, itemsize, limit) for tasks in parts)
 
 
-WAYS = one_subspace, by_family
+GROUPINGS = one_subspace, by_family
 """The ways to share a module."""
 
 _PRICE_RANGE = 1e-30, 1e6
@@ -107,11 +110,11 @@ _HELD = 0.5
 """Part of a member's energy in its leader's directions, both sides together."""
 
 
-def _part(problem: Problem, tasks: Sequence[int], itemsize: int, limit: int) -> Part:
-    return Part.of(problem, tasks, hosvd(problem, (limit, limit)), itemsize)
+def _part(problem: UpdateProblem, tasks: Sequence[int], itemsize: int, limit: int) -> TaskGroup:
+    return TaskGroup.of(problem, tasks, hosvd(problem, (limit, limit)), itemsize)
 
 
-def within(scheme: Sequence[Part], nbytes: int) -> list[Allocation]:
+def within(scheme: Sequence[TaskGroup], nbytes: int) -> list[TaskChoices]:
     """The best choices of all tasks, with all directions of the parts, in so many bytes.
 
     One price for all parts, so that bytes go where they keep most. The bases alone must fit.
@@ -128,11 +131,11 @@ def within(scheme: Sequence[Part], nbytes: int) -> list[Allocation]:
     return found
 
 
-def _all_at(price: float, scheme: Sequence[Part]) -> list[Allocation]:
-    return [part.at(price, part.card.bases.k) for part in scheme]
+def _all_at(price: float, scheme: Sequence[TaskGroup]) -> list[TaskChoices]:
+    return [part.choose(price, part.options.bases.k) for part in scheme]
 
 
-def weighed(scheme: Sequence[Part], found: Sequence[Allocation]) -> float:
+def weighed(scheme: Sequence[TaskGroup], found: Sequence[TaskChoices]) -> float:
     """Weighed energy that all tasks lose together."""
     return sum(
         chosen.weighed(part.problem.weights) for part, chosen in zip(scheme, found, strict=True)
@@ -140,7 +143,7 @@ def weighed(scheme: Sequence[Part], found: Sequence[Allocation]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class LayerOption:
     """One way to store a module."""
 
     nbytes: int
@@ -148,19 +151,19 @@ class Point:
     """Weighed energy of the module that is not kept."""
     columns: int = 0
     """Columns of all own SVDs together, where all tasks are stored so."""
-    each: tuple[tuple[int, int], ...] = ()
+    group_ks: tuple[tuple[int, int], ...] = ()
     """Directions of each subspace, one for all tasks or one for each family; none: own SVDs."""
-    scheme: int = 0
-    """Which way to share the module: its number in ``WAYS``."""
+    grouping: int = 0
+    """Which way to share the module: its number in ``GROUPINGS``."""
 
     @property
     def is_own(self) -> bool:
         """All tasks are stored by their own SVDs."""
-        return not self.each
+        return not self.group_ks
 
 
 @dataclass(frozen=True, eq=False)
-class Profile:
+class LayerOptions:
     """All that the split of a budget needs to know of a module."""
 
     sides: int
@@ -168,7 +171,7 @@ class Profile:
     itemsize: int
     own: Tensor
     """float64 [tasks, r]: energy of each singular direction, descending, zero-padded."""
-    shared: tuple[Point, ...] = ()
+    shared: tuple[LayerOption, ...] = ()
     """Ways with common bases, at one price of a byte each."""
 
     @property
@@ -176,7 +179,7 @@ class Profile:
         """float64 [tasks]: |dW_i|^2."""
         return self.own.sum(1)
 
-    def points(self, weights: Tensor, budget: int) -> list[Point]:
+    def affordable(self, weights: Tensor, budget: int) -> list[LayerOption]:
         """All ways, as far as the budget reaches.
 
         Args:
@@ -186,7 +189,7 @@ class Profile:
         strength = (weights.square()[:, None] * self.own).flatten()
         left = strength.sort().values.cumsum(0).flip(0).tolist()
         column = self.itemsize * self.sides
-        own = [Point(column * c, e, columns=c) for c, e in enumerate([*left, 0.0])]
+        own = [LayerOption(column * c, e, columns=c) for c, e in enumerate([*left, 0.0])]
         return [p for p in (*own, *self.shared) if p.nbytes <= budget]
 
     def own_ranks(self, weights: Tensor, columns: int) -> list[int]:
@@ -197,52 +200,52 @@ class Profile:
         return [int(x) for x in chosen.reshape(self.own.shape).sum(1)]
 
 
-def own_profile(updates: Updates, itemsize: int) -> Profile:
+def own_svd_options(updates: CanonicalUpdates, itemsize: int) -> LayerOptions:
     """Profile of a module with own SVDs only."""
     own = updates.blocks(updates.sigma).double().square().cpu()
-    return Profile(updates.left.shape[0] + updates.right.shape[0], itemsize, own)
+    return LayerOptions(updates.left.shape[0] + updates.right.shape[0], itemsize, own)
 
 
-def profile(problem: Problem, itemsize: int, budget: int | None = None) -> Profile:
+def layer_options(problem: UpdateProblem, itemsize: int, budget: int | None = None) -> LayerOptions:
     """Profile of a module; no common bases that alone would cost more than the budget.
 
     Args:
         problem: with the weights 1 / |dW_i over all modules|.
     """
-    own = own_profile(problem.updates, itemsize)
-    shared: list[Point] = []
+    own = own_svd_options(problem.updates, itemsize)
+    shared: list[LayerOption] = []
     limit = affordable(problem, itemsize, budget)
-    for number, way in enumerate(WAYS):
+    for number, way in enumerate(GROUPINGS):
         shared += _curve(way(problem, itemsize, limit), number)
     return replace(own, shared=tuple(shared))
 
 
-def affordable(problem: Problem, itemsize: int, budget: int | None) -> int:
+def affordable(problem: UpdateProblem, itemsize: int, budget: int | None) -> int:
     """Most directions a side that a budget pays for."""
     n, d = problem.updates.left.shape[0], problem.updates.right.shape[0]
     return min(n, d) if budget is None else min(n, d, budget // (itemsize * (n + d)))
 
 
-def _curve(scheme: Scheme, number: int) -> list[Point]:
+def _curve(scheme: Grouping, number: int) -> list[LayerOption]:
     """What the tasks choose from a price at which nothing is worth it down to rounding."""
     highest = max((_highest_price(part) for part in scheme), default=0.0)
-    points: dict[int, Point] = {}
+    points: dict[int, LayerOption] = {}
     for step in range(_PRICE_STEPS if highest > 0 else 0):
-        here = [part.at(highest * _STEP**-step) for part in scheme]
+        here = [part.choose(highest * _STEP**-step) for part in scheme]
         if any(chosen.k != (0, 0) for chosen in here):
             nbytes = sum(chosen.nbytes for chosen in here)
-            points[nbytes] = Point(
-                nbytes, weighed(scheme, here), each=tuple(c.k for c in here), scheme=number
+            points[nbytes] = LayerOption(
+                nbytes, weighed(scheme, here), group_ks=tuple(c.k for c in here), grouping=number
             )
     return list(points.values())
 
 
-def _highest_price(part: Part) -> float:
-    energies = part.problem.weights.square().cpu() * part.card.private[:, 0]
-    return float(energies.sum()) / (part.card.itemsize * sum(part.card.sides))
+def _highest_price(part: TaskGroup) -> float:
+    energies = part.problem.weights.square().cpu() * part.options.own_lost[:, 0]
+    return float(energies.sum()) / (part.options.itemsize * sum(part.options.sides))
 
 
-def spend(offers: Sequence[Sequence[Point]], budget: int) -> list[Point]:
+def split_budget(offers: Sequence[Sequence[LayerOption]], budget: int) -> list[LayerOption]:
     """One point for each module, within the budget, that lose as little energy as found.
 
     Never more than own SVDs alone would lose at the same bytes.
@@ -253,10 +256,10 @@ def spend(offers: Sequence[Sequence[Point]], budget: int) -> list[Point]:
     return min(mixed, own, key=lambda points: sum(p.lost for p in points))
 
 
-def stretched(points: Sequence[Point], budget: int) -> list[Point]:
+def spread_remaining(points: Sequence[LayerOption], budget: int) -> list[LayerOption]:
     """The points with what they leave of the budget, given to those with common bases.
 
-    These can use any number of bytes (``settle``), and in proportion to what they have.
+    These can use any number of bytes (``allocate``), and in proportion to what they have.
     """
     flexible = sum(p.nbytes for p in points if not p.is_own)
     left = budget - sum(p.nbytes for p in points)
@@ -265,7 +268,7 @@ def stretched(points: Sequence[Point], budget: int) -> list[Point]:
     ]
 
 
-def _hull(points: Sequence[Point]) -> list[Point]:
+def _hull(points: Sequence[LayerOption]) -> list[LayerOption]:
     """The lower convex hull, from nothing at all upwards."""
     ordered = sorted(points, key=lambda p: (p.nbytes, p.lost))
     hull = ordered[:1]
@@ -278,13 +281,13 @@ def _hull(points: Sequence[Point]) -> list[Point]:
     return hull
 
 
-def _slope(a: Point, b: Point) -> float:
+def _slope(a: LayerOption, b: LayerOption) -> float:
     return (a.lost - b.lost) / (b.nbytes - a.nbytes)
 
 
 def _greedy(
-    hulls: Sequence[list[Point]], offers: Sequence[Sequence[Point]], budget: int
-) -> list[Point]:
+    hulls: Sequence[list[LayerOption]], offers: Sequence[Sequence[LayerOption]], budget: int
+) -> list[LayerOption]:
     at = [0] * len(hulls)
     left = budget
     heap = [(-_slope(h[0], h[1]), m) for m, h in enumerate(hulls) if len(h) > 1]
@@ -301,7 +304,9 @@ def _greedy(
     return _spend_rest(chosen, offers, left)
 
 
-def _spend_rest(chosen: list[Point], offers: Sequence[Sequence[Point]], left: int) -> list[Point]:
+def _spend_rest(
+    chosen: list[LayerOption], offers: Sequence[Sequence[LayerOption]], left: int
+) -> list[LayerOption]:
     """What is left goes to points that are not on the hull, module by module."""
     result = []
     for now, points in zip(chosen, offers, strict=True):
@@ -312,7 +317,7 @@ def _spend_rest(chosen: list[Point], offers: Sequence[Sequence[Point]], left: in
     return result
 
 
-def families(problem: Problem) -> list[list[int]]:
+def find_groups(problem: UpdateProblem) -> list[list[int]]:
     """Groups of tasks, the largest first; a task that is alone is in none."""
     updates = problem.updates
     norms = updates.norms.cpu()
@@ -331,7 +336,7 @@ def families(problem: Problem) -> list[list[int]]:
     return sorted(found, key=len, reverse=True)[:_MOST]
 
 
-def _held(problem: Problem, leader: int) -> Tensor:
+def _held(problem: UpdateProblem, leader: int) -> Tensor:
     """float64 [tasks]: energy of every update in one task's own left and right directions."""
     updates = problem.updates
     one = updates.select([leader])
@@ -340,19 +345,19 @@ def _held(problem: Problem, leader: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Settled:
+class GroupSubspace:
     """One subspace of a module, and the tasks that it is for."""
 
     tasks: tuple[int, ...]
     """Their numbers in the module."""
-    bases: Bases
-    chosen: Allocation
+    bases: BasisPair
+    choices: TaskChoices
     """What each of them takes, in that order."""
 
 
-def settle(
-    problem: Problem, point: Point, itemsize: int, budget: int | None
-) -> tuple[Settled, ...]:
+def allocate(
+    problem: UpdateProblem, point: LayerOption, itemsize: int, budget: int | None
+) -> tuple[GroupSubspace, ...]:
     """The bases of a point and what each task takes of them, in no more than its bytes.
 
     The point's own bases, or those after sweeps over the tasks that use them, whichever lose less;
@@ -363,9 +368,10 @@ def settle(
         point: one with common bases.
         budget: as it was then.
     """
-    scheme = WAYS[point.scheme](problem, itemsize, affordable(problem, itemsize, budget))
+    scheme = GROUPINGS[point.grouping](problem, itemsize, affordable(problem, itemsize, budget))
     first = [
-        _with(part, part.card.bases.first(k)) for part, k in zip(scheme, point.each, strict=True)
+        _with(part, part.options.bases.first(k))
+        for part, k in zip(scheme, point.group_ks, strict=True)
     ]
     found = within(first, point.nbytes)
     swept = [_swept(part, chosen) for part, chosen in zip(first, found, strict=True)]
@@ -373,18 +379,18 @@ def settle(
     if weighed(swept, better) < weighed(first, found):
         first, found = swept, better
     return tuple(
-        Settled(part.tasks, part.card.bases, chosen)
+        GroupSubspace(part.tasks, part.options.bases, chosen)
         for part, chosen in zip(first, found, strict=True)
     )
 
 
-def _with(part: Part, bases: Bases) -> Part:
-    return Part.of(part.problem, part.tasks, bases, part.card.itemsize)
+def _with(part: TaskGroup, bases: BasisPair) -> TaskGroup:
+    return TaskGroup.of(part.problem, part.tasks, bases, part.options.itemsize)
 
 
-def _swept(part: Part, chosen: Allocation) -> Part:
+def _swept(part: TaskGroup, chosen: TaskChoices) -> TaskGroup:
     """With bases that are the best for the tasks that use them."""
     if not chosen.inside:
         return part
     members = part.problem.select(chosen.inside)
-    return _with(part, joint(members, part.card.bases.k, start=part.card.bases))
+    return _with(part, joint(members, part.options.bases.k, start=part.options.bases))
