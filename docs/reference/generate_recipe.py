@@ -5,19 +5,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sharespace.recipe import (
+from sharespace.stream.recipe import (
     DataSettings,
     Recipe,
     SubspaceSettings,
     TaskSpec,
     TrainingSettings,
 )
-from sharespace.recipe.keys import Key, keys_of, texts_of
-from sharespace.recipe.source import Source
+from sharespace.stream.recipe.values import Key, RecipeSource, keys_of, texts_of
 
 HEAD = """# Recipe
 
-<!-- Written by docs/reference/generate_recipe.py; change the code of sharespace.recipe instead. -->
+<!-- Written by docs/reference/generate_recipe.py; change sharespace.stream.recipe instead. -->
 
 A recipe is a YAML file that says what a stream is: a base model, and tasks that come one after the
 other, each as data, as an adapter, or as both. `sharespace run recipe.yaml` runs it.
@@ -81,7 +80,7 @@ TYPES = {
     str: "text",
     tuple: "texts",
     Path: "path",
-    Source: "path or Hub id",
+    RecipeSource: "path or Hub id",
 }
 
 

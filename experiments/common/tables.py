@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments.common.methods import METHODS, ORDER_FREE
-from sharespace.compare.comparison import Comparison, Cost, Row, markdown
+from sharespace.compare.comparison import Comparison, ComparisonRow, Cost, markdown
 from sharespace.stream.measures import ScoreMatrix
 
 Results = Mapping[str, Any]
@@ -34,7 +34,7 @@ def scores(run: Results, method: str) -> dict[str, float]:
     return dict(ScoreMatrix.from_record(run["methods"][method]["matrix"]).last)
 
 
-def rows(runs: Sequence[Results]) -> list[Row]:
+def rows(runs: Sequence[Results]) -> list[ComparisonRow]:
     """One a run and method; methods that know no order once a seed."""
     found = []
     for run in runs:
@@ -46,7 +46,7 @@ def rows(runs: Sequence[Results]) -> list[Row]:
                 record = run["methods"][name]
                 matrix = ScoreMatrix.from_record(record["matrix"])
                 found.append(
-                    Row.from_matrix(
+                    ComparisonRow.from_matrix(
                         name,
                         matrix,
                         cost(record),

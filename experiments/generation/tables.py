@@ -22,7 +22,7 @@ from experiments.generation.relative import (
     with_originals,
 )
 
-from sharespace.compare.size import Layout, reach
+from sharespace.compare.size import SizeLayout, reach
 from sharespace.subspace.adapter import ModuleShape
 
 STARTS = {
@@ -154,11 +154,11 @@ def _spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.2f}{deviation}"
 
 
-def layout(run: Results, k: int) -> Layout:
+def layout(run: Results, k: int) -> SizeLayout:
     """Of the adapters here, all modules alike."""
     side = run["width"]
     shapes = tuple(ModuleShape(side, side) for _ in range(run["modules"]))
-    return Layout(shapes, k=k, p=min(run["rank"], k), rank=run["rank"])
+    return SizeLayout(shapes, k=k, p=min(run["rank"], k), rank=run["rank"])
 
 
 def _sizes(run: Results) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.common import table
 
-from sharespace.compare.comparison import Comparison, Cost, Row, markdown
+from sharespace.compare.comparison import Comparison, ComparisonRow, Cost, markdown
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.stream.recipe import load_recipe, record
 
@@ -58,7 +58,7 @@ def _plain(recipe: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps({**recipe, "recipe": kept}))
 
 
-def _rows(results: Mapping[str, Any]) -> Iterator[Row]:
+def _rows(results: Mapping[str, Any]) -> Iterator[ComparisonRow]:
     """One a method."""
     matrices = {
         name: ScoreMatrix.from_record(found["matrix"]) for name, found in results["methods"].items()
@@ -67,7 +67,7 @@ def _rows(results: Mapping[str, Any]) -> Iterator[Row]:
     own, head = last.get("per_task_lora"), last.get("head_only")
     for name, found in results["methods"].items():
         cost, seed = Cost(**found["cost"]), results["environment"]["seed"]
-        yield Row.from_matrix(name, matrices[name], cost, own=own, head=head, seed=seed)
+        yield ComparisonRow.from_matrix(name, matrices[name], cost, own=own, head=head, seed=seed)
 
 
 def _paper_table(paper: Mapping[str, Any]) -> str:

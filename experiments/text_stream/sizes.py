@@ -24,7 +24,14 @@ from experiments.common.runs import write
 from sharespace import Share
 from sharespace.compare.comparison import claims_markdown
 from sharespace.compare.figures import Panel, picture
-from sharespace.compare.size import CountedPoint, Layout, bytes_on_disk, claims, draw_counts, reach
+from sharespace.compare.size import (
+    CountedPoint,
+    SizeLayout,
+    bytes_on_disk,
+    claims,
+    draw_counts,
+    reach,
+)
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 
 HERE = Path(__file__).parent
@@ -109,10 +116,10 @@ def lora_numbers(share: Share) -> int:
     return sum(RANK * shape.sides for shape in share.model.shapes.values())
 
 
-def layout_of(share: Share, measured: dict[str, Any]) -> Layout:
+def layout_of(share: Share, measured: dict[str, Any]) -> SizeLayout:
     """What a task looks like; its overheads are what was measured beyond the formula."""
     head = sum(t.numel() for t in share.task(share.tasks[0]).kept.values())
-    plain = Layout(
+    plain = SizeLayout(
         shapes=tuple(share.model.shapes.values()),
         k=max(max(layer.k) for layer in share.model.layers.values()),
         p=max(c.p for t in share.model.tasks.values() for c in t.coefficients.values()),  # type: ignore[union-attr]
@@ -122,7 +129,7 @@ def layout_of(share: Share, measured: dict[str, Any]) -> Layout:
     largest = max(measured, key=int)
     found, count = measured[largest], int(largest)
     exact = claims(plain, (count,))[0].total
-    return Layout(
+    return SizeLayout(
         **{
             **{name: getattr(plain, name) for name in ("shapes", "k", "p", "rank", "head")},
             "share_overhead": max((found["share"] - exact.share) // count, 0),
@@ -143,7 +150,7 @@ def table(measured: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw(layout: Layout, path: Path) -> None:
+def draw(layout: SizeLayout, path: Path) -> None:
     """Both counts against the number of tasks."""
     points = []
     for count in (1, 2, 6, 10, 30, 100, 300, 1000):

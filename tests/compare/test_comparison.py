@@ -12,13 +12,13 @@ from rich.console import Console
 
 from sharespace.compare.comparison import (
     Comparison,
+    ComparisonRow,
     Cost,
-    Row,
     claims_markdown,
     markdown,
     rich_table,
 )
-from sharespace.compare.size import Layout, claims, reach
+from sharespace.compare.size import SizeLayout, claims, reach
 from sharespace.errors import OptionError
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import ModuleShape
@@ -29,12 +29,14 @@ STREAM = ScoreMatrix(("a", "b"), ("build", "+ b"), ((90.0, None), (89.0, 70.0)))
 OWN, HEAD = {"a": 91.0, "b": 71.0}, {"a": 80.0, "b": 60.0}
 
 
-def share(seed: int = 0, gain: float = 0.0, order: str = "") -> Row:
+def share(seed: int = 0, gain: float = 0.0, order: str = "") -> ComparisonRow:
     matrix = replace(STREAM, scores=((90.0, None), (89.0 + gain, 70.0 + gain)))
-    return Row.from_matrix("Share", matrix, SHARE, own=OWN, head=HEAD, seed=seed, order=order)
+    return ComparisonRow.from_matrix(
+        "Share", matrix, SHARE, own=OWN, head=HEAD, seed=seed, order=order
+    )
 
 
-COMPARISON = Comparison((share(0), share(1, 1.0), Row("own | LoRA", OWN, LORA)))
+COMPARISON = Comparison((share(0), share(1, 1.0), ComparisonRow("own | LoRA", OWN, LORA)))
 
 
 def test_a_row_has_the_measures_of_its_matrix() -> None:
@@ -46,7 +48,7 @@ def test_a_row_has_the_measures_of_its_matrix() -> None:
 
 
 def test_a_single_step_has_no_forgetting_to_speak_of() -> None:
-    row = Row.from_matrix("joint", ScoreMatrix(("a",), ("s",), ((1.0,),)), LORA)
+    row = ComparisonRow.from_matrix("joint", ScoreMatrix(("a",), ("s",), ((1.0,),)), LORA)
     assert (row.forgetting, row.backward_transfer, row.gain_retained) == (None, None, None)
 
 
@@ -88,7 +90,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(OptionError, match="twice with seed 0"):
         Comparison((share(), share()))
     with pytest.raises(OptionError, match="the same tasks"):
-        Comparison((share(), Row("x", {"a": 1.0}, LORA)))
+        Comparison((share(), ComparisonRow("x", {"a": 1.0}, LORA)))
     assert Comparison((share(), share(order="backwards"))).orders == ("", "backwards")
 
 
@@ -130,7 +132,7 @@ def test_the_terminal_shows_the_same_cells_and_takes_names_literally() -> None:
 
 
 def test_claims_are_told_both_ways() -> None:
-    layout = Layout((ModuleShape(768, 768),) * 24, k=32, p=8, rank=32)
+    layout = SizeLayout((ModuleShape(768, 768),) * 24, k=32, p=8, rank=32)
     reached = [(reach(layout, r, "paper"), reach(layout, r, "bytes")) for r in (50, 100)]
     text = claims_markdown(claims(layout, (6,)), reached)
     assert "| 6 | 28,311,552 | 294,912 | 96.0 | 28,311,552 | 5,013,504 | 5.6 |" in text

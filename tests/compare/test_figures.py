@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from sharespace.compare.figures import Rows, draw_matrix, matrix_panels
+from sharespace.compare.figures import ScoreRows, draw_matrix, matrix_panels
 from sharespace.compare.size import CountedPoint, SizePoint, draw_counts, draw_sizes
 from sharespace.demo.result import demo_picture
 from sharespace.errors import MissingExtraError
 
-STEPS: Rows = {"build": [91.25, 84.0, None], "+ c": [91.0, 84.5, 88.0]}
-REFERENCES: Rows = {"own LoRA": [92.0, 85.0, 89.0], "head only": [50.0, 61.0, 70.0]}
+STEPS: ScoreRows = {"build": [91.25, 84.0, None], "+ c": [91.0, 84.5, 88.0]}
+REFERENCES: ScoreRows = {"own LoRA": [92.0, 85.0, 89.0], "head only": [50.0, 61.0, 70.0]}
 TASKS = ["a", "b", "c"]
 SIZES = [
     SizePoint(1, 1000, 3000, measured=True),
@@ -54,7 +54,7 @@ def test_sizes_mark_what_was_measured_and_dash_the_rest() -> None:
 
 def test_methods_side_by_side_share_one_scale_and_one_bar() -> None:
     figure = Figure()
-    worse: Rows = {"build": [41.0, 50.0, None], "+ c": [33.0, 45.0, 60.0]}
+    worse: ScoreRows = {"build": [41.0, 50.0, None], "+ c": [33.0, 45.0, 60.0]}
     panels = matrix_panels({"Share": STEPS, "other": worse}, TASKS)
     assert [panel.title for panel in panels] == ["Share", "other"]
     both: Any = figure.subplots(1, 2)
@@ -67,7 +67,7 @@ def test_methods_side_by_side_share_one_scale_and_one_bar() -> None:
 def test_a_long_stream_stays_readable() -> None:
     axes: Any = Figure().subplots()
     tasks = [f"task{i}" for i in range(15)]
-    rows: Rows = {f"s{t}": [50.0 if i <= t else None for i in range(15)] for t in range(15)}
+    rows: ScoreRows = {f"s{t}": [50.0 if i <= t else None for i in range(15)] for t in range(15)}
     draw_matrix(axes, rows, {}, tasks, colour_bar=False)
     assert "not yet\nlearned" not in {text.get_text() for text in axes.texts}
     assert max(text.get_fontsize() for text in axes.texts if text.get_text()) < 8

@@ -20,7 +20,7 @@ from sharespace.compare.methods import olora
 from sharespace.compare.methods.ewc import Quadratic, factors, fisher
 from sharespace.compare.methods.post_hoc import _by_peft
 from sharespace.compare.methods.replay import _bytes
-from sharespace.compare.trainers import Part, TaskBatches, add_lora, lora_layers, trained_head
+from sharespace.compare.trainers import MixedPart, TaskBatches, add_lora, lora_layers, trained_head
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
 from sharespace.learn import fit
 
@@ -158,7 +158,7 @@ def test_tasks_of_any_kind_stand_beside_each_other() -> None:
 
 
 def test_batches_have_one_task_and_go_through_all_examples() -> None:
-    parts = [Part(job(0), 7), Part(job(1), 3, indices=[4, 9])]
+    parts = [MixedPart(job(0), 7), MixedPart(job(1), 3, indices=[4, 9])]
     batches = TaskBatches(parts, 32, seed=0)
     assert len(batches) == 10
     first = [index for number, batch in batches.batches if number == 0 for index in batch]

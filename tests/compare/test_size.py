@@ -12,23 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import adapter, build, law, update
-from sharespace.compare.size import Counted, Layout, bytes_on_disk, claims, reach, size
+from sharespace.compare.size import CountedBy, SizeLayout, bytes_on_disk, claims, reach, size
 from sharespace.errors import OptionError
 from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.fidelity import sizes
 
-ROBERTA = Layout((ModuleShape(768, 768),) * 24, k=32, p=8, rank=32)
+ROBERTA = SizeLayout((ModuleShape(768, 768),) * 24, k=32, p=8, rank=32)
 """Query and value of 12 layers, as in the paper."""
 COUNTED = st.sampled_from(["paper", "bytes"])
 
 
 @st.composite
-def layouts(draw: st.DrawFn) -> Layout:
+def layouts(draw: st.DrawFn) -> SizeLayout:
     side = st.integers(1, 64)
     shapes = draw(st.lists(st.builds(ModuleShape, side, side), min_size=1, max_size=4))
     small, tiny = st.integers(1, 16), st.integers(0, 40)
     parts = [draw(x) for x in (small, small, small, st.sampled_from([2, 4]), tiny, tiny, tiny)]
-    return Layout(tuple(shapes), *parts)
+    return SizeLayout(tuple(shapes), *parts)
 
 
 def test_the_papers_own_figures() -> None:
@@ -50,27 +50,27 @@ def test_a_layout_is_what_a_model_of_such_tasks_stores() -> None:
         for i in (0, 1, 2)
     ]
     found = sizes(build(made, 6, p=2))
-    layout = Layout((ModuleShape(30, 20), ModuleShape(16, 40)), k=6, p=2, rank=3)
+    layout = SizeLayout((ModuleShape(30, 20), ModuleShape(16, 40)), k=6, p=2, rank=3)
     assert found.basis == 4 * layout.basis
     assert found.coefficients == 3 * 4 * layout.coefficients
     assert found.adapters == size(layout, 3, "bytes").lora
 
 
 def test_cores_are_stored_where_they_are_smaller_but_factors_are_trained() -> None:
-    layout = Layout((ModuleShape(30, 20),), k=4, p=4, rank=4)
+    layout = SizeLayout((ModuleShape(30, 20),), k=4, p=4, rank=4)
     assert layout.coefficients == 16
     assert layout.trained == 32
 
 
 def test_a_module_takes_no_more_directions_than_it_has() -> None:
-    layout = Layout((ModuleShape(3, 50),), k=10, p=8, rank=2)
+    layout = SizeLayout((ModuleShape(3, 50),), k=10, p=8, rank=2)
     assert layout.basis == 3 * 3 + 10 * 50
     assert layout.trained == (3 + 10) * 3
     assert layout.coefficients == 3 * 10
 
 
 def test_heads_and_files_count_in_the_bytes_only() -> None:
-    plain = Layout((ModuleShape(8, 8),), k=2, p=1, rank=1)
+    plain = SizeLayout((ModuleShape(8, 8),), k=2, p=1, rank=1)
     full = replace(plain, head=10, share_overhead=100, lora_overhead=7)
     assert size(full, 3, "paper") == size(plain, 3, "paper")
     assert size(full, 3, "bytes").share - size(plain, 3, "bytes").share == 3 * (40 + 100)
@@ -95,7 +95,9 @@ def test_a_hundred_times_is_never_reached_by_the_papers_own_setting() -> None:
 
 @law(100)
 @given(layouts(), st.floats(0.01, 200), COUNTED)
-def test_reach_is_the_first_number_of_tasks(layout: Layout, ratio: float, counted: Counted) -> None:
+def test_reach_is_the_first_number_of_tasks(
+    layout: SizeLayout, ratio: float, counted: CountedBy
+) -> None:
     found = reach(layout, ratio, counted)
     if found.tasks is None:
         assert size(layout, 10**7, counted).ratio < ratio
@@ -108,7 +110,7 @@ def test_reach_is_the_first_number_of_tasks(layout: Layout, ratio: float, counte
 
 @law()
 @given(layouts(), st.integers(1, 500))
-def test_the_ratio_grows_towards_its_limit(layout: Layout, tasks: int) -> None:
+def test_the_ratio_grows_towards_its_limit(layout: SizeLayout, tasks: int) -> None:
     limit = reach(layout, 1, "bytes").limit
     now, then = size(layout, tasks, "bytes").ratio, size(layout, 2 * tasks, "bytes").ratio
     assert now < then <= limit

@@ -18,7 +18,7 @@ from sharespace.stream.folder import RunFolder
 from sharespace.stream.learning import Workshop
 from sharespace.stream.models import BaseModels
 from sharespace.stream.recipe import load_recipe, load_task_data
-from sharespace.stream.routing import base_features, take
+from sharespace.stream.routing import base_features, features_for_router
 from stream import world
 
 FEW: dict[str, Any] = {"max_steps": 2, "router": True}
@@ -81,10 +81,10 @@ def test_the_margin_gives_up_its_rate_of_held_out_examples(folder: Path) -> None
     shop, router = shop_of(path), Router.load(found.path)
     held = []
     for spec in shop.recipe.tasks:
-        taken = take(shop, spec, load_task_data(spec, shop.processor(spec)))
-        held.append(taken.held_out)
-        assert len(taken.held_out) + taken.statistics.count == 48
-        assert torch.equal(router.tasks[spec.name].scatter, taken.statistics.scatter)
+        features = features_for_router(shop, spec, load_task_data(spec, shop.processor(spec)))
+        held.append(features.held_out)
+        assert len(features.held_out) + features.statistics.count == 48
+        assert torch.equal(router.tasks[spec.name].scatter, features.statistics.scatter)
     margins = router.route(torch.cat(held)).margins
     assert found.margin == pytest.approx(float(margins.min()))  # 0.05 of 10 is none
 

@@ -8,7 +8,7 @@ The task is known when it is used, and every task has its own head: figures are 
 """
 
 from sharespace.compare.bench import Own, Workbench
-from sharespace.compare.job import Outcome, Settings, Stored, TaskJob
+from sharespace.compare.job import Outcome, Settings, StoredBytes, TaskJob
 from sharespace.compare.runner import Run, method, methods, run
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "Own",
     "Run",
     "Settings",
-    "Stored",
+    "StoredBytes",
     "TaskJob",
     "Workbench",
     "method",

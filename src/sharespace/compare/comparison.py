@@ -49,7 +49,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One run of one method."""
 
     method: str
@@ -84,7 +84,7 @@ class Row:
         head: Mapping[str, float] | None = None,
         seed: int = 0,
         order: str = "",
-    ) -> Row:
+    ) -> ComparisonRow:
         """A row from an R matrix.
 
         Args:
@@ -118,7 +118,7 @@ class Row:
         return {**plain, "scores": dict(self.scores), "cost": asdict(self.cost)}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Row:
+    def from_record(cls, record: Mapping[str, Any]) -> ComparisonRow:
         """What ``to_record`` gave.
 
         Raises:
@@ -164,7 +164,7 @@ class Comparison:
     Raises OptionError for no rows, rows of different tasks, or a run that is there twice.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
@@ -226,10 +226,10 @@ class Comparison:
         """
         if "rows" not in record:
             raise OptionError("comparison", "no 'rows' in its record")
-        return cls(tuple(Row.from_record(row) for row in record["rows"]))
+        return cls(tuple(ComparisonRow.from_record(row) for row in record["rows"]))
 
 
-def _summary(tasks: tuple[str, ...], runs: list[Row]) -> Summary:
+def _summary(tasks: tuple[str, ...], runs: list[ComparisonRow]) -> Summary:
     counts = [run.cost.paper_count for run in runs]
     return Summary(
         method=runs[0].method,

@@ -33,7 +33,7 @@ COLOURS = "viridis"
 
 INK, PALE = "#333333", "#999999"
 
-Rows = Mapping[str, Sequence[float | None]]
+ScoreRows = Mapping[str, Sequence[float | None]]
 """Row's name -> a score in percent per column; None for a task that has not come yet."""
 
 Runs = Sequence[Sequence[float | None]]
@@ -143,8 +143,8 @@ def cell_size(columns: int) -> float:
 
 def draw_matrix(
     axes: Any,
-    steps: Rows,
-    references: Rows,
+    steps: ScoreRows,
+    references: ScoreRows,
     tasks: Sequence[str],
     *,
     low: float | None = None,
@@ -177,7 +177,7 @@ def draw_matrix(
         axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, extend="min")
 
 
-def matrix_panels(methods: Mapping[str, Rows], tasks: Sequence[str]) -> list[Panel]:
+def matrix_panels(methods: Mapping[str, ScoreRows], tasks: Sequence[str]) -> list[Panel]:
     """One heat map a method, all on one scale, the colour bar beside the last.
 
     Args:
@@ -201,7 +201,7 @@ def matrix_panels(methods: Mapping[str, Rows], tasks: Sequence[str]) -> list[Pan
     ]
 
 
-def lowest(*matrices: Rows) -> float:
+def lowest(*matrices: ScoreRows) -> float:
     """A round number below all scores: they lie close together, and drops are to show."""
     known = [s for steps in matrices for row in steps.values() for s in row if s is not None]
     return max(0.0, 10 * (min(known) // 10))

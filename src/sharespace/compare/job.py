@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from sharespace.compare.comparison import Cost, Row
+from sharespace.compare.comparison import ComparisonRow, Cost
 from sharespace.errors import OptionError
 from sharespace.learn import Setup, Training
 from sharespace.share import Share
@@ -147,7 +147,7 @@ def _require(good: bool, name: str, value: object, wanted: str) -> None:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredBytes:
     """Bytes of tensors that all tasks need beside the base model, in the dtype they are kept in.
 
     Of a Share model, ledgers and headers are not counted; ``bytes_on_disk`` of its store has them.
@@ -179,7 +179,7 @@ class Outcome:
     """Task -> numbers trained at once for it, heads excluded."""
     heads: Mapping[str, int]
     """Task -> numbers of its heads."""
-    stored: Stored
+    stored: StoredBytes
     seconds: float
     """Of training, own LoRAs included where the method starts from them."""
     steps: int
@@ -212,7 +212,7 @@ class Outcome:
         head: Mapping[str, float] | None = None,
         seed: int = 0,
         order: str = "",
-    ) -> Row:
+    ) -> ComparisonRow:
         """The run as a row of ``evaluate.Comparison``.
 
         Args:
@@ -221,13 +221,13 @@ class Outcome:
             seed: of the run.
             order: of its tasks.
         """
-        return Row.from_matrix(
+        return ComparisonRow.from_matrix(
             self.method, self.matrix, self.cost, own=own, head=head, seed=seed, order=order
         )
 
     def to_record(self) -> dict[str, Any]:
         """JSON values, without adapters and the Share model."""
-        stored = {name: getattr(self.stored, name) for name in Stored.__dataclass_fields__}
+        stored = {name: getattr(self.stored, name) for name in StoredBytes.__dataclass_fields__}
         return {
             "method": self.method,
             "matrix": self.matrix.to_record(),

@@ -19,11 +19,11 @@ from sharespace.compare.figures import ADAPTERS, INK, PALE, SHARE, tidy
 from sharespace.errors import OptionError
 from sharespace.subspace.adapter import ModuleShape
 
-Counted = Literal["paper", "bytes"]
+CountedBy = Literal["paper", "bytes"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class SizeLayout:
     """What every task of a family looks like, as Share and as LoRA.
 
     Raises OptionError where a number is not usable.
@@ -104,7 +104,7 @@ class Size:
         return self.lora / self.share
 
 
-def size(layout: Layout, tasks: int, counted: Counted) -> Size:
+def size(layout: SizeLayout, tasks: int, counted: CountedBy) -> Size:
     """Bytes of T tasks.
 
     Args:
@@ -131,7 +131,7 @@ class Claim:
     """Every byte."""
 
 
-def claims(layout: Layout, tasks: Sequence[int] = (6, 100, 1000)) -> tuple[Claim, ...]:
+def claims(layout: SizeLayout, tasks: Sequence[int] = (6, 100, 1000)) -> tuple[Claim, ...]:
     """Both counts for some numbers of tasks."""
     return tuple(Claim(size(layout, t, "paper"), size(layout, t, "bytes")) for t in tasks)
 
@@ -147,7 +147,7 @@ class Reach:
     """The ratio that many tasks come near to."""
 
 
-def reach(layout: Layout, ratio: float, counted: Counted) -> Reach:
+def reach(layout: SizeLayout, ratio: float, counted: CountedBy) -> Reach:
     """The smallest T with LoRA / Share >= ratio, for good.
 
     From T lora >= ratio (fixed + T share); in exact arithmetic.
@@ -165,7 +165,7 @@ def reach(layout: Layout, ratio: float, counted: Counted) -> Reach:
     return Reach(ratio, max(1, math.ceil(Fraction(ratio) * fixed / gain)) if gain else 1, limit)
 
 
-def _bytes(layout: Layout, counted: Counted) -> tuple[int, int, int]:
+def _bytes(layout: SizeLayout, counted: CountedBy) -> tuple[int, int, int]:
     """Bytes of Share before any task, of a task in Share, and of a task as LoRA."""
     if counted == "paper":
         return 0, layout.trained * layout.itemsize, layout.lora * layout.itemsize

@@ -175,7 +175,7 @@ def tie(models: Sequence[Any]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class MixedPart:
     """One task's part of a mixed training."""
 
     job: TaskJob
@@ -215,7 +215,7 @@ class TaskBatches(Dataset[tuple[int, list[Any]]]):
         seed: of the orders.
     """
 
-    def __init__(self, parts: Sequence[Part], batch_size: int, seed: int) -> None:
+    def __init__(self, parts: Sequence[MixedPart], batch_size: int, seed: int) -> None:
         self.parts = parts
         generator = torch.Generator().manual_seed(seed)
         self.batches = [
@@ -232,7 +232,7 @@ class TaskBatches(Dataset[tuple[int, list[Any]]]):
         return number, [self.parts[number].job.data[i] for i in batch]
 
 
-def _drawn(part: Part, size: int, generator: torch.Generator) -> list[list[int]]:
+def _drawn(part: MixedPart, size: int, generator: torch.Generator) -> list[list[int]]:
     known = list(range(len(part.job.data))) if part.indices is None else list(part.indices)
     batches: list[list[int]] = []
     while len(batches) < part.steps:
@@ -261,7 +261,7 @@ def _only(example: Any, names: set[str]) -> Any:
 
 def fit_together(
     models: Mapping[str, nn.Module],
-    parts: Sequence[Part],
+    parts: Sequence[MixedPart],
     training: Training,
     trainer: type | None = None,
 ) -> Fit:
@@ -286,7 +286,7 @@ def fit_together(
 
 
 def _collator(
-    models: Mapping[str, nn.Module], parts: Sequence[Part]
+    models: Mapping[str, nn.Module], parts: Sequence[MixedPart]
 ) -> Callable[[Sequence[Any]], dict[str, Any]]:
     def join(drawn: Sequence[tuple[int, list[Any]]]) -> dict[str, Any]:
         ((number, examples),) = drawn

@@ -28,7 +28,7 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
-from sharespace.compare.figures import Panel, Rows, draw_matrix, picture
+from sharespace.compare.figures import Panel, ScoreRows, draw_matrix, picture
 from sharespace.compare.size import SizePoint, draw_sizes
 from sharespace.stream import measures
 from sharespace.stream.measures import ScoreMatrix
@@ -305,8 +305,8 @@ def draw(result: DemoResult, path: Path) -> None:
 
 def demo_picture(
     path: Path,
-    steps: Rows,
-    references: Rows,
+    steps: ScoreRows,
+    references: ScoreRows,
     tasks: Sequence[str],
     sizes: Sequence[SizePoint],
     assumption: str,

@@ -188,7 +188,7 @@ class RunFolder:
                     clear(folder)
                 yield
 
-    def begin(self) -> None:
+    def write_recipe(self) -> None:
         """Write down the recipe, appended tasks included."""
         found = {"format": FORMAT, "version": VERSION, **record(self.recipe)}
         write_json(self.path, _RECIPE, found)

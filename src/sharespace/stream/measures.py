@@ -1,13 +1,12 @@
-"""Continual-learning measures (method.md, "Continual-learning measures").
+"""The scores of a stream, ``ScoreMatrix`` (R), and its continual-learning measures.
 
-Sources: Lopez-Paz & Ranzato, "Gradient Episodic Memory", arXiv 1706.08840 (ACC, BWT, FWT);
-Chaudhry et al., "Riemannian Walk", arXiv 1801.10112 (forgetting). T is the last step; "i < T" are
-the tasks learned before it, "i >= 2" those learned after the first one. All are in the unit of the
-scores but for ``retained`` and ``gain_retained``, which are fractions.
+The definitions stand in docs/method.md, "Continual-learning measures". Sources: Lopez-Paz &
+Ranzato, "Gradient Episodic Memory", arXiv 1706.08840 (ACC, BWT, FWT); Chaudhry et al., "Riemannian
+Walk", arXiv 1801.10112 (forgetting). T is the last step; "i < T" are the tasks learned before it,
+"i >= 2" those learned after the first one. All measures are in the unit of the scores but for
+``retained`` and ``gain_retained``, which are fractions.
 
-Share selects coefficients by the task's name: the figures are task-incremental.
-
-The R matrix of a stream: every task's score after every step.
+Share selects coefficients by the task's name, so that all figures are task-incremental.
 """
 
 from __future__ import annotations
@@ -21,127 +20,9 @@ from typing import Any
 from sharespace.errors import OptionError
 
 
-def acc(matrix: ScoreMatrix) -> float:
-    """ACC = mean_i R[T][i].
-
-    Raises:
-        OptionError: a task was not learned or has no score after the last step; likewise below.
-    """
-    return fmean(matrix.last.values())
-
-
-def acc_over_steps(matrix: ScoreMatrix) -> list[float | None]:
-    """After every step: ACC over the tasks learned by then; None before any."""
-    found: list[float | None] = []
-    for step in range(len(matrix.steps)):
-        known = any(at is not None and at <= step for at in matrix.learned)
-        found.append(acc(matrix.up_to(step)) if known else None)
-    return found
-
-
-def backward_transfer(matrix: ScoreMatrix) -> float:
-    """BWT = mean_{i<T} (R[T][i] - R[i][i]); 0 where the last step is the first to know a task."""
-    first, last = matrix.first, matrix.last
-    changes = [last[t] - first[t] for t in _before_last(matrix)]
-    return fmean(changes) if changes else 0.0
-
-
-def task_forgetting(matrix: ScoreMatrix) -> dict[str, float]:
-    """Task -> max_{i <= t < T} R[t][i] - R[T][i], of the tasks learned before the last step.
-
-    Negative where the last score is the best one.
-    """
-    last, end = matrix.last, len(matrix.steps) - 1
-    found = {}
-    for task in _before_last(matrix):
-        i = matrix.column(task)
-        found[task] = max(scores_between(matrix, i, learned_at(matrix, i), end)) - last[task]
-    return found
-
-
-def forgetting(matrix: ScoreMatrix) -> float:
-    """mean_{i<T} (max_{i <= t < T} R[t][i] - R[T][i]); 0 where there is no such task.
-
-    Never less than -BWT.
-    """
-    lost = task_forgetting(matrix)
-    return fmean(lost.values()) if lost else 0.0
-
-
-def forward_transfer(matrix: ScoreMatrix, initial: Mapping[str, float]) -> float | None:
-    """FWT = mean_{i>=2} (R[i-1][i] - R_init[i]): what earlier tasks give a task before its turn.
-
-    Args:
-        matrix: with its rule for ``zero_shot`` scores.
-        initial: task -> score by the same rule without any earlier task.
-
-    Returns:
-        None where all tasks were learned in the first step.
-
-    Raises:
-        OptionError: no zero-shot rule is stated, or a task was not scored just before its step.
-    """
-    if matrix.zero_shot is None:
-        raise OptionError(
-            "forward transfer", "no rule for scores of unknown tasks is stated", "Set zero_shot"
-        )
-    given = _aligned("initial", initial, matrix.tasks)
-    gains = [
-        scores_between(matrix, i, step - 1, step)[0] - given[i]
-        for i in range(len(matrix.tasks))
-        if (step := learned_at(matrix, i)) > 0
-    ]
-    return fmean(gains) if gains else None
-
-
-def plasticity(matrix: ScoreMatrix, own: Mapping[str, float]) -> float:
-    """mean_i (R[i][i] - own LoRA_i)."""
-    first, given = matrix.first, _aligned("own", own, matrix.tasks)
-    return fmean(a - b for a, b in zip(first.values(), given, strict=True))
-
-
-def retained(matrix: ScoreMatrix, own: Mapping[str, float]) -> dict[str, float | None]:
-    """Task -> R[T][i] / own LoRA_i; None where own LoRA's score is not above 0."""
-    given = dict(zip(matrix.tasks, _aligned("own", own, matrix.tasks), strict=True))
-    return {t: s / given[t] if given[t] > 0 else None for t, s in matrix.last.items()}
-
-
-def gain_retained(
-    share: Mapping[str, float], own: Mapping[str, float], head: Mapping[str, float]
-) -> float | None:
-    """mean_i(Share_i - head only_i) / mean_i(own LoRA_i - head only_i).
-
-    A ratio of means, which easy tasks cannot flatter. None where own LoRA gains nothing.
-
-    Args:
-        share, own, head: task -> score, of the same tasks.
-
-    Raises:
-        OptionError: they are not of the same tasks, or of none.
-    """
-    tasks = tuple(share)
-    base = fmean(_aligned("head", head, tasks))
-    gain = fmean(_aligned("own", own, tasks)) - base
-    return (fmean(share.values()) - base) / gain if gain > 0 else None
-
-
-def _before_last(matrix: ScoreMatrix) -> list[str]:
-    end = len(matrix.steps) - 1
-    return [t for i, t in enumerate(matrix.tasks) if learned_at(matrix, i) < end]
-
-
-def _aligned(name: str, scores: Mapping[str, float], tasks: tuple[str, ...]) -> list[float]:
-    """The scores in the order of the tasks."""
-    different = set(scores) ^ set(tasks)
-    if different or not tasks:
-        why = f"scores of {sorted(scores)} for the tasks {sorted(tasks)}"
-        raise OptionError(name, why, "Give exactly one score a task")
-    return [scores[t] for t in tasks]
-
-
 @dataclass(frozen=True)
 class ScoreMatrix:
-    """``R[t][i]``: score on task i after step t (method.md, "Continual-learning measures").
+    """``R[t][i]``: score on task i after step t (docs/method.md, "Continual-learning measures").
 
     Higher is better: put in a loss with its sign turned. A step may learn several tasks at once,
     for example the build from three adapters. Raises OptionError where the parts do not fit.
@@ -203,13 +84,13 @@ class ScoreMatrix:
                 raise OptionError("zero_shot", why, remedy)
 
     def with_step(
-        self, name: str, scores: Mapping[str, float], learned: Iterable[str] = ()
+        self, name: str, scores: Mapping[str, float | None], learned: Iterable[str] = ()
     ) -> ScoreMatrix:
         """The matrix after one more step.
 
         Args:
             name: of the step.
-            scores: task -> score; a task that is left out was not scored.
+            scores: task -> score; a task that is left out, or has None, was not scored.
             learned: the tasks that this step was the first to learn.
 
         Raises:
@@ -221,13 +102,13 @@ class ScoreMatrix:
         again = [t for t in new if self.learned[self.column(t)] is not None]
         if again:
             raise OptionError("learned", f"{again} learned in an earlier step", "Leave them out")
-        here = len(self.steps)
+        number = len(self.steps)
         return replace(
             self,
             steps=(*self.steps, name),
             scores=(*self.scores, tuple(scores.get(t) for t in self.tasks)),
             learned=tuple(
-                here if t in new else at for t, at in zip(self.tasks, self.learned, strict=True)
+                number if t in new else at for t, at in zip(self.tasks, self.learned, strict=True)
             ),
         )
 
@@ -273,7 +154,7 @@ class ScoreMatrix:
         return {t: _scored(self, len(self.steps) - 1, i) for i, t in enumerate(self.tasks)}
 
     def to_record(self) -> dict[str, Any]:
-        """JSON values."""
+        """The matrix as JSON values."""
         return {
             "tasks": list(self.tasks),
             "steps": list(self.steps),
@@ -284,7 +165,7 @@ class ScoreMatrix:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> ScoreMatrix:
-        """What ``to_record`` gave.
+        """The matrix that ``to_record`` made a record of.
 
         Raises:
             OptionError: a field is missing or does not fit.
@@ -304,6 +185,136 @@ class ScoreMatrix:
             raise OptionError("score matrix", f"its record does not fit: {error}") from error
 
 
+def acc(matrix: ScoreMatrix) -> float:
+    """ACC = mean_i R[T][i].
+
+    Raises:
+        OptionError: a task was not learned or has no score after the last step. All measures that
+            read the last scores raise it.
+    """
+    return fmean(matrix.last.values())
+
+
+def acc_over_steps(matrix: ScoreMatrix) -> list[float | None]:
+    """ACC over the tasks learned by then, after every step; None before any is learned."""
+    means: list[float | None] = []
+    for step in range(len(matrix.steps)):
+        known = any(at is not None and at <= step for at in matrix.learned)
+        means.append(acc(matrix.up_to(step)) if known else None)
+    return means
+
+
+def backward_transfer(matrix: ScoreMatrix) -> float:
+    """BWT = mean_{i<T} (R[T][i] - R[i][i]); 0 where the last step is the first to know a task."""
+    first, last = matrix.first, matrix.last
+    changes = [last[t] - first[t] for t in _before_last(matrix)]
+    return fmean(changes) if changes else 0.0
+
+
+def task_forgetting(matrix: ScoreMatrix) -> dict[str, float]:
+    """Task -> max_{i <= t < T} R[t][i] - R[T][i], of the tasks learned before the last step.
+
+    Negative where the last score is the best one.
+    """
+    last, end = matrix.last, len(matrix.steps) - 1
+    lost = {}
+    for task in _before_last(matrix):
+        i = matrix.column(task)
+        lost[task] = max(scores_between(matrix, i, learned_at(matrix, i), end)) - last[task]
+    return lost
+
+
+def forgetting(matrix: ScoreMatrix) -> float:
+    """mean_{i<T} (max_{i <= t < T} R[t][i] - R[T][i]); 0 where there is no such task.
+
+    Never less than -BWT.
+    """
+    lost = task_forgetting(matrix)
+    return fmean(lost.values()) if lost else 0.0
+
+
+def forward_transfer(matrix: ScoreMatrix, initial: Mapping[str, float]) -> float | None:
+    """FWT = mean_{i>=2} (R[i-1][i] - R_init[i]): what earlier tasks give a task before its turn.
+
+    Args:
+        matrix: with its rule for ``zero_shot`` scores.
+        initial: task -> score by the same rule without any earlier task.
+
+    Returns:
+        None where all tasks were learned in the first step.
+
+    Raises:
+        OptionError: no zero-shot rule is stated, or a task was not scored just before its step.
+    """
+    if matrix.zero_shot is None:
+        raise OptionError(
+            "forward transfer", "no rule for scores of unknown tasks is stated", "Set zero_shot"
+        )
+    given = _aligned("initial", initial, matrix.tasks)
+    gains = [
+        scores_between(matrix, i, step - 1, step)[0] - given[i]
+        for i in range(len(matrix.tasks))
+        if (step := learned_at(matrix, i)) > 0
+    ]
+    return fmean(gains) if gains else None
+
+
+def plasticity(matrix: ScoreMatrix, own: Mapping[str, float]) -> float:
+    """mean_i (R[i][i] - own LoRA_i): what learning in the subspace gains or loses.
+
+    Args:
+        matrix: of the stream.
+        own: task -> score of its own LoRA.
+    """
+    first, given = matrix.first, _aligned("own", own, matrix.tasks)
+    return fmean(a - b for a, b in zip(first.values(), given, strict=True))
+
+
+def retained(matrix: ScoreMatrix, own: Mapping[str, float]) -> dict[str, float | None]:
+    """Task -> R[T][i] / own LoRA_i; None where own LoRA's score is not above 0."""
+    # A ratio to a score that is 0 or negative (a correlation, a loss with its sign turned) says
+    # nothing.
+    given = dict(zip(matrix.tasks, _aligned("own", own, matrix.tasks), strict=True))
+    return {t: s / given[t] if given[t] > 0 else None for t, s in matrix.last.items()}
+
+
+def gain_retained(
+    share: Mapping[str, float], own: Mapping[str, float], head: Mapping[str, float]
+) -> float | None:
+    """mean_i(Share_i - head only_i) / mean_i(own LoRA_i - head only_i).
+
+    A ratio of means, which easy tasks cannot flatter. None where own LoRA gains nothing.
+
+    Args:
+        share, own, head: task -> score, of the same tasks.
+
+    Raises:
+        OptionError: they are not of the same tasks, or of none.
+    """
+    tasks = tuple(share)
+    base = fmean(_aligned("head", head, tasks))
+    gain = fmean(_aligned("own", own, tasks)) - base
+    return (fmean(share.values()) - base) / gain if gain > 0 else None
+
+
+def _before_last(matrix: ScoreMatrix) -> list[str]:
+    end = len(matrix.steps) - 1
+    return [t for i, t in enumerate(matrix.tasks) if learned_at(matrix, i) < end]
+
+
+def _aligned(name: str, scores: Mapping[str, float], tasks: tuple[str, ...]) -> list[float]:
+    """The scores in the order of the tasks.
+
+    Raises:
+        OptionError: they are not of exactly these tasks.
+    """
+    different = set(scores) ^ set(tasks)
+    if different or not tasks:
+        why = f"scores of {sorted(scores)} for the tasks {sorted(tasks)}"
+        raise OptionError(name, why, "Give exactly one score a task")
+    return [scores[t] for t in tasks]
+
+
 def learned_at(matrix: ScoreMatrix, i: int) -> int:
     """The step that first learned task number i.
 
@@ -317,13 +328,13 @@ def learned_at(matrix: ScoreMatrix, i: int) -> int:
     return step
 
 
-def scores_between(matrix: ScoreMatrix, i: int, begin: int, end: int) -> list[float]:
-    """R[begin .. end - 1][i].
+def scores_between(matrix: ScoreMatrix, i: int, first: int, end: int) -> list[float]:
+    """The scores R[first .. end - 1][i] of task number i.
 
     Raises:
         OptionError: one of them is None.
     """
-    return [_scored(matrix, t, i) for t in range(begin, end)]
+    return [_scored(matrix, t, i) for t in range(first, end)]
 
 
 def _scored(matrix: ScoreMatrix, t: int, i: int) -> float:

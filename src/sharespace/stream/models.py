@@ -220,7 +220,7 @@ def _steps_of_epoch(settings: TrainingSettings, rows: int) -> int:
     return max(math.ceil(batches / settings.gradient_accumulation_steps), 1)
 
 
-def device(spec: TaskSpec) -> torch.device:
+def training_device(spec: TaskSpec) -> torch.device:
     """Where Trainer puts the model."""
     found: torch.device = _known(spec.training).device
     return found

@@ -1,12 +1,7 @@
-"""What is recorded of each step of a stream, as JSON (the folder ``steps`` of a run).
+"""What the run of a recipe tells, records and returns.
 
-What a stream tells while it runs.
-
-Values that are there by what a recipe or a run guarantees.
-
-How good a stream's router is.
-
-What a stream gave: scores of all steps, measures, sizes.
+While it runs it tells an observer of every ``Event``. Each ``Step`` is recorded as JSON in the
+folder ``steps`` of the run (``folder``), and at the end all of them are a ``StreamResult``.
 """
 
 from __future__ import annotations
@@ -21,9 +16,19 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from sharespace.errors import CorruptStoreError, OptionError
 from sharespace.learn import Fit, Trainable
 from sharespace.store.layout import Content
+from sharespace.stream.loop import step_name
 from sharespace.stream.measures import ScoreMatrix, acc, backward_transfer, forgetting
 from sharespace.stream.metrics import metric
-from sharespace.stream.recipe import Recipe
+from sharespace.stream.recipe import Recipe, TaskSpec
+
+_MEASURES: dict[str, Callable[[ScoreMatrix], float]] = {
+    "acc": acc,
+    "bwt": backward_transfer,
+    "forgetting": forgetting,
+}
+"""Name -> measure of the continual-learning literature, in ``StreamResult.measures``."""
+
+T = TypeVar("T")
 
 How = Literal["adapter", "lora", "data", "both"]
 
@@ -58,18 +63,14 @@ class Event:
 
 Observer: TypeAlias = Callable[[Event], None]
 
-T = TypeVar("T")
 
-_MEASURES: dict[str, Callable[[ScoreMatrix], float]] = {
-    "acc": acc,
-    "bwt": backward_transfer,
-    "forgetting": forgetting,
-}
+def ignore(event: Event) -> None:
+    """Observe nothing: the observer where none is given."""
 
 
 @dataclass(frozen=True)
 class Learned:
-    """How a task came in."""
+    """How a task came into the Share model, and what was trained for it."""
 
     task: str
     how: How
@@ -82,27 +83,28 @@ class Learned:
     temporary: int = 0
     """Numbers of the temporary directions; they are absorbed by the merge."""
     lora: int = 0
-    """Numbers of its own LoRA, where ``how`` is that."""
+    """Numbers of its own LoRA, where ``how`` is ``lora``."""
     heads: int = 0
     """Numbers of heads."""
     own_lora: int = 0
     """What a LoRA of the recipe's rank would train at the same modules, heads left out."""
     steps: int = 0
+    """Optimizer steps, those of every training of the task together."""
     loss: float | None = None
     """Mean training loss over all steps; None: nothing was trained."""
     seconds: float = 0.0
-    """Of training, those of a finetune after the merge included."""
+    """Time of training, a finetune after the merge included."""
     start: str = "zero"
-    """Coefficients that it was learned from: what ``nearest`` chose."""
+    """What its coefficients started from: ``zero``, ``mean`` or the task that ``nearest`` chose."""
 
     @property
     def told(self) -> str:
-        """The training, for people."""
+        """One line on the training, for people."""
         loss = "-" if self.loss is None else f"{self.loss:.3f}"
         return f"{self.steps} steps in {self.seconds:.1f} s, mean loss {loss}"
 
     def trained(self, fit: Fit, counted: Trainable | None = None) -> dict[str, Any]:
-        """The fields that a training run fills in."""
+        """The fields that a training run fills in; earlier runs of the task are added up."""
         counts = asdict(counted) if counted else {}
         total = self.seconds + fit.seconds
         return {**counts, "steps": self.steps + fit.steps, "loss": fit.loss, "seconds": total}
@@ -119,7 +121,7 @@ class Step:
     """``content_digest`` of the version; the step is done when the store's current version has
     this content."""
     parent: str | None
-    """Of the step before; None: the first."""
+    """The ``content`` of the step before; None: this is the first."""
     scores: Mapping[str, float | None]
     """Known task with data -> score after the step (higher is better); None: its evaluation data
     was gone."""
@@ -138,15 +140,16 @@ class Step:
 
     @property
     def name(self) -> str:
-        return "+".join(self.tasks)
+        """The names of its tasks, joined by ``+``."""
+        return step_name(self.tasks)
 
     def to_record(self) -> dict[str, Any]:
-        """JSON values."""
+        """The record as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_record(cls, record: Any, where: str) -> Step:
-        """What ``to_record`` gave.
+        """The step that ``to_record`` made a record of.
 
         Raises:
             CorruptStoreError: a field is missing or unknown.
@@ -164,9 +167,10 @@ class Step:
 
 
 def content_digest(content: Content) -> str:
-    """Identity of a version's bases, tasks and heads: sha256 (hex) of their names and files' sums.
+    """What identifies a version's bases, tasks and heads: sha256 (hex) of their names and files.
 
-    Two versions with the same content have the same, a rollback included.
+    Files are named by their own sums, so two versions of the same content have the same digest, a
+    version that a rollback made included.
     """
     parts = [content.basis.file]
     for task in content.tasks:
@@ -175,41 +179,18 @@ def content_digest(content: Content) -> str:
     return sha256("\n".join(parts).encode()).hexdigest()
 
 
-def ignore(event: Event) -> None:
-    """An observer that does nothing."""
-
-
-def reason(error: Exception) -> str:
-    """Why data cannot be read, one line."""
-    return "; ".join(getattr(error, "problems", ())) or str(error)
-
-
-def present(value: T | None, what: str) -> T:
-    """The value.
-
-    Args:
-        what: the thing, and why it must be there.
-
-    Raises:
-        RuntimeError: it is not: a fault in sharespace itself.
-    """
-    if value is None:
-        raise RuntimeError(f"{what}: missing. This is a fault in sharespace; please report it")
-    return value
-
-
 @dataclass(frozen=True)
 class RoutedTask:
-    """Percentages of a task's evaluation data."""
+    """Where the router sends a task's evaluation data, in percent of its examples."""
 
     routing: float
-    """That go to the task."""
+    """Examples that go to the task."""
     fallback: float
-    """That go to the base model; they count as wrong below."""
+    """Examples that go to the base model; they count as wrong below."""
     oracle: float | None
-    """Accuracy when the task is given; None, like the next: no classification."""
+    """Accuracy when the task is given; None: the task is no classification."""
     routed: float | None
-    """Accuracy when the router chooses the task."""
+    """Accuracy when the router chooses the task; None: the task is no classification."""
     class_incremental: float | None
     """Accuracy among the classes of all tasks: the right task and the right label; None: not all
     tasks of the router are classifications."""
@@ -221,13 +202,14 @@ class RouterResult:
 
     path: Path
     tasks: tuple[str, ...]
-    """That it knows."""
+    """Tasks that it knows."""
     bytes: int
-    """Of its file."""
+    """Size of its file."""
     margin: float | None
     """In nats, see ``Router.margin``; None: no example could be held out."""
     fallback_rate: float
-    """That the margin was set for, on held-out training examples of all tasks."""
+    """Part of the tasks' own inputs, in [0, 1], that the margin was set to give up; measured on
+    held-out training examples of all tasks."""
     scores: Mapping[str, RoutedTask]
     """Task -> scores on its evaluation data."""
     notices: tuple[str, ...] = ()
@@ -240,22 +222,22 @@ class RouterResult:
         return {name: _mean(getattr(s, name) for s in self.scores.values()) for name in names}
 
     def to_record(self) -> dict[str, Any]:
-        """JSON values; without the path."""
+        """The record as JSON values, without the path."""
         scores = {name: vars(score) for name, score in self.scores.items()}
         rest = {k: v for k, v in vars(self).items() if k not in ("path", "scores")}
         return {**rest, "tasks": list(self.tasks), "notices": list(self.notices), "scores": scores}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], path: Path) -> RouterResult:
-        """What ``to_record`` gave."""
+        """The result that ``to_record`` made a record of, for a router at ``path``."""
         scores = {name: RoutedTask(**score) for name, score in record["scores"].items()}
         lists = {name: tuple(record[name]) for name in ("tasks", "notices")}
         return cls(**{**record, **lists, "scores": scores, "path": path})
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return fmean(found) if found else None
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -277,7 +259,7 @@ class StreamResult:
 
     share: Path
     version: int
-    """Of the store."""
+    """The store's version that the last step committed."""
     steps: tuple[Step, ...]
     matrix: ScoreMatrix | None
     """Columns: the tasks with data. Higher is better: a loss has its sign turned. None: no task
@@ -295,8 +277,8 @@ class StreamResult:
     @property
     def notices(self) -> tuple[str, ...]:
         """Why scores are missing, and which tasks the router does not know, each once."""
-        found = [text for step in self.steps for text in step.notices]
-        return tuple(dict.fromkeys([*found, *(self.router.notices if self.router else ())]))
+        notices = [text for step in self.steps for text in step.notices]
+        return tuple(dict.fromkeys([*notices, *(self.router.notices if self.router else ())]))
 
     @property
     def measures(self) -> dict[str, float | None]:
@@ -308,28 +290,31 @@ def result_of(
     recipe: Recipe, steps: Sequence[Step], version: int, router: RouterResult | None
 ) -> StreamResult:
     """The result of a stream whose steps are all committed."""
-    columns = tuple(spec.name for spec in recipe.tasks if spec.data is not None)
-    matrix = _matrix(columns, steps) if columns else None
-    found = {}
-    for at, name in enumerate(columns):
-        spec = present(recipe.task(name), f"task {name!r} of the recipe")
-        matrix = present(matrix, "the scores")
-        wanted = metric(spec.settings.score)
-        sign = 1 if wanted.higher_is_better else -1
-        step = matrix.learned[at] or 0
-        first, last = matrix.scores[step][at], matrix.scores[-1][at]
-        found[name] = TaskScore(
-            wanted.name,
-            wanted.unit,
-            wanted.higher_is_better,
-            None if first is None else sign * first,
-            None if last is None else sign * last,
-        )
-    return StreamResult(recipe.share, version, tuple(steps), matrix, found, router)
+    columns = tuple(spec for spec in recipe.tasks if spec.data is not None)
+    if not columns:
+        return StreamResult(recipe.share, version, tuple(steps), None, {}, router)
+    matrix = _matrix(tuple(spec.name for spec in columns), steps)
+    scores = {spec.name: _task_score(spec, at, matrix) for at, spec in enumerate(columns)}
+    return StreamResult(recipe.share, version, tuple(steps), matrix, scores, router)
+
+
+def _task_score(spec: TaskSpec, column: int, matrix: ScoreMatrix) -> TaskScore:
+    """A column's first and last score, in the sign of its metric: a loss is positive again."""
+    measured = metric(spec.settings.score)
+    sign = 1 if measured.higher_is_better else -1
+    first = matrix.scores[matrix.learned[column] or 0][column]
+    last = matrix.scores[-1][column]
+    return TaskScore(
+        measured.name,
+        measured.unit,
+        measured.higher_is_better,
+        None if first is None else sign * first,
+        None if last is None else sign * last,
+    )
 
 
 def _matrix(columns: tuple[str, ...], steps: Sequence[Step]) -> ScoreMatrix:
-    learned: dict[str, Any] = {t: i for i, step in enumerate(steps) for t in step.tasks}
+    learned = {t: i for i, step in enumerate(steps) for t in step.tasks}
     return ScoreMatrix(
         tasks=columns,
         steps=tuple(step.name for step in steps),
@@ -344,4 +329,23 @@ def _measured(matrix: ScoreMatrix | None, measure: Callable[[ScoreMatrix], float
     try:
         return measure(matrix)
     except OptionError:
-        return None  # a score is missing; the result's notices say why
+        return None  # A score is missing; the result's notices say why.
+
+
+def reason(error: Exception) -> str:
+    """Why data cannot be read, one line."""
+    return "; ".join(getattr(error, "problems", ())) or str(error)
+
+
+def present(value: T | None, what: str) -> T:
+    """The value.
+
+    Args:
+        what: the thing, and why it must be there.
+
+    Raises:
+        RuntimeError: it is not: a fault in sharespace itself.
+    """
+    if value is None:
+        raise RuntimeError(f"{what}: missing. This is a fault in sharespace; please report it")
+    return value

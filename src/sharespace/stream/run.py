@@ -1,4 +1,4 @@
-"""Run a stream: each step is learned, scored, recorded and committed, in this order.
+"""Run a recipe: each step is learned, scored, recorded and committed, in this order.
 
 The record of a step is written before the step's version is committed and counts from the commit
 on (``folder``). So a kill loses at most the step at work, no step is ever without its scores, and
@@ -9,9 +9,8 @@ killed ends bit by bit where an undisturbed one does.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from sharespace.errors import RecipeError
 from sharespace.extras import require
@@ -21,13 +20,21 @@ from sharespace.share import Share
 from sharespace.store import Operation
 from sharespace.store.store import plan_commit
 from sharespace.stream.folder import RunFolder
-from sharespace.stream.learning import Workshop, check_stream, learn_first, learn_next
+from sharespace.stream.learning import (
+    Workshop,
+    build_share,
+    check_stream,
+    first_adapter,
+    next_adapter,
+    trained_after_merge,
+)
+from sharespace.stream.loop import LoopStep, StreamLoop
 from sharespace.stream.models import BaseModels, num_labels
 from sharespace.stream.recipe import Recipe, TaskData, TaskSpec, load_recipe
 from sharespace.stream.records import (
     Event,
-    Learned,
     Observer,
+    Stage,
     Step,
     StreamResult,
     content_digest,
@@ -36,8 +43,9 @@ from sharespace.stream.records import (
     reason,
     result_of,
 )
-from sharespace.stream.routing import finish, take
+from sharespace.stream.routing import features_for_router, router_result
 from sharespace.stream.scoring import evaluation_spec, score
+from sharespace.subspace.adapter import Adapter
 
 
 def run(
@@ -70,127 +78,163 @@ def run(
         CorruptStoreError: a record or the store is damaged.
         MissingExtraError: the extra ``train`` is not installed.
     """
-    found = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    folder = RunFolder(found)
-    tell = observe or ignore
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    folder = RunFolder(recipe)
+    observer = observe or ignore
     require("transformers", "train")
     with quiet():
-        check_stream(found, _tasks(folder.finished()), tell)
+        check_stream(recipe, _tasks(folder.finished()), observer)
         with folder.locked():
-            return _Stream(found, folder, tell, bars).run()
+            return _RecipeRun(recipe, folder, observer, bars).run()
 
 
-class _Stream:
-    """A stream at work; the lock is held."""
+class _RecipeRun:
+    """A recipe that is being run; the lock of its folder is held."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder, observe: Observer, bars: bool) -> None:
         self.recipe, self.folder, self.observe = recipe, folder, observe
         self.shop = Workshop(recipe, folder, BaseModels(recipe), observe, bars)
-        # Again: another process may have gone on between the check and the lock.
+        # Read again: another process may have gone on between the check and the lock.
         self.steps = list(folder.finished())
-        self.held: dict[str, TaskData] = {}
+        self.learned = {one.task: one for step in self.steps for one in step.learned}
+        self.training_data: dict[str, TaskData] = {}
+        """Data of the tasks of the step at work."""
+        self.evaluation_data: dict[str, TaskData] = {}
         """Evaluation data of tasks, as it was when they were learned or scored first."""
+        self.router_features: dict[str, bytes] = {}
+        """Of the step at work: task -> what a router takes of its training data."""
+        self.notices: list[str] = []
+        """Of the step at work: why scores are missing."""
 
     def run(self) -> StreamResult:
-        self.folder.begin()
-        share = Share.load(self.recipe.share) if self.steps else None
-        if self.steps:
-            names = self.steps[-1].name
-            done = len(_tasks(self.steps))
-            text = (
-                f"{done} of {len(self.recipe.tasks)} tasks are learned, the last step was {names}"
-            )
-            self._say("resumed", names, text)
-        for specs in self._groups()[len(self.steps) :]:
-            share = self._step(share, specs)
+        self.folder.write_recipe()
+        names = [spec.name for spec in self.recipe.tasks]
+        share = self._resumed() if self.steps else None
+        loop = StreamLoop(
+            build=self._build,
+            learn=self._learn,
+            score=self._score,
+            merge=self._merge,
+            refine=self._refine,
+        )
+        finished = len(self.steps)
+        for step in loop.run(names, self.recipe.initial, share=share, finished=finished):
+            self._commit(step)
+            share = step.share
         share = present(share, "the Share model: a recipe has at least one step")
         version = present(share.version, "the version that was committed")
         router = None
         if self.recipe.router:
-            router = finish(self.shop, share, self.steps, self._evaluation)
+            router = router_result(self.shop, share, self.steps, self._evaluation)
         return result_of(self.recipe, self.steps, version, router)
 
-    def _groups(self) -> list[tuple[TaskSpec, ...]]:
-        """The tasks of each step: the initial ones together, then one by one."""
-        tasks, first = self.recipe.tasks, self.recipe.initial
-        return [tasks[:first], *((spec,) for spec in tasks[first:])]
+    def _resumed(self) -> Share:
+        last = self.steps[-1].name
+        learned = f"{len(self.learned)} of {len(self.recipe.tasks)} tasks are learned"
+        self._say("resumed", last, f"{learned}, the last step was {last}")
+        return Share.load(self.recipe.share)
 
-    def _step(self, share: Share | None, specs: Sequence[TaskSpec]) -> Share:
-        """Learn, score, record, commit."""
+    def _read(self, tasks: Sequence[str]) -> None:
+        """Read the data of the tasks of a step; what a router needs of it is taken at once.
+
+        The router's features come before any learning, so that a base model that cannot be routed
+        by is refused soon.
+        """
+        specs = [self.shop.spec(name) for name in tasks]
         data = {spec.name: self.shop.data(spec) for spec in specs if spec.data is not None}
-        taken = self._taken(specs, data) if self.recipe.router else {}
-        if share is None:
-            after, learned = learn_first(self.shop, specs, data)
-        else:
-            after, learned = learn_next(self.shop, share, specs[0], data.get(specs[0].name))
-        for name, found in data.items():
-            self.held[name] = replace(found, train=None)
-        step = self._scored(after, learned)
-        kept = {name: self.folder.router.keep_features(data) for name, data in taken.items()}
-        step = replace(step, features=kept)
+        if self.recipe.router:
+            self.router_features = {
+                spec.name: features_for_router(self.shop, spec, data[spec.name]).to_bytes()
+                for spec in specs
+                if spec.learns
+            }
+        self.training_data = data
+
+    def _build(self, tasks: Sequence[str]) -> Share:
+        self._read(tasks)
+        adapters = []
+        for number, name in enumerate(tasks, 1):
+            spec = self.shop.spec(name)
+            adapter, learned = first_adapter(self.shop, number, spec, self.training_data.get(name))
+            self.learned[name] = learned
+            adapters.append(adapter)
+        return build_share(self.recipe, adapters)
+
+    def _learn(self, share: Share, task: str) -> Adapter:
+        self._read([task])
+        spec = self.shop.spec(task)
+        adapter, learned = next_adapter(self.shop, share, spec, self.training_data.get(task))
+        self.learned[task] = learned
+        return adapter
+
+    def _merge(self, share: Share, adapter: Adapter) -> Share:
+        spec = self.shop.spec(adapter.name)
+        share = share.merge(adapter, cap=spec.subspace.k, base=self.recipe.base.text)
+        self.shop.say("merged", spec, "merged" if spec.adapter is None else "adapter merged")
+        return share
+
+    def _refine(self, share: Share, task: str) -> Share:
+        data = self.training_data.get(task)
+        spec, learned = self.shop.spec(task), self.learned[task]
+        share, self.learned[task] = trained_after_merge(self.shop, share, spec, data, learned)
+        if data is not None:
+            self.evaluation_data[task] = replace(data, train=None)
+        return share
+
+    def _score(self, share: Share, task: str) -> float | None:
+        """The score of a known task that has data; None where that is gone by now."""
+        spec, labels = self.shop.spec(task), self.learned[task].labels
+        if spec.data is None:
+            return None
+        try:
+            data = self._evaluation(spec, labels)
+            model = load_task(self.shop.model(spec, num_labels(spec, labels)), share, task)
+            try:
+                return score(model, spec, data, self.shop.processor(spec))
+            finally:
+                require("sharespace.tuner", "train").release(model)
+        except (RecipeError, OSError) as error:
+            text = f"{task}: not scored, its evaluation data is gone ({reason(error)})"
+            self.notices.append(text)
+            self._say("unscored", task, text)
+            return None
+
+    def _evaluation(self, spec: TaskSpec, labels: tuple[str, ...]) -> TaskData:
+        if spec.name not in self.evaluation_data:
+            self.evaluation_data[spec.name] = self.shop.data(evaluation_spec(spec, labels))
+        return self.evaluation_data[spec.name]
+
+    def _commit(self, done: LoopStep) -> None:
+        """Record a step, then commit it: a kill between the two leaves a record that does not
+        count, and the step is learned again."""
+        scored = {n: s for n, s in done.scores.items() if self.shop.spec(n).data is not None}
+        told = ", ".join(f"{name} {s:.2f}" for name, s in scored.items() if s is not None)
+        self._say("scored", done.name, f"{done.name}: scores now: {told or 'none'}")
+        step = self._record(done, scored)
         self.folder.write_step(step)
         self._say("recorded", step.name, f"{step.name}: scores recorded")
-        version = after.save(self.recipe.share if share is None else None)
+        version = done.share.save(None if self.steps else self.recipe.share)
         self.steps.append(step)
+        self.notices, self.router_features = [], {}
         self._say("committed", step.name, f"{step.name}: committed as version {version}")
-        return after
 
-    def _scored(self, share: Share, learned: Sequence[Learned]) -> Step:
-        scores, notices = self._scores(share, learned)
-        sizes = share.fidelity().bytes
-        plan = plan_commit(share.model, Operation("init", share.tasks))
-        step = Step(
-            number=len(self.steps) + 1,
-            learned=tuple(learned),
+    def _record(self, done: LoopStep, scores: dict[str, float | None]) -> Step:
+        sizes = done.share.fidelity().bytes
+        plan = plan_commit(done.share.model, Operation("init", done.share.tasks))
+        keep = self.folder.router.keep_features
+        return Step(
+            number=done.number,
+            learned=tuple(self.learned[name] for name in done.tasks),
             content=content_digest(plan.content),
             parent=self.steps[-1].content if self.steps else None,
             scores=scores,
             bytes={**vars(sizes), "total": sizes.total},
-            notices=tuple(notices),
+            notices=tuple(self.notices),
+            # Written before the record that names them.
+            features={name: keep(data) for name, data in self.router_features.items()},
         )
-        told = ", ".join(f"{t} {s:.2f}" for t, s in scores.items() if s is not None)
-        self._say("scored", step.name, f"{step.name}: scores now: {told or 'none'}")
-        return step
 
-    def _scores(
-        self, share: Share, learned: Sequence[Learned]
-    ) -> tuple[dict[str, float | None], list[str]]:
-        """Every known task that has data, scored through the Share model as it is now."""
-        scores: dict[str, float | None] = {}
-        notices = []
-        for one in (*(x for step in self.steps for x in step.learned), *learned):
-            spec = self.recipe.task(one.task)
-            if spec is None or spec.data is None:
-                continue
-            try:
-                scores[one.task] = self._score(share, spec, one.labels)
-            except (RecipeError, OSError) as error:
-                scores[one.task] = None
-                text = f"{one.task}: not scored, its evaluation data is gone ({reason(error)})"
-                notices.append(text)
-                self._say("unscored", one.task, text)
-        return scores, notices
-
-    def _evaluation(self, spec: TaskSpec, labels: tuple[str, ...]) -> TaskData:
-        if spec.name not in self.held:
-            self.held[spec.name] = self.shop.data(evaluation_spec(spec, labels))
-        return self.held[spec.name]
-
-    def _score(self, share: Share, spec: TaskSpec, labels: tuple[str, ...]) -> float:
-        data = self._evaluation(spec, labels)
-        model = load_task(self.shop.model(spec, num_labels(spec, labels)), share, spec.name)
-        try:
-            return score(model, spec, data, self.shop.processor(spec))
-        finally:
-            require("sharespace.tuner", "train").release(model)
-
-    def _taken(self, specs: Sequence[TaskSpec], data: Mapping[str, TaskData]) -> dict[str, bytes]:
-        """Of each task that learns; before it does, so that a base that cannot be routed by is
-        refused soon."""
-        found = {s.name: take(self.shop, s, data[s.name]) for s in specs if s.learns}
-        return {name: taken.to_bytes() for name, taken in found.items()}
-
-    def _say(self, stage: Any, task: str, text: str) -> None:
+    def _say(self, stage: Stage, task: str, text: str) -> None:
         self.observe(Event(stage, task, text))
 
 

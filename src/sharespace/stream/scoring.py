@@ -1,4 +1,4 @@
-"""The score of a task on its evaluation data, in the Share model."""
+"""The score of a task on its evaluation data, by a model that holds the task."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def evaluation_spec(spec: TaskSpec, labels: tuple[str, ...]) -> TaskSpec:
     """
     known = labels if labels and spec.settings.task_type != "regression" else None
     if spec.settings.eval_fraction is not None:
-        return replace(spec, labels=known)  # a part of the training data
+        # Its evaluation data are a part of the training data.
+        return replace(spec, labels=known)
     if spec.eval_data is None:
         return replace(spec, eval_only=True, labels=known)
     settings = replace(spec.settings, eval_split=None)
@@ -40,6 +41,7 @@ def score(model: Any, spec: TaskSpec, data: TaskData, processor: Any) -> float:
 
     Args:
         model: runs the task, heads included.
+        spec: the task.
         data: of the task.
         processor: the tokenizer, for metrics of texts.
 
@@ -47,23 +49,23 @@ def score(model: Any, spec: TaskSpec, data: TaskData, processor: Any) -> float:
         OptionError: the model gives NaN, or the metric is not defined for the data.
     """
     model.eval()
-    wanted = metric(spec.settings.score)
-    if wanted.takes == "texts":
+    measured = metric(spec.settings.score)
+    if measured.takes == "texts":
         pairs = list(_texts(model, spec, data, processor))
-        return wanted.score([p for p, _ in pairs], [r for _, r in pairs])
+        return measured.score([p for p, _ in pairs], [r for _, r in pairs])
     if spec.settings.task_type == "causal-lm":
         loss = _token_loss(_outputs(model, spec, data))
-        return -math.exp(loss) if wanted.name == "perplexity" else -loss
+        return -math.exp(loss) if measured.name == "perplexity" else -loss
     outputs = list(_outputs(model, spec, data))
     logits = torch.cat([logits for logits, _ in outputs])
     labels = torch.cat([labels for _, labels in outputs])
     if not bool(torch.isfinite(logits).all()):
         raise OptionError(f"task {spec.name!r}", "its model gives NaN", "Lower its learning_rate")
-    if wanted.takes == "values":
-        return wanted.score(logits.reshape(-1).numpy(), labels.reshape(-1).numpy())
-    if wanted.takes == "labels":
-        return wanted.score(logits.argmax(-1).numpy(), labels.numpy())
-    return wanted.score(logits, labels)
+    if measured.takes == "values":
+        return measured.score(logits.reshape(-1).numpy(), labels.reshape(-1).numpy())
+    if measured.takes == "labels":
+        return measured.score(logits.argmax(-1).numpy(), labels.numpy())
+    return measured.score(logits, labels)
 
 
 @torch.no_grad()
@@ -72,10 +74,13 @@ def classes(model: Any, spec: TaskSpec, data: TaskData, rows: Sequence[int]) -> 
 
     Args:
         model: of this task or another; heads included.
+        spec: the task whose data it is.
+        data: its evaluation data.
+        rows: numbers of the rows.
     """
     model.eval()
-    chosen = replace(data, eval=data.eval.select(rows))
-    logits = torch.cat([logits for logits, _ in _outputs(model, spec, chosen)])
+    selected = replace(data, eval=data.eval.select(rows))
+    logits = torch.cat([logits for logits, _ in _outputs(model, spec, selected)])
     numbers: list[int] = logits.argmax(-1).tolist()
     return numbers
 
@@ -86,16 +91,12 @@ def _outputs(model: Any, spec: TaskSpec, data: TaskData) -> Iterator[tuple[Tenso
     The labels stay away from the model: it would make a loss of them, and they may be another's.
     """
     device = next(model.parameters()).device
-    for batch in _batches(spec, data):
+    size = spec.training.per_device_eval_batch_size
+    for batch in DataLoader(data.eval, batch_size=size, collate_fn=data.collator):
         with _autocast(spec, device):
             inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
             logits = model(**inputs).logits
         yield logits.float().cpu(), batch["labels"]
-
-
-def _batches(spec: TaskSpec, data: TaskData) -> DataLoader[Any]:
-    size = spec.training.per_device_eval_batch_size
-    return DataLoader(data.eval, batch_size=size, collate_fn=data.collator)
 
 
 def _autocast(spec: TaskSpec, device: torch.device) -> AbstractContextManager[Any]:
@@ -109,6 +110,7 @@ def _token_loss(outputs: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Cross entropy a token, in nats, one batch in memory; logits at a token predict the next."""
     loss, total = metric("loss"), 0
     summed = 0.0
+    # Batches have different numbers of tokens that count: a mean of their means would be wrong.
     for logits, labels in outputs:
         count = int((labels[:, 1:] != IGNORED).sum())
         if count:
@@ -137,17 +139,21 @@ def _texts(model: Any, spec: TaskSpec, data: TaskData, tokenizer: Any) -> Iterat
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        found = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
-        wanted = data.eval_rows[at : at + len(rows)][spec.settings.completion]
-        yield from zip(found, wanted, strict=True)
+        answers = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+        references = data.eval_rows[at : at + len(rows)][spec.settings.completion]
+        yield from zip(answers, references, strict=True)
 
 
 def _prompt(row: Mapping[str, list[int]]) -> list[int]:
+    """The tokens that are not learned: those before the completion."""
     return [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
 
 
 def _padded_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token numbers and mask, both rows x longest: text is written on from the right end."""
+    """Token numbers and mask, both int64 [rows, longest], padded at the left.
+
+    A decoder writes on from the right end, where padding would come between prompt and answer.
+    """
     longest = max(len(row) for row in rows)
     ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]

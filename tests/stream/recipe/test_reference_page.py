@@ -9,7 +9,7 @@ from pathlib import Path
 from sharespace.stream.recipe import parse_recipe
 from sharespace.stream.recipe.load import IN_TASK, TOP
 
-REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
+REFERENCE = Path(__file__).resolve().parents[3] / "docs" / "reference"
 PAGE = (REFERENCE / "recipe.md").read_text(encoding="utf-8")
 
 

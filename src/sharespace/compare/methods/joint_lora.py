@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sharespace.compare.bench import Workbench
-from sharespace.compare.job import Outcome, Stored
+from sharespace.compare.job import Outcome, StoredBytes
 from sharespace.compare.methods.own import one_step
 from sharespace.compare.methods.sequential import lora_bytes, release_all, tied_models
-from sharespace.compare.trainers import Part, count, fit_together
+from sharespace.compare.trainers import MixedPart, count, fit_together
 
 
 def joint_lora(bench: Workbench) -> Outcome:
@@ -16,7 +16,9 @@ def joint_lora(bench: Workbench) -> Outcome:
     LoRAs together. It needs all data at once: no continual learning.
     """
     models, training = tied_models(bench), bench.settings.lora
-    parts = [Part(job, bench.settings.training(training, job).steps) for job in bench.jobs.values()]
+    parts = [
+        MixedPart(job, bench.settings.training(training, job).steps) for job in bench.jobs.values()
+    ]
     numbers = {n: count(m, bench.job(n).heads) for n, m in models.items()}
     try:
         seeded = bench.settings.training(training, parts[0].job)
@@ -32,7 +34,7 @@ def joint_lora(bench: Workbench) -> Outcome:
         matrix=one_step(scores),
         trainable=numbers,
         heads=bench.head_numbers,
-        stored=Stored(adapters=stored, heads=bench.head_bytes),
+        stored=StoredBytes(adapters=stored, heads=bench.head_bytes),
         seconds=result.seconds,
         steps=result.steps,
         uses_old_data=True,

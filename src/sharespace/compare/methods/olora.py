@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sharespace.compare.bench import Workbench
-from sharespace.compare.job import Outcome, Stored, TaskJob
+from sharespace.compare.job import Outcome, StoredBytes, TaskJob
 from sharespace.compare.methods.sequential import lora_bytes
 from sharespace.compare.trainers import (
     DEFAULT,
@@ -58,7 +58,7 @@ def o_lora(bench: Workbench) -> Outcome:
         matrix=matrix,
         trainable=numbers,
         heads=bench.head_numbers,
-        stored=Stored(adapters=stored, heads=bench.head_bytes),
+        stored=StoredBytes(adapters=stored, heads=bench.head_bytes),
         seconds=sum(f.seconds for f in fits),
         steps=sum(f.steps for f in fits),
     )

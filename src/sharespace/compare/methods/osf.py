@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from sharespace.compare.bench import Workbench
-from sharespace.compare.job import Outcome, Stored, TaskJob
+from sharespace.compare.job import Outcome, StoredBytes, TaskJob
 from sharespace.compare.methods.own import train
 from sharespace.compare.trainers import count, target_shapes
 from sharespace.errors import OptionError
@@ -49,7 +49,7 @@ def osf(bench: Workbench) -> Outcome:
         matrix=matrix,
         trainable=numbers,
         heads=bench.head_numbers,
-        stored=Stored(adapters=whole, heads=bench.head_bytes),
+        stored=StoredBytes(adapters=whole, heads=bench.head_bytes),
         seconds=sum(f.seconds for f in fits),
         steps=sum(f.steps for f in fits),
     )

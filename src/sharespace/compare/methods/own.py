@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from sharespace.compare.bench import Own, Workbench, in_heads
-from sharespace.compare.job import Outcome, Stored, TaskJob
+from sharespace.compare.job import Outcome, StoredBytes, TaskJob
 from sharespace.compare.trainers import add_lora, count, read_adapter
 from sharespace.extras import require
 from sharespace.learn import Fit, Training, fit
@@ -30,7 +30,7 @@ def head_only(bench: Workbench) -> Outcome:
         matrix=one_step(scores),
         trainable=dict.fromkeys(scores, 0),
         heads=bench.head_numbers,
-        stored=Stored(heads=bench.head_bytes),
+        stored=StoredBytes(heads=bench.head_bytes),
         seconds=sum(f.seconds for f in fits),
         steps=sum(f.steps for f in fits),
     )
@@ -44,7 +44,7 @@ def per_task_lora(bench: Workbench) -> Outcome:
         matrix=one_step({name: o.score for name, o in own.items()}),
         trainable={name: o.trainable for name, o in own.items()},
         heads=bench.head_numbers,
-        stored=Stored(adapters=adapter_bytes(own), heads=bench.head_bytes),
+        stored=StoredBytes(adapters=adapter_bytes(own), heads=bench.head_bytes),
         seconds=seconds_of(own),
         steps=steps_of(own),
         adapters={name: o.adapter for name, o in own.items()},

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sharespace.compare.bench import Own, Workbench
-from sharespace.compare.job import Outcome, Stored
+from sharespace.compare.job import Outcome, StoredBytes
 from sharespace.compare.methods.own import one_step, own_lora, score_updates, seconds_of, steps_of
 from sharespace.compare.methods.shared import build
 from sharespace.compare.trainers import DEFAULT, add_lora, lora_layers, updates_of
@@ -135,7 +135,7 @@ def _outcome(
         matrix=one_step(scores),
         trainable={name: o.trainable for name, o in own.items()},
         heads=bench.head_numbers,
-        stored=Stored(adapters=nbytes, heads=bench.head_bytes),
+        stored=StoredBytes(adapters=nbytes, heads=bench.head_bytes),
         seconds=seconds_of(own),
         steps=steps_of(own),
     )

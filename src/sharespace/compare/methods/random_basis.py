@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sharespace.compare.bench import Workbench
-from sharespace.compare.job import Outcome, Stored
+from sharespace.compare.job import Outcome, StoredBytes
 from sharespace.compare.methods.own import one_step
 from sharespace.compare.methods.shared import learn
 from sharespace.compare.trainers import target_shapes
@@ -36,7 +36,7 @@ def random_basis(bench: Workbench) -> Outcome:
         coefficients += _held(learned[name].model, "_coefficients.")
         temporary += _held(learned[name].model, "_temporary.")
         scores[name] = _score_learned(bench, name, learned[name])
-    stored = Stored(
+    stored = StoredBytes(
         adapters=temporary,
         basis=sizes(share.model).basis,
         coefficients=coefficients,

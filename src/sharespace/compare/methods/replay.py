@@ -13,7 +13,7 @@ from sharespace.compare.bench import Workbench
 from sharespace.compare.job import Outcome, TaskJob
 from sharespace.compare.methods.own import train
 from sharespace.compare.methods.sequential import Models, in_sequence
-from sharespace.compare.trainers import Part, fit_together, train_heads
+from sharespace.compare.trainers import MixedPart, fit_together, train_heads
 from sharespace.learn import Fit
 
 
@@ -31,7 +31,7 @@ def replay(bench: Workbench) -> Outcome:
         if not buffer.kept:
             buffer.add(job)
             return train(bench, job, models[job.name], bench.settings.lora)
-        parts = [Part(job, training.steps), *buffer.parts(job, training.steps)]
+        parts = [MixedPart(job, training.steps), *buffer.parts(job, training.steps)]
         for name in buffer.kept:
             train_heads(models[name], bench.job(name).heads, on=False)
         result = fit_together({p.job.name: models[p.job.name] for p in parts}, parts, training)
@@ -58,10 +58,10 @@ class Buffer:
         order = torch.randperm(len(job.data), generator=generator)
         self.kept[job.name] = order[:count].tolist()
 
-    def parts(self, job: TaskJob, steps: int) -> list[Part]:
+    def parts(self, job: TaskJob, steps: int) -> list[MixedPart]:
         """Of the earlier tasks, beside so many steps of a new one."""
         return [
-            Part(
+            MixedPart(
                 self.bench.job(name),
                 max(1, round(steps * len(indices) / len(job.data))),
                 indices,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sharespace.compare.bench import Workbench
-from sharespace.compare.job import Outcome, Stored, TaskJob
+from sharespace.compare.job import Outcome, StoredBytes, TaskJob
 from sharespace.compare.methods.own import train
 from sharespace.compare.trainers import add_lora, count, lora_layers, tie
 from sharespace.extras import require
@@ -62,7 +62,7 @@ def in_sequence(
         matrix=matrix,
         trainable=numbers,
         heads=bench.head_numbers,
-        stored=Stored(adapters=stored, heads=bench.head_bytes, state=state()),
+        stored=StoredBytes(adapters=stored, heads=bench.head_bytes, state=state()),
         seconds=sum(f.seconds for f in fits),
         steps=sum(f.steps for f in fits),
         uses_old_data=uses_old_data,

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Subset
 
 from sharespace.compare.bench import Own, Workbench
-from sharespace.compare.job import Outcome, Stored
+from sharespace.compare.job import Outcome, StoredBytes
 from sharespace.compare.methods.own import one_step, own_lora, seconds_of, steps_of
 from sharespace.extras import require
 from sharespace.learn import Adapted, Finetuned, Fit, Method, Training, adapt, finetune, load_task
@@ -182,6 +182,6 @@ def _coefficients(share: Share, name: str) -> int:
     )
 
 
-def _stored(bench: Workbench, share: Share) -> Stored:
+def _stored(bench: Workbench, share: Share) -> StoredBytes:
     found = sizes(share.model)
-    return Stored(basis=found.basis, coefficients=found.coefficients, heads=bench.head_bytes)
+    return StoredBytes(basis=found.basis, coefficients=found.coefficients, heads=bench.head_bytes)

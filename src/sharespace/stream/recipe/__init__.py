@@ -12,12 +12,12 @@ from sharespace.stream.recipe.keys import (
     refuse_other,
 )
 from sharespace.stream.recipe.load import load_recipe, parse_recipe
-from sharespace.stream.recipe.values import Source
+from sharespace.stream.recipe.values import RecipeSource
 
 __all__ = [
     "DataSettings",
     "Recipe",
-    "Source",
+    "RecipeSource",
     "SubspaceSettings",
     "TaskCheck",
     "TaskData",

@@ -12,7 +12,7 @@ from sharespace.formats import read_adapter
 from sharespace.stream.recipe.data import check_columns, inputs, targets, texts
 from sharespace.stream.recipe.keys import Recipe, TaskSpec
 from sharespace.stream.recipe.load import refuse
-from sharespace.stream.recipe.splits import Rows, read_rows
+from sharespace.stream.recipe.splits import TaskRows, read_rows
 from sharespace.subspace.adapter import Adapter, BaseModel, common_base, common_shapes
 
 
@@ -99,7 +99,7 @@ def _task(spec: TaskSpec) -> tuple[TaskCheck, Adapter | None, list[str]]:
     return checked, adapter, problems
 
 
-def _checked_rows(spec: TaskSpec, rows: Rows) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _checked_rows(spec: TaskSpec, rows: TaskRows) -> tuple[tuple[str, ...], tuple[str, ...]]:
     check_columns(spec, rows)
     names, _ = targets(spec, rows)
     columns = inputs(spec, rows.eval)

@@ -18,12 +18,12 @@ from sharespace.errors import RecipeError
 from sharespace.extras import require
 from sharespace.stream.recipe.keys import Recipe, TaskSpec, TaskType
 from sharespace.stream.recipe.load import MOST_LABELS, refuse
-from sharespace.stream.recipe.splits import Rows, quiet, read_rows
+from sharespace.stream.recipe.splits import TaskRows, quiet, read_rows
 from sharespace.stream.recipe.values import hint
 
-Batch = Mapping[str, Sequence[Any]]
+RowBatch = Mapping[str, Sequence[Any]]
 
-Encoder = Callable[[Batch], dict[str, Any]]
+Encoder = Callable[[RowBatch], dict[str, Any]]
 
 IGNORED = -100
 """The label that torch's cross entropy leaves out."""
@@ -161,7 +161,7 @@ def text_encoder(spec: TaskSpec, tokenizer: Any, columns: Sequence[str]) -> Enco
     """A text or a pair; the longer of a pair is cut first. Labels come from ``labels``."""
     length = longest(spec, tokenizer)
 
-    def encode(batch: Batch) -> dict[str, Any]:
+    def encode(batch: RowBatch) -> dict[str, Any]:
         found = [texts(spec, column, batch[column]) for column in columns]
         encoded = dict(tokenizer(*found, truncation=True, max_length=length))
         return {**encoded, "labels": list(batch["labels"])}
@@ -185,7 +185,7 @@ def causal_encoder(spec: TaskSpec, tokenizer: Any, columns: Sequence[str]) -> En
         given = given[max(0, len(given) + len(learned) - length) :]
         return [*given, *learned], [*[IGNORED] * len(given), *learned]
 
-    def encode(batch: Batch) -> dict[str, Any]:
+    def encode(batch: RowBatch) -> dict[str, Any]:
         found = [texts(spec, column, batch[column]) for column in columns]
         prompts = found[0] if len(found) > 1 else [""] * len(found[0])
         pairs = [one(p, c) for p, c in zip(prompts, found[-1], strict=True)]
@@ -202,7 +202,7 @@ def image_encoder(spec: TaskSpec, processor: Any) -> Encoder:
     """Images as RGB through the model's own processor; called when a batch is taken."""
     column = spec.settings.image
 
-    def encode(batch: Batch) -> dict[str, Any]:
+    def encode(batch: RowBatch) -> dict[str, Any]:
         images = [image.convert("RGB") for image in batch[column]]
         pixels = processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "labels": list(batch["labels"])}
@@ -220,7 +220,7 @@ def _without(end: list[int], ids: list[int]) -> list[int]:
     return ids[:-1] if end and ids[-1:] == end else ids
 
 
-def label_names(spec: TaskSpec, rows: Rows) -> tuple[str, ...]:
+def label_names(spec: TaskSpec, rows: TaskRows) -> tuple[str, ...]:
     """Names of the classes in order: the recipe's, the data's own, ``labels.txt``, or the sorted
     values of the train split.
 
@@ -291,7 +291,7 @@ def _name(value: Any) -> str | None:
     return str(value)
 
 
-def _own_names(spec: TaskSpec, rows: Rows) -> tuple[str, ...] | None:
+def _own_names(spec: TaskSpec, rows: TaskRows) -> tuple[str, ...] | None:
     """Of a column of the type ``ClassLabel``."""
     part = rows.train if rows.train is not None else rows.eval
     feature = part.features.get(spec.settings.label)
@@ -299,7 +299,7 @@ def _own_names(spec: TaskSpec, rows: Rows) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def _met(spec: TaskSpec, rows: Rows) -> tuple[str, ...]:
+def _met(spec: TaskSpec, rows: TaskRows) -> tuple[str, ...]:
     """Values of the train split, sorted: numbers by size, else by alphabet."""
     if rows.train is None:
         refuse(spec, "labels", "needed: nothing is learned that would tell the classes")
@@ -332,7 +332,7 @@ def inputs(spec: TaskSpec, part: Any) -> tuple[str, ...]:
     return (s.text, TEXT2) if pair else (s.text,)
 
 
-def check_columns(spec: TaskSpec, rows: Rows) -> None:
+def check_columns(spec: TaskSpec, rows: TaskRows) -> None:
     """
     Raises:
         RecipeError: a column is missing, or has another type.
@@ -346,13 +346,13 @@ def check_columns(spec: TaskSpec, rows: Rows) -> None:
             _type(spec, part, name, split)
 
 
-def parts(rows: Rows) -> list[tuple[str, Any]]:
+def parts(rows: TaskRows) -> list[tuple[str, Any]]:
     """The splits that are there, by what they are for."""
     both = (("train", rows.train), ("eval", rows.eval))
     return [(name, part) for name, part in both if part is not None]
 
 
-def targets(spec: TaskSpec, rows: Rows) -> tuple[tuple[str, ...], dict[str, list[Any]]]:
+def targets(spec: TaskSpec, rows: TaskRows) -> tuple[tuple[str, ...], dict[str, list[Any]]]:
     """Names of the classes, and split -> the label of each row: int, or float for regression.
 
     Empty for ``causal-lm``.

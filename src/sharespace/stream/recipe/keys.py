@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 from sharespace.errors import RecipeError
 from sharespace.extras import require
-from sharespace.stream.recipe.values import Source, key, keys_of
+from sharespace.stream.recipe.values import RecipeSource, key, keys_of
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 TaskType = Literal["text-classification", "regression", "causal-lm", "image-classification"]
 
-Metric = Literal[
+MetricName = Literal[
     "accuracy",
     "f1",
     "macro_f1",
@@ -38,14 +38,14 @@ Metric = Literal[
     "perplexity",
 ]
 
-DEFAULT_METRICS: dict[TaskType, Metric] = {
+DEFAULT_METRICS: dict[TaskType, MetricName] = {
     "text-classification": "accuracy",
     "regression": "pearson_spearman",
     "causal-lm": "loss",
     "image-classification": "accuracy",
 }
 
-METRICS: dict[TaskType, tuple[Metric, ...]] = {
+METRICS: dict[TaskType, tuple[MetricName, ...]] = {
     "text-classification": ("accuracy", "f1", "macro_f1", "matthews", "loss"),
     "regression": ("pearson", "spearman", "pearson_spearman", "mse"),
     "causal-lm": ("loss", "perplexity", "rouge_l", "exact_match"),
@@ -93,14 +93,14 @@ class DataSettings:
     """`image-classification` only: column of the image."""
     label: str = key("label")
     """Column of the label; a number for `regression`."""
-    metric: Metric | None = key(None)
+    metric: MetricName | None = key(None)
     """The score; left out: `accuracy` for classification, `pearson_spearman` (their mean) for
     `regression`, `loss` for `causal-lm`."""
     max_length: int = key(256, least=4)
     """Tokens of an example; longer ones are cut."""
 
     @property
-    def score(self) -> Metric:
+    def score(self) -> MetricName:
         """The metric, by the task's type where none is named."""
         return self.metric or DEFAULT_METRICS[self.task_type]
 
@@ -209,21 +209,21 @@ class TaskSpec:
 
     name: str = key()
     """Of the task in the Share model."""
-    data: Source | None = key(None)
+    data: RecipeSource | None = key(None)
     """A file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.txt`, also with `.gz`), a folder
     with one file for each split, a folder of images by class, or a data set on the Hub."""
     data_config: str | None = key(None)
     """Configuration (subset) of a data set on the Hub, for example `rte` of `nyu-mll/glue`."""
     data_revision: str | None = key(None)
     """Branch, tag or commit of a data set on the Hub."""
-    eval_data: Source | None = key(None)
+    eval_data: RecipeSource | None = key(None)
     """A file to score on, beside a `data` that has no split for it."""
     eval_only: bool = key(False)
     """The data only scores the adapter; nothing is learned."""
     labels: tuple[str, ...] | None = key(None)
     """Names of the classes in order; left out: the data's own, a file `labels.txt` in its folder,
     or the values met in the train split, sorted."""
-    adapter: Source | None = key(None)
+    adapter: RecipeSource | None = key(None)
     """A LoRA adapter: a path or Hub id. Alone it is merged as it is; with `data` learning starts
     from it."""
     settings: DataSettings = field(default_factory=DataSettings)
@@ -244,7 +244,7 @@ class TaskSpec:
 class Recipe:
     """A stream of tasks on one base model."""
 
-    base: Source = key()
+    base: RecipeSource = key()
     """The base model: a path or Hub id."""
     base_revision: str | None = key(None)
     """Branch, tag or commit of a base model on the Hub."""
@@ -358,7 +358,7 @@ def _values(part: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Source):
+    if isinstance(value, RecipeSource):
         return value.text
     return list(value) if isinstance(value, tuple) else value
 

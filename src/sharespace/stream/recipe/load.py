@@ -25,9 +25,9 @@ from sharespace.stream.recipe.keys import (
     TrainingSettings,
 )
 from sharespace.stream.recipe.values import (
-    Entry,
     Key,
-    Problem,
+    RecipeEntry,
+    RecipeProblem,
     UnusableError,
     brief,
     entries,
@@ -118,7 +118,7 @@ def parse_recipe(text: str, folder: Path, file: Path | None = None) -> Recipe:
 @dataclass
 class _Reading:
     folder: Path
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[RecipeProblem] = field(default_factory=list)
 
     def recipe(self, node: yaml.Node | None, file: Path | None) -> Recipe | None:
         """None where keys that are needed are missing or wrong."""
@@ -142,7 +142,7 @@ class _Reading:
             return None
         return Recipe(**own, tasks=specs, file=file)
 
-    def _tasks(self, entry: Entry | None, defaults: TaskSpec) -> tuple[TaskSpec, ...]:
+    def _tasks(self, entry: RecipeEntry | None, defaults: TaskSpec) -> tuple[TaskSpec, ...]:
         if entry is None or not isinstance(entry.node, yaml.SequenceNode) or not entry.node.value:
             line = entry.line if entry else None
             self._add(line, "tasks: a list of tasks is wanted, one `- name: ...` each")
@@ -173,7 +173,7 @@ class _Reading:
     def _values(
         self,
         where: str,
-        found: Mapping[str, Entry],
+        found: Mapping[str, RecipeEntry],
         known: Mapping[str, Key],
         other: Mapping[str, Key],
         place: str,
@@ -194,7 +194,7 @@ class _Reading:
     def _complete(
         self,
         keys: Iterable[Key],
-        found: Mapping[str, Entry],
+        found: Mapping[str, RecipeEntry],
         values: Mapping[str, Any],
         where: str,
         line: int | None,
@@ -206,7 +206,7 @@ class _Reading:
         return all(name in values for name in needed)
 
     def _add(self, line: int | None, why: str) -> None:
-        self.problems.append(Problem(line, why))
+        self.problems.append(RecipeProblem(line, why))
 
 
 def _group(group: type[Group], values: Mapping[str, Any], defaults: Group | None = None) -> Group:
@@ -223,23 +223,23 @@ def _unknown(name: str, known: Mapping[str, Key], other: Mapping[str, Key], plac
     return f"no such key{hint(name, tuple(known))}"
 
 
-def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
+def recipe_problems(recipe: Recipe) -> Iterator[RecipeProblem]:
     """All that is wrong between the keys."""
     if recipe.tasks and recipe.initial > len(recipe.tasks):
         have = len(recipe.tasks)
-        yield Problem(None, f"initial: is {recipe.initial}, but there are {have} tasks")
+        yield RecipeProblem(None, f"initial: is {recipe.initial}, but there are {have} tasks")
     yield from _same_names(recipe)
     for spec in recipe.tasks:
         for why in _task_problems(spec):
-            yield Problem(spec.line, f"task {spec.name!r}, {why}")
+            yield RecipeProblem(spec.line, f"task {spec.name!r}, {why}")
 
 
-def _same_names(recipe: Recipe) -> Iterator[Problem]:
+def _same_names(recipe: Recipe) -> Iterator[RecipeProblem]:
     first: dict[str, int | None] = {}
     for spec in recipe.tasks:
         if spec.name in first:
             why = f"a task of that name is in line {first[spec.name]} already"
-            yield Problem(spec.line, f"task {spec.name!r}, name: {why}")
+            yield RecipeProblem(spec.line, f"task {spec.name!r}, name: {why}")
         first.setdefault(spec.name, spec.line)
 
 

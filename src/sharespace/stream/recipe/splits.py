@@ -18,7 +18,7 @@ from typing import Any
 from sharespace.extras import require
 from sharespace.stream.recipe.keys import TaskSpec
 from sharespace.stream.recipe.load import refuse
-from sharespace.stream.recipe.values import Source
+from sharespace.stream.recipe.values import RecipeSource
 
 FORMATS = {
     ".jsonl": "json",
@@ -42,7 +42,7 @@ Splits = Mapping[str, Callable[[], Any]]
 EVAL_SPLITS = ("validation", "valid", "dev", "eval", "test")
 
 
-def find_splits(spec: TaskSpec, key: str, source: Source) -> Splits:
+def find_splits(spec: TaskSpec, key: str, source: RecipeSource) -> Splits:
     """The splits that are there; a local file is read when its split is asked for.
 
     Args:
@@ -165,7 +165,7 @@ def quiet() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TaskRows:
     """Rows to learn from and rows to score on, untouched; None: the task uses none."""
 
     train: Any
@@ -176,7 +176,7 @@ class Rows:
     """Names of the classes in ``labels.txt`` beside the data."""
 
 
-def read_rows(spec: TaskSpec) -> Rows:
+def read_rows(spec: TaskSpec) -> TaskRows:
     """All rows of a task's splits, in memory; local files leave no copy in any cache.
 
     Args:
@@ -198,7 +198,7 @@ def read_rows(spec: TaskSpec) -> Rows:
         train, held = _parted(spec, train, settings.eval_fraction)
     else:
         held = _split(spec, splits, _eval_name(spec, splits), "eval_split")
-    return Rows(train if spec.learns else None, held, _label_file(spec, spec.data))
+    return TaskRows(train if spec.learns else None, held, _label_file(spec, spec.data))
 
 
 def _parted(spec: TaskSpec, part: Any, fraction: float) -> tuple[Any, Any]:
@@ -233,7 +233,7 @@ def _one(spec: TaskSpec, key: str, splits: Splits) -> Any:
     return _split(spec, splits, next(iter(splits)), key)
 
 
-def _label_file(spec: TaskSpec, source: Source) -> tuple[str, ...] | None:
+def _label_file(spec: TaskSpec, source: RecipeSource) -> tuple[str, ...] | None:
     folder = source.path if source.path.is_dir() else source.path.parent
     file = folder / LABELS
     if not source.is_local or not file.is_file():

@@ -51,7 +51,7 @@ _UNUSABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Source:
+class RecipeSource:
     """What is at a path, or else on the Hub; a relative path counts from the recipe's folder."""
 
     text: str
@@ -60,7 +60,7 @@ class Source:
     """Where it lies if it is local."""
 
     @classmethod
-    def of(cls, text: str, folder: Path) -> Source:
+    def of(cls, text: str, folder: Path) -> RecipeSource:
         """
         Args:
             text: as written; ``~`` is the user's home folder.
@@ -120,7 +120,7 @@ _READERS: dict[type, Callable[[yaml.ScalarNode], Any]] = {
     float: _number,
     str: _text,
     Path: _text,
-    Source: _text,
+    RecipeSource: _text,
 }
 
 
@@ -144,7 +144,7 @@ class Key:
     choices: tuple[str, ...]
     """Of a Literal; else empty."""
     type: Any
-    """bool, int, float, str, Source, or tuple for a list of texts; str for a Literal."""
+    """bool, int, float, str, RecipeSource, or tuple for a list of texts; str for a Literal."""
     optional: bool
     """It may be null."""
     default: Any
@@ -197,7 +197,7 @@ def _documented(body: list[Any]) -> Iterator[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Problem:
+class RecipeProblem:
     """One thing that is wrong."""
 
     line: int | None
@@ -209,7 +209,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RecipeEntry:
     """A key and what it holds."""
 
     name: str
@@ -232,33 +232,35 @@ def parse(text: str, where: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         why = " ".join(x for x in (error.context, error.problem) if x)
-        problem = Problem(mark.line + 1 if mark else None, f"not valid YAML ({why})")
+        problem = RecipeProblem(mark.line + 1 if mark else None, f"not valid YAML ({why})")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        problem = Problem(None, f"not valid YAML ({reason})")
+        problem = RecipeProblem(None, f"not valid YAML ({reason})")
     raise RecipeError(where, (str(problem),), "Correct it")
 
 
-def entries(node: yaml.MappingNode, where: str, problems: list[Problem]) -> dict[str, Entry]:
+def entries(
+    node: yaml.MappingNode, where: str, problems: list[RecipeProblem]
+) -> dict[str, RecipeEntry]:
     """The keys of a mapping; what is no usable key is a problem.
 
     Args:
         where: before the key's name in problems, for example ``"tasks[1]."``.
         problems: added to.
     """
-    found: dict[str, Entry] = {}
+    found: dict[str, RecipeEntry] = {}
     for name_node, value in node.value:
         line = name_node.start_mark.line + 1
         name = name_node.value if isinstance(name_node, yaml.ScalarNode) else None
         if name is None or name_node.tag == PREFIX + "merge":
             kind = "a list or mapping" if name is None else "<< (a merge key)"
-            problems.append(Problem(line, f"{where[:-1] or 'recipe'}: {kind} is no key here"))
+            problems.append(RecipeProblem(line, f"{where[:-1] or 'recipe'}: {kind} is no key here"))
         elif name in found:
             first = found[name].line
             why = f"written twice, first in line {first}"
-            problems.append(Problem(line, f"{where}{name[:80]}: {why}"))
+            problems.append(RecipeProblem(line, f"{where}{name[:80]}: {why}"))
         else:
-            found[name] = Entry(name, line, value)
+            found[name] = RecipeEntry(name, line, value)
     return found
 
 
@@ -290,8 +292,8 @@ def value_of(key: Key, node: yaml.Node, folder: Path) -> Any:
     if key.type in (int, float) and not key.limits.allow(value):
         raise UnusableError(f"is {value}, but it must be {key.limits}")
     if key.type is Path:
-        return Source.of(value, folder).path
-    return Source.of(value, folder) if key.type is Source else value
+        return RecipeSource.of(value, folder).path
+    return RecipeSource.of(value, folder) if key.type is RecipeSource else value
 
 
 def hint(name: str, known: tuple[str, ...]) -> str:
