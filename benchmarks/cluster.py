@@ -33,7 +33,7 @@ from sharespace.subspace.build import BuildJob
 from sharespace.subspace.build_layer import Build
 from sharespace.subspace.build_streamed import build_bytes
 from sharespace.subspace.executor import LOCAL, Dask, Executor, dumps
-from sharespace.subspace.state import Settings
+from sharespace.subspace.state import BuildSettings
 
 K = 32
 
@@ -132,7 +132,7 @@ def _main_process(paths: Sequence[Path], folder: Path) -> dict[str, float]:
     """What the main process needs for each adapter; see ``benchmarks.paper_plan``."""
     opened = [read_adapter(path) for path in paths]
     module, shape = next(iter(opened[0].shapes.items()))
-    build = Build(Settings(), Dimension(k=K), torch.float32, torch.device("cpu"))
+    build = Build(BuildSettings(), Dimension(k=K), torch.float32, torch.device("cpu"))
     job = len(dumps(BuildJob(module, shape, opened, build)))
     weights = [path / "adapter_model.safetensors" for path in paths]
     start = time.process_time()  # of one core, whatever else is running

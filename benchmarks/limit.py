@@ -20,7 +20,7 @@ from sharespace.linalg.truncated import OVERSAMPLING
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build_layer import Build, read_updates
 from sharespace.subspace.build_streamed import CHUNK_BYTES, rows_of
-from sharespace.subspace.state import Settings
+from sharespace.subspace.state import BuildSettings
 
 
 def limit_seconds(paths: Sequence[Path], k: int, repeats: int) -> float:
@@ -41,7 +41,7 @@ def limit_seconds(paths: Sequence[Path], k: int, repeats: int) -> float:
 
 def one_pass(adapters: Sequence[Adapter], k: int) -> None:
     """Every byte once, in chunks: to the compute dtype, norms, one sketch of each side."""
-    build = Build(Settings(), Dimension(k=k), torch.float32, torch.device("cpu"))
+    build = Build(BuildSettings(), Dimension(k=k), torch.float32, torch.device("cpu"))
     for module in adapters[0].shapes:
         rows = rows_of(adapters, module, build, 8 * CHUNK_BYTES)
         tests = [torch.randn(side, k + OVERSAMPLING) for side in (rows.n, rows.d)]

@@ -42,7 +42,7 @@ from sharespace.subspace.build_budgeted import private_layer
 from sharespace.subspace.build_layer import LayerResult, read_updates
 from sharespace.subspace.fidelity import measure, sizes
 from sharespace.subspace.merge import merge
-from sharespace.subspace.state import Private, ShareModel
+from sharespace.subspace.state import PerTask, ShareModel
 
 ITEM = 4
 """Bytes of a float32."""
@@ -321,10 +321,10 @@ def _files(model: ShareModel) -> int:
 
 def _chosen(model: ShareModel) -> dict[str, Any]:
     values = [c for t in model.tasks.values() for c in t.coefficients.values()]
-    private = sum(isinstance(c, Private) for c in values)
+    private = sum(isinstance(c, PerTask) for c in values)
     return {
         "k": [list(layer.k) for layer in model.layers.values()],
-        "subspaces": max(len(layer.parts) or 1 for layer in model.layers.values()),
+        "subspaces": max(len(layer.groups) or 1 for layer in model.layers.values()),
         "private": private / len(values),
     }
 

@@ -20,10 +20,10 @@ from benchmarks import common
 from sharespace import Share
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
 from sharespace.subspace.state import (
+    BuildSettings,
     Factors,
     LayerSubspace,
     Ledger,
-    Settings,
     ShareModel,
     Task,
 )
@@ -86,7 +86,7 @@ def model(
     cap = k if at_cap else None
     layers = {name: _layer(d, k, cap, generator) for name in _modules()}
     members = [_task(f"task{i}", k, p, generator) for i in range(tasks)]
-    settings = Settings(cap=cap)
+    settings = BuildSettings(cap=cap)
     return ShareModel(BaseModel(), settings, torch.float32, layers, {t.name: t for t in members})
 
 

@@ -20,10 +20,10 @@ from benchmarks import common
 from sharespace import Share
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
 from sharespace.subspace.state import (
+    BuildSettings,
     Factors,
     LayerSubspace,
     Ledger,
-    Settings,
     ShareModel,
     Task,
 )
@@ -99,7 +99,7 @@ def model(
         norm = torch.tensor([float((value.left @ value.right.mT).norm())]).double()
         ledger = Ledger((MODULE,), norm, torch.zeros(1, 0).double(), ())
         members[f"task{i}"] = Task(f"task{i}", {MODULE: value}, ledger)
-    settings = Settings(cap=k)
+    settings = BuildSettings(cap=k)
     return ShareModel(BaseModel(), settings, torch.float32, {MODULE: layer}, members)
 
 

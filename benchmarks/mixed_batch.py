@@ -35,10 +35,10 @@ from sharespace import Share
 from sharespace.serve.mixed import MixedTasks
 from sharespace.subspace.adapter import BaseModel, ModuleShape
 from sharespace.subspace.state import (
+    BuildSettings,
     Factors,
     LayerSubspace,
     Ledger,
-    Settings,
     ShareModel,
     Task,
 )
@@ -329,7 +329,7 @@ def random_share(
     for i in range(count):
         found = {m: Factors(torch.randn(k, p) / k, torch.randn(k, p)) for m in layers}
         tasks[f"task-{i}"] = Task(f"task-{i}", found, ledger)
-    return ShareModel(BaseModel(), Settings(), torch.float32, layers, tasks)
+    return ShareModel(BaseModel(), BuildSettings(), torch.float32, layers, tasks)
 
 
 def report(results: dict[str, Any]) -> str:

@@ -183,7 +183,7 @@ def _adapted(base: nn.Module, targets: str, name: str, options: argparse.Namespa
 def _space(base: nn.Module, targets: list[str], k: int) -> Any:
     """Random orthonormal bases: only their sizes matter here."""
     from sharespace.subspace.adapter import BaseModel, ModuleShape
-    from sharespace.subspace.state import LayerSubspace, Settings, ShareModel
+    from sharespace.subspace.state import BuildSettings, LayerSubspace, ShareModel
 
     layers = {}
     for name, module in base.named_modules():
@@ -191,7 +191,7 @@ def _space(base: nn.Module, targets: list[str], k: int) -> Any:
             n, d = module.out_features, module.in_features
             left, right = (torch.linalg.qr(torch.randn(side, k))[0] for side in (n, d))
             layers[name] = LayerSubspace(ModuleShape(n, d), left, right)
-    return ShareModel(BaseModel(), Settings(), torch.float32, layers, {})
+    return ShareModel(BaseModel(), BuildSettings(), torch.float32, layers, {})
 
 
 def _alone(options: argparse.Namespace) -> None:

@@ -19,11 +19,11 @@ from sharespace.linalg.updates import CanonicalUpdates, canonicalise, weights
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.build import initialise
 from sharespace.subspace.state import (
+    BuildSettings,
     Core,
     Factors,
     LayerSubspace,
-    Private,
-    Settings,
+    PerTask,
     ShareModel,
 )
 
@@ -135,7 +135,7 @@ def build(
     """``initialise`` with the options in one place."""
     wanted: Any = {"*": k} if isinstance(k, tuple) else k
     dimension = Dimension(k=wanted, variance=variance, error=error, budget=budget)
-    return initialise(adapters, dimension, Settings(**options), dtype=dtype)
+    return initialise(adapters, dimension, BuildSettings(**options), dtype=dtype)
 
 
 def dense(found: LayerUpdate) -> Tensor:
@@ -151,7 +151,7 @@ def originals(adapters: Iterable[Adapter]) -> dict[str, dict[str, Tensor]]:
 def stored_dense(model: ShareModel, task: str, module: str = MODULE) -> Tensor:
     """n x d in float64, by the definition: left E F^T right^T from the stored numbers."""
     value = model.tasks[task].coefficients[module]
-    if isinstance(value, Private):
+    if isinstance(value, PerTask):
         return value.left.double() @ value.right.double().mT
     return in_frame(model.layers[module], value)
 

@@ -34,7 +34,7 @@ from sharespace.errors import (
 )
 from sharespace.formats import write_peft
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.plan import Plan
+from sharespace.subspace.plan import BuildPlan
 from store.models import assert_same
 from support_formats import tiny
 
@@ -203,7 +203,7 @@ def test_fidelity_nulls_and_plan_take_the_same_sources(folder: Path) -> None:
     kept = share.fidelity(paths)
     assert kept.tasks.keys() == share.baselines(paths).own_svd.keys() == {"a", "b"}
     found = Share.plan(paths, k=2)
-    assert isinstance(found, Plan)
+    assert isinstance(found, BuildPlan)
     assert found.fidelity.tasks["a"].relative_error == kept.tasks["a"].relative_error
     assert sorted(p.name for p in folder.iterdir()) == ["a", "b", "c"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sharespace.store import history, prune, rollback, verify
     from sharespace.subspace.adapter import Adapter, LayerUpdate
     from sharespace.subspace.fidelity import Fidelity
-    from sharespace.subspace.plan import Plan
+    from sharespace.subspace.plan import BuildPlan
     from sharespace.subspace.state import ShareModel, Task
     from sharespace.tuner import ShareConfig
 
@@ -32,7 +32,7 @@ _HOMES = {
     "Dimension": "sharespace.linalg.dimension",
     "Fidelity": "sharespace.subspace.fidelity",
     "LayerUpdate": "sharespace.subspace.adapter",
-    "Plan": "sharespace.subspace.plan",
+    "BuildPlan": "sharespace.subspace.plan",
     "Share": "sharespace.share",
     "ShareConfig": "sharespace.tuner",
     "ShareModel": "sharespace.subspace.state",
@@ -47,10 +47,10 @@ _HOMES = {
 
 __all__ = [
     "Adapter",
+    "BuildPlan",
     "Dimension",
     "Fidelity",
     "LayerUpdate",
-    "Plan",
     "Share",
     "ShareConfig",
     "ShareModel",

@@ -25,7 +25,7 @@ from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.plan import Baselines, baselines
 from sharespace.subspace.retrained import retrained
-from sharespace.subspace.state import Method, Settings, ShareModel, Task
+from sharespace.subspace.state import BasisMethod, BuildSettings, ShareModel, Task
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -96,7 +96,7 @@ class Share:
         error: float | None = None,
         budget: int | None = None,
         p: int | None = None,
-        method: Method = "joint",
+        method: BasisMethod = "joint",
         centred: bool = False,
         base: str | None = None,
         dtype: torch.dtype | None = None,
@@ -139,10 +139,13 @@ class Share:
             TaskExistsError: two adapters have the same name.
             OptionError: an option has no usable value.
         """
+        # Options first: a mistake in them is told before any adapter is read.
+        dimension = _dimension(k, variance, error, budget)
+        settings = BuildSettings(method=method, centred=centred, p=p, seed=seed)
         model = initialise(
             open_adapters(adapters),
-            _dimension(k, variance, error, budget),
-            Settings(method=method, centred=centred, p=p, seed=seed),
+            dimension,
+            settings,
             base=BaseModel(base) if base else None,
             dtype=dtype,
             device=device,
@@ -154,7 +157,7 @@ class Share:
         return cls(model, pending=(Operation("init", tuple(model.tasks)),))
 
     @classmethod
-    def plan(cls, adapters: Sources, **options: Any) -> _plan.Plan:
+    def plan(cls, adapters: Sources, **options: Any) -> _plan.BuildPlan:
         """What ``from_adapters`` with the same options would be worth; nothing is written.
 
         Bytes now and as Share, break-even, expected error and shared fraction of each task, own

@@ -80,9 +80,9 @@ def test_plan_says_what_a_budget_chose_for_each_update(run: Run, adapters: Path)
     storage = found["storage"]
     assert found["budget"] == 600
     # Independent random factors share nothing, and the bytes do not reach to all of them.
-    assert storage["private"] > 0 < storage["nothing"]
-    assert storage["private"] + storage["nothing"] == storage["updates"]
-    assert storage["private_tasks"] == len(found["tasks"])
+    assert storage["per_task"] > 0 < storage["nothing"]
+    assert storage["per_task"] + storage["nothing"] == storage["updates"]
+    assert storage["wholly_per_task"] == len(found["tasks"])
     out = " ".join(run("plan", f"{adapters}/*", "--budget", "0.6kB").out.split())
     assert "because they share nothing that pays" in out
     assert f"of {storage['nothing']} nothing is kept" in out
@@ -298,15 +298,18 @@ def test_info_says_what_a_budget_chose(run: Run, adapters: Path, tmp_path: Path)
     assert run("init", kept, f"{adapters}/*", "--budget", "0.6kB").code == 0
     found = run("info", kept, "--layers", "--json").json
     ways = {way: part["updates"] for way, part in found["stored"].items()}
-    assert ways == {"whole": 0, "leading": 0, "private": 7, "nothing": 2}
+    assert ways == {"whole": 0, "leading": 0, "per_task": 7, "nothing": 2}
     assert sum(part["bytes"] for part in found["stored"].values()) == found["bytes"]["coefficients"]
     for key in ("layers", "tasks"):
-        parts = [one["stored"]["private"] for one in found[key].values()]
+        parts = [one["stored"]["per_task"] for one in found[key].values()]
         assert sum(part["updates"] for part in parts) == 7
-        assert sum(part["bytes"] for part in parts) == found["stored"]["private"]["bytes"]
+        assert sum(part["bytes"] for part in parts) == found["stored"]["per_task"]["bytes"]
     out = " ".join(run("info", kept).out.split())
-    size = found["stored"]["private"]["bytes"]
-    assert f"9 updates, as a budget of 600 B chose: 7 private, outside of any ({size} B)" in out
+    size = found["stored"]["per_task"]["bytes"]
+    assert (
+        f"9 updates, as a budget of 600 B chose: 7 stored per task, outside of any ({size} B)"
+        in out
+    )
     assert "2 not kept (0 B)" in out
     assert "encoder.0.q" not in out
     assert "encoder.0.q" in run("info", kept, "--layers").out

@@ -94,7 +94,7 @@ def _families() -> ShareModel:
 
 def test_trained_where_families_have_subspaces_of_their_own(store: Path, inbox: Path) -> None:
     model = _families()
-    assert all(len(layer.parts) == 2 for layer in model.layers.values())
+    assert all(len(layer.groups) == 2 for layer in model.layers.values())
     families = store.parent / "families.share"
     commit(families, model, operation=Operation("init"), expected_parent=None)
     one = trained(model, "new", 1)

@@ -13,7 +13,7 @@ from sharespace.store import Operation, Version, checkout, commit
 from sharespace.subspace.adapter import Adapter, BaseModel, ModuleShape, fingerprint
 from sharespace.subspace.build import initialise
 from sharespace.subspace.merge import merge
-from sharespace.subspace.state import Settings, ShareModel, basis_id
+from sharespace.subspace.state import BuildSettings, ShareModel, basis_id
 
 BASE = BaseModel("tiny/base")
 SHAPES = {"q": (12, 10), "v": (8, 10)}
@@ -27,7 +27,7 @@ def adapter(name: str, seed: int, rank: int = 1) -> Adapter:
 
 def start(path: Path, *, cap: int | None = None, budget: int | None = None) -> Version:
     """A store of one task, with room to grow unless there is a cap."""
-    settings = Settings(cap=cap, budget=budget)
+    settings = BuildSettings(cap=cap, budget=budget)
     dimension = Dimension(budget=budget) if budget else Dimension(variance=1.0)
     model = initialise([adapter("first", 1)], dimension, settings)
     if cap:

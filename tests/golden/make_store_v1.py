@@ -15,13 +15,13 @@ from torch import Tensor
 from sharespace.store import Operation, commit
 from sharespace.subspace.adapter import BaseModel, ModuleShape, Provenance
 from sharespace.subspace.state import (
+    BuildSettings,
     Certificate,
     Core,
     Factors,
     LayerSubspace,
     Ledger,
-    Private,
-    Settings,
+    PerTask,
     ShareModel,
     Task,
 )
@@ -69,7 +69,7 @@ def first_task() -> Task:
         coefficients={
             QUERY: Factors(numbers(1, 2, 1), numbers(2, 2, 1)),
             VALUE: Core(core),
-            CONV: Private(numbers(5, 4, 1), numbers(6, 8, 1)),
+            CONV: PerTask(numbers(5, 4, 1), numbers(6, 8, 1)),
         },
         ledger=Ledger(
             modules,
@@ -120,7 +120,7 @@ def version(number: int) -> ShareModel:
     tasks = [old] if number == 1 else [old, second_task(k)]
     return ShareModel(
         base=BaseModel("org/base", "main"),
-        settings=Settings("joint", p=1, cap=3, budget=10**6, seed=7),
+        settings=BuildSettings("joint", p=1, cap=3, budget=10**6, seed=7),
         dtype=torch.float32,
         layers=layers(k),
         tasks={task.name: task for task in tasks},

@@ -13,13 +13,13 @@ from golden.make_store_v1 import columns, numbers
 from sharespace.store import Operation, commit
 from sharespace.subspace.adapter import BaseModel, ModuleShape
 from sharespace.subspace.state import (
+    BuildSettings,
     Coefficients,
     Core,
     Factors,
     LayerSubspace,
     Ledger,
-    Private,
-    Settings,
+    PerTask,
     ShareModel,
     Task,
 )
@@ -35,7 +35,7 @@ def layers() -> dict[str, LayerSubspace]:
     left = torch.cat([columns(6, k, i) for i, (k, _) in enumerate(PARTS)], dim=1)
     right = torch.cat([columns(5, k, 2 * i) for i, (_, k) in enumerate(PARTS)], dim=1)
     return {
-        QUERY: LayerSubspace(ModuleShape(6, 5), left, right, (5, 5), parts=PARTS),
+        QUERY: LayerSubspace(ModuleShape(6, 5), left, right, (5, 5), groups=PARTS),
         VALUE: LayerSubspace(ModuleShape(4, 5), columns(4, 2, 0), columns(5, 2, 1)),
     }
 
@@ -64,14 +64,14 @@ def model() -> ShareModel:
     one = Factors(numbers(6, 2, 1), numbers(7, 2, 1))
     tasks = [
         task("first", Factors(first, second), one),
-        task("second", Factors(left, right, begin=(2, 1)), one),
-        task("third", Core(core, begin=(3, 3)), Core(numbers(8, 2, 2))),
-        task("alone", Private(numbers(9, 6, 1), numbers(10, 5, 1)), one),
+        task("second", Factors(left, right, offset=(2, 1)), one),
+        task("third", Core(core, offset=(3, 3)), Core(numbers(8, 2, 2))),
+        task("alone", PerTask(numbers(9, 6, 1), numbers(10, 5, 1)), one),
         task("everywhere", Core(numbers(11, 5, 5)), one),
     ]
     return ShareModel(
         base=BaseModel("org/base", "main"),
-        settings=Settings("joint", budget=10**6),
+        settings=BuildSettings("joint", budget=10**6),
         dtype=torch.float32,
         layers=layers(),
         tasks={found.name: found for found in tasks},

@@ -34,7 +34,7 @@ from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.coefficients import as_adapter
 from sharespace.subspace.merge import merge
 from sharespace.subspace.plan import adapters_to_break_even
-from sharespace.subspace.state import Core, Factors, Private, ShareModel
+from sharespace.subspace.state import Core, Factors, PerTask, ShareModel
 
 
 def spent(model: ShareModel) -> int:
@@ -152,7 +152,7 @@ def test_a_budget_shares_among_relatives_and_not_among_strangers() -> None:
     near, far = relatives(12, 40, 40, k=4, rank=4), strangers(3, 40, 40, 2)
     budget = 4 * (40 + 40) * 6
     shared, private = build(near, budget=budget), build(far, budget=budget)
-    kinds = [isinstance(m.tasks["t0"].coefficients[MODULE], Private) for m in (shared, private)]
+    kinds = [isinstance(m.tasks["t0"].coefficients[MODULE], PerTask) for m in (shared, private)]
     assert kinds == [False, True]
     # Six directions a side hold four tasks of a common k = 4; own SVDs of rank 4 need 48.
     assert worst(build(near, budget=4 * (2 * 40 * 4 + 12 * 16)), near) <= 1e-5
@@ -308,7 +308,7 @@ def test_ledger_and_certificate_bound_what_is_stored(
 def test_an_outlier_among_relatives_is_private_and_they_share() -> None:
     adapters = [*relatives(30, 40, 40, k=4, rank=4), adapter("odd", update(40, 40, 4, 5))]
     model = build(adapters, budget=4 * (2 * 40 * 4 + 30 * 16 + 80 * 4 + 40))
-    kinds = {n: isinstance(t.coefficients[MODULE], Private) for n, t in model.tasks.items()}
+    kinds = {n: isinstance(t.coefficients[MODULE], PerTask) for n, t in model.tasks.items()}
     assert kinds == {**{f"t{i}": False for i in range(30)}, "odd": True}
     assert worst(model, adapters) <= 1e-2
 

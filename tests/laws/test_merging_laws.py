@@ -35,7 +35,7 @@ from builders import (
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.merge_layer import pad
-from sharespace.subspace.state import Core, Factors, Method, Private, ShareModel
+from sharespace.subspace.state import BasisMethod, Core, Factors, PerTask, ShareModel
 
 DENSE = 1e-13
 """Relative rounding of the dense float64 answer itself."""
@@ -53,7 +53,7 @@ def assert_padded(before: ShareModel, after: ShareModel, names: Sequence[str]) -
                 assert_same_value(after.tasks[name].coefficients[module], pad(old, grown.k))
 
 
-def assert_same_value(found: object, wanted: Factors | Core | Private) -> None:
+def assert_same_value(found: object, wanted: Factors | Core | PerTask) -> None:
     assert type(found) is type(wanted)
     for key, value in vars(wanted).items():
         mine = getattr(found, key)
@@ -161,7 +161,7 @@ def test_merging_with_room_gives_the_same_tasks_in_any_order_and_grouping(
     stored=st.sampled_from(DTYPES),
 )
 def test_ledger_is_not_below_the_true_error_after_merges_at_the_cap(
-    method: Method, centred: int, family: Family, cap: int, p: int | None, stored: torch.dtype
+    method: BasisMethod, centred: int, family: Family, cap: int, p: int | None, stored: torch.dtype
 ) -> None:
     adapters = family.adapters
     model = build(adapters[:1], cap, dtype=stored, method=method, centred=bool(centred), p=p)

@@ -166,7 +166,7 @@ def test_7_tasks_are_combined_as_updates_and_not_factor_by_factor() -> None:
         assert found[f"t{i}"] == pytest.approx(wanted, rel=1e-4)
 
 
-def test_8_beside_planted_data_stand_the_nulls() -> None:
+def test_8_planted_data_are_compared_with_baselines() -> None:
     """Strangers: Share is not better than own SVDs, and says so; planted data flatter it."""
     adapters = strangers(6, 40, 40, 4)
     share = Share.from_adapters(adapters, k=6)

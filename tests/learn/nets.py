@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from sharespace import Share
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
-from sharespace.subspace.state import Coefficients, Core, Factors, Private
+from sharespace.subspace.state import Coefficients, Core, Factors, PerTask
 
 SHAPES = {"first": (14, 10), "second": (12, 14)}
 """Adapted modules of ``Net``: n x d."""
@@ -98,8 +98,8 @@ def same(first: Mapping[str, Coefficients], second: Mapping[str, Coefficients]) 
 
 def only_padded(before: Coefficients, after: Coefficients) -> bool:
     """After a merge with room: the same numbers bit for bit, then rows of zeros."""
-    assert isinstance(before, Factors | Private)
-    assert isinstance(after, Factors | Private)
+    assert isinstance(before, Factors | PerTask)
+    assert isinstance(after, Factors | PerTask)
     pairs = [(before.left, after.left), (before.right, after.right)]
     return all(torch.equal(x, y[: len(x)]) and not y[len(x) :].any() for x, y in pairs)
 

@@ -19,7 +19,7 @@ from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
 from sharespace.learn import calibrate
 from sharespace.learn.calibrate import Moments, reduced_rank
 from sharespace.subspace.adapter import Adapter, LayerUpdate, ModuleShape
-from sharespace.subspace.state import Factors, Private
+from sharespace.subspace.state import Factors, PerTask
 
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -250,7 +250,7 @@ def test_private_updates_and_modules_without_inputs_stay() -> None:
     original = adapter("a", 1)
     share = spoiled(shared(), "a")
     task = share.task("a")
-    own = Private(torch.ones(14, 1), torch.ones(10, 1))
+    own = PerTask(torch.ones(14, 1), torch.ones(10, 1))
     mixed = replace(task, coefficients={**task.coefficients, "first": own})
     share = Share(share.model.with_tasks([mixed, share.task("b")]))
     found = calibrate(net(), share, original, batches()).share

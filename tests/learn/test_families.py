@@ -14,7 +14,7 @@ from sharespace import Share
 from sharespace.learn import Method, Training, adapt, calibrate, finetune
 from sharespace.serve.mixed import MixedTasks
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
-from sharespace.subspace.state import Private
+from sharespace.subspace.state import PerTask
 
 
 def member(name: str, seed: int, number: int) -> Adapter:
@@ -41,7 +41,7 @@ BUDGET = 4 * (sum(4 * (n + d) for n, d in SHAPES.values()) + 2 * 55 * 4) + 64
 @pytest.fixture(scope="module")
 def share() -> Share:
     made = Share.from_adapters(members(), budget=BUDGET)
-    assert all(layer.parts == ((2, 2), (2, 2)) for layer in made.model.layers.values())
+    assert all(layer.groups == ((2, 2), (2, 2)) for layer in made.model.layers.values())
     return made
 
 
@@ -86,9 +86,9 @@ def test_a_finetuned_task_stays_in_its_own_subspace(share: Share, task: str) -> 
     done = finetune(net(), share, Points(), training, task=task, heads=False)
     for module, before in share.task(task).coefficients.items():
         after = done.share.task(task).coefficients[module]
-        assert not isinstance(before, Private)
-        assert not isinstance(after, Private)
-        assert after.begin == before.begin
+        assert not isinstance(before, PerTask)
+        assert not isinstance(after, PerTask)
+        assert after.offset == before.offset
         assert after.nbytes == before.nbytes
     again = finetune(net(), done.share, Points(), replace(training, steps=1), task=task)
     assert accuracy(done.model) == pytest.approx(accuracy(again.model), abs=0.05)
@@ -105,6 +105,6 @@ def test_calibrating_stays_in_the_tasks_own_subspace(share: Share, task: str) ->
     assert found.after < 1e-3
     for module, before in share.task(task).coefficients.items():
         after = found.share.task(task).coefficients[module]
-        assert not isinstance(before, Private)
-        assert not isinstance(after, Private)
-        assert after.begin == before.begin
+        assert not isinstance(before, PerTask)
+        assert not isinstance(after, PerTask)
+        assert after.offset == before.offset

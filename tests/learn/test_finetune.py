@@ -16,7 +16,7 @@ from sharespace.learn import Finetuned, Setup, Training, finetune, load_task
 from sharespace.learn.adapt import adapt
 from sharespace.learn.prepare import Method
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.state import Core, Factors, Private
+from sharespace.subspace.state import Core, Factors, PerTask
 
 TRAINING = Training(steps=40, learning_rate=3e-2, batch_size=16, cpu=True)
 HEAD = "base_model.model.classifier.weight"
@@ -39,14 +39,14 @@ def share_of(kind: str) -> Share:
         return Share.from_adapters([with_head("a", 1, 3), with_head("b", 2, 3)], k=3)
     share = share_of("factors")
     own = {
-        m: Private(u.up.float(), u.down.mT.float().contiguous())
+        m: PerTask(u.up.float(), u.down.mT.float().contiguous())
         for m, u in share.updates("a").items()
     }
     task = replace(share.task("a"), coefficients=own)
     return Share(share.model.with_tasks([task, share.task("b")]))
 
 
-KINDS = {"factors": Factors, "core": Core, "private": Private}
+KINDS = {"factors": Factors, "core": Core, "private": PerTask}
 
 
 def trained(share: Share, *, heads: bool = True) -> Finetuned:

@@ -14,9 +14,9 @@ from sharespace.report.facts import LayerFacts, Parts, TaskFacts, VersionFacts
 from sharespace.report.study import Study, relations
 from sharespace.store import Operation, commit
 from sharespace.subspace.adapter import Adapter, ModuleShape
-from sharespace.subspace.fidelity import LayerFidelity, Stored, Tally, TaskFidelity
+from sharespace.subspace.fidelity import LayerFidelity, StorageTally, TaskFidelity, UpdateTally
 from sharespace.subspace.merge import merge
-from sharespace.subspace.state import Settings, ShareModel
+from sharespace.subspace.state import BuildSettings, ShareModel
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -63,7 +63,7 @@ def task(name: str = "sst2", *, error: float = 0.01, bound: float = 0.02, **more
         "place": 1,
         "kept": kept,
         "p": (2, 2),
-        "stored": Stored(whole=Tally(1, 5)),
+        "stored": StorageTally(whole=UpdateTally(1, 5)),
         "ways": {"m": "whole"},
         "norm": 1.0,
         "bytes": 10,
@@ -94,7 +94,7 @@ def facts(*tasks: TaskFacts, cosine: float = 0.5, overlap: float = 0.5, **more: 
         "version": 2,
         "created": "2026-01-01T00:00:00Z",
         "base": "roberta-base",
-        "settings": Settings(),
+        "settings": BuildSettings(),
         "dtype": "float32",
         "tasks": tasks,
         "layers": (LayerFacts("m", ModuleShape(8, 6), (2, 2), None),),

@@ -19,7 +19,7 @@ from sharespace.report import read_facts, render
 from sharespace.report.html import dotted, escape, tag, visible
 from sharespace.store import checkout, prune, remove
 from sharespace.subspace.adapter import BaseModel
-from sharespace.subspace.fidelity import Stored
+from sharespace.subspace.fidelity import StorageTally
 from sharespace.subspace.state import Ledger
 from store.models import model as weird_model
 
@@ -221,13 +221,13 @@ def budgeted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_budget_chose_is_said_by_layer_and_in_all(budgeted: Path) -> None:
     found = read_facts(budgeted)
     stored = found.stored
-    assert stored.private.updates >= 1
+    assert stored.per_task.updates >= 1
     assert stored.inside.updates >= 8
     assert stored.nothing.updates == 8
-    assert sum((la.stored for la in found.layers), Stored()) == stored
+    assert sum((la.stored for la in found.layers), StorageTally()) == stored
     assert found.parts.coefficients == stored.total.nbytes
-    assert found.parts.private == stored.private.nbytes
-    assert {t.name for t in found.tasks if t.ways["h.0.q"] == "private"} >= {"odd"}
+    assert found.parts.private == stored.per_task.nbytes
+    assert {t.name for t in found.tasks if t.ways["h.0.q"] == "per_task"} >= {"odd"}
     text = page(budgeted).text
     assert "are stored in 3 ways. A byte budget of 832 B chose" in text
     assert "an SVD of its own, outside of any subspace" in text

@@ -15,7 +15,7 @@ from builders import build, frame, gauss, law, relatives, stored_dense
 from report.samples import MODULES, made
 from sharespace.extras import require
 from sharespace.report.study import classical_scaling, explained_variance, relations, study
-from sharespace.subspace.state import Core, Private, ShareModel
+from sharespace.subspace.state import Core, PerTask, ShareModel
 from store.models import model as weird_model
 
 
@@ -59,7 +59,7 @@ def test_private_updates_are_compared_with_shared_ones() -> None:
     way round."""
     model = weird_model(("a", "b", "c"), torch.float64)
     odd = model.tasks["c"]
-    private = next(m for m, c in odd.coefficients.items() if isinstance(c, Private))
+    private = next(m for m, c in odd.coefficients.items() if isinstance(c, PerTask))
     inside = Core(gauss(5, *model.layers[private].k))
     odd = replace(odd, coefficients={**odd.coefficients, private: inside})
     check_cosines(model.with_tasks([model.tasks["a"], model.tasks["b"], odd]), 1e-9)

@@ -13,8 +13,8 @@ from sharespace.report import Facts, notices
 from sharespace.report.facts import LayerFacts, Parts, Scores
 from sharespace.report.study import Study
 from sharespace.subspace.adapter import ModuleShape
-from sharespace.subspace.fidelity import LayerFidelity, Stored, Tally
-from sharespace.subspace.state import Settings
+from sharespace.subspace.fidelity import LayerFidelity, StorageTally, UpdateTally
+from sharespace.subspace.state import BuildSettings
 
 
 def kinds(found: Facts) -> list[str]:
@@ -40,9 +40,9 @@ def test_an_empty_one_says_so() -> None:
 
 ESTIMATED = replace(task("rte").kept, measured=False)
 
-ALONE = Stored(private=Tally(1, 5))
+ALONE = StorageTally(per_task=UpdateTally(1, 5))
 HALF = replace(task().kept, layers={"m": LayerFidelity(0.1, 0.1), "n": LayerFidelity(1.0, 1.0)})
-BUDGET = facts(layers=(layer(2, 2),), settings=Settings(budget=1000))
+BUDGET = facts(layers=(layer(2, 2),), settings=BuildSettings(budget=1000))
 
 CASES: list[tuple[str, Facts]] = [
     ("erased", facts(task("gone", error=0.995, bound=0.995))),

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from sharespace.subspace.adapter import BaseModel, ModuleShape, Provenance
 from sharespace.subspace.state import (
+    BuildSettings,
     Certificate,
     Coefficients,
     Core,
     Factors,
     LayerSubspace,
     Ledger,
-    Private,
-    Settings,
+    PerTask,
     ShareModel,
     Task,
 )
@@ -48,7 +48,7 @@ def ledger(modules: tuple[str, ...], seed: int = 0) -> Ledger:
 
 
 def task(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **more: Any) -> Task:
-    """Factors, Core and Private in one task."""
+    """Factors, Core and PerTask in one task."""
     k_left, k_right = K
     factors, core, private = SHAPES
     shape = SHAPES[private]
@@ -57,7 +57,7 @@ def task(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **more: A
             values(seed + 1, k_left, 2).to(dtype), values(seed + 2, k_right, 2).to(dtype)
         ),
         core: Core(values(seed + 3, k_left, k_right).to(dtype)),
-        private: Private(
+        private: PerTask(
             values(seed + 4, shape.out_features, 1).to(dtype),
             values(seed + 5, shape.in_features, 1).to(dtype),
         ),
@@ -90,7 +90,7 @@ def model(
 ) -> ShareModel:
     fields: dict[str, Any] = {
         "base": BaseModel("org/base", "main"),
-        "settings": Settings(p=2, cap=5, budget=10**7, seed=-3),
+        "settings": BuildSettings(p=2, cap=5, budget=10**7, seed=-3),
         "dtype": dtype,
         "layers": layers(dtype),
         "tasks": {name: task(name, 10 * i, dtype) for i, name in enumerate(names)},

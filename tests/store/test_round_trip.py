@@ -16,13 +16,13 @@ from torch import Tensor
 from sharespace.errors import MismatchError, StoreError
 from sharespace.store import Operation, checkout, commit, load
 from sharespace.subspace.state import (
+    BuildSettings,
     Certificate,
     Coefficients,
     Core,
     Factors,
     LayerSubspace,
-    Private,
-    Settings,
+    PerTask,
     ShareModel,
 )
 from store.models import (
@@ -37,6 +37,7 @@ from store.models import (
     task,
     values,
 )
+from store.reseal import reseal
 
 INIT = Operation("init")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -60,9 +61,16 @@ def test_empty_models(tmp_path: Path) -> None:
 
 
 def test_all_settings_are_stored(tmp_path: Path) -> None:
-    odd = Settings("share", centred=True, p=3, cap=9, budget=0, seed=2**62)
-    assert all(getattr(odd, f.name) != f.default for f in fields(Settings))
+    odd = BuildSettings("share", centred=True, p=3, cap=9, budget=0, seed=2**62)
+    assert all(getattr(odd, f.name) != f.default for f in fields(BuildSettings))
     round_trip(tmp_path / "s", model(settings=odd))
+
+
+def test_a_store_that_says_centred_of_joint_bases_still_loads(tmp_path: Path) -> None:
+    """It was once written down beside method joint, where it never had an effect."""
+    commit(tmp_path / "s", model(), operation=INIT, expected_parent=None)
+    reseal(tmp_path / "s", lambda manifest: manifest["settings"].update(centred=True))
+    assert not load(tmp_path / "s").settings.centred
 
 
 def test_the_order_of_layers_and_tasks_is_kept(tmp_path: Path) -> None:
@@ -107,7 +115,7 @@ def test_zeros_and_their_signs(
     found: dict[str, Coefficients] = {
         one: Factors(matrix(left, 3, dtype), matrix(right, 4, dtype)),
         other: Core(matrix(core, 3, dtype)),
-        third: Private(torch.zeros(8, 2, dtype=dtype), torch.zeros(36, 2, dtype=dtype)),
+        third: PerTask(torch.zeros(8, 2, dtype=dtype), torch.zeros(36, 2, dtype=dtype)),
     }
     wanted = model((), dtype, tasks={"t": replace(task("t", dtype=dtype), coefficients=found)})
     round_trip(tmp_path_factory.mktemp("store") / "s", wanted)
@@ -218,7 +226,7 @@ BAD_TASKS: dict[str, dict[str, Coefficients]] = {
     "rows": {next(iter(SHAPES)): Factors(torch.ones(2, 1), torch.ones(4, 1))},
     "ranks": {next(iter(SHAPES)): Factors(torch.ones(3, 1), torch.ones(4, 2))},
     "dtype": {next(iter(SHAPES)): Core(torch.ones(3, 4, dtype=torch.float64))},
-    "private": {next(iter(SHAPES)): Private(torch.ones(3, 1), torch.ones(4, 1))},
+    "private": {next(iter(SHAPES)): PerTask(torch.ones(3, 1), torch.ones(4, 1))},
     "module": {"unknown": Core(torch.ones(3, 4))},
 }
 

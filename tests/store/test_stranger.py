@@ -7,12 +7,12 @@ import torch
 
 from golden import make_store_v2
 from golden.make_store_v1 import PATH, WEIRD, version
-from sharespace.subspace.state import Core, Factors, LayerSubspace, Private
+from sharespace.subspace.state import Core, Factors, LayerSubspace, PerTask
 from store.stranger import read_current, read_object, updates
 
 
-def our_update(layer: LayerSubspace, found: Factors | Core | Private) -> torch.Tensor:
-    if isinstance(found, Private):
+def our_update(layer: LayerSubspace, found: Factors | Core | PerTask) -> torch.Tensor:
+    if isinstance(found, PerTask):
         return found.left.double() @ found.right.double().T
     if isinstance(found, Factors):
         found = Core(found.left.double() @ found.right.double().T)

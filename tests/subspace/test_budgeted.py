@@ -16,7 +16,7 @@ from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.coefficients import as_adapter, reconstruct
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.plan import plan
-from sharespace.subspace.state import Core, Factors, Private, ShareModel
+from sharespace.subspace.state import Core, Factors, PerTask, ShareModel
 
 N, D = 40, 32
 
@@ -41,14 +41,14 @@ def model() -> ShareModel:
     return build(_adapters(), budget=4 * ((N + D) * 8 + 36 * 12))
 
 
-def _value(model: ShareModel, name: str) -> Factors | Core | Private:
+def _value(model: ShareModel, name: str) -> Factors | Core | PerTask:
     return model.tasks[name].coefficients[MODULE]
 
 
 def test_it_has_all_kinds(model: ShareModel) -> None:
     k = model.layers[MODULE].k
-    assert isinstance(_value(model, "odd"), Private)
-    inside = [v for t in model.tasks if not isinstance(v := _value(model, t), Private)]
+    assert isinstance(_value(model, "odd"), PerTask)
+    inside = [v for t in model.tasks if not isinstance(v := _value(model, t), PerTask)]
     assert any(v.used != k for v in inside)
     assert any(v.used == k for v in inside)
 
@@ -56,9 +56,9 @@ def test_it_has_all_kinds(model: ShareModel) -> None:
 def test_plan_counts_them(model: ShareModel) -> None:
     found = plan(model, _adapters())
     assert found.budget == model.settings.budget
-    assert found.private_modules == 0
+    assert found.per_task_modules == 0
     assert found.storage.updates == 36
-    assert found.storage.private == found.storage.private_tasks >= 1
+    assert found.storage.per_task == found.storage.wholly_per_task >= 1
     assert 0 < found.storage.leading < 36
     assert found.storage.ranks[1] >= 2
 

@@ -19,7 +19,7 @@ from sharespace.store import checkout
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build import initialise
 from sharespace.subspace.merge import merge
-from sharespace.subspace.state import Method, Settings
+from sharespace.subspace.state import BasisMethod, BuildSettings
 from store.models import assert_same
 from subspace.copied import Copied
 
@@ -37,8 +37,8 @@ RULES: tuple[dict[str, Any], ...] = (
 def both(adapters: list[Adapter], rule: dict[str, Any]) -> tuple[Any, Any]:
     """(here, through bytes)."""
     dimension = Dimension(**{n: rule.get(n) for n in ("k", "variance", "error", "budget")})
-    method: Method = rule.get("method", "joint")
-    settings = Settings(method=method, centred=rule.get("centred", False), p=rule.get("p"))
+    method: BasisMethod = rule.get("method", "joint")
+    settings = BuildSettings(method=method, centred=rule.get("centred", False), p=rule.get("p"))
     here = initialise(adapters, dimension, settings)
     return here, initialise(adapters, dimension, settings, executor=Copied())
 
@@ -56,7 +56,9 @@ def test_a_build_through_bytes_is_the_same(family: Family, rule: dict[str, Any])
     st.sampled_from([None, 2, 30]),
     st.sampled_from(["joint", "share"]),
 )
-def test_a_merge_through_bytes_is_the_same(family: Family, cap: int | None, method: Method) -> None:
+def test_a_merge_through_bytes_is_the_same(
+    family: Family, cap: int | None, method: BasisMethod
+) -> None:
     known, *new = family.adapters
     model = build([known], cap, variance=None if cap else 1.0, method=method)
     assert_same(merge(model, new, executor=Copied()), merge(model, new))
@@ -92,7 +94,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Adapter]:
 def test_files_travel_as_places_in_them(files: list[Adapter], tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     through = Copied(tmp_path / "elsewhere")
-    initialise(files, Dimension(k=2), Settings(), executor=through)
+    initialise(files, Dimension(k=2), BuildSettings(), executor=through)
     numbers = sum(a.nbytes for a in files) / 40
     assert len(through.sent) == 40
     assert max(through.sent) < min(numbers, 3000)
@@ -104,8 +106,8 @@ def test_a_checkpoint_travels_as_places_in_it(tmp_path: Path) -> None:
     torch.save(tensors, tmp_path / "t" / "adapter_model.bin")
     (tmp_path / "t" / "adapter_model.safetensors").unlink()
     opened, through = [read_adapter(tmp_path / "t")], Copied()
-    there = initialise(opened, Dimension(k=2), Settings(), executor=through)
-    assert_same(there, initialise(opened, Dimension(k=2), Settings()))
+    there = initialise(opened, Dimension(k=2), BuildSettings(), executor=through)
+    assert_same(there, initialise(opened, Dimension(k=2), BuildSettings()))
     assert max(through.sent) < 3000
 
 
@@ -129,7 +131,7 @@ def test_a_file_that_was_replaced_is_refused_there(files: list[Adapter], tmp_pat
     weights.unlink()
     weights.write_bytes(data + b" ")
     with pytest.raises(CorruptAdapterError, match="changed after it was opened"):
-        initialise(files, Dimension(k=2), Settings(), executor=Copied())
+        initialise(files, Dimension(k=2), BuildSettings(), executor=Copied())
 
 
 def test_progress_is_told_in_order(files: list[Adapter]) -> None:

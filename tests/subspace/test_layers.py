@@ -12,7 +12,7 @@ from sharespace.linalg.joint import hosvd
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.build import initialise
 from sharespace.subspace.build_layer import Build, certify, read_pairs, read_problem, stored_basis
-from sharespace.subspace.state import Settings
+from sharespace.subspace.state import BuildSettings
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ def test_the_scaling_is_part_of_the_task(scaling: float) -> None:
 
 
 def _build(entry: dict[str, dict[str, float]]) -> Build:
-    return Build(Settings(), Dimension(k=2), torch.float32, CPU, entry_norms=entry)
+    return Build(BuildSettings(), Dimension(k=2), torch.float32, CPU, entry_norms=entry)
 
 
 def test_the_norm_of_entry_is_the_weight_where_it_is_known() -> None:

@@ -11,7 +11,7 @@ from sharespace.subspace.build import initialise
 from sharespace.subspace.coefficients import reconstruct
 from sharespace.subspace.merge import merge
 from sharespace.subspace.merge_layer import pad
-from sharespace.subspace.state import Core, Factors, Settings
+from sharespace.subspace.state import BuildSettings, Core, Factors
 
 
 def adapter(name: str, seed: int, rank: int = 2, scale: float = 1.0) -> Adapter:
@@ -23,7 +23,7 @@ def adapter(name: str, seed: int, rank: int = 2, scale: float = 1.0) -> Adapter:
 def test_share_merges_by_the_factors_as_they_came() -> None:
     """Paper, step 3: SVD of the stacked factors, whose split is not ours to change."""
     old = [adapter("a", 1, scale=3.0), adapter("b", 2, scale=0.5)]
-    model = initialise(old, Dimension(k=4), Settings(method="share"))
+    model = initialise(old, Dimension(k=4), BuildSettings(method="share"))
     new = adapter("c", 3, scale=2.0)
     merged = merge(model, [new])
     layer = model.layers["m"]

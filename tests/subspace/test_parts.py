@@ -36,7 +36,7 @@ from sharespace.store import verify
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.coefficients import (
     as_adapter,
-    begins,
+    group_offsets,
     inside,
     part_of,
     placed,
@@ -46,7 +46,7 @@ from sharespace.subspace.coefficients import (
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.plan import storage
 from sharespace.subspace.retrained import retrained
-from sharespace.subspace.state import Core, Factors, Private, ShareModel
+from sharespace.subspace.state import Core, Factors, PerTask, ShareModel
 from sharespace.tuner.start import new_task
 from store.reseal import reseal
 
@@ -81,20 +81,20 @@ def model() -> ShareModel:
     return build(adapters(), budget=BUDGET)
 
 
-def value(model: ShareModel, name: str) -> Factors | Core | Private:
+def value(model: ShareModel, name: str) -> Factors | Core | PerTask:
     return model.tasks[name].coefficients[MODULE]
 
 
 def test_each_family_has_its_own_subspace(model: ShareModel) -> None:
     layer = model.layers[MODULE]
-    assert layer.parts == ((2, 2), (2, 2))
+    assert layer.groups == ((2, 2), (2, 2))
     assert layer.k == (4, 4)
     for part in subspaces(layer):
         assert orthonormality(part.left_basis) < 1e-5
         assert orthonormality(part.right_basis) < 1e-5
-    assert {v.begin for n in ("a0", "a39") if isinstance(v := value(model, n), Core)} == {(0, 0)}
-    assert {v.begin for n in ("b0", "b29") if isinstance(v := value(model, n), Core)} == {(2, 2)}
-    assert isinstance(value(model, "odd"), Private)
+    assert {v.offset for n in ("a0", "a39") if isinstance(v := value(model, n), Core)} == {(0, 0)}
+    assert {v.offset for n in ("b0", "b29") if isinstance(v := value(model, n), Core)} == {(2, 2)}
+    assert isinstance(value(model, "odd"), PerTask)
     assert worst(model, adapters()) < 1e-5
 
 
@@ -105,18 +105,18 @@ def test_their_bytes_are_those_of_their_own_cores(model: ShareModel) -> None:
 
 def test_what_plan_counts(model: ShareModel) -> None:
     found = storage(model)
-    assert (found.updates, found.private, found.leading) == (71, 1, 0)
-    assert (found.family_modules, found.subspaces) == (1, 2)
+    assert (found.updates, found.per_task, found.leading) == (71, 1, 0)
+    assert (found.grouped_modules, found.subspaces) == (1, 2)
 
 
 def test_save_and_load_is_bit_identical(model: ShareModel, tmp_path: Path) -> None:
     Share(model).save(tmp_path / "m.share")
     loaded = Share.load(tmp_path / "m.share").model
-    assert loaded.layers[MODULE].parts == model.layers[MODULE].parts
+    assert loaded.layers[MODULE].groups == model.layers[MODULE].groups
     for name in model.tasks:
         found, wanted = value(loaded, name), value(model, name)
         assert found.nbytes == wanted.nbytes
-        assert getattr(found, "begin", None) == getattr(wanted, "begin", None)
+        assert getattr(found, "offset", None) == getattr(wanted, "offset", None)
         difference = stored_dense(loaded, name) - stored_dense(model, name)
         assert not difference.any()
     assert verify(tmp_path / "m.share").ok
@@ -147,7 +147,7 @@ def test_coefficients_that_begin_nowhere_are_refused(model: ShareModel, tmp_path
     task = model.tasks["b0"]
     found = value(model, "b0")
     assert isinstance(found, Core)
-    wrong = replace(task, coefficients={MODULE: replace(found, begin=(1, 2))})
+    wrong = replace(task, coefficients={MODULE: replace(found, offset=(1, 2))})
     with pytest.raises(MismatchError, match="where no subspace begins"):
         Share(model.with_tasks([wrong])).save(tmp_path / "m.share")
     assert not (tmp_path / "m.share" / "share.json").exists()
@@ -200,17 +200,17 @@ def test_cosines_are_those_of_the_updates(model: ShareModel) -> None:
 def test_a_newcomer_joins_its_family(model: ShareModel) -> None:
     new = family("b", 31, 2, 9000)[-1]
     grown = merge(model, [new])
-    assert len(grown.layers[MODULE].parts) == 2
+    assert len(grown.layers[MODULE].groups) == 2
     found, old = value(grown, "b30"), value(grown, "b0")
     assert isinstance(found, Core)
     assert isinstance(old, Core)
-    assert found.begin == old.begin
+    assert found.offset == old.offset
     assert worst(grown, [*adapters(), new]) < 0.05
 
 
 def test_merged_into_a_model_without_a_budget_nothing_is_lost(model: ShareModel) -> None:
     both = union(build(strangers(2, N, D), variance=1.0), model)
-    assert both.layers[MODULE].parts == ()
+    assert both.layers[MODULE].groups == ()
     for name in model.tasks:
         torch.testing.assert_close(
             stored_dense(both, name), stored_dense(model, name), rtol=1e-4, atol=1e-4
@@ -220,7 +220,7 @@ def test_merged_into_a_model_without_a_budget_nothing_is_lost(model: ShareModel)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_in_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     made = build(adapters(), budget=BUDGET * dtype.itemsize // 4, dtype=dtype)
-    assert len(made.layers[MODULE].parts) == 2
+    assert len(made.layers[MODULE].groups) == 2
     Share(made).save(tmp_path / "m.share")
     assert verify(tmp_path / "m.share").ok
     assert worst(made, adapters()) < 2e-3
@@ -231,7 +231,7 @@ def test_other_coefficients_in_the_familys_own_directions(model: ShareModel) -> 
     changed = retrained(model, "b0", {MODULE: pair}, {})
     found = value(changed, "b0")
     assert isinstance(found, Factors)
-    assert found.begin == (2, 2)
+    assert found.offset == (2, 2)
     part = subspaces(model.layers[MODULE])[1]
     wanted = part.left_basis @ pair[0] @ (part.right_basis @ pair[1]).mT
     torch.testing.assert_close(stored_dense(changed, "b0").float(), wanted)
@@ -244,8 +244,8 @@ def test_other_coefficients_in_all_directions(model: ShareModel) -> None:
     pair = gauss(1, 4, 2).float(), gauss(2, 4, 2).float()
     changed = retrained(model, "b0", {MODULE: pair}, {})
     found = value(changed, "b0")
-    assert not isinstance(found, Private)
-    assert found.begin == (0, 0)
+    assert not isinstance(found, PerTask)
+    assert found.offset == (0, 0)
     assert part_of(layer, found) is None
     wanted = layer.left_basis @ pair[0] @ (layer.right_basis @ pair[1]).mT
     torch.testing.assert_close(stored_dense(changed, "b0").float(), wanted)
@@ -265,7 +265,7 @@ def test_coefficients_of_a_part_and_back(
     mine: Factors | Core = Factors(gauss(1, left, p), gauss(2, right, p))
     if core:
         mine = Core(gauss(3, left, right))
-    found = placed(mine, begins(parts)[number], whole)
+    found = placed(mine, group_offsets(parts)[number], whole)
     assert isinstance(found, Factors | Core)
     assert found.nbytes == mine.nbytes
     assert found.used == mine.used

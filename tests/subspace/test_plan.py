@@ -63,7 +63,7 @@ def test_private_modules_are_counted_and_not_part_of_the_papers_count() -> None:
     adapters = strangers(3, 30, 30, 2)
     model = build(adapters, budget=4 * 60 * 3)
     found = plan(model, adapters)
-    assert found.private_modules == 1
+    assert found.per_task_modules == 1
     assert found.paper_count.parameters == 0
     assert found.dimensions == {MODULE: (0, 0)}
 

@@ -8,7 +8,7 @@ from builders import build
 from shared_data import public_adapters
 from sharespace import read_adapter
 from sharespace.subspace.merge import merge
-from sharespace.subspace.similarity import CkaMatrix, Side, adapters_cka, settling
+from sharespace.subspace.similarity import CkaMatrix, UpdateSide, adapters_cka, settling
 
 STRANGER = "agnews-r4-bias-all"
 FIRST, SECOND, THIRD = (f"portuguese-step{n}" for n in (1000, 4000, 8610))
@@ -21,7 +21,7 @@ def between(found: CkaMatrix, one: str, two: str) -> float:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_checkpoints_of_one_run_are_alike_and_a_stranger_is_not(side: Side) -> None:
+def test_checkpoints_of_one_run_are_alike_and_a_stranger_is_not(side: UpdateSide) -> None:
     found = adapters_cka([read_adapter(p) for p in public_adapters("roberta-base")], side=side)
     later, far = between(found, SECOND, THIRD), between(found, FIRST, THIRD)
     assert later > 0.9

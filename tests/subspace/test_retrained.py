@@ -19,7 +19,7 @@ from sharespace.subspace.state import (
     Core,
     Factors,
     Ledger,
-    Private,
+    PerTask,
     ShareModel,
 )
 
@@ -101,12 +101,12 @@ def test_the_earlier_bound_is_that_of_the_segment_before() -> None:
 
 def test_a_private_update_stays_private() -> None:
     model = build(strangers(2), 4)
-    own = Private(gauss(1, 12, 2).float(), gauss(2, 9, 2).float())
+    own = PerTask(gauss(1, 12, 2).float(), gauss(2, 9, 2).float())
     task = replace(model.tasks["t0"], coefficients={MODULE: own})
     model = model.with_tasks([task, model.tasks["t1"]])
     new = (2 * own.left, own.right)
     changed = retrained(model, "t0", {MODULE: new}, {})
-    assert isinstance(changed.tasks["t0"].coefficients[MODULE], Private)
+    assert isinstance(changed.tasks["t0"].coefficients[MODULE], PerTask)
     assert changed.tasks["t0"].ledger.bound < 1e-7
     moved = retrained(model, "t0", {MODULE: new}, {}, CALIBRATE).tasks["t0"].ledger
     expected = float((own.left @ own.right.mT).norm())

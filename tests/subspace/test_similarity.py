@@ -14,7 +14,13 @@ from torch import Tensor
 from builders import adapter, dense, frame, gauss, law, update
 from sharespace.errors import MismatchError
 from sharespace.subspace.adapter import LayerUpdate
-from sharespace.subspace.similarity import Side, adapters_cka, linear_cka, overlap, principal_angles
+from sharespace.subspace.similarity import (
+    UpdateSide,
+    adapters_cka,
+    linear_cka,
+    overlap,
+    principal_angles,
+)
 
 subspace_angles = pytest.importorskip("scipy.linalg").subspace_angles
 SEED = st.integers(0, 10_000)
@@ -125,7 +131,7 @@ def pair(found: list[list[float | None]]) -> float:
 @law(50)
 @given(SEED, SIDE, st.booleans(), WIDTH, WIDTH)
 def test_cka_is_its_dense_definition(
-    seed: int, side: Side, centred: bool, r: int, other: int
+    seed: int, side: UpdateSide, centred: bool, r: int, other: int
 ) -> None:
     updates = [update(9, 6, r, seed, scaling=2.0), update(9, 6, other, seed + 1, norm=1e-3)]
     matrices = [dense(u) if side == "left" else dense(u).mT for u in updates]
@@ -151,7 +157,7 @@ def changed(
 @law()
 @given(SEED, SIDE, st.booleans(), st.floats(1e-3, 1e3))
 def test_cka_knows_no_scale_and_no_rotation_of_the_other_side(
-    seed: int, side: Side, centred: bool, scale: float
+    seed: int, side: UpdateSide, centred: bool, scale: float
 ) -> None:
     one, two = update(8, 7, 3, seed), update(8, 7, 2, seed + 1)
     turn = frame(8, 8, seed + 2) if side == "right" else frame(7, 7, seed + 2)

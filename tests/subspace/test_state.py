@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from builders import MODULE, adapter, build, strangers, update
-from sharespace.errors import TaskExistsError, TaskNotFoundError
-from sharespace.subspace.state import Certificate, Ledger, ShareModel
+from sharespace import Share
+from sharespace.errors import OptionError, TaskExistsError, TaskNotFoundError
+from sharespace.subspace.state import BuildSettings, Certificate, Ledger, ShareModel
 
 
 def _ledger() -> Ledger:
@@ -80,3 +81,25 @@ def test_the_fingerprint_is_of_modules_and_shapes_alone() -> None:
     two = build([adapter("b", {"y": update(5, 3, 1), "x": update(6, 4, 2)})], 3)
     other = build([adapter("a", {"x": x, "z": y})], 2)
     assert one.fingerprint == two.fingerprint != other.fingerprint
+
+
+REFUSED: dict[str, tuple[dict[str, object], str]] = {
+    "a method that nobody knows": ({"method": "bogus"}, "method='bogus'"),
+    "no pseudo-rank": ({"p": 0}, "p=0"),
+    "a negative pseudo-rank": ({"p": -1}, "p=-1"),
+    "half a pseudo-rank": ({"p": 1.5}, "p=1.5"),
+    "a method that cannot centre": ({"centred": True}, "centred"),
+}
+
+
+@pytest.mark.parametrize(("options", "named"), REFUSED.values(), ids=REFUSED)
+def test_an_option_is_refused_before_an_adapter_is_read(
+    options: dict[str, object], named: str
+) -> None:
+    with pytest.raises(OptionError, match=named):
+        Share.from_adapters(["no/such/adapter"], **options)  # type: ignore[arg-type]
+
+
+def test_a_cap_below_one_is_refused() -> None:
+    with pytest.raises(OptionError, match="cap=0"):
+        BuildSettings(cap=0)

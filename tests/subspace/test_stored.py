@@ -9,22 +9,29 @@ from hypothesis import strategies as st
 
 from builders import MODULE, adapter, build, gauss, law, relatives, strangers, update
 from sharespace.subspace.adapter import ModuleShape
-from sharespace.subspace.fidelity import Stored, Storing, Tally, Way, storing, way
+from sharespace.subspace.fidelity import (
+    ModelStorage,
+    StorageKind,
+    StorageTally,
+    UpdateTally,
+    storage_kind,
+    tally_storage,
+)
 from sharespace.subspace.merge import merge
 from sharespace.subspace.state import (
     Coefficients,
     Core,
     Factors,
     LayerSubspace,
-    Private,
+    PerTask,
     ShareModel,
 )
 
 K = (4, 3)
 
 
-def counted(model: ShareModel) -> Storing:
-    return storing(model.tasks.values(), model.layers)
+def counted(model: ShareModel) -> ModelStorage:
+    return tally_storage(model.tasks.values(), model.layers)
 
 
 def padded(rows: int, columns: int) -> torch.Tensor:
@@ -43,14 +50,14 @@ def padded(rows: int, columns: int) -> torch.Tensor:
         (Core(padded(4, 3)), "whole"),
         (Core(padded(4, 2)), "leading"),
         (Core(padded(0, 0)), "nothing"),
-        (Private(gauss(1, 9, 2), gauss(2, 8, 2)), "private"),
-        (Private(gauss(1, 9, 0), gauss(2, 8, 0)), "nothing"),
+        (PerTask(gauss(1, 9, 2), gauss(2, 8, 2)), "per_task"),
+        (PerTask(gauss(1, 9, 0), gauss(2, 8, 0)), "nothing"),
     ],
 )
-def test_each_way(value: Coefficients, wanted: Way) -> None:
+def test_each_way(value: Coefficients, wanted: StorageKind) -> None:
     layer = LayerSubspace(ModuleShape(9, 8), torch.zeros(9, 4), torch.zeros(8, 3))
     assert layer.k == K
-    assert way(value, layer) == wanted
+    assert storage_kind(value, layer) == wanted
 
 
 def test_what_a_merge_appends_leaves_old_tasks_with_the_leading_directions() -> None:
@@ -61,7 +68,7 @@ def test_what_a_merge_appends_leaves_old_tasks_with_the_leading_directions() -> 
     found = counted(model)
     assert found.tasks["old"].leading.updates == 1
     assert found.tasks["new"].whole.updates == 1
-    assert found.ways["old"] == {MODULE: "leading"}
+    assert found.kinds["old"] == {MODULE: "leading"}
 
 
 def test_a_budget_that_does_not_reach_is_not_called_private() -> None:
@@ -70,9 +77,9 @@ def test_a_budget_that_does_not_reach_is_not_called_private() -> None:
         m: update(30, 20, 2, i, norm=n) for i, (m, n) in enumerate((("a", 1.0), ("b", 1e-3)))
     }
     found = counted(build([adapter("t", modules)], budget=4 * 50))
-    assert found.layers["a"] == Stored(private=Tally(1, 200))
-    assert found.layers["b"] == Stored(nothing=Tally(1, 0))
-    assert found.total.inside == Tally()
+    assert found.layers["a"] == StorageTally(per_task=UpdateTally(1, 200))
+    assert found.layers["b"] == StorageTally(nothing=UpdateTally(1, 0))
+    assert found.total.inside == UpdateTally()
 
 
 @given(st.integers(1, 6), st.integers(0, 3), st.integers(100, 20_000))
@@ -85,7 +92,7 @@ def test_updates_and_bytes_add_up_to_those_of_the_model(
     model = build(named, budget=budget)
     found = counted(model)
     values = [c for t in model.tasks.values() for c in t.coefficients.values()]
-    assert found.total.total == Tally(len(values), sum(c.nbytes for c in values))
-    assert sum(found.tasks.values(), Stored()) == found.total
-    private = [c for c in values if isinstance(c, Private) and c.nbytes]
-    assert found.total.private == Tally(len(private), sum(c.nbytes for c in private))
+    assert found.total.total == UpdateTally(len(values), sum(c.nbytes for c in values))
+    assert sum(found.tasks.values(), StorageTally()) == found.total
+    private = [c for c in values if isinstance(c, PerTask) and c.nbytes]
+    assert found.total.per_task == UpdateTally(len(private), sum(c.nbytes for c in private))

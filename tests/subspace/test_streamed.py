@@ -37,14 +37,14 @@ from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.build import initialise
 from sharespace.subspace.build_streamed import build_bytes, merge_bytes, portions
 from sharespace.subspace.merge import merge
-from sharespace.subspace.state import Private, Settings, ShareModel
+from sharespace.subspace.state import BuildSettings, PerTask, ShareModel
 
 TINY = 1000
 """Bytes: less than any layer here takes, so all are built out of core, one task at a time."""
 
 
 def build(adapters: list[Adapter], memory: int | None = TINY, **options: Any) -> ShareModel:
-    settings = Settings(p=options.pop("p", None), method=options.pop("method", "joint"))
+    settings = BuildSettings(p=options.pop("p", None), method=options.pop("method", "joint"))
     dtype = options.pop("dtype", None)
     return initialise(adapters, Dimension(**options), settings, dtype=dtype, memory=memory)
 
@@ -264,7 +264,7 @@ def test_a_module_that_the_model_lacks_is_added_out_of_core() -> None:
 def test_private_updates_of_a_model_stay_as_they_are() -> None:
     """A budget keeps some tasks outside of the subspace; without it merges go on."""
     model = build(strangers(4, 30, 20), None, k=3)
-    factors = Private(gauss(1, 30, 1).float(), gauss(2, 20, 1).float())
+    factors = PerTask(gauss(1, 30, 1).float(), gauss(2, 20, 1).float())
     task = model.tasks["t0"]
     private = type(task)("t0", {MODULE: factors}, task.ledger)
     model = model.with_tasks([private, *list(model.tasks.values())[1:]])

@@ -9,7 +9,7 @@ from builders import FULL, MODULE, adapter, build, stored_dense, strangers, upda
 from sharespace.errors import MismatchError, OptionError, TaskExistsError
 from sharespace.subspace.adapter import Adapter, BaseModel
 from sharespace.subspace.merge import union, widened
-from sharespace.subspace.state import Private
+from sharespace.subspace.state import PerTask
 
 
 def _named(prefix: str, seed: int, count: int = 2) -> list[Adapter]:
@@ -65,13 +65,13 @@ def test_private_updates_come_along_as_they_are() -> None:
     tasks = _named("b", 2)
     second = build(tasks, budget=4 * 25 * 3)
     value = second.tasks["bt0"].coefficients[MODULE]
-    assert isinstance(value, Private)
+    assert isinstance(value, PerTask)
     both = union(build(_named("a", 1), FULL), second)
     found = both.tasks["bt0"].coefficients[MODULE]
-    assert isinstance(found, Private)
+    assert isinstance(found, PerTask)
     assert torch.equal(found.left, value.left)
     fresh = union(build([adapter("c", {"other": update(5, 5, 1)})], FULL), second)
-    assert isinstance(fresh.tasks["bt0"].coefficients[MODULE], Private)
+    assert isinstance(fresh.tasks["bt0"].coefficients[MODULE], PerTask)
 
 
 def test_a_budget_of_the_first_is_kept() -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from sharespace.errors import MismatchError
 from sharespace.subspace.adapter import BaseModel, ModuleShape
 from sharespace.subspace.state import (
+    BuildSettings,
     Factors,
     LayerSubspace,
     Ledger,
-    Settings,
     ShareModel,
     Task,
 )
@@ -37,7 +37,7 @@ def space(model: nn.Module, *, k: int = K, seed: int = 0, tasks: Sequence[str] =
         if found is not None:
             layers[name] = _subspace(module, found, k, generator)
     members = {name: _task(name, layers, generator) for name in tasks}
-    return ShareModel(BaseModel(), Settings(), torch.float32, layers, members)
+    return ShareModel(BaseModel(), BuildSettings(), torch.float32, layers, members)
 
 
 def published(model: nn.Module, **options: Any) -> str:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from sharespace import Share
 from sharespace.errors import CorruptAdapterError, MismatchError, OptionError, TaskNotFoundError
-from sharespace.subspace.state import Private, ShareModel
+from sharespace.subspace.state import PerTask, ShareModel
 from sharespace.tuner import ShareConfig, ShareTuner, collect, publish, register, release
 from tuner.spaces import ALIVE, adapted, mlp, points, published, randomise, space, update_of
 
@@ -325,7 +325,7 @@ def test_a_known_task_is_loaded_exactly() -> None:
 
 def test_a_private_update_is_loaded_exactly_and_can_be_trained() -> None:
     share = space(mlp(), tasks=["a"])
-    own = Private(torch.randn(14, 3), torch.randn(10, 3))
+    own = PerTask(torch.randn(14, 3), torch.randn(10, 3))
     task = share.tasks["a"]
     changed = replace(task, coefficients={**task.coefficients, "first": own})
     share = replace(share, tasks={"a": changed})

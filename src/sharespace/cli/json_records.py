@@ -15,8 +15,15 @@ from sharespace.report.html import count, human
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.store.layout import LayerEntry
-from sharespace.subspace.fidelity import Bytes, Fidelity, Stored, Storing, Tally, storing
-from sharespace.subspace.plan import Baselines, Plan
+from sharespace.subspace.fidelity import (
+    Bytes,
+    Fidelity,
+    ModelStorage,
+    StorageTally,
+    UpdateTally,
+    tally_storage,
+)
+from sharespace.subspace.plan import Baselines, BuildPlan
 from sharespace.subspace.state import Task
 
 if TYPE_CHECKING:
@@ -27,14 +34,14 @@ if TYPE_CHECKING:
 _SAID = {
     "whole": "in all directions of their subspace",
     "leading": "in the leading ones only",
-    "private": "private, outside of any",
+    "per_task": "stored per task, outside of any",
     "nothing": "not kept",
 }
 
 _HEADS = {
     "whole": "all of k",
     "leading": "leading",
-    "private": "private",
+    "per_task": "per task",
     "nothing": "not kept",
 }
 
@@ -86,7 +93,7 @@ def baselines_record(baselines: Baselines) -> dict[str, Any]:
     }
 
 
-def plan_record(plan: Plan) -> dict[str, Any]:
+def plan_record(plan: BuildPlan) -> dict[str, Any]:
     return {
         "verdict": plan.verdict,
         "reason": plan.reason,
@@ -96,7 +103,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             "bytes": plan.paper_count.nbytes,
         },
         "k": {m: list(k) for m, k in plan.dimensions.items()},
-        "private_modules": plan.private_modules,
+        "per_task_modules": plan.per_task_modules,
         "budget": plan.budget,
         "storage": asdict(plan.storage),
         **fidelity_record(plan.fidelity, plan.baselines),
@@ -115,7 +122,7 @@ def built_record(share: Share, path: str) -> dict[str, Any]:
     }
 
 
-def info_record(found: Checkout, storing: Storing | None = None) -> dict[str, Any]:
+def info_record(found: Checkout, storing: ModelStorage | None = None) -> dict[str, Any]:
     """``stored`` is null, here and everywhere, where it was not counted."""
     content = found.manifest.content
     settings = content.settings
@@ -137,7 +144,7 @@ def info_record(found: Checkout, storing: Storing | None = None) -> dict[str, An
                 "shape": [e.shape.out_features, e.shape.in_features],
                 "kind": e.shape.kind,
                 "k": list(e.k),
-                "parts": [list(part) for part in e.parts],
+                "groups": [list(group) for group in e.groups],
                 "cap": list(e.cap) if e.cap else None,
                 "basis_bytes": _basis_bytes(e, content.dtype.itemsize),
                 "out_of_core": e.streamed,
@@ -239,10 +246,10 @@ def router_record(found: RouterResult) -> dict[str, Any]:
     return {"path": str(found.path), **record, "means": found.means}
 
 
-def storing_of(found: Checkout) -> Storing:
+def storing_of(found: Checkout) -> ModelStorage:
     """Count a version's updates; reads the coefficients of all tasks, one task at a time."""
     dimensions = {entry.module: entry for entry in found.manifest.content.layers}
-    return storing(_tasks(found), dimensions)
+    return tally_storage(_tasks(found), dimensions)
 
 
 def _tasks(found: Checkout) -> Iterator[Task]:
@@ -251,12 +258,12 @@ def _tasks(found: Checkout) -> Iterator[Task]:
     return map(getattr(tasks, "peek", tasks.__getitem__), tasks)
 
 
-def record(found: Stored) -> dict[str, dict[str, int]]:
+def record(found: StorageTally) -> dict[str, dict[str, int]]:
     """Way -> updates and bytes."""
     return {w: {"updates": t.updates, "bytes": t.nbytes} for w, t in _tallies(found)}
 
 
-def sentence(found: Stored, budget: int | None) -> str:
+def sentence(found: StorageTally, budget: int | None) -> str:
     """All of it in plain words."""
     parts = [
         f"{t.updates:,} {_SAID[w]} ({human(t.nbytes)})" for w, t in _tallies(found) if t.updates
@@ -265,22 +272,22 @@ def sentence(found: Stored, budget: int | None) -> str:
     return f"{count(found.total.updates, 'update')}{why}: {', '.join(parts) or 'none'}"
 
 
-def heads(every: Stored) -> list[str]:
+def heads(every: StorageTally) -> list[str]:
     """Columns for ``cells``: the ways that the model has."""
     return [_HEADS[w] for w, t in _tallies(every) if t.updates]
 
 
-def cells(found: Stored, every: Stored) -> list[str]:
+def cells(found: StorageTally, every: StorageTally) -> list[str]:
     """Updates and bytes by way, of those ways that the model has."""
     there = [w for w, t in _tallies(every) if t.updates]
     return [_cell(getattr(found, w)) for w in there]
 
 
-def _cell(tally: Tally) -> str:
+def _cell(tally: UpdateTally) -> str:
     return f"{tally.updates:,} ({human(tally.nbytes)})" if tally.updates else "-"
 
 
-def _tallies(found: Stored) -> list[tuple[str, Tally]]:
+def _tallies(found: StorageTally) -> list[tuple[str, UpdateTally]]:
     return [(w, getattr(found, w)) for w in _SAID]
 
 

@@ -18,13 +18,13 @@ from sharespace.cli.json_records import count, human, percent
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.subspace import fidelity as _fidelity
-from sharespace.subspace.plan import Baselines, Plan, Storage
+from sharespace.subspace.plan import Baselines, BuildPlan, StorageSummary
 
 if TYPE_CHECKING:
     from sharespace.demo import DemoResult
     from sharespace.report import Written
     from sharespace.stream import Event, StreamResult
-    from sharespace.subspace.fidelity import Storing
+    from sharespace.subspace.fidelity import ModelStorage
 
 _console = Console(highlight=False)
 
@@ -89,7 +89,7 @@ def changed(version: Version, what: str, as_json: bool) -> None:
     return _say(f"version {version.number}: {escape(what)}; {count(version.task_count, 'task')}")
 
 
-def plan(found: Plan, as_json: bool) -> None:
+def plan(found: BuildPlan, as_json: bool) -> None:
     if as_json:
         return _json(json_records.plan_record(found))
     colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[found.verdict]
@@ -98,27 +98,27 @@ def plan(found: Plan, as_json: bool) -> None:
     paper = found.paper_count
     _say(f"the paper's count (coefficients only): {paper.parameters:,} = {human(paper.nbytes)}")
     when = f"{count(found.break_even, 'adapter')} like these" if found.break_even else "never"
-    _say(f"break-even: {when}; modules kept privately: {found.private_modules}")
+    _say(f"break-even: {when}; layers stored per task: {found.per_task_modules}")
     if found.budget is not None:
         _say(_storage(found.storage))
     return _say(f"[bold {colour}]{found.verdict}[/]: {escape(found.reason)}")
 
 
-def _storage(found: Storage) -> str:
+def _storage(found: StorageSummary) -> str:
     """What a byte budget chose, and why."""
-    inside = found.updates - found.private - found.nothing
+    inside = found.updates - found.per_task - found.nothing
     low, high = found.ranks
     text = f"the budget chose a rank for each of {count(found.updates, 'update')} ({low} to {high})"
     if inside:
         text += f"; {inside:,} share directions"
     if found.leading:
         text += f" ({found.leading:,} of them only the leading ones, all that pays)"
-    if found.private:
-        text += f"; {found.private:,} are private, because they share nothing that pays"
-    if found.private_tasks:
-        text += f" ({count(found.private_tasks, 'task')} wholly)"
-    if found.family_modules:
-        text += f"; in {count(found.family_modules, 'module')} families of tasks have subspaces of "
+    if found.per_task:
+        text += f"; {found.per_task:,} are stored per task, because they share nothing that pays"
+    if found.wholly_per_task:
+        text += f" ({count(found.wholly_per_task, 'task')} wholly)"
+    if found.grouped_modules:
+        text += f"; in {count(found.grouped_modules, 'module')} groups of tasks have subspaces of "
         text += f"their own (up to {found.subspaces})"
     if found.nothing:
         text += f"; of {found.nothing:,} nothing is kept"
@@ -188,14 +188,14 @@ def info(found: Checkout, with_layers: bool, as_json: bool) -> None:
     return _sizes(record["bytes"])
 
 
-def _task_table(record: Mapping[str, Any], storing: Storing | None) -> Table:
-    private = bool(storing and storing.total.private.updates)
+def _task_table(record: Mapping[str, Any], storing: ModelStorage | None) -> Table:
+    private = bool(storing and storing.total.per_task.updates)
     table = _table(
-        *("task", "format", "layers", *(["private"] if private else [])),
+        *("task", "format", "layers", *(["per task"] if private else [])),
         *("bound", "coefficients", "adapter"),
     )
     for name, task in record["tasks"].items():
-        alone = [str(task["stored"]["private"]["updates"])] if private else []
+        alone = [str(task["stored"]["per_task"]["updates"])] if private else []
         table.add_row(
             _name(name),
             task["format"],
@@ -208,7 +208,7 @@ def _task_table(record: Mapping[str, Any], storing: Storing | None) -> Table:
     return table
 
 
-def _layer_table(record: Mapping[str, Any], storing: Storing) -> Table:
+def _layer_table(record: Mapping[str, Any], storing: ModelStorage) -> Table:
     every = storing.total
     table = _table("layer", "k", *json_records.heads(every), "bases")
     for module, layer in record["layers"].items():
@@ -223,7 +223,7 @@ def _layer_table(record: Mapping[str, Any], storing: Storing) -> Table:
 
 
 def _subspaces(layer: Mapping[str, Any]) -> str:
-    return f" in {len(layer['parts'])}" if layer["parts"] else ""
+    return f" in {len(layer['groups'])}" if layer["groups"] else ""
 
 
 def _k_span(record: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from sharespace.learn.prepare import check_sides, is_grouped, seen, update_outpu
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.coefficients import dense_cores, inside, part_of, stored
-from sharespace.subspace.state import Coefficients, Factors, LayerSubspace, Private, Task
+from sharespace.subspace.state import Coefficients, Factors, LayerSubspace, PerTask, Task
 
 Pair = tuple[Tensor, Tensor]
 
@@ -129,7 +129,7 @@ def _fit_module(
 def _inside(task: Task, module: str, layer: LayerSubspace) -> Coefficients:
     """The coefficients in the directions of the task's own subspace."""
     value = task.coefficients[module]
-    return value if isinstance(value, Private) else inside(value, layer.k)
+    return value if isinstance(value, PerTask) else inside(value, layer.k)
 
 
 def _split(core: Tensor, p: int) -> Pair:
@@ -163,7 +163,7 @@ def _fitted_layers(
     found = {
         m: part
         for m in updates
-        if not isinstance(value := task.coefficients.get(prefix + m), Private | None)
+        if not isinstance(value := task.coefficients.get(prefix + m), PerTask | None)
         and (part := part_of(share.model.layers[prefix + m], value)) is not None
         and min(part.k) > 0
         and not is_grouped(model.get_submodule(m))

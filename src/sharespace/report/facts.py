@@ -24,9 +24,16 @@ from sharespace.stream.measures import ScoreMatrix
 from sharespace.stream.records import Step, content_digest
 from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.coefficients import rank
-from sharespace.subspace.fidelity import Stored, Storing, TaskFidelity, Way, fidelity, storing
+from sharespace.subspace.fidelity import (
+    ModelStorage,
+    StorageKind,
+    StorageTally,
+    TaskFidelity,
+    fidelity,
+    tally_storage,
+)
 from sharespace.subspace.similarity import step_change
-from sharespace.subspace.state import Settings
+from sharespace.subspace.state import BuildSettings
 
 MOST_COMPARED = 600
 """Tasks that are compared with each other; of more, so many evenly spaced ones."""
@@ -45,9 +52,9 @@ class TaskFacts:
     kept: TaskFidelity
     p: tuple[int, int]
     """Smallest and largest pseudo-rank of its layers."""
-    stored: Stored
+    stored: StorageTally
     """How its updates are stored."""
-    ways: Mapping[str, Way]
+    ways: Mapping[str, StorageKind]
     """Module -> how its update there is stored."""
     norm: float
     """|dW| over all layers when it came."""
@@ -67,7 +74,7 @@ class LayerFacts:
     shape: ModuleShape
     k: tuple[int, int]
     cap: tuple[int, int] | None
-    stored: Stored = field(default_factory=Stored)
+    stored: StorageTally = field(default_factory=StorageTally)
     """How the tasks' updates are stored."""
     basis: int = 0
     """Bytes of its bases."""
@@ -148,7 +155,7 @@ class Facts:
     version: int
     created: str
     base: str | None
-    settings: Settings
+    settings: BuildSettings
     dtype: str
     tasks: tuple[TaskFacts, ...]
     layers: tuple[LayerFacts, ...]
@@ -164,9 +171,9 @@ class Facts:
     """Tasks that are not compared with the others because there are too many."""
 
     @property
-    def stored(self) -> Stored:
+    def stored(self) -> StorageTally:
         """How all updates are stored."""
-        return sum((task.stored for task in self.tasks), Stored())
+        return sum((task.stored for task in self.tasks), StorageTally())
 
     @property
     def k(self) -> list[int]:
@@ -192,7 +199,7 @@ def read_facts(path: str | os.PathLike[str], version: int | None = None) -> Fact
     content = opened.manifest.content
     kept = fidelity(opened.model).tasks
     names = list(opened.model.tasks)
-    how = storing(opened.model.tasks.values(), {e.module: e for e in content.layers})
+    how = tally_storage(opened.model.tasks.values(), {e.module: e for e in content.layers})
     compared = evenly(names, MOST_COMPARED)
     found = study(opened.model, compared)
     versions = _versions(root, opened)
@@ -222,7 +229,7 @@ def evenly(names: Sequence[str], most: int) -> list[str]:
     return [names[i * len(names) // most] for i in range(most)]
 
 
-def _layers(opened: Checkout, how: Storing) -> Iterator[LayerFacts]:
+def _layers(opened: Checkout, how: ModelStorage) -> Iterator[LayerFacts]:
     itemsize = opened.manifest.content.dtype.itemsize
     for entry in opened.manifest.content.layers:
         shape, (left, right) = entry.shape, entry.k
@@ -235,11 +242,13 @@ def _layers(opened: Checkout, how: Storing) -> Iterator[LayerFacts]:
             stored=how.layers[entry.module],
             basis=numbers * itemsize,
             streamed=entry.streamed,
-            subspaces=max(len(entry.parts), 1),
+            subspaces=max(len(entry.groups), 1),
         )
 
 
-def _tasks(opened: Checkout, kept: Mapping[str, TaskFidelity], how: Storing) -> Iterator[TaskFacts]:
+def _tasks(
+    opened: Checkout, kept: Mapping[str, TaskFidelity], how: ModelStorage
+) -> Iterator[TaskFacts]:
     for place, entry in enumerate(opened.manifest.content.tasks, 1):
         task = opened.model.tasks[entry.name]
         ranks = [rank(value) for value in task.coefficients.values()]
@@ -250,7 +259,7 @@ def _tasks(opened: Checkout, kept: Mapping[str, TaskFidelity], how: Storing) -> 
             kept=kept[entry.name],
             p=(min(ranks, default=0), max(ranks, default=0)),
             stored=how.tasks[entry.name],
-            ways=how.ways[entry.name],
+            ways=how.kinds[entry.name],
             norm=task.ledger.total_norm,
             bytes=sum(ref.bytes for ref in files),
             adapter_bytes=task.adapter_bytes,
@@ -309,7 +318,9 @@ def _version(root: Path, here: Checkout, seen: set[str], turn: float | None) -> 
     )
 
 
-def _parts(root: Path, opened: Checkout, versions: Sequence[VersionFacts], how: Storing) -> Parts:
+def _parts(
+    root: Path, opened: Checkout, versions: Sequence[VersionFacts], how: ModelStorage
+) -> Parts:
     content = opened.manifest.content
     tasks = {t.coefficients.file: t for t in content.tasks}.values()
     coefficients = sum(t.summary.coefficient_bytes for t in tasks)
@@ -322,7 +333,7 @@ def _parts(root: Path, opened: Checkout, versions: Sequence[VersionFacts], how: 
         manifest=(root / opened.version.ref.file).stat().st_size,
         history=sum(v.new_bytes for v in versions) - versions[-1].bytes,
         adapters=sum(t.summary.adapter_bytes for t in content.tasks),
-        private=sum(how.tasks[t.name].private.nbytes for t in tasks),
+        private=sum(how.tasks[t.name].per_task.nbytes for t in tasks),
     )
 
 

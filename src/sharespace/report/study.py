@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sharespace.extras import require
 from sharespace.subspace.coefficients import dense_cores
-from sharespace.subspace.state import Coefficients, LayerSubspace, Private, ShareModel
+from sharespace.subspace.state import Coefficients, LayerSubspace, PerTask, ShareModel
 
 ALIKE = 0.5
 """Mean cosine from which on tasks are called a family."""
@@ -60,7 +60,7 @@ def study(model: ShareModel, names: Sequence[str]) -> Study:
         layer, cores = _orthonormal(layer, dense_cores(values, layer))
         alike.add(members, cosines(_products(values, cores, layer)))
         common.add(members, overlaps(values, cores, layer))
-        inside = [n for n, value in enumerate(values) if not isinstance(value, Private)]
+        inside = [n for n, value in enumerate(values) if not isinstance(value, PerTask)]
         losses = [lost[members[n]][module] for n in inside]
         curve = explained_variance(cores[inside], torch.tensor(losses, dtype=torch.float64))
         if curve:
@@ -70,13 +70,13 @@ def study(model: ShareModel, names: Sequence[str]) -> Study:
 
 def _orthonormal(layer: LayerSubspace, cores: Tensor) -> tuple[LayerSubspace, Tensor]:
     """The layer with one orthonormal basis a side, and the cores in it."""
-    if not layer.parts:
+    if not layer.groups:
         return layer, cores
     (left, turn_left), (right, turn_right) = (
         torch.linalg.qr(basis.double()) for basis in (layer.left_basis, layer.right_basis)
     )
     turned = turn_left @ cores @ turn_right.mT
-    return replace(layer, left_basis=left, right_basis=right, parts=()), turned
+    return replace(layer, left_basis=left, right_basis=right, groups=()), turned
 
 
 class _Mean:
@@ -109,7 +109,7 @@ def _products(values: Sequence[Coefficients], cores: Tensor, layer: LayerSubspac
     """<dW_i, dW_j> of one layer's updates, float64 [T, T]."""
     flat = cores.flatten(1)
     products = flat @ flat.mT
-    private = {i: v for i, v in enumerate(values) if isinstance(v, Private)}
+    private = {i: v for i, v in enumerate(values) if isinstance(v, PerTask)}
     left, right = layer.left_basis.double(), layer.right_basis.double()
     for i, one in private.items():
         up, down = one.left.double(), one.right.double()
@@ -140,7 +140,7 @@ def _aligned(
     """|dW_i^T dW_j|^2; flipped: |dW_i dW_j^T|^2."""
     grams = (cores @ cores.mT).flatten(1)
     products = grams @ grams.mT
-    private = {i: _frame(v, flipped) for i, v in enumerate(values) if isinstance(v, Private)}
+    private = {i: _frame(v, flipped) for i, v in enumerate(values) if isinstance(v, PerTask)}
     for i, one in private.items():
         seen = basis.mT @ one
         row = grams @ (seen @ seen.mT).flatten()
@@ -150,7 +150,7 @@ def _aligned(
     return products
 
 
-def _frame(value: Private, flipped: bool) -> Tensor:
+def _frame(value: PerTask, flipped: bool) -> Tensor:
     """X with X X^T = dW dW^T (flipped: dW^T dW), float64."""
     near, far = (value.right, value.left) if flipped else (value.left, value.right)
     small: Tensor = torch.linalg.qr(far.double(), mode="r")[1]

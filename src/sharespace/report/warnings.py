@@ -206,7 +206,7 @@ def pruned(facts: Facts) -> Notice | None:
 
 def private(facts: Facts) -> Notice | None:
     """Updates that are stored beside the subspace."""
-    alone = [t for t in facts.tasks if t.stored.private.updates]
+    alone = [t for t in facts.tasks if t.stored.per_task.updates]
     if not alone:
         return None
     stored = facts.stored
@@ -214,9 +214,9 @@ def private(facts: Facts) -> Notice | None:
     return Notice(
         "private",
         "note",
-        f"{stored.private.updates:,} of {count(stored.total.updates, 'update')} stored privately",
+        f"{stored.per_task.updates:,} of {count(stored.total.updates, 'update')} stored privately",
         f"In these layers {some([t.name for t in alone])} {verb} nothing that pays, so each keeps "
-        f"an SVD of its own there: {human(stored.private.nbytes)} of the "
+        f"an SVD of its own there: {human(stored.per_task.nbytes)} of the "
         f"{human(stored.total.nbytes)} that all updates take beside the bases.",
         "That is what a byte budget chooses for strangers. Sharing is made by training new tasks "
         "in the subspace (sharespace run), not found afterwards.",

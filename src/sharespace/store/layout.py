@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from sharespace.subspace.adapter import BaseModel, ModuleShape
-from sharespace.subspace.state import Certificate, Settings
+from sharespace.subspace.state import BuildSettings, Certificate
 
 FORMAT = "sharespace"
 SCHEMA_VERSION = 2
@@ -85,8 +85,8 @@ class LayerEntry:
     certificate: Certificate | None
     streamed: bool = False
     """``LayerSubspace.streamed``."""
-    parts: tuple[tuple[int, int], ...] = ()
-    """``LayerSubspace.parts``."""
+    groups: tuple[tuple[int, int], ...] = ()
+    """``LayerSubspace.groups``."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Content:
 
     base: BaseModel
     fingerprint: str
-    settings: Settings
+    settings: BuildSettings
     dtype: torch.dtype
     layers: tuple[LayerEntry, ...]
     basis: FileRef
@@ -135,7 +135,7 @@ class Content:
     @property
     def schema_version(self) -> int:
         """The lowest that can say it."""
-        return 2 if any(layer.parts for layer in self.layers) else 1
+        return 2 if any(layer.groups for layer in self.layers) else 1
 
     @property
     def basis_bytes(self) -> int:

@@ -162,5 +162,5 @@ def read_layer(opened: OpenedFile, entry: LayerEntry, dtype: torch.dtype) -> Lay
     if found != wanted:
         raise corrupt(str(opened.path), f"module {entry.module!r}: {found} instead of {wanted}")
     return LayerSubspace(
-        entry.shape, left, right, entry.cap, entry.certificate, entry.streamed, entry.parts
+        entry.shape, left, right, entry.cap, entry.certificate, entry.streamed, entry.groups
     )

@@ -29,7 +29,7 @@ from sharespace.store.layout import (
     Version,
 )
 from sharespace.subspace.adapter import BaseModel, Kind, ModuleShape, fingerprint
-from sharespace.subspace.state import Certificate, Settings
+from sharespace.subspace.state import BuildSettings, Certificate
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -201,10 +201,12 @@ def _text_or_null(fields: Fields, key: str) -> str | None:
     return None if fields.is_null(key) else fields.text(key)
 
 
-def _settings(fields: Fields) -> Settings:
-    return Settings(
-        method=cast(Literal["joint", "share"], fields.one_of("method", "joint", "share")),
-        centred=fields.flag("centred"),
+def _settings(fields: Fields) -> BuildSettings:
+    method = cast(Literal["joint", "share"], fields.one_of("method", "joint", "share"))
+    return BuildSettings(
+        method=method,
+        # Stores were written with ``centred`` beside ``joint``, where it never had an effect.
+        centred=fields.flag("centred") and method == "share",
         p=None if fields.is_null("p") else fields.whole("p", least=1),
         cap=None if fields.is_null("cap") else fields.whole("cap", least=1),
         budget=None if fields.is_null("budget") else fields.whole("budget"),
@@ -221,7 +223,7 @@ def _layer_to_json(layer: LayerEntry) -> dict[str, object]:
         "cap": layer.cap,
         "certificate": layer.certificate and asdict(layer.certificate),
         **({"streamed": True} if layer.streamed else {}),
-        **({"parts": [list(part) for part in layer.parts]} if layer.parts else {}),
+        **({"parts": [list(group) for group in layer.groups]} if layer.groups else {}),
     }
 
 
@@ -242,7 +244,7 @@ def _layer(fields: Fields) -> LayerEntry:
         cap=None if cap is None else (cap[0], cap[1]),
         certificate=None if fields.is_null("certificate") else _certificate(fields),
         streamed=fields.has("streamed") and fields.flag("streamed"),
-        parts=parts,
+        groups=parts,
     )
 
 

@@ -253,7 +253,7 @@ def _plan_basis(model: ShareModel) -> tuple[Payload, dict[str, LayerEntry]]:
             layer.cap,
             layer.certificate,
             layer.streamed,
-            layer.parts,
+            layer.groups,
         )
     refuse_non_finite("the basis", tensors)
     return tensor_file("basis", tensors, None), entries

@@ -21,9 +21,8 @@ from sharespace.store.fields import Fields, corrupt, parse_json
 from sharespace.store.layout import LayerEntry, TaskSummary
 from sharespace.store.objects import OpenedFile, TensorFile, tensor_file
 from sharespace.subspace.adapter import Provenance
-from sharespace.subspace.coefficients import begins
-from sharespace.subspace.coefficients import begins as all_begins
-from sharespace.subspace.state import Coefficients, Core, Factors, Ledger, Private, Task
+from sharespace.subspace.coefficients import group_offsets
+from sharespace.subspace.state import Coefficients, Core, Factors, Ledger, PerTask, Task
 
 NORMS = "ledger.norms"
 
@@ -138,14 +137,14 @@ def _metadata(task: Task) -> str:
 def _begins_to_json(task: Task) -> dict[str, object]:
     """Left out where there are none: files of layers with one subspace stay as they were."""
     found = {
-        module: list(value.begin)
+        module: list(value.offset)
         for module, value in task.coefficients.items()
-        if not isinstance(value, Private) and value.begin != (0, 0)
+        if not isinstance(value, PerTask) and value.offset != (0, 0)
     }
     return {"begin": found} if found else {}
 
 
-def _begins(metadata: Fields) -> dict[str, tuple[int, int]]:
+def _read_offsets(metadata: Fields) -> dict[str, tuple[int, int]]:
     if not metadata.has("begin"):
         return {}
     fields, found = metadata.child("begin"), {}
@@ -176,12 +175,12 @@ def read_task(
     metadata = Fields(parse_json(opened.metadata, file), file, "metadata")
     names = set(opened.names)
     coefficients: dict[str, Coefficients] = {}
-    begins = _begins(metadata)
+    offsets = _read_offsets(metadata)
     for module in metadata.texts("modules"):
         if module not in layers or module in coefficients:
             raise corrupt(file, f"module {module!r} is twice there, or not in the manifest")
-        begin = begins.get(module, (0, 0))
-        coefficients[module] = _read_module(opened, names, layers[module], begin, dtype)
+        offset = offsets.get(module, (0, 0))
+        coefficients[module] = _read_module(opened, names, layers[module], offset, dtype)
     ledger = _read_ledger(opened, metadata.child("ledger"), set(coefficients))
     rest = names - {NORMS, TRUNCATIONS}
     if rest:
@@ -201,7 +200,7 @@ def _read_module(
     opened: OpenedFile,
     names: set[str],
     layer: LayerEntry,
-    begin: tuple[int, int],
+    offset: tuple[int, int],
     dtype: torch.dtype,
 ) -> Coefficients:
     found = _take(names, layer.module)
@@ -209,10 +208,10 @@ def _read_module(
     if any(max(t.shape) > layer.shape.sides for t in tensors):
         # Refused before padding: a matrix without rows may claim any number of columns.
         raise corrupt(str(opened.path), f"module {layer.module!r}: larger than {layer.shape}")
-    if begin not in all_begins(layer.parts or (layer.k,)):
-        why = f"module {layer.module!r}: begins at {begin}, where no subspace begins"
+    if offset not in group_offsets(layer.groups or (layer.k,)):
+        why = f"module {layer.module!r}: begins at {offset}, where no subspace begins"
         raise corrupt(str(opened.path), why)
-    coefficients = from_parts(found, tensors, layer.k, begin)
+    coefficients = from_parts(found, tensors, layer.k, offset)
     if coefficients is None:
         raise corrupt(str(opened.path), f"module {layer.module!r} has the tensors {found}")
     why = misfit(coefficients, layer, dtype)
@@ -251,13 +250,13 @@ def _read_provenance(fields: Fields) -> Provenance:
 
 def parts_of(coefficients: Coefficients) -> dict[str, Tensor]:
     """The tensors that are stored, by the last component of their key: no trailing zero rows, and
-    none before the subspace that they begin in."""
+    none before the subspace that they offset in."""
     if isinstance(coefficients, Factors):
-        rows, columns = coefficients.begin
+        rows, columns = coefficients.offset
         left, right = coefficients.left[rows:], coefficients.right[columns:]
         return {"left": left[: _rows(left)], "right": right[: _rows(right)]}
     if isinstance(coefficients, Core):
-        rows, columns = coefficients.begin
+        rows, columns = coefficients.offset
         matrix = coefficients.matrix[rows:, columns:]
         return {"core": matrix[: _rows(matrix), : _rows(matrix.T)]}
     return {"private_left": coefficients.left, "private_right": coefficients.right}
@@ -278,31 +277,31 @@ def from_parts(
     parts: tuple[str, ...],
     tensors: list[Tensor],
     k: tuple[int, int],
-    begin: tuple[int, int] = (0, 0),
+    offset: tuple[int, int] = (0, 0),
 ) -> Coefficients | None:
     """Coefficients from stored tensors, padded with zeros to k; None: not a set of parts.
 
     The result is a copy; whether it fits is for ``misfit`` to say.
 
     Args:
-        begin: directions before those of the tensors.
+        offset: directions before those of the tensors.
     """
     if parts == ("left", "right"):
         left, right = (
             _pad(matrix, (before, 0), (most, matrix.shape[1]))
-            for matrix, before, most in zip(tensors, begin, k, strict=True)
+            for matrix, before, most in zip(tensors, offset, k, strict=True)
         )
-        return Factors(left, right, begin=begin)
+        return Factors(left, right, offset=offset)
     if parts == ("core",):
-        return Core(_pad(tensors[0], begin, k), begin=begin)
+        return Core(_pad(tensors[0], offset, k), offset=offset)
     if parts == ("private_left", "private_right"):
-        return Private(tensors[0].clone(), tensors[1].clone())
+        return PerTask(tensors[0].clone(), tensors[1].clone())
     return None
 
 
-def _pad(matrix: Tensor, begin: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def _pad(matrix: Tensor, offset: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """A copy with zeros around it; one that is too large stays so, to be refused."""
-    (above, before), (rows, columns) = begin, matrix.shape
+    (above, before), (rows, columns) = offset, matrix.shape
     padded = matrix.new_zeros((max(size[0], above + rows), max(size[1], before + columns)))
     padded[above : above + rows, before : before + columns] = matrix
     return padded
@@ -316,13 +315,13 @@ def misfit(coefficients: Coefficients, layer: LayerEntry, dtype: torch.dtype) ->
     else:
         tensors = [coefficients.left, coefficients.right]
         columns = coefficients.left.shape[-1] if coefficients.left.ndim else 0
-        private = isinstance(coefficients, Private)
+        private = isinstance(coefficients, PerTask)
         rows = (layer.shape.out_features, layer.shape.in_features) if private else layer.k
         wanted = [(rows[0], columns), (rows[1], columns)]
         if columns > layer.shape.sides:
             return f"{columns} columns, more than any matrix of {layer.shape} has directions"
-    if not isinstance(coefficients, Private) and not _may_begin(coefficients, layer):
-        return f"begins at {coefficients.begin}, where no subspace begins or something is before"
+    if not isinstance(coefficients, PerTask) and not _may_start(coefficients, layer):
+        return f"begins at {coefficients.offset}, where no subspace begins or something is before"
     found = [tuple(t.shape) for t in tensors]
     if found != wanted:
         return f"{type(coefficients).__name__} of shapes {found} where {wanted} belongs"
@@ -330,10 +329,10 @@ def misfit(coefficients: Coefficients, layer: LayerEntry, dtype: torch.dtype) ->
     return f"dtype {dtypes.pop()} in a model of {dtype}" if dtypes else ""
 
 
-def _may_begin(found: Factors | Core, layer: LayerEntry) -> bool:
+def _may_start(found: Factors | Core, layer: LayerEntry) -> bool:
     """At one of the layer's subspaces, and all before it is zero."""
-    rows, columns = found.begin
-    if found.begin not in begins(layer.parts or (layer.k,)):
+    rows, columns = found.offset
+    if found.offset not in group_offsets(layer.groups or (layer.k,)):
         return False
     if isinstance(found, Core):
         return not (found.matrix[:rows].any() or found.matrix[:, :columns].any())

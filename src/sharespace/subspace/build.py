@@ -47,11 +47,11 @@ from sharespace.subspace.build_streamed import (
     merge_streamed,
 )
 from sharespace.subspace.executor import LOCAL, Executor
-from sharespace.subspace.merge_layer import Side, known_tasks, merge_layer
+from sharespace.subspace.merge_layer import MergeSide, known_tasks, merge_layer
 from sharespace.subspace.state import (
+    BuildSettings,
     LayerSubspace,
     Ledger,
-    Settings,
     ShareModel,
     Task,
     check_new_names,
@@ -72,7 +72,7 @@ _SHARE = "method 'share' needs the factors of all adapters at once"
 def initialise(
     adapters: Sequence[Adapter],
     dimension: Dimension,
-    settings: Settings | None = None,
+    settings: BuildSettings | None = None,
     *,
     base: BaseModel | None = None,
     dtype: torch.dtype | None = None,
@@ -107,7 +107,7 @@ def initialise(
     check_new_names([a.name for a in adapters], [])
     found = base or common_base(adapters)
     build = Build(
-        settings=with_rule(settings or Settings(), dimension),
+        settings=with_rule(settings or BuildSettings(), dimension),
         dimension=dimension,
         dtype=dtype or common_dtype(*(a.dtype for a in adapters)),
         device=usable_device(device),
@@ -117,7 +117,7 @@ def initialise(
     return ShareModel(found, build.settings, build.dtype, layers, {t.name: t for t in tasks})
 
 
-def with_rule(settings: Settings, dimension: Dimension) -> Settings:
+def with_rule(settings: BuildSettings, dimension: Dimension) -> BuildSettings:
     """The settings with what later merges need of the rule.
 
     Raises:
@@ -370,7 +370,9 @@ def merge_one_layer(
     # Only the paper's method depends on how an update is split between its factors.
     pairs = list(read_pairs(members, module, build.device)) if share else []
     framed = framed_updates(updates, pairs)
-    return merge_layer(model, module, Side(tuple(a.name for a in members), framed, updates.norms))
+    return merge_layer(
+        model, module, MergeSide(tuple(a.name for a in members), framed, updates.norms)
+    )
 
 
 def _why_in_memory(build: Build) -> str | None:

@@ -35,8 +35,14 @@ from sharespace.subspace.build_layer import (
     read_problem,
     stored_basis,
 )
-from sharespace.subspace.coefficients import Projection, begins, placed, project, side_by_side
-from sharespace.subspace.state import Certificate, Coefficients, LayerSubspace, Private
+from sharespace.subspace.coefficients import (
+    Projection,
+    group_offsets,
+    placed,
+    project,
+    side_by_side,
+)
+from sharespace.subspace.state import Certificate, Coefficients, LayerSubspace, PerTask
 
 
 @dataclass(frozen=True)
@@ -119,11 +125,13 @@ def _projected(
     """Every task in its own part of the layer, or private."""
     values: dict[int, Coefficients] = {}
     lost = torch.zeros(len(problem.updates.ranks), dtype=torch.float64)
-    for found, part, begin in zip(settled, parts, begins([p.k for p in parts]), strict=True):
+    for found, part, offset in zip(
+        settled, parts, group_offsets([p.k for p in parts]), strict=True
+    ):
         tasks = list(found.tasks)
         mine = project_mixed(problem.updates.select(tasks), part, found.choices)
         lost[tasks] = mine.lost
-        values.update(zip(tasks, (placed(v, begin, k) for v in mine.coefficients), strict=True))
+        values.update(zip(tasks, (placed(v, offset, k) for v in mine.coefficients), strict=True))
     return Projection(tuple(values[task] for task in range(len(values))), lost)
 
 
@@ -214,16 +222,16 @@ def leading_part(layer: LayerSubspace, k: tuple[int, int]) -> LayerSubspace:
 
 def _private(
     updates: CanonicalUpdates, task: int, rank: int, dtype: torch.dtype
-) -> tuple[Private, float]:
+) -> tuple[PerTask, float]:
     one = updates.select([task])
     value = own_svd(one, rank, dtype)
     return value, _lost(one, value)
 
 
-def own_svd(update: CanonicalUpdates, rank: int, dtype: torch.dtype) -> Private:
+def own_svd(update: CanonicalUpdates, rank: int, dtype: torch.dtype) -> PerTask:
     """The truncated SVD of one task's update, in the stored dtype."""
     root = update.sigma[:rank].sqrt()
-    return Private(
+    return PerTask(
         _stored(update.left[:, :rank] * root, dtype), _stored(update.right[:, :rank] * root, dtype)
     )
 
@@ -232,7 +240,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _lost(update: CanonicalUpdates, value: Private) -> float:
+def _lost(update: CanonicalUpdates, value: PerTask) -> float:
     device = update.left.device
     core = torch.eye(value.left.shape[1], dtype=torch.float64, device=device)[None]
     left, right = value.left.to(device), value.right.to(device)

@@ -24,7 +24,7 @@ from sharespace.linalg.updates import (
 )
 from sharespace.subspace.adapter import Adapter, LayerUpdate, ModuleShape
 from sharespace.subspace.coefficients import Projection, project, project_factors
-from sharespace.subspace.state import Certificate, Coefficients, LayerSubspace, Settings
+from sharespace.subspace.state import BuildSettings, Certificate, Coefficients, LayerSubspace
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class LayerResult:
 class Build:
     """What every layer of a build needs to know."""
 
-    settings: Settings
+    settings: BuildSettings
     dimension: Dimension
     dtype: torch.dtype
     device: torch.device

@@ -32,7 +32,7 @@ from sharespace.subspace.build_layer import (
 )
 from sharespace.subspace.merge_layer import (
     Known,
-    Side,
+    MergeSide,
     certified,
     express,
     known_of,
@@ -44,7 +44,7 @@ from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace
 CHUNK_BYTES = 1 << 25
 """Of factors at once: larger chunks are not faster."""
 FIRST_GUESS = 64
-"""k with which the search for an explained variance begins."""
+"""k with which the search for an explained variance group_offsets."""
 
 
 class TooWideError(Exception):
@@ -108,7 +108,9 @@ def build_streamed(
     return _result(layer, side, express(side.framed, layer, settings))
 
 
-def _result(layer: LayerSubspace, side: Side, coefficients: Sequence[Coefficients]) -> LayerResult:
+def _result(
+    layer: LayerSubspace, side: MergeSide, coefficients: Sequence[Coefficients]
+) -> LayerResult:
     return LayerResult(
         layer,
         dict(zip(side.names, coefficients, strict=True)),
@@ -132,11 +134,11 @@ def _compressed(
         raise too_large(members, module) from error
 
 
-def _side(members: Sequence[Adapter], found: CompressedTasks) -> Side:
+def _side(members: Sequence[Adapter], found: CompressedTasks) -> MergeSide:
     # Orthonormal to float64: what that moves is rounding of the dtype they were computed in.
     frames = orthonormal(found.left.double()), orthonormal(found.right.double())
     framed = FramedTasks(*frames, found.core)
-    return Side(tuple(a.name for a in members), framed, found.norms, found.outside)
+    return MergeSide(tuple(a.name for a in members), framed, found.norms, found.outside)
 
 
 def _explained(
@@ -217,7 +219,7 @@ def _in_portions(
     coefficients: dict[str, Factors | Core] = {}
     for part in portions(members, module, memory):
         updates = read_updates(part, module, build.device)
-        side = Side(tuple(a.name for a in part), framed_updates(updates), updates.norms)
+        side = MergeSide(tuple(a.name for a in part), framed_updates(updates), updates.norms)
         result = merge_sides(layer, known, side, build.settings)
         layer = result.layer
         lost.update({n: lost.get(n, 0.0) + x for n, x in result.lost.items()})

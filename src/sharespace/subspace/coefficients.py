@@ -180,11 +180,11 @@ def side_by_side(parts: Sequence[LayerSubspace]) -> LayerSubspace:
         shape=parts[0].shape,
         left_basis=torch.cat([part.left_basis for part in parts], dim=1),
         right_basis=torch.cat([part.right_basis for part in parts], dim=1),
-        parts=tuple(known) if len(known) > 1 else (),
+        groups=tuple(known) if len(known) > 1 else (),
     )
 
 
-def begins(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def group_offsets(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Directions (left, right) before each part."""
     found = [(0, 0)]
     for left, right in parts[:-1]:
@@ -192,49 +192,51 @@ def begins(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
-def placed(value: Coefficients, begin: tuple[int, int], k: tuple[int, int]) -> Coefficients:
+def placed(value: Coefficients, offset: tuple[int, int], k: tuple[int, int]) -> Coefficients:
     """Coefficients of one part in the whole layer, between zero rows (of a core also columns).
 
     Args:
         value: in the part's directions.
-        begin: directions before the part.
+        offset: directions before the part.
         k: of the whole layer.
     """
     if isinstance(value, Core):
-        rows, columns = _around(value.matrix, begin, k)
-        return Core(pad(value.matrix, (*columns, *rows)), begin=begin)
+        rows, columns = _around(value.matrix, offset, k)
+        return Core(pad(value.matrix, (*columns, *rows)), offset=offset)
     if isinstance(value, Factors):
         left, right = (
             pad(part, (0, 0, before, most - before - len(part)))
-            for part, before, most in zip((value.left, value.right), begin, k, strict=True)
+            for part, before, most in zip((value.left, value.right), offset, k, strict=True)
         )
-        return Factors(left, right, begin=begin)
+        return Factors(left, right, offset=offset)
     return value
 
 
-def _around(matrix: Tensor, begin: tuple[int, int], k: tuple[int, int]) -> list[tuple[int, int]]:
+def _around(matrix: Tensor, offset: tuple[int, int], k: tuple[int, int]) -> list[tuple[int, int]]:
     return [
         (before, most - before - size)
-        for before, most, size in zip(begin, k, matrix.shape, strict=True)
+        for before, most, size in zip(offset, k, matrix.shape, strict=True)
     ]
 
 
 def subspaces(layer: LayerSubspace) -> list[LayerSubspace]:
     """Each of the layer's subspaces as a layer of its own."""
-    if not layer.parts:
+    if not layer.groups:
         return [layer]
-    return [_cut(layer, b, k) for b, k in zip(begins(layer.parts), layer.parts, strict=True)]
+    return [
+        _cut(layer, b, k) for b, k in zip(group_offsets(layer.groups), layer.groups, strict=True)
+    ]
 
 
-def _cut(layer: LayerSubspace, begin: tuple[int, int], k: tuple[int, int]) -> LayerSubspace:
-    left, right = _ranges(begin, k)
+def _cut(layer: LayerSubspace, offset: tuple[int, int], k: tuple[int, int]) -> LayerSubspace:
+    left, right = _ranges(offset, k)
     bases = layer.left_basis[:, left], layer.right_basis[:, right]
-    return replace(layer, left_basis=bases[0], right_basis=bases[1], parts=())
+    return replace(layer, left_basis=bases[0], right_basis=bases[1], groups=())
 
 
-def size_at(parts: Sequence[tuple[int, int]], begin: tuple[int, int]) -> tuple[int, int]:
-    """Directions (left, right) of the part that begins there."""
-    return parts[begins(parts).index(begin)]
+def size_at(parts: Sequence[tuple[int, int]], offset: tuple[int, int]) -> tuple[int, int]:
+    """Directions (left, right) of the group that begins there."""
+    return parts[group_offsets(parts).index(offset)]
 
 
 def part_of(layer: LayerSubspace, value: Factors | Core) -> LayerSubspace | None:
@@ -242,23 +244,23 @@ def part_of(layer: LayerSubspace, value: Factors | Core) -> LayerSubspace | None
 
     None where they are in several: a task that was trained in all of them.
     """
-    if not layer.parts:
+    if not layer.groups:
         return layer
-    k = size_at(layer.parts, value.begin)
+    k = size_at(layer.groups, value.offset)
     fits = value.used[0] <= k[0] and value.used[1] <= k[1]
-    return _cut(layer, value.begin, k) if fits else None
+    return _cut(layer, value.offset, k) if fits else None
 
 
 def inside(value: Factors | Core, k: tuple[int, int]) -> Factors | Core:
     """The coefficients in the directions of their own subspace, of which it has k."""
-    left, right = _ranges(value.begin, k)
+    left, right = _ranges(value.offset, k)
     if isinstance(value, Core):
         return Core(value.matrix[left, right])
     return Factors(value.left[left], value.right[right])
 
 
-def _ranges(begin: tuple[int, int], k: tuple[int, int]) -> tuple[slice, slice]:
-    return slice(begin[0], begin[0] + k[0]), slice(begin[1], begin[1] + k[1])
+def _ranges(offset: tuple[int, int], k: tuple[int, int]) -> tuple[slice, slice]:
+    return slice(offset[0], offset[0] + k[0]), slice(offset[1], offset[1] + k[1])
 
 
 def factor_pair(value: Factors | Core) -> tuple[Tensor, Tensor]:
@@ -278,8 +280,8 @@ def factor_pair(value: Factors | Core) -> tuple[Tensor, Tensor]:
 def _block(value: Core) -> tuple[slice, slice]:
     """The rows and columns of a core between which it is not zero; at least one of each."""
     rows, columns = (
-        slice(begin, min(begin + max(used, 1), k))
-        for begin, used, k in zip(value.begin, value.used, value.matrix.shape, strict=True)
+        slice(offset, min(offset + max(used, 1), k))
+        for offset, used, k in zip(value.offset, value.used, value.matrix.shape, strict=True)
     )
     return rows, columns
 

@@ -17,11 +17,11 @@ from sharespace.linalg.updates import CanonicalUpdates
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build_layer import read_updates
 from sharespace.subspace.coefficients import dense_cores, rank, size_at
-from sharespace.subspace.state import Coefficients, Private, ShareModel, Task, tensor_bytes
+from sharespace.subspace.state import Coefficients, PerTask, ShareModel, Task, tensor_bytes
 
 _CPU = torch.device("cpu")
 
-Way: TypeAlias = Literal["whole", "leading", "private", "nothing"]
+StorageKind: TypeAlias = Literal["whole", "leading", "per_task", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _layer_errors(
     )
     result = shared.tolist()
     for i, value in enumerate(values):
-        if isinstance(value, Private):
+        if isinstance(value, PerTask):
             core = torch.eye(value.left.shape[1], dtype=torch.float64)[None]
             result[i] = float(
                 residual_errors(updates.select([i]), value.left, value.right, core)[0]
@@ -193,62 +193,62 @@ def _other(task: Task) -> int:
 
 
 @dataclass(frozen=True)
-class Tally:
+class UpdateTally:
     """Updates that are stored in one way."""
 
     updates: int = 0
     nbytes: int = 0
     """As stored; of those in a subspace without its bases, which are common."""
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.updates + other.updates, self.nbytes + other.nbytes)
+    def __add__(self, other: UpdateTally) -> UpdateTally:
+        return UpdateTally(self.updates + other.updates, self.nbytes + other.nbytes)
 
 
 @dataclass(frozen=True)
-class Stored:
+class StorageTally:
     """The updates of a layer, a task or a model, by the way in which they are stored."""
 
-    whole: Tally = Tally()
+    whole: UpdateTally = UpdateTally()
     """In all directions of the layer's subspace, or of their family's."""
-    leading: Tally = Tally()
+    leading: UpdateTally = UpdateTally()
     """In its leading directions only; the coefficients of the others would be zero."""
-    private: Tally = Tally()
+    per_task: UpdateTally = UpdateTally()
     """Outside of it, each by its own truncated SVD."""
-    nothing: Tally = Tally()
+    nothing: UpdateTally = UpdateTally()
     """Not at all, because the bytes did not reach so far; or the update is zero."""
 
     @property
-    def inside(self) -> Tally:
+    def inside(self) -> UpdateTally:
         """In the subspace."""
         return self.whole + self.leading
 
     @property
-    def total(self) -> Tally:
+    def total(self) -> UpdateTally:
         """All of them."""
-        return self.inside + self.private + self.nothing
+        return self.inside + self.per_task + self.nothing
 
-    def __add__(self, other: Stored) -> Stored:
-        return Stored(
+    def __add__(self, other: StorageTally) -> StorageTally:
+        return StorageTally(
             self.whole + other.whole,
             self.leading + other.leading,
-            self.private + other.private,
+            self.per_task + other.per_task,
             self.nothing + other.nothing,
         )
 
 
 @dataclass(frozen=True)
-class Storing:
+class ModelStorage:
     """How a model stores its updates."""
 
-    layers: Mapping[str, Stored]
-    tasks: Mapping[str, Stored]
-    ways: Mapping[str, Mapping[str, Way]]
+    layers: Mapping[str, StorageTally]
+    tasks: Mapping[str, StorageTally]
+    kinds: Mapping[str, Mapping[str, StorageKind]]
     """Task -> module that it adapts -> how its update there is stored."""
 
     @property
-    def total(self) -> Stored:
+    def total(self) -> StorageTally:
         """Of all updates."""
-        return sum(self.layers.values(), Stored())
+        return sum(self.layers.values(), StorageTally())
 
 
 class Dimensions(Protocol):
@@ -258,41 +258,41 @@ class Dimensions(Protocol):
     def k(self) -> tuple[int, int]: ...
 
     @property
-    def parts(self) -> tuple[tuple[int, int], ...]: ...
+    def groups(self) -> tuple[tuple[int, int], ...]: ...
 
 
-def way(value: Coefficients, layer: Dimensions) -> Way:
+def storage_kind(value: Coefficients, layer: Dimensions) -> StorageKind:
     """How an update is stored."""
     if not value.nbytes or not rank(value):
         return "nothing"
-    if isinstance(value, Private):
-        return "private"
+    if isinstance(value, PerTask):
+        return "per_task"
     if not all(value.used):
         return "nothing"
-    own = size_at(layer.parts or (layer.k,), value.begin)
+    own = size_at(layer.groups or (layer.k,), value.offset)
     return "whole" if value.used in (own, layer.k) else "leading"
 
 
-def storing(tasks: Iterable[Task], dimensions: Mapping[str, Dimensions]) -> Storing:
+def tally_storage(tasks: Iterable[Task], dimensions: Mapping[str, Dimensions]) -> ModelStorage:
     """Count how the updates of these tasks are stored; no task is held.
 
     Args:
         tasks: of a model.
         dimensions: module -> layer, of all its layers.
     """
-    layers = dict.fromkeys(dimensions, Stored())
-    found: dict[str, Stored] = {}
-    ways: dict[str, dict[str, Way]] = {}
+    layers = dict.fromkeys(dimensions, StorageTally())
+    found: dict[str, StorageTally] = {}
+    kinds: dict[str, dict[str, StorageKind]] = {}
     for task in tasks:
-        ways[task.name] = {m: way(c, dimensions[m]) for m, c in task.coefficients.items()}
-        mine = Stored()
-        for module, how in ways[task.name].items():
+        kinds[task.name] = {m: storage_kind(c, dimensions[m]) for m, c in task.coefficients.items()}
+        mine = StorageTally()
+        for module, how in kinds[task.name].items():
             one = _one(how, task.coefficients[module].nbytes)
             layers[module] += one
             mine += one
         found[task.name] = mine
-    return Storing(layers, found, ways)
+    return ModelStorage(layers, found, kinds)
 
 
-def _one(how: Way, nbytes: int) -> Stored:
-    return replace(Stored(), **{how: Tally(1, nbytes)})
+def _one(how: StorageKind, nbytes: int) -> StorageTally:
+    return replace(StorageTally(), **{how: UpdateTally(1, nbytes)})

@@ -31,14 +31,14 @@ from sharespace.subspace.build import (
 from sharespace.subspace.build_layer import Build, LayerResult
 from sharespace.subspace.coefficients import as_adapter, factor_pair
 from sharespace.subspace.executor import LOCAL, Executor
-from sharespace.subspace.merge_layer import Side, merge_layer
+from sharespace.subspace.merge_layer import MergeSide, merge_layer
 from sharespace.subspace.state import (
+    BuildSettings,
     Core,
     Factors,
     LayerSubspace,
     Ledger,
-    Private,
-    Settings,
+    PerTask,
     ShareModel,
     Task,
     check_new_names,
@@ -141,7 +141,7 @@ def with_cap(model: ShareModel, cap: int | None) -> ShareModel:
     return replace(model, settings=replace(model.settings, cap=cap), layers=layers)
 
 
-def _rule_for_new_layers(settings: Settings) -> Dimension:
+def _rule_for_new_layers(settings: BuildSettings) -> Dimension:
     """Method ``share``: a module that no known task adapts starts at the cap, or with all."""
     return Dimension(k=settings.cap) if settings.cap else Dimension(variance=1.0)
 
@@ -246,7 +246,7 @@ def widened(model: ShareModel, dtype: torch.dtype) -> ShareModel:
 
 
 def _widened_task(task: Task, dtype: torch.dtype) -> Task:
-    def widen(value: Factors | Core | Private) -> Factors | Core | Private:
+    def widen(value: Factors | Core | PerTask) -> Factors | Core | PerTask:
         if isinstance(value, Core):
             return replace(value, matrix=value.matrix.to(dtype))
         return replace(value, left=value.left.to(dtype), right=value.right.to(dtype))
@@ -258,12 +258,12 @@ def _merge_module(first: ShareModel, second: ShareModel, module: str) -> LayerRe
     """The second model's tasks at one layer; private updates come along as they are."""
     layer = second.layers[module]
     tasks = [t for t in second.tasks.values() if module in t.coefficients]
-    private = {t.name: c for t in tasks if isinstance(c := t.coefficients[module], Private)}
+    private = {t.name: c for t in tasks if isinstance(c := t.coefficients[module], PerTask)}
     shared = [(t, c) for t in tasks if isinstance(c := t.coefficients[module], Factors | Core)]
     norms = {t.name: t.ledger.norm(module) for t in tasks}
     if not shared:
         return LayerResult(first.layers[module], private, dict.fromkeys(private, 0.0), norms)
-    side = Side(
+    side = MergeSide(
         tuple(t.name for t, _ in shared),
         framed_coefficients(
             layer.left_basis, layer.right_basis, [factor_pair(c) for _, c in shared]

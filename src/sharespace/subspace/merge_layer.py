@@ -35,18 +35,18 @@ from sharespace.subspace.coefficients import (
     split_coefficients,
 )
 from sharespace.subspace.state import (
+    BuildSettings,
     Certificate,
     Coefficients,
     Core,
     Factors,
     LayerSubspace,
-    Settings,
     ShareModel,
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class MergeSide:
     """One group of tasks (those known, or the newcomers) at one layer."""
 
     names: tuple[str, ...]
@@ -70,18 +70,20 @@ class Side:
 class Known:
     """The tasks that live in a layer's subspace."""
 
-    side: Side
+    side: MergeSide
     coefficients: tuple[Factors | Core, ...]
 
 
-def merge_layer(model: ShareModel, module: str, new: Side) -> LayerResult:
+def merge_layer(model: ShareModel, module: str, new: MergeSide) -> LayerResult:
     """One layer with newcomers in whatever orthonormal coordinates they come."""
     layer = model.layers[module]
     known = known_tasks(model, module, new.framed.left.device)
     return merge_sides(layer, known, new, model.settings)
 
 
-def merge_sides(layer: LayerSubspace, known: Known, new: Side, settings: Settings) -> LayerResult:
+def merge_sides(
+    layer: LayerSubspace, known: Known, new: MergeSide, settings: BuildSettings
+) -> LayerResult:
     """The same for known tasks that are not, or not yet, part of a model."""
     old = known.side
     needed = _needed(old, new, settings.p)
@@ -96,7 +98,7 @@ def merge_sides(layer: LayerSubspace, known: Known, new: Side, settings: Setting
     return _truncate(layer, needed, old, new, settings)
 
 
-def _needed(old: Side, new: Side, p: int | None = None) -> list[NewDirections]:
+def _needed(old: MergeSide, new: MergeSide, p: int | None = None) -> list[NewDirections]:
     """Directions (left, right) that the newcomers need beyond the known ones, to keep rank p."""
     frames = new.framed.weighed(weights(new.norms), p)
     bases = (old.framed.left, old.framed.right)
@@ -127,15 +129,15 @@ def known_of(
     )
     entered = [norm for _, norm in found.values()]
     norms = torch.tensor(entered, dtype=torch.float64, device=device)
-    return Known(Side(tuple(found), framed, norms), tuple(c for c, _ in found.values()))
+    return Known(MergeSide(tuple(found), framed, norms), tuple(c for c, _ in found.values()))
 
 
 def _grow(
     layer: LayerSubspace,
     extra: Sequence[Tensor],
     known: Known,
-    new: Side,
-    settings: Settings,
+    new: MergeSide,
+    settings: BuildSettings,
 ) -> LayerResult:
     """Below the cap: append directions, pad the known tasks with zeros, lose nothing."""
     old = known.side
@@ -159,7 +161,7 @@ def _grow(
     )
 
 
-def _with_tail(known: Certificate | None, new: Side, p: int | None) -> Certificate | None:
+def _with_tail(known: Certificate | None, new: MergeSide, p: int | None) -> Certificate | None:
     """The certificate after newcomers that lose nothing but what is beyond rank p."""
     if p is None:
         return known
@@ -190,9 +192,9 @@ def _with_rows(matrix: Tensor, rows: int) -> Tensor:
 def _truncate(
     layer: LayerSubspace,
     needed: Sequence[NewDirections],
-    old: Side,
-    new: Side,
-    settings: Settings,
+    old: MergeSide,
+    new: MergeSide,
+    settings: BuildSettings,
 ) -> LayerResult:
     """At the cap: solve the problem on the cores, rotate the bases once, re-express everybody."""
     rounding = tolerance(compute_dtype(layer.left_basis.dtype))
@@ -227,7 +229,7 @@ def _truncate(
 
 
 def _bases(
-    everyone: FramedTasks, problem: UpdateProblem, k: tuple[int, int], settings: Settings
+    everyone: FramedTasks, problem: UpdateProblem, k: tuple[int, int], settings: BuildSettings
 ) -> BasisPair:
     if settings.method == "joint":
         return joint(problem, k)
@@ -236,7 +238,7 @@ def _bases(
 
 
 def express(
-    framed: FramedTasks, layer: LayerSubspace, settings: Settings
+    framed: FramedTasks, layer: LayerSubspace, settings: BuildSettings
 ) -> tuple[Coefficients, ...]:
     """Coefficients of tasks in a layer's stored bases."""
     left = framed.left.mT @ layer.left_basis.to(framed.left)
@@ -252,7 +254,7 @@ def express(
     return tuple(found)
 
 
-def certified(problem: UpdateProblem, bases: BasisPair, new: Side) -> Certificate:
+def certified(problem: UpdateProblem, bases: BasisPair, new: MergeSide) -> Certificate:
     """The certificate of bases in the frames' coordinates.
 
     What is outside of the two frames is lost whatever the bases; it counts once, half of it on each
@@ -269,7 +271,7 @@ def certified(problem: UpdateProblem, bases: BasisPair, new: Side) -> Certificat
     )
 
 
-def lost_by(side: Side, layer: LayerSubspace, found: Sequence[Coefficients]) -> list[float]:
+def lost_by(side: MergeSide, layer: LayerSubspace, found: Sequence[Coefficients]) -> list[float]:
     """The norm of what each task loses when it is stored so.
 
     Where a part of the tasks is outside of the frames, all of it is lost, and what the stored

@@ -23,12 +23,12 @@ from sharespace.linalg.updates import CanonicalUpdates, captured, seen_by, weigh
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build_layer import read_updates
 from sharespace.subspace.coefficients import rank
-from sharespace.subspace.fidelity import Bytes, Fidelity, fidelity, measure, sizes, storing
-from sharespace.subspace.state import Private, ShareModel
+from sharespace.subspace.fidelity import Bytes, Fidelity, fidelity, measure, sizes, tally_storage
+from sharespace.subspace.state import PerTask, ShareModel
 
-Verdict = Literal["worth it", "marginal", "not worth it"]
+PlanVerdict = Literal["worth it", "marginal", "not worth it"]
 
-Errors = Mapping[str, float]
+TaskErrors = Mapping[str, float]
 """Task -> relative error over all its modules."""
 
 ALL = ""
@@ -47,28 +47,28 @@ class PaperCount:
 
 
 @dataclass(frozen=True)
-class Storage:
+class StorageSummary:
     """How the updates are stored, one for each task and module that it adapts."""
 
     updates: int
-    private: int
+    per_task: int
     """Outside the subspace, by own SVDs."""
     leading: int
     """In the subspace, but in its leading directions only."""
     nothing: int
     """Not at all: the budget did not reach so far, or the update is zero."""
-    private_tasks: int
+    wholly_per_task: int
     """Tasks of which some update is private and none is in a subspace."""
     ranks: tuple[int, int]
     """Smallest and largest rank of an update."""
-    family_modules: int
+    grouped_modules: int
     """Modules in which each family of tasks has a subspace of its own."""
     subspaces: int
     """Most subspaces of a module."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """What `init` would give."""
 
     bytes: Bytes
@@ -80,17 +80,17 @@ class Plan:
     """Expected error per task: that of the model as it would be written."""
     baselines: Baselines
     dimensions: Mapping[str, tuple[int, int]]
-    """Module -> (k_left, k_right); (0, 0) where the tasks are kept privately."""
-    private_modules: int
+    """Module -> (k_left, k_right); (0, 0) where its updates are stored per task."""
+    per_task_modules: int
     """Modules of which every update is private."""
-    storage: Storage
+    storage: StorageSummary
     budget: int | None
     """Bytes that bases and updates may take together, where a budget chose."""
-    verdict: Verdict
+    verdict: PlanVerdict
     reason: str
 
 
-def plan(model: ShareModel, adapters: Sequence[Adapter]) -> Plan:
+def plan(model: ShareModel, adapters: Sequence[Adapter]) -> BuildPlan:
     """Judge a model that was built but not written.
 
     Args:
@@ -101,14 +101,14 @@ def plan(model: ShareModel, adapters: Sequence[Adapter]) -> Plan:
     simpler = baselines(model, adapters)
     break_even = adapters_to_break_even(model, adapters)
     verdict, reason = judge(kept, simpler, break_even, len(adapters))
-    return Plan(
+    return BuildPlan(
         bytes=kept.bytes,
         paper_count=paper_count(model),
         break_even=break_even,
         fidelity=kept,
         baselines=simpler,
         dimensions={m: layer.k for m, layer in model.layers.items()},
-        private_modules=sum(_is_private(model, m) for m in model.layers),
+        per_task_modules=sum(_is_per_task(model, m) for m in model.layers),
         storage=storage(model),
         budget=model.settings.budget,
         verdict=verdict,
@@ -116,19 +116,21 @@ def plan(model: ShareModel, adapters: Sequence[Adapter]) -> Plan:
     )
 
 
-def storage(model: ShareModel) -> Storage:
+def storage(model: ShareModel) -> StorageSummary:
     """What each update became."""
-    found = storing(model.tasks.values(), model.layers)
-    parts = [len(layer.parts) for layer in model.layers.values()]
+    found = tally_storage(model.tasks.values(), model.layers)
+    parts = [len(layer.groups) for layer in model.layers.values()]
     ranks = [rank(c) for t in model.tasks.values() for c in t.coefficients.values()]
-    return Storage(
+    return StorageSummary(
         updates=found.total.total.updates,
-        private=found.total.private.updates,
+        per_task=found.total.per_task.updates,
         leading=found.total.leading.updates,
         nothing=found.total.nothing.updates,
-        private_tasks=sum(t.private.updates > 0 == t.inside.updates for t in found.tasks.values()),
+        wholly_per_task=sum(
+            t.per_task.updates > 0 == t.inside.updates for t in found.tasks.values()
+        ),
         ranks=(min(ranks, default=0), max(ranks, default=0)),
-        family_modules=sum(count > 0 for count in parts),
+        grouped_modules=sum(count > 0 for count in parts),
         subspaces=max([1, *parts]),
     )
 
@@ -136,7 +138,7 @@ def storage(model: ShareModel) -> Storage:
 def paper_count(model: ShareModel) -> PaperCount:
     """Coefficients only; the basis and all else are left out, as the paper does."""
     values = [c for t in model.tasks.values() for c in t.coefficients.values()]
-    nbytes = sum(c.nbytes for c in values if not isinstance(c, Private))
+    nbytes = sum(c.nbytes for c in values if not isinstance(c, PerTask))
     return PaperCount(nbytes // model.dtype.itemsize, nbytes)
 
 
@@ -153,7 +155,7 @@ def adapters_to_break_even(model: ShareModel, adapters: Sequence[Adapter]) -> in
 
 def judge(
     kept: Fidelity, simpler: Baselines, break_even: int | None, count: int
-) -> tuple[Verdict, str]:
+) -> tuple[PlanVerdict, str]:
     """A verdict in plain words."""
     share, own = kept.mean_relative_error, _mean(simpler.own_svd)
     fraction = simpler.shared
@@ -183,9 +185,9 @@ def _no_gain(fraction: float, share: float, own: float) -> str:
     )
 
 
-def _is_private(model: ShareModel, module: str) -> bool:
+def _is_per_task(model: ShareModel, module: str) -> bool:
     values = [t.coefficients.get(module) for t in model.tasks.values()]
-    found = [isinstance(v, Private) for v in values if v is not None]
+    found = [isinstance(v, PerTask) for v in values if v is not None]
     return bool(found) and all(found)
 
 
@@ -197,11 +199,11 @@ def _mean(values: Mapping[str, float]) -> float:
 class Baselines:
     """Relative errors of simpler ways to store the same adapters."""
 
-    mean_adapter: Errors
+    mean_adapter: TaskErrors
     """One update for all: the mean of the adapters that adapt the module."""
-    random_basis: Errors
+    random_basis: TaskErrors
     """The same k, random orthonormal bases."""
-    own_svd: Errors
+    own_svd: TaskErrors
     """Every adapter by its own truncated SVDs, at the bytes of bases and coefficients together."""
     shared: float
     """(own^2 - Share^2) / own^2 at equal *columns*, all tasks together, in [0, 1]."""
@@ -377,7 +379,7 @@ def _columns(model: ShareModel, module: str) -> int:
     private = sum(
         c.left.shape[1]
         for t in model.tasks.values()
-        if isinstance(c := t.coefficients.get(module), Private)
+        if isinstance(c := t.coefficients.get(module), PerTask)
     )
     return (left * shape.out_features + right * shape.in_features) // shape.sides + private
 

@@ -17,19 +17,19 @@ from sharespace.subspace.state import (
     Coefficients,
     Core,
     LayerSubspace,
-    Private,
+    PerTask,
     ShareModel,
     Task,
 )
 
-Pair = tuple[Tensor, Tensor]
+CoefficientPair = tuple[Tensor, Tensor]
 """(E, F), k_left x p and k_right x p; of a private update its factors, n x q and d x q."""
 
 
 def retrained(
     model: ShareModel,
     task: str,
-    pairs: Mapping[str, Pair],
+    pairs: Mapping[str, CoefficientPair],
     kept: Mapping[str, Tensor],
     event: str = FINETUNE,
 ) -> ShareModel:
@@ -65,7 +65,7 @@ def retrained(
     return model.with_tasks(changed if t == task else model.tasks[t] for t in model.tasks)
 
 
-def _stored(model: ShareModel, task: Task, module: str, pair: Pair) -> Coefficients:
+def _stored(model: ShareModel, task: Task, module: str, pair: CoefficientPair) -> Coefficients:
     """One module's coefficients as the model stores them.
 
     Raises:
@@ -76,22 +76,22 @@ def _stored(model: ShareModel, task: Task, module: str, pair: Pair) -> Coefficie
             f"module {module!r}", f"task {task.name!r} does not adapt it", "Leave it out"
         )
     layer, known = model.layers[module], task.coefficients[module]
-    if isinstance(known, Private):
+    if isinstance(known, PerTask):
         left, right = _fitting(module, pair, (layer.shape.out_features, layer.shape.in_features))
-        return Private(left.to(model.dtype, copy=True), right.to(model.dtype, copy=True))
+        return PerTask(left.to(model.dtype, copy=True), right.to(model.dtype, copy=True))
     part = part_of(layer, known)
     if part is not None and _rows(pair) == layer.k:
-        pair = _own_rows(pair, known.begin, part.k)
+        pair = _own_rows(pair, known.offset, part.k)
     own = part is not None and _rows(pair) == part.k
     left, right = _fitting(module, pair, _rows(pair) if own else layer.k)
-    return placed(stored(left, right, model.dtype), known.begin if own else (0, 0), layer.k)
+    return placed(stored(left, right, model.dtype), known.offset if own else (0, 0), layer.k)
 
 
-def _rows(pair: Pair) -> tuple[int, int]:
+def _rows(pair: CoefficientPair) -> tuple[int, int]:
     return pair[0].shape[0], pair[1].shape[0]
 
 
-def _fitting(module: str, pair: Pair, rows: tuple[int, int]) -> Pair:
+def _fitting(module: str, pair: CoefficientPair, rows: tuple[int, int]) -> CoefficientPair:
     """The pair.
 
     Raises:
@@ -107,23 +107,25 @@ def _fitting(module: str, pair: Pair, rows: tuple[int, int]) -> Pair:
     return pair
 
 
-def _own_rows(pair: Pair, begin: tuple[int, int], k: tuple[int, int]) -> Pair:
+def _own_rows(
+    pair: CoefficientPair, offset: tuple[int, int], k: tuple[int, int]
+) -> CoefficientPair:
     """The rows of one subspace, where the others are zero."""
     found = []
-    for matrix, first, count in zip(pair, begin, k, strict=True):
+    for matrix, first, count in zip(pair, offset, k, strict=True):
         if matrix[:first].any() or matrix[first + count :].any():
             return pair
         found.append(matrix[first : first + count])
     return found[0], found[1]
 
 
-def _cast_loss(layer: LayerSubspace, value: Coefficients, pair: Pair) -> float:
+def _cast_loss(layer: LayerSubspace, value: Coefficients, pair: CoefficientPair) -> float:
     """Frobenius norm of what the cast to the stored dtype took away."""
     left, right = (factor.double().cpu() for factor in pair)
-    if isinstance(value, Private):
-        return _distance(layer, Private(left, right), value)
-    begin = (0, 0) if _rows(pair) == layer.k else value.begin
-    return _distance(layer, placed(Core(left @ right.mT), begin, layer.k), value)
+    if isinstance(value, PerTask):
+        return _distance(layer, PerTask(left, right), value)
+    offset = (0, 0) if _rows(pair) == layer.k else value.offset
+    return _distance(layer, placed(Core(left @ right.mT), offset, layer.k), value)
 
 
 def _distance(layer: LayerSubspace, old: Coefficients, new: Coefficients) -> float:
@@ -132,7 +134,7 @@ def _distance(layer: LayerSubspace, old: Coefficients, new: Coefficients) -> flo
 
 
 def _framed(layer: LayerSubspace, value: Coefficients) -> tuple[Tensor, Tensor, Tensor]:
-    if isinstance(value, Private):
+    if isinstance(value, PerTask):
         core = torch.eye(value.left.shape[1], dtype=torch.float64)
         return value.left, value.right, core[None]
     return layer.left_basis, layer.right_basis, dense_cores([value], layer)

@@ -19,7 +19,7 @@ from sharespace.errors import MismatchError
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.state import ShareModel
 
-Side = Literal["left", "right"]
+UpdateSide = Literal["left", "right"]
 
 
 def principal_angles(first: Tensor, second: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class CkaMatrix:
 
 
 def linear_cka(
-    updates: Sequence[LayerUpdate], *, side: Side = "left", centred: bool = True
+    updates: Sequence[LayerUpdate], *, side: UpdateSide = "left", centred: bool = True
 ) -> list[list[float | None]]:
     """Linear CKA of every pair of updates dW_i (n x d) of one module.
 
@@ -128,7 +128,7 @@ def linear_cka(
     return found
 
 
-def _representation(update: LayerUpdate, side: Side, centred: bool) -> Tensor:
+def _representation(update: LayerUpdate, side: UpdateSide, centred: bool) -> Tensor:
     """X up to an orthogonal map of its columns, of norm 1 (or 0): float64, rows x at most r."""
     up, down = update.up.double(), update.down.double().mT
     near, far = (up, down) if side == "left" else (down, up)
@@ -146,7 +146,7 @@ def _product(one: Tensor, other: Tensor) -> float:
 
 
 def adapters_cka(
-    adapters: Sequence[Adapter], *, side: Side = "left", centred: bool = True
+    adapters: Sequence[Adapter], *, side: UpdateSide = "left", centred: bool = True
 ) -> CkaMatrix:
     """Linear CKA of independently trained adapters, mean over the modules that a pair has in
     common (the paper's first figure).
@@ -250,7 +250,7 @@ def settling(models: Sequence[ShareModel]) -> tuple[StepChange, ...]:
 
     Returns:
         One less than there are models. A module without a basis before or after a step (new, or
-        kept privately) is left out of that step.
+        stored per task) is left out of that step.
 
     Raises:
         MismatchError: a module has another shape in the next model.

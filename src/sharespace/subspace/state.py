@@ -17,10 +17,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from sharespace.errors import TaskExistsError, TaskNotFoundError
+from sharespace.errors import OptionError, TaskExistsError, TaskNotFoundError
+from sharespace.options import check_options, option
 from sharespace.subspace.adapter import LEARNED, BaseModel, ModuleShape, Provenance, fingerprint
 
-Method = Literal["joint", "share"]
+BasisMethod = Literal["joint", "share"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Factors:
     """E, k_left x p."""
     right: Tensor
     """F, k_right x p."""
-    begin: tuple[int, int] = field(default=(0, 0), kw_only=True)
+    offset: tuple[int, int] = field(default=(0, 0), kw_only=True)
     """Directions (left, right) before those that it uses, of families before its own: zero rows
     that are not stored."""
 
@@ -42,8 +43,8 @@ class Factors:
 
     @property
     def used(self) -> tuple[int, int]:
-        """Directions (left, right) that it uses, from ``begin`` on; the other rows are zero."""
-        return _used_rows(self.left, self.begin[0]), _used_rows(self.right, self.begin[1])
+        """Directions (left, right) that it uses, from ``offset`` on; the other rows are zero."""
+        return _used_rows(self.left, self.offset[0]), _used_rows(self.right, self.offset[1])
 
     @property
     def nbytes(self) -> int:
@@ -57,15 +58,15 @@ class Core:
 
     matrix: Tensor
     """C, k_left x k_right."""
-    begin: tuple[int, int] = field(default=(0, 0), kw_only=True)
-    """Directions (left, right) before those that it uses; see ``Factors.begin``."""
+    offset: tuple[int, int] = field(default=(0, 0), kw_only=True)
+    """Directions (left, right) before those that it uses; see ``Factors.offset``."""
 
     @property
     def used(self) -> tuple[int, int]:
-        """Directions (left, right) that it uses, from ``begin`` on; all else is zero."""
+        """Directions (left, right) that it uses, from ``offset`` on; all else is zero."""
         return (
-            _used_rows(self.matrix, self.begin[0]),
-            _used_rows(self.matrix.mT, self.begin[1]),
+            _used_rows(self.matrix, self.offset[0]),
+            _used_rows(self.matrix.mT, self.offset[1]),
         )
 
     @property
@@ -76,7 +77,7 @@ class Core:
 
 
 @dataclass(frozen=True, eq=False)
-class Private:
+class PerTask:
     """A module of a task kept outside the subspace: dW = left @ right.T (its own SVD)."""
 
     left: Tensor
@@ -89,7 +90,7 @@ class Private:
         return tensor_bytes(self.left, self.right)
 
 
-Coefficients: TypeAlias = Factors | Core | Private
+Coefficients: TypeAlias = Factors | Core | PerTask
 
 FINETUNE = "finetune"
 """Event of a ledger after which a task is what was trained then, and not what it came as."""
@@ -108,12 +109,12 @@ def tensor_bytes(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _used_rows(matrix: Tensor, begin: int) -> int:
-    """Rows from ``begin`` up to the last that is not zero.
+def _used_rows(matrix: Tensor, offset: int) -> int:
+    """Rows from ``offset`` up to the last that is not zero.
 
     An exact merge only appends zero rows to the known tasks' coefficients; they are not stored.
     """
-    used = matrix[begin:].any(dim=1).nonzero()
+    used = matrix[offset:].any(dim=1).nonzero()
     return int(used[-1]) + 1 if len(used) else 0
 
 
@@ -144,7 +145,7 @@ class LayerSubspace:
 
     shape: ModuleShape
     left_basis: Tensor
-    """n x k_left, orthonormal columns (to the rounding of its dtype). With ``parts``: their bases
+    """n x k_left, orthonormal columns (to the rounding of its dtype). With ``groups``: their bases
     side by side; only the columns of one part are orthonormal."""
     right_basis: Tensor
     """d x k_right, likewise."""
@@ -154,7 +155,7 @@ class LayerSubspace:
     """Of the build or of the last merge that truncated; None where there was none."""
     streamed: bool = False
     """Adapters came into it out of core, because they did not fit in the memory given."""
-    parts: tuple[tuple[int, int], ...] = ()
+    groups: tuple[tuple[int, int], ...] = ()
     """(left, right) directions of each family's subspace, in order, k in sum; none: there is one
     subspace for all tasks."""
 
@@ -226,8 +227,8 @@ class Ledger:
     def earlier_bound(self) -> float:
         """Bound on the relative error that the task had reached before the last finetune, since
         the finetune before that one where there was one; 0 without a finetune."""
-        begin = self._segment_before(self.segment)
-        return self._relative(self.truncations[:, begin : self.segment].sum(dim=1))
+        start = self._segment_before(self.segment)
+        return self._relative(self.truncations[:, start : self.segment].sum(dim=1))
 
     def _relative(self, bounds: Tensor) -> float:
         total = self.total_norm
@@ -276,21 +277,35 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How the subspace is chosen, at the build and again at every merge."""
+class BuildSettings:
+    """How the subspace is chosen, at the build and again at every merge.
 
-    method: Method = "joint"
+    Raises:
+        OptionError: a value is not of its type, out of its range or not known, or the method
+            cannot centre.
+    """
+
+    method: BasisMethod = option("joint")
     """``"joint"`` (HOSVD + HOOI of dW) or ``"share"`` (the paper's SVD of the factors)."""
-    centred: bool = False
+    centred: bool = option(False)
     """Method ``share`` only: subtract the mean column and keep it as one direction."""
-    p: int | None = None
+    p: int | None = option(None, least=1)
     """Pseudo-rank; None: min(k, r) of each adapter, exact for the projection."""
-    cap: int | None = None
+    cap: int | None = option(None, least=1)
     """Largest k a merge may grow a layer to; None: as many directions as the tasks need."""
-    budget: int | None = None
-    """Bytes that bases, coefficients and private updates may take together; None: no limit."""
-    seed: int = 0
+    budget: int | None = option(None, least=0)
+    """Bytes that bases and coefficients may take together; None: no limit."""
+    seed: int = option(0)
     """Of the randomised range finder."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.centred and self.method != "share":
+            raise OptionError(
+                "centred",
+                f"method {self.method!r} has no columns of factors to centre",
+                "Leave it out, or use method share",
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,7 +313,7 @@ class ShareModel:
     """One subspace per adapted module, and tiny coefficients per task."""
 
     base: BaseModel
-    settings: Settings
+    settings: BuildSettings
     dtype: torch.dtype
     """Stored dtype of bases and coefficients."""
     layers: Mapping[str, LayerSubspace]

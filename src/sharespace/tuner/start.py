@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sharespace.errors import OptionError, TaskNotFoundError
 from sharespace.subspace.coefficients import dense_cores, factor_pair, part_of
-from sharespace.subspace.state import Coefficients, Core, LayerSubspace, Private, ShareModel
+from sharespace.subspace.state import Coefficients, Core, LayerSubspace, PerTask, ShareModel
 
 TEMPORARY_SCALE = 0.02
 """Norm of a column of beta' at the start."""
@@ -42,7 +42,7 @@ def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: i
         OptionError: p is less than the task's own.
     """
     n, d = layer.shape.out_features, layer.shape.in_features
-    if isinstance(value, Private):
+    if isinstance(value, PerTask):
         q = value.left.shape[1]
         left = torch.cat([torch.zeros(layer.k[0], q), torch.eye(q)])
         right = torch.cat([torch.zeros(layer.k[1], q), torch.eye(q)])
@@ -50,11 +50,11 @@ def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: i
     part = part_of(layer, value)
     if isinstance(value, Core) and p is None and part is not None and part.k[0] == part.k[1]:
         # Trained as it is stored: k^2 numbers, where its factors would be 2 k^2.
-        rows, columns = value.begin
+        rows, columns = value.offset
         core = value.matrix[rows : rows + part.k[0], columns : columns + part.k[1]].float()
         left, right = (
-            torch.eye(k)[:, begin : begin + part.k[0]]
-            for k, begin in zip(layer.k, value.begin, strict=True)
+            torch.eye(k)[:, offset : offset + part.k[0]]
+            for k, offset in zip(layer.k, value.offset, strict=True)
         )
         return Values(left, right, torch.zeros(n, 0), torch.zeros(d, 0), core)
     left, right = (factor.float() for factor in factor_pair(value))
@@ -181,5 +181,5 @@ def starting_core(model: ShareModel, start: str, module: str) -> Tensor | None:
         )
     tasks = model.tasks.values() if start == "mean" else [model.tasks[start]]
     found = [t.coefficients[module] for t in tasks if module in t.coefficients]
-    shared = [c for c in found if not isinstance(c, Private)]
+    shared = [c for c in found if not isinstance(c, PerTask)]
     return dense_cores(shared, model.layers[module]).mean(0) if shared else None

@@ -27,7 +27,7 @@ from sharespace import Share
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
 from sharespace.serve.mixed import MixedTasks
 from sharespace.subspace.coefficients import layer_update, reconstruct
-from sharespace.subspace.state import Core, Factors, Private, ShareModel, Task
+from sharespace.subspace.state import Core, Factors, PerTask, ShareModel, Task
 from sharespace.tuner import applied
 from tuner.spaces import seeded, space
 
@@ -173,7 +173,7 @@ def test_other_forms_and_missing_modules() -> None:
         b[name] = Factors(normal(k_left, 3), normal(k_right, 3))
     c[names[0]] = Core(normal(*share.model.layers[names[0]].k))
     shape = share.model.layers[names[1]].shape
-    c[names[1]] = Private(normal(shape.out_features, 2), normal(shape.in_features, 2))
+    c[names[1]] = PerTask(normal(shape.out_features, 2), normal(shape.in_features, 2))
     del a[names[2]]
     tasks = [replace(share.task(n), coefficients=x) for n, x in zip(TASKS, (a, b, c), strict=True)]
     check_rows(model, Share(share.model.with_tasks(tasks)), partial(logits, model), tokens())
@@ -185,7 +185,7 @@ def test_a_private_update_of_a_convolution() -> None:
     c = dict(share.task("c").coefficients)
     for name in ("0", "1"):
         shape = share.model.layers[name].shape
-        c[name] = Private(torch.randn(shape.out_features, 2), torch.randn(shape.in_features, 2))
+        c[name] = PerTask(torch.randn(shape.out_features, 2), torch.randn(shape.in_features, 2))
     tasks = [share.task("a"), share.task("b"), replace(share.task("c"), coefficients=c)]
     x = torch.randn(len(MIXED), 4, 6, 6)
     check_rows(model, Share(share.model.with_tasks(tasks)), model, x)

@@ -19,7 +19,7 @@ from sharespace.serve.mixed.row_layout import Chosen
 from sharespace.serve.mixed.rows import with_own, with_updates
 from sharespace.serve.mixed.stacks import Stack
 from sharespace.subspace.adapter import ModuleShape
-from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, Private
+from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, PerTask
 from tuner.spaces import space
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def test_own_factors_are_the_stack(
         pair = [normal(side, 1 + i % 3, generator=generator) for side in sides]
         core = normal(k, k, generator=generator)
         made: dict[str, Coefficients] = {
-            "factors": Factors(*pair), "private": Private(*pair), "core": Core(core),
+            "factors": Factors(*pair), "private": PerTask(*pair), "core": Core(core),
         }  # fmt: skip
         values.append(made.get(kind))
     stack = stack_of((n, d), k, values)

@@ -16,8 +16,8 @@ from sharespace.serve.mixed.row_layout import Chosen
 from sharespace.serve.mixed.rows import with_own, with_updates
 from sharespace.serve.mixed.stacks import Stack
 from sharespace.subspace.adapter import ModuleShape
-from sharespace.subspace.coefficients import begins, layer_update, placed
-from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, Private
+from sharespace.subspace.coefficients import group_offsets, layer_update, placed
+from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, PerTask
 
 N, D = 12, 10
 PARTS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=2, max_size=4)
@@ -26,21 +26,21 @@ PARTS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=2, ma
 def layer_of(parts: Sequence[tuple[int, int]]) -> LayerSubspace:
     k = sum(left for left, _ in parts), sum(right for _, right in parts)
     return LayerSubspace(
-        ModuleShape(N, D), gauss(1, N, k[0]).float(), gauss(2, D, k[1]).float(), parts=tuple(parts)
+        ModuleShape(N, D), gauss(1, N, k[0]).float(), gauss(2, D, k[1]).float(), groups=tuple(parts)
     )
 
 
 def value_of(kind: str, layer: LayerSubspace, part: int, seed: int) -> Coefficients:
     """Of one family, private, or of all directions."""
-    left, right = layer.parts[part]
+    left, right = layer.groups[part]
     if kind == "private":
-        return Private(gauss(seed, N, 2).float(), gauss(seed + 1, D, 2).float())
+        return PerTask(gauss(seed, N, 2).float(), gauss(seed + 1, D, 2).float())
     if kind == "everywhere":
         return Core(gauss(seed, *layer.k).float())
     mine: Factors | Core = Factors(gauss(seed, left, 2).float(), gauss(seed + 1, right, 2).float())
     if kind == "core":
         mine = Core(gauss(seed, left, right).float())
-    return placed(mine, begins(layer.parts)[part], layer.k)
+    return placed(mine, group_offsets(layer.groups)[part], layer.k)
 
 
 def filled(layer: LayerSubspace, values: Sequence[Coefficients]) -> Stack:

@@ -18,7 +18,7 @@ from sharespace.learn import Adapted
 from sharespace.share import Share
 from sharespace.subspace.adapter import BaseModel
 from sharespace.subspace.fidelity import sizes
-from sharespace.subspace.state import LayerSubspace, Settings, ShareModel
+from sharespace.subspace.state import BuildSettings, LayerSubspace, ShareModel
 
 
 def random_basis(bench: Workbench) -> Outcome:
@@ -68,7 +68,7 @@ def random_model(bench: Workbench) -> ShareModel:
         )
         for module, shape in shapes.items()
     }
-    return ShareModel(BaseModel(), Settings(cap=k), torch.float32, layers, {})
+    return ShareModel(BaseModel(), BuildSettings(cap=k), torch.float32, layers, {})
 
 
 def _orthonormal(side: int, k: int, generator: torch.Generator) -> Tensor:

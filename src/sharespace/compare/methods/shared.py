@@ -17,7 +17,7 @@ from sharespace.learn import Adapted, Finetuned, Fit, Method, Training, adapt, f
 from sharespace.share import Share
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.fidelity import sizes
-from sharespace.subspace.state import Factors, Private
+from sharespace.subspace.state import Factors, PerTask
 
 
 def projection(bench: Workbench) -> Outcome:
@@ -178,7 +178,7 @@ def _coefficients(share: Share, name: str) -> int:
     return sum(
         c.left.numel() + c.right.numel() if isinstance(c, Factors) else c.matrix.numel()
         for c in share.task(name).coefficients.values()
-        if not isinstance(c, Private)
+        if not isinstance(c, PerTask)
     )
 
 

@@ -33,7 +33,7 @@ from sharespace.report.svg import (
     legend,
     place,
 )
-from sharespace.subspace.fidelity import Stored, Tally, Way
+from sharespace.subspace.fidelity import StorageKind, StorageTally, UpdateTally
 
 _BAR, _START = 460, 76.0
 """Width of the bars with their names, and where they begin."""
@@ -47,7 +47,7 @@ _MEANT = (
     "no bytes: the budget did not reach so far, or the update is zero",
 )
 
-_CODES: dict[Way, int] = {"whole": 0, "leading": 1, "private": 2, "nothing": 3}
+_CODES: dict[StorageKind, int] = {"whole": 0, "leading": 1, "per_task": 2, "nothing": 3}
 
 WAYS = Scale(
     (0.5, 1.5, 2.5),
@@ -220,12 +220,12 @@ def _told(even: int | None, now: int, budget: bool) -> str:
     )
 
 
-def tallies(stored: Stored) -> tuple[Tally, Tally, Tally, Tally]:
+def tallies(stored: StorageTally) -> tuple[UpdateTally, UpdateTally, UpdateTally, UpdateTally]:
     """In the order of the names."""
-    return stored.whole, stored.leading, stored.private, stored.nothing
+    return stored.whole, stored.leading, stored.per_task, stored.nothing
 
 
-def ways_of(stored: Stored) -> list[int]:
+def ways_of(stored: StorageTally) -> list[int]:
     """Numbers of the ways that there are."""
     return [way for way, tally in enumerate(tallies(stored)) if tally.updates]
 
@@ -250,7 +250,7 @@ def in_all(facts: Facts) -> list[Html]:
     ]
 
 
-def _row(way: int, tally: Tally, total: Tally) -> list[TableCell]:
+def _row(way: int, tally: UpdateTally, total: UpdateTally) -> list[TableCell]:
     part, each = tally.updates / total.updates, tally.nbytes / tally.updates
     return [
         _said(_NAMES[way], _MEANT[way]),

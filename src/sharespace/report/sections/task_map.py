@@ -216,7 +216,7 @@ def variance(facts: Facts) -> Html:
         Series(g.name, [(0, 0), *((k, v) for k, v in enumerate(g.curve, 1))], style=i)
         for i, g in enumerate(drawn)
     ]
-    outside = facts.stored.private.updates + facts.stored.nothing.updates
+    outside = facts.stored.per_task.updates + facts.stored.nothing.updates
     left = " Updates outside of the subspaces are not counted." if outside else ""
     more = f" The {_MOST_LINES} kinds with most layers are drawn." if found != drawn else ""
     highest = max(len(g.curve) for g in drawn)

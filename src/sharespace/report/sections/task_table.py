@@ -36,7 +36,7 @@ from sharespace.report.sections.frame import (
 )
 from sharespace.report.svg import ERRORS, Heat, HeatValue, heat_map
 from sharespace.report.warnings import LARGE
-from sharespace.subspace.fidelity import Tally
+from sharespace.subspace.fidelity import UpdateTally
 
 _HEADS = ("task", "came as", "error", "bound", "worst layer", "p")
 
@@ -64,7 +64,7 @@ def worst_first(facts: Facts) -> list[TaskFacts]:
 def tasks(facts: Facts) -> Html:
     """All tasks, the one that may have lost most first."""
     like = nearest(facts)
-    alone = facts.stored.private.updates > 0
+    alone = facts.stored.per_task.updates > 0
     rows = [_row(task, like.get(task.name), alone) for task in worst_first(facts)]
     return section(
         "tasks",
@@ -87,7 +87,7 @@ def tasks(facts: Facts) -> Html:
 
 def _row(task: TaskFacts, like: tuple[str, float] | None, alone: bool) -> list[TableCell]:
     """A task's cells; ``alone``: with that of its private updates."""
-    kept, private = task.kept, task.stored.private.updates
+    kept, private = task.kept, task.stored.per_task.updates
     error = percent(kept.relative_error)
     return [
         task.name,
@@ -275,5 +275,5 @@ def _in_families(layer: LayerFacts) -> str:
     return f" in {layer.subspaces}" if layer.subspaces > 1 else ""
 
 
-def _told(tally: Tally) -> str:
+def _told(tally: UpdateTally) -> str:
     return f"{tally.updates:,} · {human(tally.nbytes)}" if tally.updates else "–"

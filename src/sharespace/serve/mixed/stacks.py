@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sharespace.subspace.coefficients import factor_pair
-from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, Private
+from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, PerTask
 
 BASE_SLOT = 0
 """Of the base model without any task: its coefficients are zero, for ever."""
@@ -75,13 +75,13 @@ class Stack:
         self.left[slot] = 0
         if self.right is not None:
             self.right[slot] = 0
-        if isinstance(value, Private):
+        if isinstance(value, PerTask):
             self.private[slot] = value.left.to(self.left), value.right.to(self.left)
         elif value is not None:
             self._fill(slot, value)
 
     def _fill(self, slot: int, value: Coefficients) -> None:
-        if isinstance(value, Private):
+        if isinstance(value, PerTask):
             return
         wanted = min(value.used) if isinstance(value, Core) else value.p
         if self.windows is not None and not self.windows.fits(value):
@@ -89,7 +89,7 @@ class Stack:
         if self.right is not None and wanted > self.left.shape[1]:
             self._widen(wanted)
         if self.windows is not None:
-            self.windows.move(slot, value.begin)
+            self.windows.move(slot, value.offset)
         if self.right is None:
             core = value.matrix if isinstance(value, Core) else value.left @ value.right.mT
             inner = self._cut(core, LEFT, value)
@@ -103,7 +103,7 @@ class Stack:
         """The rows of a slot's window."""
         if self.windows is None:
             return matrix
-        return self.windows.cut(matrix, side, value.begin[side])
+        return self.windows.cut(matrix, side, value.offset[side])
 
     def _open(self) -> None:
         """Slots of all directions, because a task uses several subspaces."""
@@ -181,7 +181,7 @@ class Windows:
     the bases of all families together.
     """
 
-    begin: Tensor
+    offsets: Tensor
     """int64 [2, slots]: first (left, right) direction of a slot's window."""
     sizes: tuple[int, int]
     """Directions of a window: those of the largest subspace."""
@@ -191,22 +191,22 @@ class Windows:
     @classmethod
     def of(cls, layer: LayerSubspace, slots: int, device: torch.device | str) -> Windows | None:
         """None: the layer has one subspace."""
-        if not layer.parts:
+        if not layer.groups:
             return None
-        sizes = max(left for left, _ in layer.parts), max(right for _, right in layer.parts)
+        sizes = max(left for left, _ in layer.groups), max(right for _, right in layer.groups)
         return cls(torch.zeros(2, slots, dtype=torch.long, device=device), sizes, layer.k)
 
     def fits(self, value: Factors | Core) -> bool:
         """Whether the coefficients are in one window; those of several subspaces are not."""
         return all(used <= size for used, size in zip(value.used, self.sizes, strict=True))
 
-    def move(self, slot: int, begin: tuple[int, int]) -> None:
+    def move(self, slot: int, offset: tuple[int, int]) -> None:
         """Set where a slot's window begins."""
-        self.begin[:, slot] = torch.tensor(begin).to(self.begin)
+        self.offsets[:, slot] = torch.tensor(offset).to(self.offsets)
 
-    def cut(self, matrix: Tensor, side: int, begin: int) -> Tensor:
+    def cut(self, matrix: Tensor, side: int, offset: int) -> Tensor:
         """The rows of a window, zeros where it ends after the last."""
-        found = matrix[begin : begin + self.sizes[side]]
+        found = matrix[offset : offset + self.sizes[side]]
         return torch.nn.functional.pad(found, (0, 0, 0, self.sizes[side] - len(found)))
 
     def take(self, hidden: Tensor, slots: Tensor) -> Tensor:
@@ -224,4 +224,4 @@ class Windows:
     def index(self, side: int, slots: Tensor) -> Tensor:
         """int64 [rows, window]: directions of the slots' windows."""
         steps = torch.arange(self.sizes[side], device=slots.device)
-        return (self.begin[side][slots][:, None] + steps).clamp(max=self.k[side] - 1)
+        return (self.offsets[side][slots][:, None] + steps).clamp(max=self.k[side] - 1)
