@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, OptionError
+from sharespace.files import new_directory
 from sharespace.formats import read_adapter, write_diffusers, write_peft
-from sharespace.formats.atomic_dir import new_directory
 from sharespace.formats.files import write_tensors
 from sharespace.subspace.adapter import BaseModel, LayerUpdate, ModuleShape
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, OptionError, UnsupportedAdapterError
+from sharespace.files import SAFETENSORS_DTYPES
 from sharespace.formats import read_adapter
-from sharespace.formats.files import DTYPES
 from sharespace.formats.registry import open_weights
 from sharespace.formats.torch_file import TorchFile
 
@@ -29,7 +29,7 @@ def factors(r: int = 2, n: int = 4, d: int = 4, modules: int = 1) -> dict[str, T
     return tensors
 
 
-@pytest.mark.parametrize("dtype", sorted(DTYPES.values(), key=str), ids=str)
+@pytest.mark.parametrize("dtype", sorted(SAFETENSORS_DTYPES.values(), key=str), ids=str)
 @pytest.mark.parametrize("shape", [(), (3,), (0, 4), (2, 3)], ids=str)
 def test_every_dtype_comes_back(dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path) -> None:
     saved = torch.arange(6).reshape(2, 3).to(dtype)

@@ -14,8 +14,9 @@ import pytest
 
 from gather.workers import plain, put
 from sharespace.errors import InboxError, OptionError, StoreError, StoreNotFoundError
+from sharespace.files import lock
 from sharespace.gather import Gathered, Gatherer, Options, open_inbox, watch
-from sharespace.store import atomic, load
+from sharespace.store import load
 
 
 def test_it_merges_what_arrives_and_stops_when_told(store: Path, inbox: Path) -> None:
@@ -50,7 +51,7 @@ def test_a_store_that_is_locked_is_tried_again(store: Path, inbox: Path) -> None
     put(inbox, plain("a", 1))
     stop, errors = threading.Event(), list[StoreError | InboxError]()
     gatherer = Gatherer(store, open_inbox(inbox), Options(timeout=0))
-    held = atomic.lock(store / "lock")
+    held = lock(store / "lock")
     held.__enter__()
 
     def failed(error: StoreError | InboxError) -> None:

@@ -1,4 +1,4 @@
-"""Stand-ins for ``os`` and ``fcntl`` in ``sharespace.store.atomic``: count, record, kill, fail."""
+"""Stand-ins for ``os`` and ``fcntl`` in ``sharespace.files``: count, record, kill, fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from sharespace.store import atomic
+from sharespace import files
 
 CHANGING = ("open", "write", "pwrite", "ftruncate", "fsync", "close", "replace", "mkdir", "unlink")
 
@@ -39,8 +39,8 @@ class Hooked:
 def hooked(hook: Hook) -> Iterator[None]:
     """Every file system step of the store goes through ``hook(name, function, args)``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(atomic, "os", Hooked(os, CHANGING, hook))
-        patch.setattr(atomic, "fcntl", Hooked(fcntl, ("flock",), hook))
+        patch.setattr(files, "os", Hooked(os, CHANGING, hook))
+        patch.setattr(files, "fcntl", Hooked(fcntl, ("flock",), hook))
         yield
 
 

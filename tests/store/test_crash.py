@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sharespace.errors import StoreNotFoundError
+from sharespace.files import TEMPORARY
 from sharespace.store import Operation, checkout, commit, load, prune, remove, rollback, verify
-from sharespace.store.atomic import TEMPORARY
 from sharespace.subspace.state import ShareModel
 from store.models import assert_same, model, task
 from store.steps import run_and_kill

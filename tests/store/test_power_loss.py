@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from sharespace import files
 from sharespace.errors import StoreNotFoundError
 from sharespace.store import (
     Operation,
-    atomic,
     checkout,
     commit,
     load,
@@ -49,9 +49,9 @@ def recorded(action: Callable[[Path], object], path: Path) -> list[tuple[Any, ..
 def found_after(disk: Disk, path: Path, target: Path) -> list[ShareModel | None]:
     """The current models of all that a power loss may leave now."""
     found: list[ShareModel | None] = []
-    for n, files in enumerate(disk.after_power_loss()):
+    for n, left_over in enumerate(disk.after_power_loss()):
         place = target / str(n)
-        for file, data in sorted(files.items()):
+        for file, data in sorted(left_over.items()):
             copy = place / file.relative_to(path)
             if data is None:
                 copy.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def test_macos_syncs_the_drive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         def flock(self, fd: int, operation: int) -> None:
             pass
 
-    monkeypatch.setattr(atomic, "fcntl", Darwin())
+    monkeypatch.setattr(files, "fcntl", Darwin())
     init(tmp_path / "s")
     assert set(asked) == {51}
     assert len(asked) > 6

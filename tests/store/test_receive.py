@@ -15,8 +15,8 @@ from sharespace.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
+from sharespace.files import TEMPORARY
 from sharespace.store import Operation, checkout, commit, history, load, prune, receive, verify
-from sharespace.store.atomic import TEMPORARY
 from store.models import assert_same, model, task
 from store.steps import run_and_kill
 

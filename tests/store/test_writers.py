@@ -23,10 +23,10 @@ from sharespace.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
+from sharespace.files import lock
 from sharespace.store import (
     Operation,
     Version,
-    atomic,
     checkout,
     commit,
     history,
@@ -78,7 +78,7 @@ WRITERS: dict[str, Callable[[Path, Version], object]] = {
 def test_a_locked_store_says_by_whom(tmp_path: Path, writer: str) -> None:
     path = tmp_path / "s"
     version = init(path)
-    with atomic.lock(path / "lock"), pytest.raises(StoreLockedError, match=f"{os.getpid()} on"):
+    with lock(path / "lock"), pytest.raises(StoreLockedError, match=f"{os.getpid()} on"):
         WRITERS[writer](path, version)
     assert_same(load(path), model())
     WRITERS[writer](path, version)
@@ -99,7 +99,7 @@ def test_a_timeout_waits_for_the_other_writer(tmp_path: Path) -> None:
     held = threading.Event()
 
     def hold() -> None:
-        with atomic.lock(path / "lock"):
+        with lock(path / "lock"):
             held.set()
             time.sleep(0.2)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sharespace.errors import StoreLockedError
+from sharespace.files import TEMPORARY, lock
 from sharespace.store import history, verify
-from sharespace.store.atomic import lock
 from sharespace.stream import Event, StreamResult, run
 from store.steps import run_and_kill
 from stream import world
@@ -101,7 +101,7 @@ def test_kills_while_a_lora_is_saved_leave_no_half_of_it(
         patch.setattr(lora, "new_directory", kill)
         with pytest.raises(Killed):
             run(recipe)
-    stale = folder / "out.share.run" / "initial" / ".001-colour.0123"
+    stale = folder / "out.share.run" / "initial" / f"{TEMPORARY}0123"
     stale.mkdir()
     (stale / "adapter_config.json").write_text("{")
     found = run(recipe)

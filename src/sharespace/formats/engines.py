@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 from sharespace.errors import AdapterError, OptionError, UnsupportedAdapterError
-from sharespace.formats.atomic_dir import new_directory
+from sharespace.files import new_directory
 from sharespace.formats.base_config import NAME_IT, BaseConfig, read_base_config
 from sharespace.formats.components import COMPONENTS
 from sharespace.formats.lora_config import FACTOR

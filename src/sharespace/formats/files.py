@@ -19,15 +19,13 @@ JSON as adapters use it, with one meaning only: an object, no name twice, no NaN
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,25 +33,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
-
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+from sharespace.files import SAFETENSORS_DTYPES, sha256_of
+from sharespace.strict_json import parse_json
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
@@ -134,11 +115,11 @@ def _validate(path: Path) -> None:
 
 
 def _info(path: Path, key: str, entry: Mapping[str, Any]) -> TensorInfo:
-    if entry["dtype"] not in DTYPES:
+    if entry["dtype"] not in SAFETENSORS_DTYPES:
         raise UnsupportedAdapterError(
             str(path), f"tensor {key!r} has dtype {entry['dtype']}", "Save it as F32, F16 or BF16"
         )
-    return TensorInfo(DTYPES[entry["dtype"]], tuple(entry["shape"]))
+    return TensorInfo(SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
 
 
 @dataclass(frozen=True)
@@ -255,15 +236,10 @@ def sha256(path: Path) -> str:
     Raises:
         CorruptAdapterError: the file cannot be read.
     """
-    digest = hashlib.sha256()
-    piece = memoryview(bytearray(1 << 20))
     try:
-        with path.open("rb", buffering=0) as stream:
-            while count := stream.readinto(piece):
-                digest.update(piece[:count])
+        return sha256_of(path)
     except OSError as error:
         raise unreadable(path, error) from error
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,7 +298,7 @@ def read_exactly(stream: FileIO, size: int) -> bytearray:
 
 
 def parse_object(where: Path | str, data: bytes | str) -> dict[str, Any]:
-    """The JSON object in ``data``.
+    """The JSON object in a text, read strictly (see ``strict_json``).
 
     Args:
         where: named in errors.
@@ -335,23 +311,7 @@ def parse_object(where: Path | str, data: bytes | str) -> dict[str, Any]:
     def corrupt(why: str) -> CorruptAdapterError:
         return CorruptAdapterError(str(where), why, "Correct it, or download the file again")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise corrupt(f"{twice!r} is written twice in one JSON object")
-        return found
-
-    def no_constant(text: str) -> NoReturn:
-        raise corrupt(f"{text} is not a JSON number")
-
-    try:
-        parsed = json.loads(data, object_pairs_hook=unique, parse_constant=no_constant)
-    except CorruptAdapterError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise corrupt(f"not valid JSON ({error})") from error
+    parsed = parse_json(data, corrupt)
     if not isinstance(parsed, dict):
         raise corrupt(f"JSON holds a {type(parsed).__name__}, not an object")
     return parsed

@@ -30,7 +30,7 @@ from sharespace.errors import (
     UnsupportedAdapterError,
 )
 from sharespace.extras import require
-from sharespace.formats.atomic_dir import new_directory
+from sharespace.files import new_directory
 from sharespace.formats.base_config import BaseConfig, read_base_config
 from sharespace.formats.engines import ELSEWHERE, refuse_beyond_lora
 from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, padded

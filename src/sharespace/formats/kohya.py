@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import UnsupportedAdapterError
-from sharespace.formats.atomic_dir import new_directory
+from sharespace.files import new_directory
 from sharespace.formats.components import COMPONENTS, default_component, split_component
 from sharespace.formats.files import SafetensorsFile, WeightsFile, write_tensors
 from sharespace.formats.pairs import alpha_scaling, build_adapter, find_contents

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
-from sharespace.formats.atomic_dir import new_directory
+from sharespace.files import new_directory
 from sharespace.formats.files import (
     SafetensorsFile,
     WeightsFile,

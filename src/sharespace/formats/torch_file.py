@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
-from sharespace.formats.files import COPY_AGAIN, DTYPES, ByteRanges, Stamp, TensorInfo, unreadable
+from sharespace.files import SAFETENSORS_DTYPES
+from sharespace.formats.files import COPY_AGAIN, ByteRanges, Stamp, TensorInfo, unreadable
 
 # What torch.load was seen to raise on damaged files; a bare OSError is told apart before.
 DAMAGED = (
@@ -111,7 +112,7 @@ def _check(path: Path, key: object, tensor: object) -> None:
         raise UnsupportedAdapterError(
             str(path), f"tensor {key!r} is sparse or quantised", "Save it as a dense tensor"
         )
-    if tensor.dtype not in DTYPES.values():
+    if tensor.dtype not in SAFETENSORS_DTYPES.values():
         raise UnsupportedAdapterError(
             str(path), f"tensor {key!r} has dtype {tensor.dtype}", "Safetensors can't hold it"
         )

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from safetensors import SafetensorError
@@ -28,9 +29,9 @@ from sharespace.gather.contribution import (
     check_tensor,
     check_updates,
 )
-from sharespace.store.fields import Fields, parse_json
-from sharespace.store.layout import SHA256
+from sharespace.store.layout import SHA256, corrupt
 from sharespace.store.objects import METADATA_KEY, tensor_file
+from sharespace.strict_json import JsonFields, parse_json
 from sharespace.subspace.adapter import BaseModel, ModuleShape, Provenance
 
 _COORDINATES = ("left", "right", "left_temporary", "right_temporary")
@@ -83,7 +84,8 @@ def decode(data: bytes, name: str) -> Contribution:
     """
     check_hash(data, name)
     try:
-        fields = Fields(parse_json(metadata_bytes(data), name), name)
+        make_error = partial(corrupt, name)
+        fields = JsonFields(parse_json(metadata_bytes(data), make_error), make_error)
         check_marks(fields)
         if hashlib.sha256(data[data_start(data) :]).hexdigest() != fields.text("data_sha256"):
             raise ContributionError(name, "its tensors are not those that were written", AGAIN)
@@ -130,7 +132,7 @@ def _tensors(found: Contribution) -> dict[str, Tensor]:
     return tensors
 
 
-def _contribution(fields: Fields, tensors: dict[str, Tensor], name: str) -> Contribution:
+def _contribution(fields: JsonFields, tensors: dict[str, Tensor], name: str) -> Contribution:
     base, source = fields.child("base_model"), fields.child("provenance")
     basis = None if fields.is_null("basis") else _basis(fields.child("basis"))
     updates = _updates(fields, tensors, basis)
@@ -141,31 +143,26 @@ def _contribution(fields: Fields, tensors: dict[str, Tensor], name: str) -> Cont
     check_kept(kept)
     found = Contribution(
         task=fields.text("task"),
-        base=BaseModel(_text_or_null(base, "id"), _text_or_null(base, "revision")),
-        fingerprint=_text_or_null(base, "fingerprint"),
+        base=BaseModel(base.text_or_null("id"), base.text_or_null("revision")),
+        fingerprint=base.text_or_null("fingerprint"),
         basis=basis,
         updates=updates,
         kept=kept,
         config=fields.mapping("config"),
         provenance=Provenance(
-            source.text("format"), source.text("source"), _text_or_null(source, "sha256")
+            source.text("format"), source.text("source"), source.text_or_null("sha256")
         ),
     )
     check_task_name(found.task)
     return found
 
 
-def _basis(fields: Fields) -> Basis:
-    version = None if fields.is_null("version") else fields.whole("version", least=1)
-    return Basis(fields.text("id", SHA256), version)
-
-
-def _text_or_null(fields: Fields, key: str) -> str | None:
-    return None if fields.is_null(key) else fields.text(key)
+def _basis(fields: JsonFields) -> Basis:
+    return Basis(fields.text("id", SHA256), fields.whole_or_null("version", least=1))
 
 
 def _updates(
-    fields: Fields, tensors: dict[str, Tensor], basis: Basis | None
+    fields: JsonFields, tensors: dict[str, Tensor], basis: Basis | None
 ) -> Mapping[str, Update]:
     """The modules' updates; their tensors are taken out of ``tensors``."""
     entries = fields.children("modules")
@@ -190,7 +187,7 @@ def _coordinates(module: str, tensors: dict[str, Tensor]) -> Coordinates:
     return Coordinates(left, right, *temporary)
 
 
-def _plain(module: str, fields: Fields, tensors: dict[str, Tensor], scaling: float) -> Plain:
+def _plain(module: str, fields: JsonFields, tensors: dict[str, Tensor], scaling: float) -> Plain:
     up, down = (
         check_tensor(f"{module}.{part}", _take(tensors, f"{_UPDATE}{module}.{part}"), 2)
         for part in _FACTORS
@@ -240,7 +237,7 @@ def metadata_bytes(data: bytes) -> bytes:
     if size > len(data) - 8:
         why = f"cut short: {len(data)} bytes with a header of {size}"
         raise ContributionError("the file", why, AGAIN)
-    header = parse_json(data[8 : 8 + size], "the header")
+    header = parse_json(data[8 : 8 + size], partial(corrupt, "the header"))
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
@@ -249,7 +246,7 @@ def metadata_bytes(data: bytes) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def check_marks(fields: Fields) -> None:
+def check_marks(fields: JsonFields) -> None:
     """Refuse other formats, and schema versions that this release does not read."""
     fields.one_of("format", FORMAT)
     found = fields.whole("schema_version", least=1)

@@ -17,14 +17,13 @@ from typing import Any, Protocol
 
 from sharespace.errors import (
     ContributionError,
-    CorruptStoreError,
     InboxError,
     MissingExtraError,
     OptionError,
     SharespaceError,
 )
 from sharespace.extras import require
-from sharespace.store import atomic
+from sharespace.files import make_directory, move_file, read_bytes, write_file
 
 MERGED, QUARANTINE = "merged", "quarantine"
 """Folders within an inbox."""
@@ -163,23 +162,25 @@ class LocalInbox:
     def read(self, name: str) -> bytes | None:
         with _folder_errors(self._folder / name, "reading"):
             try:
-                return atomic.read_bytes(self._folder / name, MAX_BYTES)
+                return read_bytes(
+                    self._folder / name,
+                    MAX_BYTES,
+                    lambda why: ContributionError(name, why, "Hand in a file"),
+                )
             except FileNotFoundError:
                 return None
-            except CorruptStoreError as error:
-                raise ContributionError(name, error.why, "Hand in a file") from error
 
     def write(self, name: str, data: bytes) -> None:
         path = self._folder / name
         with _folder_errors(path, "writing"):
-            atomic.make_directory(path.parent)
-            atomic.write_whole(path, data)
+            make_directory(path.parent)
+            write_file(path, data)
 
     def move(self, name: str, to: str) -> bool:
         target = self._folder / to
         with _folder_errors(self._folder / name, "moving"):
-            atomic.make_directory(target.parent)
-            return atomic.move_file(self._folder / name, target)
+            make_directory(target.parent)
+            return move_file(self._folder / name, target)
 
 
 def _is_shown(name: str) -> bool:

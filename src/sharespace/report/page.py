@@ -10,12 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import secrets
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from sharespace.errors import OptionError
+from sharespace.files import write_file
 from sharespace.report.facts import Facts, read_facts
 from sharespace.report.html import Html, count, human, join, percent, span, tag
 from sharespace.report.sections.byte_sizes import sizes
@@ -142,7 +142,7 @@ def write(
     facts = read_facts(share, version)
     data = render(facts).encode()
     try:
-        _replace(target, data)
+        write_file(target, data)
     except OSError as error:
         why = f"cannot be written ({error.strerror or error})"
         raise OptionError(str(target), why, "Check the path") from error
@@ -159,18 +159,6 @@ def _refuse(target: Path, overwrite: bool) -> None:
         raise OptionError(
             str(target), "is there already", "Give another one, or overwrite it (--overwrite)"
         )
-
-
-def _replace(target: Path, data: bytes) -> None:
-    """Write beside, then rename: a reader never sees half a page."""
-    aside = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with aside.open("xb") as file:
-            file.write(data)
-        aside.replace(target)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def header(facts: Facts) -> Html:

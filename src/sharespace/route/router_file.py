@@ -18,10 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +36,8 @@ from sharespace.errors import (
     StoreError,
     StoreNotFoundError,
 )
+from sharespace.files import write_file
+from sharespace.strict_json import parse_json
 
 FORMAT = "sharespace.router"
 
@@ -77,7 +76,7 @@ def save(path: Path, contents: Contents) -> None:
     header = {"format": FORMAT, "version": str(VERSION), "router": router}
     data = to_bytes(tensors, metadata={**header, "sha256": _digest(router, tensors)})
     try:
-        _replace(path, data)
+        write_file(path, data)
     except OSError as error:
         why = f"cannot be written: {error.strerror or error}"
         raise StoreError(str(path), why, "Check the folder and its permissions") from error
@@ -95,7 +94,7 @@ def load(path: Path) -> Contents:
     if {"means", "scatters"} != set(tensors) or _digest(router, tensors) != metadata.get("sha256"):
         raise _corrupt(path, "its bytes are not the ones that were written (sha256 differs)")
     try:
-        fields = json.loads(router)
+        fields: Any = parse_json(router, ValueError)
         tasks = _unpack(fields["tasks"], fields["counts"], tensors)
         return Contents(tasks, float(fields["shrinkage"]), _margin(fields["margin"]))
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -161,22 +160,6 @@ def _check_header(path: Path, metadata: Mapping[str, str]) -> None:
 
 def _corrupt(path: Path, why: str) -> CorruptStoreError:
     return CorruptStoreError(str(path), why, _AGAIN)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """The whole file or the old one, also where the machine stops in between."""
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(aside).chmod(0o644)  # mkstemp makes files that only the owner can read
-        Path(aside).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(aside).unlink()
-        raise
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version as package_version
 from pathlib import Path
 
 from sharespace.errors import StoreError, StoreExistsError, StoreNotFoundError
-from sharespace.store import atomic
-from sharespace.store.fields import corrupt
+from sharespace.files import (
+    TEMPORARY,
+    make_directory,
+    names_in,
+    read_bytes,
+    remove_files,
+    remove_temporary,
+    write_files,
+)
 from sharespace.store.layout import (
     HEAD,
     LOCK,
@@ -29,6 +37,7 @@ from sharespace.store.layout import (
     ManifestRef,
     Operation,
     Version,
+    corrupt,
 )
 from sharespace.store.schema import (
     head_from_json,
@@ -49,7 +58,7 @@ def read_head(root: Path) -> ManifestRef:
     """
     path = root / HEAD
     try:
-        data = atomic.read_bytes(path, MAX_HEAD_BYTES)
+        data = read_bytes(path, MAX_HEAD_BYTES, partial(corrupt, str(path)))
     except (FileNotFoundError, NotADirectoryError):
         why = f"no Share model there ({HEAD} is missing)"
         raise StoreNotFoundError(
@@ -65,7 +74,7 @@ def versions_on_disk(root: Path) -> dict[int, ManifestRef]:
         CorruptStoreError: a number stands there twice.
     """
     found: dict[int, ManifestRef] = {}
-    for name in sorted(_names(root / VERSIONS)):
+    for name in sorted(names_in(root / VERSIONS)):
         match = MANIFEST_NAME.fullmatch(name)
         if not match:
             continue
@@ -112,7 +121,7 @@ def manifest_bytes(root: Path, ref: ManifestRef) -> bytes:
     """
     path = root / ref.file
     try:
-        data = atomic.read_bytes(path, MAX_MANIFEST_BYTES)
+        data = read_bytes(path, MAX_MANIFEST_BYTES, partial(corrupt, str(path)))
     except (FileNotFoundError, NotADirectoryError):
         raise corrupt(str(path), "missing") from None
     if sha256(data).hexdigest() != ref.sha256:
@@ -158,19 +167,19 @@ def refuse_existing(root: Path) -> None:
 def _foreign(root: Path) -> Iterator[Path]:
     """What no ``init`` of ours made."""
     patterns = {OBJECTS: OBJECT_NAME, VERSIONS: MANIFEST_NAME}
-    for name in _names(root):
-        if name not in (OBJECTS, VERSIONS, LOCK) and not name.startswith(atomic.TEMPORARY):
+    for name in names_in(root):
+        if name not in (OBJECTS, VERSIONS, LOCK) and not name.startswith(TEMPORARY):
             yield root / name
     for directory, pattern in patterns.items():
-        for name in _names(root / directory):
-            if not pattern.fullmatch(name) and not name.startswith(atomic.TEMPORARY):
+        for name in names_in(root / directory):
+            if not pattern.fullmatch(name) and not name.startswith(TEMPORARY):
                 yield root / directory / name
 
 
 def make_directories(root: Path) -> None:
     """Create a store's directories."""
     for path in (root, root / OBJECTS, root / VERSIONS):
-        atomic.make_directory(path)
+        make_directory(path)
 
 
 def refuse_links(root: Path) -> None:
@@ -192,19 +201,10 @@ def clear_unfinished(root: Path, current: int) -> None:
     them, and ``prune`` removes them.
     """
     for directory in (root, root / OBJECTS, root / VERSIONS):
-        stale = [n for n in _names(directory) if n.startswith(atomic.TEMPORARY)]
-        if stale:
-            atomic.remove_files(directory, stale)
+        remove_temporary(directory)
     unnamed = [ref.name for n, ref in versions_on_disk(root).items() if n > current]
     if unnamed:
-        atomic.remove_files(root / VERSIONS, unnamed)
-
-
-def _names(directory: Path) -> list[str]:
-    try:
-        return [path.name for path in directory.iterdir()]
-    except FileNotFoundError:
-        return []
+        remove_files(root / VERSIONS, unnamed)
 
 
 def publish(
@@ -225,8 +225,8 @@ def publish(
     manifest = Manifest(number, parent, created, tool, operation, content, contributions)
     data = manifest_to_json(manifest)
     ref = ManifestRef(number, sha256(data).hexdigest())
-    atomic.write_files(root / VERSIONS, [(ref.name, [data])])
-    atomic.write_files(root, [(HEAD, [head_to_json(ref)])])
+    write_files(root / VERSIONS, [(ref.name, [data])])
+    write_files(root, [(HEAD, [head_to_json(ref)])])
     return summary_of(ref, manifest)
 
 

@@ -22,7 +22,7 @@ from sharespace.errors import (
     StoreNotFoundError,
     TaskNotFoundError,
 )
-from sharespace.store import atomic
+from sharespace.files import disk_errors, lock, remove_files, write_files
 from sharespace.store.directory import (
     clear_unfinished,
     committed_versions,
@@ -99,10 +99,10 @@ def _find(entries: Entries, name: str) -> None:
 def _edit(
     root: Path, operation: Operation, change: Callable[[Entries], Entries], timeout: float
 ) -> Version:
-    with atomic.disk_errors(root, "writing the Share model"):
+    with disk_errors(root, "writing the Share model"):
         refuse_links(root)
         read_head(root)
-        with atomic.lock(root / LOCK, timeout):
+        with lock(root / LOCK, timeout):
             head = read_head(root)
             current = read_manifest(root, head)
             changed = replace(current.content, tasks=change(current.content.tasks))
@@ -125,10 +125,10 @@ def rollback(path: StorePath, version: int, *, timeout: float = 0.0) -> Version:
         StoreLockedError: another writer is at work.
     """
     root = Path(path)
-    with atomic.disk_errors(root, "rolling back"):
+    with disk_errors(root, "rolling back"):
         refuse_links(root)
         _committed(root, version)
-        with atomic.lock(root / LOCK, timeout):
+        with lock(root / LOCK, timeout):
             head, ref = _committed(root, version)
             old = read_manifest(root, ref)
             for file in old.content.files.values():
@@ -183,10 +183,10 @@ def prune(path: StorePath, *, keep: int, timeout: float = 0.0) -> Pruned:
     if keep < 1:
         raise OptionError("keep", f"{keep} versions", "At least the current one must stay")
     root = Path(path)
-    with atomic.disk_errors(root, "pruning"):
+    with disk_errors(root, "pruning"):
         refuse_links(root)
         read_head(root)
-        with atomic.lock(root / LOCK, timeout):
+        with lock(root / LOCK, timeout):
             clear_unfinished(root, read_head(root).number)
             return _prune(root, keep)
 
@@ -196,13 +196,13 @@ def _prune(root: Path, keep: int) -> Pruned:
     old, kept = refs[:-keep], refs[-keep:]
     needed = {f for ref in kept for f in read_manifest(root, ref).content.files}
     # Manifests go first: a version whose manifest is there has all its files.
-    atomic.remove_files(root / VERSIONS, [ref.name for ref in old])
+    remove_files(root / VERSIONS, [ref.name for ref in old])
     unused = {
         path.name: path.lstat().st_size
         for path in (root / OBJECTS).iterdir()
         if OBJECT_NAME.fullmatch(path.name) and f"{OBJECTS}/{path.name}" not in needed
     }
-    atomic.remove_files(root / OBJECTS, unused)
+    remove_files(root / OBJECTS, unused)
     return Pruned(tuple(ref.number for ref in old), len(unused), sum(unused.values()))
 
 
@@ -227,13 +227,13 @@ def receive(path: StorePath, source: StorePath, *, timeout: float = 0.0) -> Vers
         CorruptStoreError, StoreError: a file of the copy is damaged, or the disk refused.
     """
     root, other = Path(path), Path(source)
-    with atomic.disk_errors(root, "receiving versions"):
+    with disk_errors(root, "receiving versions"):
         theirs = committed_versions(other)
         refuse_links(root)
         if not _is_behind(root, theirs):
             return None
         make_directories(root)
-        with atomic.lock(root / LOCK, timeout):
+        with lock(root / LOCK, timeout):
             if not _is_behind(root, theirs):
                 return None
             clear_unfinished(root, read_head(root).number if os.path.lexists(root / HEAD) else 0)
@@ -270,6 +270,6 @@ def _copy(root: Path, other: Path, refs: list[ManifestRef]) -> Version:
     write_objects(root, payloads)
     here = set(versions_on_disk(root).values())
     new = [(ref.name, [manifest_bytes(other, ref)]) for ref in refs if ref not in here]
-    atomic.write_files(root / VERSIONS, new)
-    atomic.write_files(root, [(HEAD, [head_to_json(refs[-1])])])
+    write_files(root / VERSIONS, new)
+    write_files(root, [(HEAD, [head_to_json(refs[-1])])])
     return summary_of(refs[-1], read_manifest(root, refs[-1]))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sharespace.errors import CorruptStoreError
 from sharespace.subspace.adapter import BaseModel, ModuleShape
 from sharespace.subspace.state import BuildSettings, Certificate
 
@@ -39,6 +40,15 @@ DTYPES = {
     "float64": torch.float64,
 }
 """Name in the manifest -> dtype of bases and coefficients."""
+
+
+def corrupt(file: str, why: str) -> CorruptStoreError:
+    """The error for a file of a store that is not what was committed."""
+    remedy = (
+        "`sharespace verify` lists what is damaged; "
+        "`sharespace rollback` goes back to a whole version"
+    )
+    return CorruptStoreError(file, why, remedy)
 
 
 @dataclass(frozen=True)

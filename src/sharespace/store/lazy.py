@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sharespace.store.fields import corrupt
-from sharespace.store.layout import Content, FileRef, LayerEntry, TaskEntry
+from sharespace.store.layout import Content, FileRef, LayerEntry, TaskEntry, corrupt
 from sharespace.store.objects import OpenedFile, StoredFile, check_file
 from sharespace.store.taskfile import read_task
 from sharespace.subspace.state import LayerSubspace, ShareModel, Task

@@ -20,30 +20,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sharespace.errors import CorruptStoreError, StoreError
-from sharespace.store.atomic import Blocks, disk_errors, write_files
-from sharespace.store.fields import corrupt
-from sharespace.store.layout import OBJECTS, FileRef, object_ref
+from sharespace.files import SAFETENSORS_DTYPES, FileBlocks, disk_errors, sha256_of, write_files
+from sharespace.store.layout import OBJECTS, FileRef, corrupt, object_ref
 
 METADATA_KEY = "sharespace"
 """The one key of a file's ``__metadata__``; its value is JSON."""
 
-_DTYPES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int16: "I16",
-    torch.uint16: "U16",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int32: "I32",
-    torch.uint32: "U32",
-    torch.float32: "F32",
-    torch.int64: "I64",
-    torch.uint64: "U64",
-    torch.float64: "F64",
-}
+# Not C64, which the oldest safetensors that is supported cannot read.
+_DTYPES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items() if not dtype.is_complex}
 _READ_BLOCK = 1 << 20
 
 
@@ -53,7 +37,7 @@ class Payload(Protocol):
     @property
     def ref(self) -> FileRef: ...
 
-    def blocks(self) -> Blocks:
+    def blocks(self) -> FileBlocks:
         """The file's bytes, in order."""
 
 
@@ -165,7 +149,7 @@ def _is_whole(root: Path, payload: Payload) -> bool:
     return True
 
 
-def _same(payload: Payload) -> Blocks:
+def _same(payload: Payload) -> FileBlocks:
     """The payload's blocks; refuses at the end where they are not those that gave the name."""
     digest = hashlib.sha256()
     for block in payload.blocks():
@@ -193,18 +177,9 @@ def check_file(root: Path, ref: FileRef, *, hashed: bool) -> Path:
             raise corrupt(str(path), "not a regular file")
         if info.st_size != ref.bytes:
             raise corrupt(str(path), f"{info.st_size} bytes instead of {ref.bytes}")
-        if hashed and _sha256(path) != ref.sha256:
+        if hashed and sha256_of(path) != ref.sha256:
             raise corrupt(str(path), "its bytes are not those that were committed (sha256)")
     return path
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            digest.update(buffer[:size])
-    return digest.hexdigest()
 
 
 class OpenedFile:

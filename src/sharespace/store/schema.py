@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict
+from functools import partial
 from typing import Literal, cast
 
 from sharespace.errors import SchemaVersionError
-from sharespace.store.fields import Fields, dump_json, parse_json
 from sharespace.store.layout import (
     DTYPES,
     FORMAT,
@@ -27,7 +27,9 @@ from sharespace.store.layout import (
     TaskEntry,
     TaskSummary,
     Version,
+    corrupt,
 )
+from sharespace.strict_json import JsonFields, dump_json, parse_json
 from sharespace.subspace.adapter import BaseModel, Kind, ModuleShape, fingerprint
 from sharespace.subspace.state import BuildSettings, Certificate
 
@@ -120,8 +122,9 @@ def _marks(schema_version: int) -> dict[str, object]:
     return {"format": FORMAT, "schema_version": schema_version}
 
 
-def _checked(data: bytes, file: str) -> Fields:
-    fields = Fields(parse_json(data, file), file)
+def _checked(data: bytes, file: str) -> JsonFields:
+    make_error = partial(corrupt, file)
+    fields = JsonFields(parse_json(data, make_error), make_error)
     fields.one_of("format", FORMAT)
     found = fields.whole("schema_version", least=1)
     if found > SCHEMA_VERSION:
@@ -130,16 +133,15 @@ def _checked(data: bytes, file: str) -> Fields:
     return fields
 
 
-def _parent(fields: Fields) -> ManifestRef:
+def _parent(fields: JsonFields) -> ManifestRef:
     return ManifestRef(fields.whole("version", least=1), fields.text("sha256", SHA256))
 
 
-def _operation(fields: Fields) -> Operation:
+def _operation(fields: JsonFields) -> Operation:
     verb = fields.text("verb")
     if not verb:
         fields.wrong("verb", "must not be empty")
-    version = None if fields.is_null("version") else fields.whole("version", least=1)
-    return Operation(verb, fields.texts("tasks"), version)
+    return Operation(verb, fields.texts("tasks"), fields.whole_or_null("version", least=1))
 
 
 def _contributions_to_json(found: tuple[str, ...]) -> dict[str, object]:
@@ -147,7 +149,7 @@ def _contributions_to_json(found: tuple[str, ...]) -> dict[str, object]:
     return {"contributions": list(found)} if found else {}
 
 
-def _contributions(fields: Fields) -> tuple[str, ...]:
+def _contributions(fields: JsonFields) -> tuple[str, ...]:
     if not fields.has("contributions"):
         return ()
     found = fields.texts("contributions")
@@ -169,10 +171,10 @@ def _content_to_json(content: Content) -> dict[str, object]:
     }
 
 
-def _content(fields: Fields) -> Content:
+def _content(fields: JsonFields) -> Content:
     base = fields.child("base_model")
     content = Content(
-        base=BaseModel(_text_or_null(base, "id"), _text_or_null(base, "revision")),
+        base=BaseModel(base.text_or_null("id"), base.text_or_null("revision")),
         fingerprint=base.text("fingerprint", SHA256),
         settings=_settings(fields.child("settings")),
         dtype=DTYPES[fields.one_of("dtype", *DTYPES)],
@@ -189,7 +191,7 @@ def _content(fields: Fields) -> Content:
     return content
 
 
-def _refuse_duplicates(fields: Fields, key: str, names: list[str]) -> None:
+def _refuse_duplicates(fields: JsonFields, key: str, names: list[str]) -> None:
     if "" in names:
         fields.wrong(key, "a name is empty")
     if len(set(names)) != len(names):
@@ -197,19 +199,15 @@ def _refuse_duplicates(fields: Fields, key: str, names: list[str]) -> None:
         fields.wrong(key, f"{double!r} stands there twice")
 
 
-def _text_or_null(fields: Fields, key: str) -> str | None:
-    return None if fields.is_null(key) else fields.text(key)
-
-
-def _settings(fields: Fields) -> BuildSettings:
+def _settings(fields: JsonFields) -> BuildSettings:
     method = cast(Literal["joint", "share"], fields.one_of("method", "joint", "share"))
     return BuildSettings(
         method=method,
         # Stores were written with ``centred`` beside ``joint``, where it never had an effect.
         centred=fields.flag("centred") and method == "share",
-        p=None if fields.is_null("p") else fields.whole("p", least=1),
-        cap=None if fields.is_null("cap") else fields.whole("cap", least=1),
-        budget=None if fields.is_null("budget") else fields.whole("budget"),
+        p=fields.whole_or_null("p", least=1),
+        cap=fields.whole_or_null("cap", least=1),
+        budget=fields.whole_or_null("budget"),
         seed=fields.whole("seed", least=-(2**63)),
     )
 
@@ -227,7 +225,7 @@ def _layer_to_json(layer: LayerEntry) -> dict[str, object]:
     }
 
 
-def _layer(fields: Fields) -> LayerEntry:
+def _layer(fields: JsonFields) -> LayerEntry:
     cap = None if fields.is_null("cap") else fields.wholes("cap", count=2)
     shape = _shape(fields)
     k = fields.whole("k_left"), fields.whole("k_right")
@@ -248,7 +246,7 @@ def _layer(fields: Fields) -> LayerEntry:
     )
 
 
-def _shape(fields: Fields) -> ModuleShape:
+def _shape(fields: JsonFields) -> ModuleShape:
     kernel = fields.wholes("kernel", least=1)
     shape = ModuleShape(
         out_features=fields.whole("out_features", least=1),
@@ -261,7 +259,7 @@ def _shape(fields: Fields) -> ModuleShape:
     return shape
 
 
-def _certificate(fields: Fields) -> Certificate:
+def _certificate(fields: JsonFields) -> Certificate:
     inner = fields.child("certificate")
     return Certificate(
         discarded_left=inner.number("discarded_left"),
@@ -270,7 +268,7 @@ def _certificate(fields: Fields) -> Certificate:
     )
 
 
-def _task(fields: Fields) -> TaskEntry:
+def _task(fields: JsonFields) -> TaskEntry:
     return TaskEntry(
         name=fields.text("name"),
         coefficients=_file_ref(fields.child("coefficients"), "task"),
@@ -279,7 +277,7 @@ def _task(fields: Fields) -> TaskEntry:
     )
 
 
-def _summary(fields: Fields) -> TaskSummary:
+def _summary(fields: JsonFields) -> TaskSummary:
     return TaskSummary(
         format=fields.text("format"),
         source=fields.text("source"),
@@ -292,7 +290,7 @@ def _summary(fields: Fields) -> TaskSummary:
     )
 
 
-def _file_ref(fields: Fields, role: str) -> FileRef:
+def _file_ref(fields: JsonFields, role: str) -> FileRef:
     """Only names that the store makes itself are accepted, so that no path leads out of it."""
     file, sha256 = fields.text("file"), fields.text("sha256", SHA256)
     directory, _, name = file.rpartition("/")

@@ -23,7 +23,7 @@ from sharespace.errors import (
     StoreConflictError,
     StoreError,
 )
-from sharespace.store import atomic
+from sharespace.files import disk_errors, lock
 from sharespace.store.directory import (
     clear_unfinished,
     committed_versions,
@@ -86,7 +86,7 @@ def checkout(path: StorePath, version: int | None = None, *, verify: bool = True
         StoreError: the operating system refused to read.
     """
     root = Path(path)
-    with atomic.disk_errors(root, "reading the Share model"):
+    with disk_errors(root, "reading the Share model"):
         ref, manifest = _read_version(root, version)
     model = lazy_model(root, manifest.content, verify=verify)
     return Checkout(root, summary_of(ref, manifest), manifest, model)
@@ -140,12 +140,12 @@ def commit(
         StoreError: the model has something that cannot be written, or the disk refused.
     """
     root = Path(path)
-    with atomic.disk_errors(root, "writing the Share model"):
+    with disk_errors(root, "writing the Share model"):
         _refuse_early(root, expected_parent)
         plan = plan_commit(model, operation)
         if expected_parent is None:
             make_directories(root)
-        with atomic.lock(root / LOCK, timeout):
+        with lock(root / LOCK, timeout):
             parent = _check_parent(root, expected_parent)
             gathered = _gathered(root, parent, contributions)
             write_objects(root, plan.payloads)
@@ -197,7 +197,7 @@ def history(path: StorePath) -> list[Version]:
         CorruptStoreError: HEAD or a manifest is damaged.
     """
     root = Path(path)
-    with atomic.disk_errors(root, "reading the history"):
+    with disk_errors(root, "reading the history"):
         refs = committed_versions(root).values()
         return [summary_from_json(manifest_bytes(root, ref), ref) for ref in refs]
 

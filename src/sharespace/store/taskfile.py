@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sharespace.errors import MismatchError, StoreError
-from sharespace.store.fields import Fields, corrupt, parse_json
-from sharespace.store.layout import LayerEntry, TaskSummary
+from sharespace.store.layout import LayerEntry, TaskSummary, corrupt
 from sharespace.store.objects import OpenedFile, TensorFile, tensor_file
+from sharespace.strict_json import JsonFields, parse_json
 from sharespace.subspace.adapter import Provenance
 from sharespace.subspace.coefficients import group_offsets
 from sharespace.subspace.state import Coefficients, Core, Factors, Ledger, PerTask, Task
@@ -124,7 +125,7 @@ def _metadata(task: Task) -> str:
     }
     try:
         text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
-        same = json.loads(text) == value
+        same = parse_json(text, ValueError) == value
     except (TypeError, ValueError, RecursionError) as error:
         raise _not_json(task.name, str(error)) from error
     if not same:
@@ -144,7 +145,7 @@ def _begins_to_json(task: Task) -> dict[str, object]:
     return {"begin": found} if found else {}
 
 
-def _read_offsets(metadata: Fields) -> dict[str, tuple[int, int]]:
+def _read_offsets(metadata: JsonFields) -> dict[str, tuple[int, int]]:
     if not metadata.has("begin"):
         return {}
     fields, found = metadata.child("begin"), {}
@@ -172,7 +173,8 @@ def read_task(
         CorruptStoreError: keys, shapes, dtypes or metadata are not those of a task.
     """
     file = str(opened.path)
-    metadata = Fields(parse_json(opened.metadata, file), file, "metadata")
+    make_error = partial(corrupt, file)
+    metadata = JsonFields(parse_json(opened.metadata, make_error), make_error, "metadata")
     names = set(opened.names)
     coefficients: dict[str, Coefficients] = {}
     offsets = _read_offsets(metadata)
@@ -227,7 +229,7 @@ def _take(names: set[str], module: str) -> tuple[str, ...]:
     return found
 
 
-def _read_ledger(opened: OpenedFile, fields: Fields, needed: set[str]) -> Ledger:
+def _read_ledger(opened: OpenedFile, fields: JsonFields, needed: set[str]) -> Ledger:
     modules, events = fields.texts("modules"), fields.texts("events")
     norms = opened.tensor(NORMS).clone()
     truncations = opened.matrix(TRUNCATIONS, torch.float64).clone()
@@ -240,11 +242,11 @@ def _read_ledger(opened: OpenedFile, fields: Fields, needed: set[str]) -> Ledger
     return Ledger(modules, norms, truncations, events)
 
 
-def _read_provenance(fields: Fields) -> Provenance:
+def _read_provenance(fields: JsonFields) -> Provenance:
     return Provenance(
         format=fields.text("format"),
         source=fields.text("source"),
-        sha256=None if fields.is_null("sha256") else fields.text("sha256"),
+        sha256=fields.text_or_null("sha256"),
     )
 
 

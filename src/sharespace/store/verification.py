@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import CorruptStoreError, StoreError
-from sharespace.store import atomic
+from sharespace.files import disk_errors
 from sharespace.store.directory import (
     committed_versions,
     read_head,
@@ -81,7 +81,7 @@ def verify(path: StorePath, *, all_versions: bool = False) -> Report:
         StoreError: the operating system refused to read.
     """
     root = Path(path)
-    with atomic.disk_errors(root, "verifying"):
+    with disk_errors(root, "verifying"):
         head, refs = _versions(root)
         chosen = refs if all_versions else refs[-1:]
         survey = _Survey(root)

@@ -26,12 +26,11 @@ What the folder of a run keeps for a router.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,18 @@ from sharespace.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
-from sharespace.store import atomic, checkout, refuse_existing
+from sharespace.files import (
+    disk_errors,
+    lock,
+    make_directory,
+    read_bytes,
+    remove_temporary,
+    write_files,
+)
+from sharespace.store import checkout, refuse_existing
 from sharespace.stream.recipe import Recipe, record, refuse_other
 from sharespace.stream.records import Step, content_digest
+from sharespace.strict_json import parse_json
 
 FORMAT = "sharespace.stream"
 
@@ -56,9 +64,6 @@ MOST_BYTES = 1 << 28
 """Of a record."""
 
 ROUTER = "router.safetensors"
-
-_HALF = (atomic.TEMPORARY, f".{ROUTER}-")
-"""How the names of half-written files begin."""
 
 _RECORD = "router.json"
 
@@ -180,12 +185,12 @@ class RunFolder:
             StoreLockedError: another process runs the stream.
             StoreError: the disk refuses.
         """
-        with atomic.disk_errors(self.path, "writing the run"):
+        with disk_errors(self.path, "writing the run"):
             for folder in self._folders:
-                atomic.make_directory(folder)
-            with atomic.lock(self.path / "lock"):
+                make_directory(folder)
+            with lock(self.path / "lock"):
                 for folder in self._folders:
-                    clear(folder)
+                    remove_temporary(folder)
                 yield
 
     def write_recipe(self) -> None:
@@ -217,7 +222,7 @@ def plain(task: str) -> str:
 def write_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
     """Write a record."""
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True)
-    atomic.write_files(folder, [(name, [text.encode()])])
+    write_files(folder, [(name, [text.encode()])])
 
 
 def read_json(path: Path) -> Any:
@@ -226,11 +231,7 @@ def read_json(path: Path) -> Any:
     Raises:
         CorruptStoreError: it is not there, or no JSON.
     """
-    try:
-        return json.loads(read_whole(path, MOST_BYTES))
-    except ValueError as error:
-        why = f"no JSON ({error})"
-        raise CorruptStoreError(str(path), why, "Bring it back as it was") from error
+    return parse_json(read_whole(path, MOST_BYTES), partial(_corrupt, path))
 
 
 def read_whole(path: Path, most: int) -> bytes:
@@ -240,20 +241,13 @@ def read_whole(path: Path, most: int) -> bytes:
         CorruptStoreError: it is not there.
     """
     try:
-        return atomic.read_bytes(path, most)
+        return read_bytes(path, most, partial(_corrupt, path))
     except FileNotFoundError as error:
-        raise CorruptStoreError(str(path), "missing", "Bring it back as it was") from error
+        raise _corrupt(path, "missing") from error
 
 
-def clear(folder: Path) -> None:
-    """Half-written files and folders; only for the holder of the lock."""
-    names = os.listdir(folder)  # noqa: PTH208
-    files = [n for n in names if n.startswith(_HALF)]
-    if files:
-        atomic.remove_files(folder, files)
-    for name in names:
-        if name.startswith(".") and name not in files and (folder / name).is_dir():
-            shutil.rmtree(folder / name)
+def _corrupt(path: Path, why: str) -> CorruptStoreError:
+    return CorruptStoreError(str(path), why, "Bring it back as it was")
 
 
 @dataclass(frozen=True)
@@ -280,7 +274,7 @@ class RouterFiles:
             Its name.
         """
         name = sha256(data).hexdigest()
-        atomic.write_files(self.features, [(name, [data])])
+        write_files(self.features, [(name, [data])])
         return name
 
     def read_features(self, name: str) -> bytes:

@@ -17,8 +17,8 @@ import torch
 
 from sharespace.errors import MismatchError, RecipeError, SharespaceError
 from sharespace.extras import require
+from sharespace.files import new_directory
 from sharespace.formats import read_adapter
-from sharespace.formats.atomic_dir import new_directory
 from sharespace.learn import Method, Training, adapt, finetune, fit
 from sharespace.learn.training import seeded
 from sharespace.share import Share

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from torch import nn
 
 from sharespace import Share
+from sharespace.files import read_bytes
 from sharespace.serve.mixed import MixedTasks
-from sharespace.store import atomic, objects
+from sharespace.store import objects
 from tuner.spaces import seeded, space
 
 FEW, MANY, USED, SLOTS = 100, 2000, 50, 60
@@ -35,19 +37,19 @@ class Reads:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     found = Reads()
-    opened, read = objects.OpenedFile.__init__, atomic.read_bytes
+    opened = objects.OpenedFile.__init__
 
     def open_it(self: Any, root: Path, ref: Any, *, hashed: bool) -> None:
         found.tensors.append(ref.file)
         opened(self, root, ref, hashed=hashed)
 
-    def read_it(path: Path, limit: int) -> bytes:
-        data = read(path, limit)
+    def read_it(path: Path, limit: int, corrupt: Callable[[str], Exception]) -> bytes:
+        data = read_bytes(path, limit, corrupt)
         found.others.append(len(data))
         return data
 
     monkeypatch.setattr(objects.OpenedFile, "__init__", open_it)
-    monkeypatch.setattr(atomic, "read_bytes", read_it)
+    monkeypatch.setattr("sharespace.store.directory.read_bytes", read_it)
     return found
 
 
