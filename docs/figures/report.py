@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import torch
-from sharespace.page import write
 from torch import Tensor
 
 from sharespace import Adapter, LayerUpdate, Share
+from sharespace.report import write
 from sharespace.subspace.adapter import BaseModel, Provenance
 
 SIDE, RANK, COMMON = 48, 4, 3

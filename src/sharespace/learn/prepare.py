@@ -129,7 +129,7 @@ def check_base(
         raise MismatchError(
             f"model {type(model).__name__}",
             "has PEFT layers already",
-            "Give the base model; sharespace.tuner.modules(peft_model) brings it back",
+            "Give the base model; sharespace.tuner.release(peft_model) brings it back",
         )
     prefix = f"{component}." if component else ""
     shapes = {name.removeprefix(prefix): share.model.layers[name].shape for name in modules}

@@ -22,7 +22,7 @@ import torch
 import transformers
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from serve.hosts.llama_base import write_base
 from sharespace.formats import ExportOptions, PlainLora, write_as

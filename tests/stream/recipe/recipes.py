@@ -9,7 +9,7 @@ from typing import Any
 
 from sharespace.stream.recipe import Recipe, TaskSpec, parse_recipe
 
-TEXTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "text"
+TEXTS = Path(__file__).resolve().parents[4] / "shared" / "data" / "text"
 HEAD = "base: bert-base\nshare: out\n"
 
 
