@@ -46,7 +46,7 @@ architecture: .venv/.ready-dev
 	$(BIN)/lint-imports
 
 unit: .venv/.ready-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 format: .venv/.ready-dev  ## put the code in its standard form
 	$(BIN)/ruff check --fix .
