@@ -13,9 +13,14 @@ from torch import Tensor
 
 from builders import Family, crossed, families, frame, gauss, law, orthonormality, problem, update
 from sharespace.linalg.joint import joint
+from sharespace.linalg.out_of_core.compress import (
+    CompressedTasks,
+    FrameSearch,
+    compress,
+    coordinates,
+    problem_of,
+)
 from sharespace.linalg.out_of_core.factor_chunks import FactorReader, MeasuredNorms, chunks
-from sharespace.linalg.out_of_core.passes import CompressedTasks, coordinates
-from sharespace.linalg.out_of_core.search import FrameSearch, compress, problem_of
 from sharespace.linalg.problem import BasisPair
 from sharespace.linalg.updates import weights
 from sharespace.subspace.adapter import LayerUpdate

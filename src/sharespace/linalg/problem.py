@@ -1,6 +1,10 @@
-"""What ``joint`` solves: updates with weights, and the bases that it finds.
+"""What ``joint`` solves: updates with weights, and the same problem in fewer coordinates.
 
-The steps of ``joint`` on whole stacks of directions.
+Two forms of the problem are solved in smaller coordinates (docs/method.md, "What it costs"). Few
+tasks with wide sides lie in the span of their own directions, which loses nothing. Many tasks with
+wide sides are looked at in two frames a little wider than k, as out of core: the leading directions
+of a random sample of the tasks, after one step of subspace iteration on all of them. The solution
+in these frames takes the place of the HOSVD start, at half of the cost.
 """
 
 from __future__ import annotations
@@ -11,27 +15,41 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sharespace.linalg import truncated
 from sharespace.linalg.precision import tolerance
-from sharespace.linalg.truncated import Leading, leading, orthonormal
-from sharespace.linalg.updates import CanonicalUpdates, captured, core_svd, seen_by
+from sharespace.linalg.truncated import (
+    orthonormal,
+    orthonormal_float64,
+    rayleigh_ritz,
+    sketch_width,
+    unit_columns,
+)
+from sharespace.linalg.updates import CanonicalUpdates, captured, seen_by
+
+SAMPLE = 8
+"""Columns of the sample's factors for each column of a frame: with more of them the start is
+hardly better."""
+SAMPLES = 3
+"""How many such samples the tasks have to be worth, for one to be worth its cost."""
 
 
 @dataclass(frozen=True, eq=False)
 class BasisPair:
-    """A left and a right basis, orthonormal columns."""
+    """A left and a right basis, L and R, with orthonormal columns."""
 
     left: Tensor
-    """n x k_left."""
+    """n x k_left, L."""
     right: Tensor
-    """d x k_right."""
+    """d x k_right, R."""
 
     @property
     def k(self) -> tuple[int, int]:
+        """(k_left, k_right)."""
         return self.left.shape[1], self.right.shape[1]
 
     @property
     def flipped(self) -> BasisPair:
-        """Of the transposed weight."""
+        """The bases of the transposed weight."""
         return BasisPair(self.right, self.left)
 
     def first(self, k: tuple[int, int]) -> BasisPair:
@@ -41,24 +59,28 @@ class BasisPair:
 
 @dataclass(frozen=True, eq=False)
 class UpdateProblem:
-    """What is to be approximated."""
+    """The updates of one layer that are to be approximated, and what each of them counts.
+
+    The bases that are looked for have the least err^2 of docs/method.md, "Method joint".
+    """
 
     updates: CanonicalUpdates
+    """dW_i = Y_i S_i Z_i^T."""
     weights: Tensor
-    """float64 [tasks]; energies below are sums of (weight * norm)^2."""
+    """float64 [tasks], w_i; energies below are sums of (w_i * norm)^2."""
     p: int | None = None
-    """Pseudo-rank; None: no limit beyond each task's rank."""
+    """Pseudo-rank of the cores; None: no limit beyond each task's rank."""
     seed: int = 0
-    """Of the randomised range finder."""
+    """Of the random test matrices and samples."""
 
     @property
     def sigma(self) -> Tensor:
-        """tasks x r."""
+        """tasks x r, the diagonals of S_i."""
         return self.updates.blocks(self.updates.sigma)
 
     @property
     def dropped(self) -> float:
-        """Energy that may be left out as rounding."""
+        """Energy that may be left out as rounding, of a task of weighed norm 1."""
         return tolerance(self.updates.left.dtype) ** 2
 
     @property
@@ -68,89 +90,39 @@ class UpdateProblem:
 
     @property
     def flipped(self) -> UpdateProblem:
-        """The same for the transposed weight."""
+        """The same problem for the transposed weight."""
         return replace(self, updates=self.updates.flipped)
 
     def select(self, tasks: Sequence[int]) -> UpdateProblem:
-        """Some of the tasks, in that order, with the weights they have here."""
-        chosen = list(tasks)
-        return replace(self, updates=self.updates.select(chosen), weights=self.weights[chosen])
+        """Some of the tasks, in that order, with the weights that they have."""
+        wanted = list(tasks)
+        return replace(self, updates=self.updates.select(wanted), weights=self.weights[wanted])
 
     def energy(self, bases: BasisPair) -> float:
         """Weighed energy that the bases capture, after truncation of the cores to rank p."""
         energies = self.weights.new_zeros(())
         for tasks, part in self.updates.slices():
             left, right = seen_by(part, bases.left), seen_by(part.flipped, bases.right)
-            found = captured(left, part.blocks(part.sigma), right, self.p)
-            energies += (self.weights[tasks].square() * found).sum()
+            core_energies = captured(left, part.blocks(part.sigma), right, self.p)
+            energies += (self.weights[tasks].square() * core_energies).sum()
         return float(energies)
 
     def seen_energy(self, left: Tensor, right: Tensor) -> float:
-        """``energy`` of bases from what they see of each task (tasks x r x k)."""
+        """``energy`` of bases from what they see of each task, Y_i^T L and Z_i^T R (tasks x r x
+        k)."""
         energies = captured(left, self.sigma, right, self.p)
         return float((self.weights.square() * energies).sum())
 
 
-@dataclass(frozen=True, eq=False)
-class Iterate:
-    """Bases and the weighed energy that they capture."""
-
-    bases: BasisPair
-    energy: float
-
-
-@dataclass(frozen=True, eq=False)
-class Seen(Iterate):
-    """And what they see of each task."""
-
-    left: Tensor
-    right: Tensor
-
-    @classmethod
-    def of(cls, problem: UpdateProblem, left: Leading, right: Leading) -> Seen:
-        energy = problem.seen_energy(left.seen, right.seen)
-        return cls(BasisPair(left.basis, right.basis), energy, left.seen, right.seen)
-
-
-@dataclass(frozen=True, eq=False)
-class StackSteps:
-    """Each step in a few products with all directions of all tasks."""
-
-    problem: UpdateProblem
-    k: tuple[int, int]
-
-    def hosvd(self) -> Seen:
-        """Leading singular vectors of the two weighed unfoldings, each side alone."""
-        left, right = self.problem, self.problem.flipped
-        return Seen.of(left, _unfolding(left, self.k[0]), _unfolding(right, self.k[1]))
-
-    def given(self, bases: BasisPair) -> Seen:
-        """Bases that are known already."""
-        left = seen_by(self.problem.updates, bases.left)
-        right = seen_by(self.problem.updates.flipped, bases.right)
-        return Seen(bases, self.problem.seen_energy(left, right), left, right)
-
-    def own(self) -> Seen:
-        """Span of the singular vectors that own SVDs would keep with k columns in all."""
-        return self.given(own_directions(self.problem, self.k))
-
-    def sweep(self, found: Iterate) -> Seen:
-        """One HOOI sweep: the left basis for the right one, then the right for the new left."""
-        now = found if isinstance(found, Seen) else self.given(found.bases)
-        problem = self.problem
-        left = _half(problem, now.bases.left, now.left, now.right, self.k[0])
-        right = _half(problem.flipped, now.bases.right, now.right, left.seen, self.k[1])
-        return Seen.of(problem, left, right)
-
-
 def strengths(updates: CanonicalUpdates, weights: Tensor) -> Tensor:
-    """c: w_i times the singular values."""
+    """[c]: w_i sigma_j of every singular direction of every task."""
     sigma = updates.blocks(updates.sigma)
     return updates.rows(sigma * weights.to(sigma)[:, None])
 
 
 def own_directions(problem: UpdateProblem, k: tuple[int, int]) -> BasisPair:
-    """Span of the singular vectors that own SVDs would keep with k columns in all."""
+    """Span of the singular vectors that own SVDs would keep with k columns in all: the second
+    start of docs/method.md, "Method joint"."""
     order = strengths(problem.updates, problem.weights).argsort(descending=True)
     left, right = order[: k[0]], order[: k[1]]
     return BasisPair(
@@ -158,50 +130,147 @@ def own_directions(problem: UpdateProblem, k: tuple[int, int]) -> BasisPair:
     )
 
 
-def _unfolding(problem: UpdateProblem, k: int) -> Leading:
-    gains = torch.diag_embed(problem.sigma * problem.weights.to(problem.sigma)[:, None])
+@dataclass(frozen=True, eq=False)
+class SpanProblem:
+    """A problem in coordinates of the span of its tasks, whose sides are no wider than the tasks
+    have directions."""
+
+    left: Tensor
+    """float64, n x c: an orthonormal basis of all left directions."""
+    right: Tensor
+    """float64, d x c: the same on the right."""
+    problem: UpdateProblem
+    """The same problem in the coordinates of the two; nothing of a task is outside of them."""
+
+    def inside(self, bases: BasisPair) -> BasisPair:
+        """Bases of the whole problem that lie in the span, in its coordinates."""
+        left, right = self.left.mT @ bases.left.double(), self.right.mT @ bases.right.double()
+        return BasisPair(left.to(bases.left), right.to(bases.right))
+
+    def whole(self, bases: BasisPair) -> BasisPair:
+        """Bases in coordinates of the span as bases of the whole problem."""
+        # The wide side last, where QR has it contiguous: several times as fast.
+        left, right = (
+            (basis.double().mT @ span.mT).mT.to(basis)
+            for basis, span in ((bases.left, self.left), (bases.right, self.right))
+        )
+        return BasisPair(left, right)
+
+
+def few_wide(problem: UpdateProblem) -> bool:
+    """Whether the tasks have fewer directions than both sides, and few enough for decompositions
+    of them all: one QR of the wide sides then serves every step."""
+    n, c = problem.updates.left.shape
+    return 0 < c <= truncated.EXACT_SIDE and c < min(n, problem.updates.right.shape[0])
+
+
+def in_span(problem: UpdateProblem) -> SpanProblem:
+    """The problem in coordinates of its tasks' span, by one QR a side in float64."""
+    updates = problem.updates
+    left, left_core = torch.linalg.qr(updates.left.double())
+    right, right_core = torch.linalg.qr(updates.right.double())
+    core = CanonicalUpdates(
+        left_core.to(updates.left), updates.sigma, right_core.to(updates.right), updates.ranks
+    )
+    return SpanProblem(left, right, replace(problem, updates=core))
+
+
+@dataclass(frozen=True, eq=False)
+class FrameProblem:
+    """All tasks in coordinates of two frames that hold most of their weighed energy."""
+
+    left: Tensor
+    """n x l, orthonormal columns."""
+    right: Tensor
+    """d x l'."""
+    problem: UpdateProblem
+    """In the frames' coordinates; the directions of a task are not orthonormal there, and what is
+    outside of the frames is lost whatever the bases."""
+
+    def whole(self, bases: BasisPair) -> tuple[BasisPair, tuple[Tensor, Tensor]]:
+        """Bases in the frames as bases of the whole problem, and what they see of each task."""
+        core = self.problem.updates
+        left, right = core.left.mT @ bases.left, core.right.mT @ bases.right
+        seen = core.blocks(left), core.blocks(right)
+        return BasisPair(self.left @ bases.left, self.right @ bases.right), seen
+
+
+def many_wide(problem: UpdateProblem, k: tuple[int, int]) -> bool:
+    """Whether the tasks are many and their sides wide enough for frames to pay."""
+    n, columns = problem.updates.left.shape
+    d = problem.updates.right.shape[0]
+    width = sketch_width(max(k), max(n, d), columns)
+    wide = min(n, d) > max(truncated.EXACT_SIDE, 4 * width)
+    return wide and min(k) > 0 and columns >= SAMPLES * SAMPLE * width
+
+
+def in_frames(problem: UpdateProblem, k: tuple[int, int]) -> FrameProblem:
+    """The tasks in frames that hold most of their weighed energy.
+
+    Where single tasks' own directions might be the better bases, they are in the frames, too: this
+    keeps ``joint`` from being worse than own SVDs of as many columns.
+    """
     generator = torch.Generator().manual_seed(problem.seed)
-    return leading(
-        problem.updates, gains, k, dropped=problem.dropped, tol=1e-2, generator=generator
+    sample = _sample(problem, k, generator)
+    left, left_held = _looked(problem, sample, k[0], generator)
+    right, right_held = _looked(problem.flipped, sample.flipped, k[1], generator)
+    ordered = strengths(problem.updates, problem.weights).sort(descending=True).values
+    own = float(ordered[: min(k)].double().square().sum())
+    # |P_L dW P_R|^2 >= |P_L dW|^2 + |dW P_R|^2 - |dW|^2: what the frames surely hold together.
+    if left_held + right_held - problem.total < own:
+        directions = own_directions(problem, k)
+        left = torch.cat([left, directions.left], dim=1)
+        right = torch.cat([right, directions.right], dim=1)
+    left, right = orthonormal_float64(left), orthonormal_float64(right)
+    core = CanonicalUpdates(
+        _rows(problem.updates.left, left).mT,
+        problem.updates.sigma,
+        _rows(problem.updates.right, right).mT,
+        problem.updates.ranks,
     )
+    return FrameProblem(left, right, replace(problem, updates=core))
 
 
-def _half(problem: UpdateProblem, basis: Tensor, seen: Tensor, other: Tensor, k: int) -> Leading:
-    """The best left basis for the current right one and the cores' right singular vectors.
+def _sample(
+    problem: UpdateProblem, k: tuple[int, int], generator: torch.Generator
+) -> UpdateProblem:
+    """The problem of a few tasks drawn at random, in the order in which they come."""
+    drawn, columns, tasks = torch.randperm(len(problem.weights), generator=generator), 0, 0
+    n, d = problem.updates.left.shape[0], problem.updates.right.shape[0]
+    # As if the tasks had columns without end: ``many_wide`` has seen to it that there are enough.
+    wanted = SAMPLE * sketch_width(max(k), max(n, d), 1 << 30)
+    while columns < wanted:
+        columns += problem.updates.ranks[int(drawn[tasks])]
+        tasks += 1
+    return problem.select(sorted(drawn[:tasks].tolist()))
 
-    One step of subspace iteration from the current left basis: it never lowers what is captured,
-    so a half sweep never raises the weighed error. More steps before the other side follows cost
-    as much as more sweeps and gain less.
 
-    Args:
-        basis: the current left basis.
-        seen: what it sees of each task.
-        other: what the right basis sees of each task.
-    """
-    return leading(
-        problem.updates,
-        _gains(problem, seen, other),
+def _looked(
+    problem: UpdateProblem, sample: UpdateProblem, k: int, generator: torch.Generator
+) -> tuple[Tensor, float]:
+    """Directions of the left side, columns of length 1, and a lower bound of the energy that the
+    best k of them hold: one step of subspace iteration on all tasks from the sample's."""
+    start = truncated.leading(
+        sample.updates,
+        torch.diag_embed(sample.sigma * sample.weights.to(sample.sigma)[:, None]),
         k,
-        dropped=problem.dropped,
-        start=basis,
-        seen=seen,
-        max_iterations=1,
-        generator=torch.Generator().manual_seed(problem.seed),
-    )
+        dropped=0.0,
+        # The sample only has to give a good start: a tenth is near enough.
+        tol=1e-1,
+        generator=generator,
+    ).basis
+    n, c = problem.updates.left.shape
+    fresh = torch.randn(n, sketch_width(k, n, c) - start.shape[1], generator=generator).to(start)
+    test = orthonormal_float64(torch.cat([start, fresh], dim=1))
+    pushed = torch.zeros_like(test.mT)
+    for tasks, part in problem.updates.slices():
+        gains = strengths(part, problem.weights[tasks]).square()
+        rows = part.left.mT
+        pushed.addmm_(((rows @ test) * gains[:, None]).mT, rows)
+    energies = rayleigh_ritz(test, pushed.mT)[0]
+    return unit_columns(pushed.mT), float(energies[:k].sum())
 
 
-def _gains(problem: UpdateProblem, seen: Tensor, other: Tensor) -> Tensor:
-    """w_i diag(s_i) Z_i^T R_i, tasks x r x m: dW_i R_i in the task's own left directions.
-
-    R_i = right V_i(:p) with V_i the right singular vectors of the core; for p >= rank they span
-    what ``right`` sees of the task, and V_i can be left out.
-    """
-    scaled = other * (problem.sigma * problem.weights.to(problem.sigma)[:, None])[..., None]
-    rank = min(other.shape[1:])
-    if problem.p is not None and problem.p < rank:
-        svd = core_svd(seen, problem.sigma, other)
-        return scaled @ svd.right[..., : problem.p].to(scaled.dtype)
-    if other.shape[2] <= other.shape[1]:
-        return scaled
-    r: Tensor = torch.linalg.qr(scaled.mT, mode="r")[1]
-    return r.mT
+def _rows(directions: Tensor, frame: Tensor) -> Tensor:
+    """directions^T frame, c x l; the wide side last, as in ``updates.seen_by``."""
+    return (frame.mT @ directions).mT.contiguous()

@@ -15,12 +15,16 @@ from torch import Tensor
 from sharespace.linalg.dimension import Dimension, smallest_bases
 from sharespace.linalg.frames import FramedTasks, framed_updates
 from sharespace.linalg.joint import joint
+from sharespace.linalg.out_of_core.compress import (
+    CompressedTasks,
+    FrameSearch,
+    compress,
+    problem_of,
+)
 from sharespace.linalg.out_of_core.factor_chunks import FactorReader
-from sharespace.linalg.out_of_core.passes import CompressedTasks, width
-from sharespace.linalg.out_of_core.search import FrameSearch, compress, problem_of
 from sharespace.linalg.precision import compute_dtype
 from sharespace.linalg.problem import BasisPair, UpdateProblem
-from sharespace.linalg.truncated import orthonormal
+from sharespace.linalg.truncated import orthonormal, sketch_width
 from sharespace.subspace.adapter import Adapter, ModuleShape
 from sharespace.subspace.build_layer import (
     Build,
@@ -153,7 +157,7 @@ def _explained(
     limit = min(max(rows.n, rows.d), sum(rows.ranks))
     k = min(FIRST_GUESS, limit)
     while True:
-        columns = width(k, limit, limit)
+        columns = sketch_width(k, limit, limit)
         if 4 * sum(rows.ranks) * columns * torch.float64.itemsize > memory:
             raise TooWideError(f"more than {k} directions")
         guess = replace(wanted, k=(k, k))
