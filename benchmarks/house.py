@@ -160,7 +160,7 @@ def verb(name: str, folder: Path) -> Callable[[], object]:
 
 def public(name: str) -> Any:
     """A public name, from the first package that has it."""
-    for home in ("sharespace", "sharespace.learn", "sharespace.nn"):
+    for home in ("sharespace", "sharespace.learn", "sharespace.tuner"):
         with suppress(ImportError, AttributeError):
             return getattr(import_module(home), name)
     raise ImportError(f"no package of sharespace has {name}")

@@ -2,29 +2,29 @@
 
 ::
 
-    SharespaceError                  what, why and remedy in one message
-    |- AdapterError (ValueError)     an adapter cannot be read
-    |  |- CorruptAdapterError          its bytes or shapes are broken
-    |  `- UnsupportedAdapterError      it has something that cannot be kept
-    |- MismatchError (ValueError)    things of two base models (or shapes) were put together
-    |- OptionError (ValueError)      an argument has no usable value
-    |- RecipeError (ValueError)      a recipe cannot be run; it lists all problems
-    |- TaskNotFoundError (KeyError)
-    |- TaskExistsError (ValueError)
-    |- ContributionError (ValueError)  a contribution cannot be merged
-    |- InboxError (OSError)          contributions cannot be read or handed in there
-    |- MissingExtraError (ImportError)
-   |- ClusterError (RuntimeError)    the processes that compute layers are gone
-    |- ServeError (RuntimeError)     a server cannot take a request now
-    |  |- QueueFullError               too many wait already
-    |  `- UnavailableError             it is shutting down
-    `- StoreError (OSError)          a Share model on disk
-       |- StoreNotFoundError           there is none at that path
-       |- StoreExistsError             there is something already
-       |- CorruptStoreError            its bytes are not what was committed
-       |- SchemaVersionError           written by a newer sharespace
-       |- StoreLockedError             another writer is at work
-       `- StoreConflictError           another writer committed in between
+    SharespaceError                       what failed, why, and the remedy, in one message
+    |- AdapterError (ValueError)          an adapter cannot be read
+    |  |- CorruptAdapterError             its bytes, keys or shapes are broken
+    |  `- UnsupportedAdapterError         it holds something that cannot be kept exactly
+    |- MismatchError (ValueError)         things of two base models or shapes were put together
+    |- OptionError (ValueError)           an argument has no usable value
+    |- RecipeError (ValueError)           a recipe cannot be run; it lists all problems
+    |- TaskNotFoundError (KeyError)       there is no task of that name
+    |- TaskExistsError (ValueError)       there is a task of that name already
+    |- ContributionError (ValueError)     a contribution cannot be merged
+    |- InboxError (OSError)               contributions cannot be read or handed in there
+    |- MissingExtraError (ImportError)    an optional dependency is not installed
+    |- ClusterError (RuntimeError)        the processes that compute layers cannot be used
+    |- ServeError (RuntimeError)          a server cannot take a request now
+    |  |- QueueFullError                  too many requests wait already
+    |  `- UnavailableError                it is shutting down
+    `- StoreError (OSError)               a Share model on disk cannot be read or written
+       |- StoreNotFoundError              there is none at that path
+       |- StoreExistsError                there is something at that path already
+       |- CorruptStoreError               its bytes are not what was committed
+       |- SchemaVersionError              its schema version is not one that this release reads
+       |- StoreLockedError                another writer is at work
+       `- StoreConflictError              another writer committed a version in between
 
 The command line turns each of them into one message and exit code 2.
 """

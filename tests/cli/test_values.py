@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sharespace.cli.json_records import human, percent
 from sharespace.cli.options import adapter_paths, dtype_named, size_in_bytes
 from sharespace.errors import OptionError, TaskExistsError
 
@@ -60,13 +59,3 @@ def test_dtypes() -> None:
     assert dtype_named("bfloat16") is torch.bfloat16
     with pytest.raises(OptionError, match="int8"):
         dtype_named("int8")
-
-
-def test_bytes_and_errors_for_people() -> None:
-    assert [human(x) for x in (12, 1234, 9_732_096, 3e9)] == [
-        "12 B",
-        "1.23 kB",
-        "9.73 MB",
-        "3.00 GB",
-    ]
-    assert [percent(x) for x in (0.1234, 4e-7)] == ["12.3%", "4.0e-07"]

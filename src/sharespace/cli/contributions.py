@@ -14,10 +14,10 @@ from threading import Event
 from types import FrameType
 from typing import Any
 
-from sharespace.cli.json_records import count, human
 from sharespace.errors import SharespaceError
 from sharespace.gather import Gathered, Gatherer, Options, Refusal, Submission, open_inbox, watch
 from sharespace.store import Version
+from sharespace.words import count, human
 
 
 def submitted(found: Submission, as_json: bool) -> None:

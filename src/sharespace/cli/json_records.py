@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sharespace.report.html import count, human
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.store.layout import LayerEntry
@@ -25,6 +24,7 @@ from sharespace.subspace.fidelity import (
 )
 from sharespace.subspace.plan import Baselines, BuildPlan
 from sharespace.subspace.state import Task
+from sharespace.words import count, human
 
 if TYPE_CHECKING:
     from sharespace.report import Written
@@ -44,8 +44,6 @@ _HEADS = {
     "per_task": "per task",
     "nothing": "not kept",
 }
-
-__all__ = ["count", "human", "percent"]
 
 
 def bytes_record(sizes: Bytes) -> dict[str, int]:
@@ -289,10 +287,3 @@ def _cell(tally: UpdateTally) -> str:
 
 def _tallies(found: StorageTally) -> list[tuple[str, UpdateTally]]:
     return [(w, getattr(found, w)) for w in _SAID]
-
-
-def percent(error: float) -> str:
-    """A relative error for people; only what is exactly nothing is called 0."""
-    if error == 0:
-        return "0"
-    return f"{error:.1e}" if error < 1e-3 else f"{error:.1%}"

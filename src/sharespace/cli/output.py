@@ -14,11 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from sharespace.cli import json_records
-from sharespace.cli.json_records import count, human, percent
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace.plan import Baselines, BuildPlan, StorageSummary
+from sharespace.words import count, human, percent
 
 if TYPE_CHECKING:
     from sharespace.demo import DemoResult

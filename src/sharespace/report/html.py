@@ -158,27 +158,6 @@ def _cell(cell: TableCell, first: bool) -> Html:
     return tag("td", cell)
 
 
-def human(nbytes: float) -> str:
-    """1234567 -> 1.23 MB, powers of ten."""
-    for unit in ("B", "kB", "MB"):
-        if abs(nbytes) < 999.5:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:,.2f} GB"
-
-
-def percent(part: float) -> str:
-    """A relative error; only what is exactly nothing is called 0."""
-    if part == 0:
-        return "0"
-    return f"{part:.0e}" if abs(part) < 5e-4 else f"{100 * part:.3g} %"
-
-
-def count(number: int, noun: str) -> str:
-    """1 task, 2 tasks."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def span(values: Sequence[int]) -> str:
     """The smallest to the largest: 4, or 4 to 8."""
     if not values:

@@ -15,8 +15,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from sharespace.report.html import Html, letters, number, percent, short, tag, visible
+from sharespace.report.html import Html, letters, number, short, tag, visible
 from sharespace.report.study import Relations
+from sharespace.words import percent
 
 WIDTH, HEIGHT = 470, 280
 

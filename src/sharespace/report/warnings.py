@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sharespace.report.facts import Facts
-from sharespace.report.html import count, human, percent, some
+from sharespace.report.html import some
+from sharespace.words import count, human, percent
 
 Level = Literal["serious", "note"]
 

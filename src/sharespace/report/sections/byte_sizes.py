@@ -10,17 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sharespace.report.facts import Facts, Parts, TaskFacts
-from sharespace.report.html import (
-    Figure,
-    Html,
-    TableCell,
-    count,
-    human,
-    join,
-    scrolling,
-    table,
-    tag,
-)
+from sharespace.report.html import Figure, Html, TableCell, join, scrolling, table, tag
 from sharespace.report.sections.frame import Columns, figure, read, readout, section
 from sharespace.report.svg import (
     Axis,
@@ -34,6 +24,7 @@ from sharespace.report.svg import (
     place,
 )
 from sharespace.subspace.fidelity import StorageKind, StorageTally, UpdateTally
+from sharespace.words import count, human
 
 _BAR, _START = 460, 76.0
 """Width of the bars with their names, and where they begin."""

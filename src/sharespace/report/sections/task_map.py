@@ -14,17 +14,7 @@ import torch
 from torch import Tensor
 
 from sharespace.report.facts import Facts
-from sharespace.report.html import (
-    Figure,
-    Html,
-    TableCell,
-    count,
-    percent,
-    scrolling,
-    some,
-    table,
-    tag,
-)
+from sharespace.report.html import Figure, Html, TableCell, scrolling, some, table, tag
 from sharespace.report.sections.frame import details, figure, read, readout, section
 from sharespace.report.study import ALIKE, by_kind, labels
 from sharespace.report.svg import (
@@ -43,6 +33,7 @@ from sharespace.report.svg import (
     task_map,
     tree,
 )
+from sharespace.words import count, percent
 
 MOST_ROWS = 160
 """Rows of the matrix; with more tasks a row is several neighbours in the tree."""

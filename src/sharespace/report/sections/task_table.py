@@ -14,11 +14,8 @@ from sharespace.report.html import (
     Html,
     Note,
     TableCell,
-    count,
     dotted,
-    human,
     join,
-    percent,
     scrolling,
     span,
     table,
@@ -37,6 +34,7 @@ from sharespace.report.sections.frame import (
 from sharespace.report.svg import ERRORS, Heat, HeatValue, heat_map
 from sharespace.report.warnings import LARGE
 from sharespace.subspace.fidelity import UpdateTally
+from sharespace.words import count, human, percent
 
 _HEADS = ("task", "came as", "error", "bound", "worst layer", "p")
 

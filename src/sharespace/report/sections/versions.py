@@ -11,18 +11,7 @@ from statistics import fmean, median
 
 from sharespace.errors import OptionError
 from sharespace.report.facts import Facts, VersionFacts
-from sharespace.report.html import (
-    Figure,
-    Html,
-    TableCell,
-    count,
-    human,
-    percent,
-    scrolling,
-    some,
-    table,
-    tag,
-)
+from sharespace.report.html import Figure, Html, TableCell, scrolling, some, table, tag
 from sharespace.report.sections.frame import figure, read, section
 from sharespace.report.svg import Axis, Scale, Series, chart, legend
 from sharespace.stream.measures import (
@@ -32,6 +21,7 @@ from sharespace.stream.measures import (
     forgetting,
     task_forgetting,
 )
+from sharespace.words import count, human, percent
 
 MOST_LISTED = 100
 """Versions in the table, the newest."""
