@@ -39,7 +39,7 @@ from torch import Tensor
 
 from sharespace import Share
 from sharespace.route import (
-    Examples,
+    LabelledInputs,
     Router,
     RoutingReport,
     Statistics,
@@ -49,7 +49,7 @@ from sharespace.route import (
     features,
     route_by_energy,
 )
-from sharespace.route.projection import Definition
+from sharespace.route.projection import EnergyDefinition
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 
 ORDER = ["rte", "qnli", "mnli", "boolq", "amazon5", "yelp5", "agnews", "dbpedia", "imdb"]
@@ -57,7 +57,7 @@ ORDER += ["banking77", "clinc150", "multirc", "wic", "copa"]
 STREAMS = (6, 10, 14)
 LAYERS = 7  # MiniLM-L6: embeddings and six layers
 FALLBACK_RATE = 0.05
-DEFINITIONS: tuple[Definition, ...] = ("projection", "arrow", "update")
+DEFINITIONS: tuple[EnergyDefinition, ...] = ("projection", "arrow", "update")
 REPORTED = ("routing", "fallback", "oracle", "routed", "class_incremental")
 NOTES = [
     "routing: fraction sent to the right task. oracle: accuracy with the task given. routed: with "
@@ -183,7 +183,7 @@ def score(
         return labels
 
     return evaluate(
-        {n: Examples(list(t.test[:, -1]), t.test_labels) for n, t in tasks.items()},
+        {n: LabelledInputs(list(t.test[:, -1]), t.test_labels) for n, t in tasks.items()},
         {n: router.route(t.test[:, LAYERS // 2]) for n, t in tasks.items()},
         predict,
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
-from sharespace.route import Examples, Routing, evaluate
+from sharespace.route import LabelledInputs, Routing, evaluate
 
 
 def _routing(*tasks: str | None) -> Routing:
@@ -17,8 +17,8 @@ def _routing(*tasks: str | None) -> Routing:
 
 
 EXAMPLES = {
-    "shop": Examples([0, 1, 2, 3], ["good", "bad", "good", "bad"]),
-    "cinema": Examples([10, 11], ["good", "bad"]),
+    "shop": LabelledInputs([0, 1, 2, 3], ["good", "bad", "good", "bad"]),
+    "cinema": LabelledInputs([10, 11], ["good", "bad"]),
 }
 ROUTINGS = {
     "shop": _routing("shop", "shop", "cinema", None),
@@ -71,8 +71,8 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(TaskNotFoundError, match="no routing"):
         evaluate(EXAMPLES, {"shop": ROUTINGS["shop"]}, _predict)
     with pytest.raises(OptionError, match="no examples"):
-        evaluate({"shop": Examples([], [])}, ROUTINGS, _predict)
+        evaluate({"shop": LabelledInputs([], [])}, ROUTINGS, _predict)
     with pytest.raises(MismatchError, match="1 inputs, 2 labels and 4 routings"):
-        evaluate({"shop": Examples([1], ["a", "b"])}, ROUTINGS, _predict)
+        evaluate({"shop": LabelledInputs([1], ["a", "b"])}, ROUTINGS, _predict)
     with pytest.raises(OptionError, match="0 labels for 4 inputs"):
         evaluate(EXAMPLES, ROUTINGS, lambda _task, _inputs: [])

@@ -1,17 +1,16 @@
-"""Which task does an input belong to? A router without training, for when nobody says.
+"""Which task does an input belong to? A router that needs no training, for requests without a task.
 
-Statistics of each task's features make a linear discriminant (``Router``); ``energy`` is the
+``Router`` compares an input's features with statistics of each task's inputs; ``energy`` is the
 alternative for tasks that came without data. Inputs of no known task go to the base model.
 """
 
-from sharespace.route.evaluation import Examples, RoutingReport, TaskScores, evaluate
-from sharespace.route.features import features
+from sharespace.route.evaluation import LabelledInputs, RoutingReport, TaskScores, evaluate
+from sharespace.route.features import Statistics, features
 from sharespace.route.projection import directions, energy, route_by_energy
 from sharespace.route.router import Router, Routing
-from sharespace.route.router_file import Statistics
 
 __all__ = [
-    "Examples",
+    "LabelledInputs",
     "Router",
     "Routing",
     "RoutingReport",

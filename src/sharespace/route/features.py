@@ -1,58 +1,43 @@
-"""One feature vector an input, from hidden states of the base model.
+"""One feature vector for each input, and what the router remembers of a task's features.
 
-Which layer matters more than anything else in the router. MiniLM (6 layers) on 6, 10 and 14 text
-tasks: the middle layer routes 94 to 95 % right, the last one, where wording has given way to
-meaning, 83 to 85 % (experiments/text_stream/results/router.json).
-
-The base model as the router sees it: adapters off, evaluation mode, no gradients, one device.
+``features`` pools hidden states of the base model; ``Statistics`` keeps their number, mean and
+scatter, and never an input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from sharespace.errors import OptionError
+from sharespace.errors import MismatchError, OptionError
 
 Pooling = Literal["mean", "first", "last"]
-"""Over the tokens that are not padding: their mean, the first one (BERT's [CLS]), the last one
-(models that read from left to right)."""
+"""How tokens become one vector: the mean of those that are not padding, the first of them (BERT's
+[CLS]), or the last of them (models that read from left to right)."""
 
 Layer: TypeAlias = int | Literal["middle", "last"]
-"""Index into transformers' ``hidden_states`` (0: the embeddings), or the middle one of them, or the
+"""Index into transformers' ``hidden_states`` (0: the embeddings), the middle one of them, or the
 model's output as it comes."""
 
-
-def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    weights = mask.unsqueeze(-1)
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-
-
-def _first(hidden: Tensor, mask: Tensor) -> Tensor:
-    return _at(hidden, mask.argmax(dim=1))
-
-
-def _last(hidden: Tensor, mask: Tensor) -> Tensor:
-    return _at(hidden, mask.shape[1] - 1 - mask.flip(1).argmax(dim=1))
-
-
-_POOLINGS = {"mean": _mean, "first": _first, "last": _last}
-
-Batch: TypeAlias = Mapping[str, Any]
+ModelInputs: TypeAlias = Mapping[str, object]
 """Keyword arguments of the model's forward; ``attention_mask`` [inputs, tokens] where there is
 padding."""
 
 
 def features(
     model: Module,
-    batches: Iterable[Batch],
+    batches: Iterable[ModelInputs],
     *,
     pooling: Pooling = "mean",
+    # MiniLM (6 layers) on 6, 10 and 14 text tasks: the middle layer routes 94 to 95 % of the inputs
+    # right, the last one, where wording has given way to meaning, 83 to 85 %
+    # (experiments/text_stream/results/router.json). No other choice here matters as much.
     layer: Layer | Sequence[Layer] = "middle",
 ) -> Tensor:
     """Pooled hidden states of the base model.
@@ -65,32 +50,35 @@ def features(
             tensor or has ``last_hidden_state``: [inputs, tokens, d], or pooled to [inputs, d].
         batches: keyword arguments of its forward.
         pooling: how tokens become one vector.
-        layer: whose states; of several layers the vectors are put side by side.
+        layer: the layer whose states are pooled; vectors of several layers stand side by side.
 
     Returns:
         float32 [inputs, d] on the CPU, in the order of the batches (d times the number of layers).
 
     Raises:
-        OptionError: no batch, an unknown pooling, or an output without the states.
+        OptionError: there is no batch, the pooling or the layer is unknown, or the output lacks the
+            hidden states.
     """
     if pooling not in _POOLINGS:
         raise OptionError(f"pooling {pooling!r}", "unknown", f"One of {sorted(_POOLINGS)}")
     layers = (layer,) if isinstance(layer, int | str) else tuple(layer)
-    asked = _asked(model, layers)
+    output_options = _output_options(model, layers)
     pooled = []
-    with as_base(model):
+    with base_model_only(model):
         for batch in batches:
-            moved = on_device(model, batch)
-            output = model(**{**moved, **asked})
-            states = [_pooled(_hidden(output, chosen), moved, pooling) for chosen in layers]
+            inputs = on_device(model, batch)
+            output = model(**{**inputs, **output_options})
+            states = [_pooled(_hidden(output, index), inputs, pooling) for index in layers]
             pooled.append(torch.cat(states, dim=1))
     if not pooled:
         raise OptionError("batches", "there is none", "Give at least one batch of inputs")
-    return torch.cat(pooled).clone()  # outside of inference mode: a tensor like any other
+    # A copy made outside of inference mode: autograd refuses to save an inference tensor, and a
+    # user may train on the features.
+    return torch.cat(pooled).clone()
 
 
-def _asked(model: Module, layers: Sequence[Layer]) -> dict[str, bool]:
-    """What the forward is asked for besides its inputs."""
+def _output_options(model: Module, layers: Sequence[Layer]) -> dict[str, bool]:
+    """The arguments that make the forward return the wanted hidden states."""
     unknown = [x for x in layers if isinstance(x, str) and x not in ("middle", "last")]
     if unknown or not layers:
         what = f"layer {unknown[0]!r}" if unknown else "layer"
@@ -102,20 +90,11 @@ def _asked(model: Module, layers: Sequence[Layer]) -> dict[str, bool]:
     return {"output_hidden_states": True} if inner else {}
 
 
-def _pooled(hidden: Tensor, batch: Batch, pooling: Pooling) -> Tensor:
-    if hidden.ndim == 2:
-        return hidden.float().cpu()
-    if hidden.ndim != 3:
-        why = f"{hidden.ndim} dimensions, not [inputs, tokens, d] or [inputs, d]"
-        raise OptionError("hidden states", why, "Pool them in the model, to one vector an input")
-    return _POOLINGS[pooling](hidden.float(), token_mask(batch, hidden)).cpu()
-
-
-def _hidden(output: Any, layer: Layer) -> Tensor:
+def _hidden(output: object, layer: Layer) -> Tensor:
     if layer == "last":
-        found = getattr(output, "last_hidden_state", output)
-        if isinstance(found, Tensor):
-            return found
+        last = getattr(output, "last_hidden_state", output)
+        if isinstance(last, Tensor):
+            return last
         why = f"a {type(output).__name__} has no last_hidden_state"
         raise OptionError("the model's output", why, "Give the encoder (AutoModel)")
     states: Sequence[Tensor] = getattr(output, "hidden_states", None) or ()
@@ -126,24 +105,55 @@ def _hidden(output: Any, layer: Layer) -> Tensor:
     return states[index]
 
 
+def _pooled(hidden: Tensor, inputs: ModelInputs, pooling: Pooling) -> Tensor:
+    """[inputs, d] of hidden states [inputs, tokens, d]; vectors that are pooled already pass."""
+    if hidden.ndim == 2:
+        return hidden.float().cpu()
+    if hidden.ndim != 3:
+        why = f"{hidden.ndim} dimensions, not [inputs, tokens, d] or [inputs, d]"
+        raise OptionError("hidden states", why, "Pool them in the model, to one vector an input")
+    # Summed in float32 also where the model runs in float16, whose range ends at 65504.
+    return _POOLINGS[pooling](hidden.float(), token_mask(inputs, hidden)).cpu()
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    weights = mask.unsqueeze(-1)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def _first(hidden: Tensor, mask: Tensor) -> Tensor:
+    # argmax gives the first of equal maxima, so this finds the first real token on either side of
+    # the padding.
+    return _at(hidden, mask.argmax(dim=1))
+
+
+def _last(hidden: Tensor, mask: Tensor) -> Tensor:
+    return _at(hidden, mask.shape[1] - 1 - mask.flip(1).argmax(dim=1))
+
+
 def _at(hidden: Tensor, position: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), position]
 
 
+_POOLINGS = {"mean": _mean, "first": _first, "last": _last}
+
+
 @contextmanager
-def as_base(model: Module) -> Iterator[None]:
+def base_model_only(model: Module) -> Iterator[None]:
     """The model in evaluation mode, with the adapters of a PeftModel off; left as it was."""
     modes = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
         adapters_off: Any = getattr(model, "disable_adapter", None)
-        if adapters_off is not None:  # a PeftModel
+        if adapters_off is not None:  # Only a PeftModel has adapters to turn off.
             stack.enter_context(adapters_off())
         stack.enter_context(torch.inference_mode())
         model.eval()
         try:
             yield
         finally:
-            for module, training in modes.items():  # one by one: parts may be frozen in eval mode
+            # One module at a time, because ``model.train()`` would also wake parts that the user
+            # has frozen in evaluation mode, such as batch normalisation.
+            for module, training in modes.items():
                 module.training = training
 
 
@@ -153,15 +163,19 @@ def base_modules(model: Module) -> dict[str, Module]:
     return dict(base.named_modules())
 
 
-def on_device(model: Module, batch: Batch) -> dict[str, Any]:
-    """The batch where the model's first parameter is."""
+def on_device(model: Module, batch: ModelInputs) -> dict[str, object]:
+    """The batch on the device of the model's first parameter; a model without any is on the CPU."""
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     return {key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.items()}
 
 
-def token_mask(batch: Batch, tokens: Tensor) -> Tensor:
-    """1 for each token that counts, 0 for padding, as ``tokens`` [inputs, tokens, d] has them.
+def token_mask(batch: ModelInputs, tokens: Tensor) -> Tensor:
+    """float32 [inputs, tokens]: 1 for each token that counts, 0 for padding.
+
+    Args:
+        batch: keyword arguments of the model's forward, with ``attention_mask`` or without padding.
+        tokens: [inputs, tokens, d], the states that the mask is for.
 
     Raises:
         OptionError: the batch's mask has another shape, or leaves an input without a token.
@@ -169,10 +183,99 @@ def token_mask(batch: Batch, tokens: Tensor) -> Tensor:
     mask = batch.get("attention_mask")
     if mask is None:
         return torch.ones(tokens.shape[:2], device=tokens.device)
-    if mask.shape != tokens.shape[:2]:
-        why = f"shape {tuple(mask.shape)}, while the tokens are {tuple(tokens.shape[:2])}"
+    if not isinstance(mask, Tensor) or mask.shape != tokens.shape[:2]:
+        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        why = f"shape {shape}, while the tokens are {tuple(tokens.shape[:2])}"
         raise OptionError("attention_mask", why, "Give one value for each token of each input")
+    # The mean of no tokens would be 0 / 0: NaN features, found only much later.
     if not bool(mask.any(dim=1).all()):
         raise OptionError("attention_mask", "an input has no token", "Leave empty inputs out")
-    on: Tensor = mask.to(tokens.device, torch.float32)
-    return on
+    return mask.to(tokens.device, torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Number, mean and scatter of one task's features.
+
+    They are sufficient for a Gaussian. Two sets of inputs are put together by the parallel update
+    of Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+    Variances" (1979), all in float64.
+    """
+
+    count: int
+    """Number of inputs seen."""
+    mean: Tensor
+    """float64 [d]."""
+    scatter: Tensor
+    """float64 [d, d], exactly symmetric: sum over the inputs of (x - mean)(x - mean)^T."""
+
+    def __post_init__(self) -> None:
+        d = len(self.mean) if self.mean.ndim == 1 else 0
+        fits = d > 0 and self.scatter.shape == (d, d) and self.count > 0
+        if not fits or {self.mean.dtype, self.scatter.dtype} != {torch.float64}:
+            why = (
+                f"count {self.count}, mean {tuple(self.mean.shape)} {self.mean.dtype}, "
+                f"scatter {tuple(self.scatter.shape)} {self.scatter.dtype}"
+            )
+            raise OptionError("statistics", why, "Make them with Statistics.from_features")
+
+    @classmethod
+    def from_features(cls, features: Tensor) -> Statistics:
+        """Statistics of features.
+
+        Args:
+            features: [inputs, d] of any float dtype, from ``features``.
+
+        Raises:
+            OptionError: there are no inputs, it is not a matrix, or a value is not finite.
+        """
+        if features.ndim != 2 or not features.numel():
+            why = f"shape {tuple(features.shape)}, not [inputs, d]"
+            raise OptionError("features", why, "Give one row for each input")
+        if not bool(torch.isfinite(features).all()):
+            raise OptionError("features", "not all are finite", "Look at the model and its inputs")
+        # In float64, and about the mean: a sum of squares minus a squared sum cancels where the
+        # mean is far from zero.
+        x = features.detach().cpu().double()
+        mean = x.mean(dim=0)
+        centred = x - mean
+        return cls(len(x), mean, _symmetric(centred.mT @ centred))
+
+    @property
+    def dimension(self) -> int:
+        """Length d of a feature vector."""
+        return len(self.mean)
+
+    def add(self, other: Statistics) -> Statistics:
+        """Statistics of both sets of inputs together.
+
+        Raises:
+            MismatchError: the features have another dimension.
+        """
+        check_dimension("statistics", other.dimension, self.dimension)
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        mean = (self.count * self.mean + other.count * other.mean) / count
+        between = torch.outer(apart, apart) * (self.count * other.count / count)
+        return Statistics(count, mean, self.scatter + other.scatter + between)
+
+
+def check_dimension(what: str, dimension: int, wanted: int) -> None:
+    """Refuse features of another dimension.
+
+    Raises:
+        MismatchError: ``dimension`` is not ``wanted``.
+    """
+    if dimension != wanted:
+        raise MismatchError(
+            what,
+            f"dimension {dimension}, while the router's features have {wanted}",
+            "Take all features from the same base model, in the same way",
+        )
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    """The lower triangle, mirrored: a product is symmetric only up to rounding."""
+    # A router's file holds the lower triangle alone, and gives back the same bits.
+    lower = matrix.tril()
+    return lower + lower.tril(-1).mT

@@ -12,7 +12,7 @@ each token. No data of the task is needed: adapters that came without data can b
 
 That is its only advantage: on 6 text tasks, LoRA on q and v of MiniLM's upper layers, it finds
 the task of 53 to 55 % of the inputs (61 % at best after dividing by each task's own mean energy),
-``Router`` of 95 % (experiments/text_stream/results/router.json).
+while ``Router`` finds that of 95 % (experiments/text_stream/results/router.json).
 """
 
 from __future__ import annotations
@@ -27,38 +27,56 @@ from torch import Tensor
 from torch.nn import Module
 
 from sharespace.errors import MismatchError, OptionError
-from sharespace.route.features import Batch, as_base, base_modules, on_device, token_mask
+from sharespace.route.features import (
+    ModelInputs,
+    base_model_only,
+    base_modules,
+    on_device,
+    token_mask,
+)
 from sharespace.route.router import Routing, choose
 from sharespace.subspace.adapter import LayerUpdate
 
-Definition = Literal["projection", "arrow", "update"]
+EnergyDefinition = Literal["projection", "arrow", "update"]
+"""One of the three energies of the module's docstring."""
 
 Directions: TypeAlias = Mapping[str, Tensor]
 """Adapted module -> float32 [d, q]: the right singular vectors of a task's update, each weighed as
 the definition says."""
 
 
-def directions(updates: Mapping[str, LayerUpdate], definition: Definition = "update") -> Directions:
-    """A task's directions from its updates (``Share.updates(task)``, ``subspace.reconstruct``).
+def directions(
+    updates: Mapping[str, LayerUpdate], definition: EnergyDefinition = "update"
+) -> Directions:
+    """A task's directions from its updates.
 
-    A module whose update is zero has no entry.
+    Args:
+        updates: adapted module -> update, from ``Share.updates(task)``.
+        definition: which energy they are for.
+
+    Returns:
+        Adapted module -> directions; a module whose update is zero has no entry.
 
     Raises:
-        OptionError: unknown definition.
+        OptionError: the definition is unknown.
     """
     if definition not in _WEIGHTS:
         raise OptionError(f"definition {definition!r}", "unknown", f"One of {sorted(_WEIGHTS)}")
-    found = {m: _weighed(update, definition) for m, update in updates.items()}
-    return {m: d for m, d in found.items() if d.shape[1]}
+    weighed = {m: _weighed(update, definition) for m, update in updates.items()}
+    return {m: matrix for m, matrix in weighed.items() if matrix.shape[1]}
 
 
-def _weighed(update: LayerUpdate, definition: Definition) -> Tensor:
-    """V W of dW = U S V^T, from the small factor of B = Q R: R A = (..) S V^T."""
+def _weighed(update: LayerUpdate, definition: EnergyDefinition) -> Tensor:
+    """V W [d, q] of dW = U S V^T, where W weighs the columns as the definition says."""
+    # dW = B A is n x d and never made: with B = Q R the right singular vectors of R A (r x d) are
+    # those of dW, and so are the singular values.
     small = torch.linalg.qr(update.up.double())[1] @ update.down.double()
     _, s, vh = torch.linalg.svd(small, full_matrices=False)
-    keep = s > s.max() * 1e-6 if s.numel() else s > 0
-    weights = _WEIGHTS[definition](s[keep])
-    weighed: Tensor = (vh[keep].mT * weights).float()
+    # Factors are stored in float32 (relative precision 6e-8): directions a million times weaker
+    # than the first are rounding, and "projection" would count them in full.
+    significant = s > s.max() * 1e-6 if s.numel() else s > 0
+    weights = _WEIGHTS[definition](s[significant])
+    weighed: Tensor = (vh[significant].mT * weights).float()
     return weighed[:, : int((weights > 0).sum())]
 
 
@@ -77,7 +95,9 @@ _WEIGHTS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def energy(model: Module, batches: Iterable[Batch], tasks: Mapping[str, Directions]) -> Tensor:
+def energy(
+    model: Module, batches: Iterable[ModelInputs], tasks: Mapping[str, Directions]
+) -> Tensor:
     """Energy of each input in the directions of each task, with the base model.
 
     The inputs of the adapted modules are caught by forward hooks; a PeftModel's adapters are off
@@ -94,29 +114,30 @@ def energy(model: Module, batches: Iterable[Batch], tasks: Mapping[str, Directio
         float64 [inputs, tasks] in [0, 1], on the CPU.
 
     Raises:
-        OptionError: no batch, no task, or a task without directions.
+        OptionError: there is no batch or no task, or a task has no directions.
         MismatchError: a module is not in the model, is not run, or has inputs of another shape.
     """
-    empty = [name for name, found in tasks.items() if not found]
+    empty = [name for name, of_task in tasks.items() if not of_task]
     if empty or not tasks:
         what = f"task {empty[0]!r}" if empty else "tasks"
         raise OptionError(what, "no directions", "Leave out tasks whose update is zero")
-    names = {module for found in tasks.values() for module in found}
+    names = {module for of_task in tasks.values() for module in of_task}
     rows = []
-    with as_base(model), _caught(model, names) as inputs:
+    with base_model_only(model), _module_inputs(model, names) as inputs:
         for batch in batches:
+            # So that a module which this batch does not run is missed, and not scored by the last.
             inputs.clear()
-            moved = on_device(model, batch)
-            model(**moved)
-            rows.append(_energies(inputs, moved, tasks))
+            arguments = on_device(model, batch)
+            model(**arguments)
+            rows.append(_energies(inputs, arguments, tasks))
     if not rows:
         raise OptionError("batches", "there is none", "Give at least one batch of inputs")
     return torch.cat(rows).clone()
 
 
 @contextmanager
-def _caught(model: Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """A dict that holds each module's latest input."""
+def _module_inputs(model: Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """A dict that holds each module's latest input, filled by forward hooks."""
     modules = base_modules(model)
     inputs: dict[str, Tensor] = {}
     missing = sorted(set(names) - set(modules))
@@ -137,17 +158,20 @@ def _caught(model: Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
 
 
 def _energies(
-    inputs: Mapping[str, Tensor], batch: Batch, tasks: Mapping[str, Directions]
+    inputs: Mapping[str, Tensor], batch: ModelInputs, tasks: Mapping[str, Directions]
 ) -> Tensor:
+    """float64 [inputs, tasks]: the mean over each task's modules."""
     by_task = [
-        torch.stack([_share(inputs, m, d, batch) for m, d in found.items()]).mean(dim=0)
-        for found in tasks.values()
+        torch.stack([_fraction(inputs, m, d, batch) for m, d in of_task.items()]).mean(dim=0)
+        for of_task in tasks.values()
     ]
     return torch.stack(by_task, dim=1).double().cpu()
 
 
-def _share(inputs: Mapping[str, Tensor], module: str, weighed: Tensor, batch: Batch) -> Tensor:
-    """[inputs]: the part of one module's input energy that lies in the directions."""
+def _fraction(
+    inputs: Mapping[str, Tensor], module: str, weighed: Tensor, batch: ModelInputs
+) -> Tensor:
+    """float32 [inputs]: the fraction of one module's input energy that lies in the directions."""
     if module not in inputs:
         raise MismatchError(f"module {module!r}", "was not run", "Give a model that uses it")
     x = inputs[module].float()
@@ -157,23 +181,26 @@ def _share(inputs: Mapping[str, Tensor], module: str, weighed: Tensor, batch: Ba
     mask = token_mask(batch, x)
     inside = ((x @ weighed.to(x.device)).square().sum(dim=2) * mask).sum(dim=1)
     total = (x.square().sum(dim=2) * mask).sum(dim=1)
+    # An input of zeros has no energy in any direction, and 0 / 0 would be NaN.
     return inside / total.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def route_by_energy(
     energies: Tensor, tasks: Sequence[str], *, margin: float | None = None
 ) -> Routing:
-    """The task with the most energy; no energy says "none of them", so the runner-up does.
+    """The task with the most energy, if it leads the runner-up by the margin.
+
+    Energies have no score of their own for "none of them", so the runner-up's takes its place.
 
     Args:
         energies: [inputs, tasks], from ``energy``.
         tasks: names of the columns.
-        margin: an input goes to the base model where the first leads the second by less; None
-            never does. One task alone leads by all its energy.
+        margin: an input goes to the base model where the best task leads the second by less; None:
+            no input does. A single task leads by all its energy.
 
     Raises:
-        OptionError: no tasks, or no inputs.
-        MismatchError: another number of tasks than columns.
+        OptionError: there are no tasks or no inputs.
+        MismatchError: there are more or fewer tasks than columns.
     """
     if energies.ndim != 2 or energies.shape[1] != len(tasks):
         why = f"shape {tuple(energies.shape)} for {len(tasks)} tasks"

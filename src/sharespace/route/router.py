@@ -6,11 +6,9 @@ McDonnell et al., RanPAC, arXiv 2307.02251). "None of the tasks" is one Gaussian
 seen, with their total covariance, so that the margin is a log-likelihood ratio (the relative
 Mahalanobis distance of Ren et al., arXiv 2106.09022).
 
-Nearest tasks are found from a few dozen inputs a task. To tell that an input belongs to none of
-them takes more: all tasks together should have seen about as many inputs as features have
-dimensions, or many more strangers pass.
-
-The router's answer: a task, or none, for each input.
+A few dozen inputs of each task are enough to find the nearest task. To tell that an input belongs
+to none of them takes more: all tasks together should have seen about as many inputs as features
+have dimensions, or many inputs of no task pass as one of theirs.
 """
 
 from __future__ import annotations
@@ -26,66 +24,52 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import OptionError, TaskExistsError, TaskNotFoundError
+from sharespace.options import check_options, option
 from sharespace.route import router_file
-from sharespace.route.router_file import Statistics, check_dimension
-
-
-@dataclass(frozen=True, eq=False)
-class _Gaussians:
-    """Gaussians of one covariance, in coordinates where it is the identity."""
-
-    whitening: Tensor
-    """float64 [d, d], lower: covariance = whitening @ whitening.T."""
-    means: Tensor
-    """float64 [Gaussians, d], whitened."""
-
-    @classmethod
-    def of(cls, means: Tensor, covariance: Tensor, shrinkage: float) -> _Gaussians:
-        whitening = torch.linalg.cholesky(_shrunk(covariance, shrinkage))
-        return cls(whitening, _whitened(whitening, means))
-
-    def log_densities(self, x: Tensor) -> Tensor:
-        """[inputs, Gaussians], without the constant that all Gaussians of a dimension share."""
-        apart = torch.cdist(
-            _whitened(self.whitening, x), self.means, compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        half_log_det = self.whitening.diagonal().log().sum()
-        return -apart.square() / 2 - half_log_det
+from sharespace.route.features import Statistics, check_dimension
 
 
 @dataclass(frozen=True, eq=False)
 class Router:
-    """Statistics of every task, and where to stop trusting them; changed only by copies."""
+    """Statistics of every task, and the margin below which an input goes to the base model.
+
+    A router is never changed: ``with_task``, ``without_task`` and ``with_fallback_rate`` give a new
+    one, so that a router in use keeps its answers.
+    """
 
     tasks: Mapping[str, Statistics] = field(default_factory=dict)
-    """In the order in which they came, which changes nothing but the columns of the scores."""
-    shrinkage: float = 0.01
-    """In (0, 1]: this part of each covariance is replaced by a multiple of the identity with the
-    same trace (Ledoit & Wolf's form with a fixed intensity); 1 compares plain distances."""
+    """Task -> statistics; the order changes nothing but the columns of the scores."""
+    shrinkage: float = option(0.01, above=0, most=1)
+    """Fraction of each covariance that is replaced by a multiple of the identity with the same
+    trace (Ledoit & Wolf's form with a fixed intensity); 1 compares plain distances."""
     margin: float | None = None
     """In nats: an input whose best task is less than this above "none of them" goes to the base
-    model; None never does. See ``with_fallback_rate``."""
+    model; None: none does. See ``with_fallback_rate``."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.shrinkage <= 1:
-            raise OptionError(f"shrinkage {self.shrinkage}", "not in (0, 1]", "For example 0.01")
-        if self.margin is not None and math.isnan(self.margin):
-            raise OptionError("margin", "not a number", "Give a number, or None for no fallback")
+        check_options(self)
+        if self.margin is not None and not math.isfinite(self.margin):
+            why = "is not finite, and JSON has no such number"
+            raise OptionError(f"margin={self.margin}", why, "Give a number, or None: no fallback")
         object.__setattr__(self, "tasks", MappingProxyType(dict(self.tasks)))
         for name, statistics in self.tasks.items():
             check_dimension(f"task {name!r}", statistics.dimension, self.dimension)
 
     @property
     def dimension(self) -> int:
-        """d of the features; 0 without tasks."""
+        """Length of a feature vector; 0 without tasks."""
         return next((s.dimension for s in self.tasks.values()), 0)
 
     def with_task(self, name: str, statistics: Statistics) -> Router:
         """The router with one more task; what it knows of the others is not touched.
 
+        Args:
+            name: the task's name, as the Share model has it.
+            statistics: of the task's training inputs, ``Statistics.from_features``.
+
         Raises:
             TaskExistsError: the name is empty, or there is such a task.
-            MismatchError: features of another dimension.
+            MismatchError: the features have another dimension.
         """
         if not name or name in self.tasks:
             why = "there is a task of that name already" if name else "a name must not be empty"
@@ -94,6 +78,9 @@ class Router:
 
     def without_task(self, name: str) -> Router:
         """The router as if the task had never come, to the last bit.
+
+        Args:
+            name: the task's name.
 
         Raises:
             TaskNotFoundError: there is none of that name.
@@ -106,8 +93,9 @@ class Router:
     def with_fallback_rate(self, rate: float, features: Tensor) -> Router:
         """The router with the margin at which this part of the tasks' own inputs is given up.
 
-        As tasks come, "none of them" covers more and a margin that stays gives up fewer inputs,
-        slowly: it is safe without old inputs; where some are at hand, set it again.
+        As tasks come, the Gaussian of "none of them" becomes wider, and the same margin gives up
+        slowly fewer inputs. So a margin needs no old inputs to stay safe; where some are at hand,
+        set it again.
 
         Args:
             rate: in [0, 1), for example 0.05.
@@ -116,7 +104,7 @@ class Router:
 
         Raises:
             OptionError: the rate is not in [0, 1), or there are no inputs.
-            MismatchError: features of another dimension.
+            MismatchError: the features have another dimension.
         """
         return replace(self, margin=margin_for(self.route(features).margins, rate))
 
@@ -128,8 +116,8 @@ class Router:
                 the statistics were made with.
 
         Raises:
-            OptionError: no tasks, no inputs, or features that are not finite.
-            MismatchError: features of another dimension.
+            OptionError: there are no tasks or no inputs, or features are not finite.
+            MismatchError: the features have another dimension.
         """
         if not self.tasks:
             raise OptionError("router", "it has no task", "Add one by with_task")
@@ -142,33 +130,45 @@ class Router:
         return choose(tuple(self.tasks), self._nearest.log_densities(x), none, self.margin)
 
     def save(self, path: str | Path) -> None:
-        """Write the router to one safetensors file, whole or not at all; see ``route.files``.
+        """Write the router to one safetensors file, whole or not at all; see ``router_file``.
+
+        Args:
+            path: of the file; one that is there is replaced.
 
         Raises:
+            OptionError: the router has no task.
             StoreError: the file cannot be written.
         """
-        router_file.save(Path(path), router_file.Contents(self.tasks, self.shrinkage, self.margin))
+        contents = router_file.RouterContents(self.tasks, self.shrinkage, self.margin)
+        router_file.save(Path(path), contents)
 
     @classmethod
     def load(cls, path: str | Path) -> Router:
         """Read a router; it gives the same scores to the last bit.
 
+        Args:
+            path: of the file that ``save`` wrote.
+
         Raises:
             StoreNotFoundError: there is no such file.
             SchemaVersionError: it was written by a newer release.
             CorruptStoreError: it is no router, or its bytes have changed.
+            StoreError: the file cannot be read.
         """
-        found = router_file.load(Path(path))
-        return cls(found.tasks, found.shrinkage, found.margin)
+        contents = router_file.load(Path(path))
+        return cls(contents.tasks, contents.shrinkage, contents.margin)
 
     @property
     def _sorted(self) -> list[Statistics]:
-        """By name, so that sums do not depend, even in rounding, on the order of arrival."""
+        """The statistics by name: floating-point sums depend on their order, the router must not.
+
+        This is also what makes ``without_task`` exact: nothing is subtracted, all is summed anew.
+        """
         return [self.tasks[name] for name in sorted(self.tasks)]
 
     @cached_property
     def _nearest(self) -> _Gaussians:
-        """One Gaussian a task, with the covariance within the tasks."""
+        """One Gaussian for each task, all with the covariance within the tasks."""
         total = torch.stack([s.scatter for s in self._sorted]).sum(dim=0)
         count = sum(s.count for s in self._sorted)
         means = torch.stack([s.mean for s in self.tasks.values()])
@@ -183,18 +183,6 @@ class Router:
         return _Gaussians.of(first.mean[None], first.scatter / first.count, self.shrinkage)
 
 
-def _shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
-    # The trace of a single input is 0; any positive scale then makes a usable distance.
-    scale = float(covariance.diagonal().mean()) or 1.0
-    eye = torch.eye(len(covariance), dtype=covariance.dtype)
-    return (1 - shrinkage) * covariance + shrinkage * scale * eye
-
-
-def _whitened(whitening: Tensor, rows: Tensor) -> Tensor:
-    solved: Tensor = torch.linalg.solve_triangular(whitening, rows.mT, upper=False)
-    return solved.mT
-
-
 @dataclass(frozen=True, eq=False)
 class Routing:
     """Which task each input goes to."""
@@ -206,7 +194,7 @@ class Routing:
     scores: Tensor
     """float64 [inputs, candidates]: higher is nearer."""
     margins: Tensor
-    """float64 [inputs]: how far the best score stands above that of "none of them"."""
+    """float64 [inputs]: the best score less that of "none of them"."""
 
     @property
     def nearest(self) -> tuple[str, ...]:
@@ -228,18 +216,19 @@ def choose(
         candidates: names of the columns; of equal scores the first wins.
         scores: [inputs, candidates].
         none: [inputs], the score of "none of them".
-        margin: None never falls back.
+        margin: None: no input goes to the base model.
 
     Raises:
-        OptionError: no candidates, or no inputs.
+        OptionError: there are no candidates or no inputs.
     """
     if not candidates or not len(scores):
         what = "tasks" if not candidates else "inputs"
         raise OptionError("routing", f"there are no {what}", f"Give at least one of the {what}")
     best, index = scores.max(dim=1)
     margins = best - none
-    known = [margin is None or m >= margin for m in margins.tolist()]
-    tasks = [candidates[i] if k else None for i, k in zip(index.tolist(), known, strict=True)]
+    # >= and not >: margin_for gives the margin of an input that is to stay.
+    trusted = [margin is None or m >= margin for m in margins.tolist()]
+    tasks = [candidates[i] if t else None for i, t in zip(index.tolist(), trusted, strict=True)]
     return Routing(tuple(candidates), tuple(tasks), scores, margins)
 
 
@@ -248,7 +237,7 @@ def margin_for(margins: Tensor, fallback_rate: float) -> float:
 
     Args:
         margins: of inputs that do belong to the tasks, and that the statistics have not seen.
-        fallback_rate: in [0, 1); 0 is never to fall back on these.
+        fallback_rate: in [0, 1); with 0 all of these inputs stay with their tasks.
 
     Raises:
         OptionError: the rate is not in [0, 1), or there are no inputs.
@@ -258,3 +247,40 @@ def margin_for(margins: Tensor, fallback_rate: float) -> float:
     if not len(margins):
         raise OptionError("margins", "there are no inputs", "Give inputs that belong to the tasks")
     return float(margins.sort().values[int(fallback_rate * len(margins))])
+
+
+@dataclass(frozen=True, eq=False)
+class _Gaussians:
+    """Gaussians with one covariance in common, in coordinates where it is the identity."""
+
+    whitening: Tensor
+    """float64 [d, d], lower: covariance = whitening @ whitening.T."""
+    means: Tensor
+    """float64 [Gaussians, d], whitened."""
+
+    @classmethod
+    def of(cls, means: Tensor, covariance: Tensor, shrinkage: float) -> _Gaussians:
+        whitening = torch.linalg.cholesky(_shrunk(covariance, shrinkage))
+        return cls(whitening, _whitened(whitening, means))
+
+    def log_densities(self, x: Tensor) -> Tensor:
+        """[inputs, Gaussians], without the constant that all Gaussians of a dimension share."""
+        # By differences: |x|^2 + |m|^2 - 2 x.m, the default for more than 25 rows, cancels where
+        # an input is far away, and would make a score depend on how many inputs came with it.
+        apart = torch.cdist(
+            _whitened(self.whitening, x), self.means, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        half_log_det = self.whitening.diagonal().log().sum()
+        return -apart.square() / 2 - half_log_det
+
+
+def _shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
+    # The scatter of a single input is 0; any positive scale then makes a usable distance.
+    scale = float(covariance.diagonal().mean()) or 1.0
+    eye = torch.eye(len(covariance), dtype=covariance.dtype)
+    return (1 - shrinkage) * covariance + shrinkage * scale * eye
+
+
+def _whitened(whitening: Tensor, rows: Tensor) -> Tensor:
+    solved: Tensor = torch.linalg.solve_triangular(whitening, rows.mT, upper=False)
+    return solved.mT

@@ -20,7 +20,15 @@ from torch.utils.data import DataLoader
 from sharespace.errors import RecipeError
 from sharespace.extras import require
 from sharespace.learn import load_task
-from sharespace.route import Examples, Router, Routing, Statistics, TaskScores, evaluate, features
+from sharespace.route import (
+    LabelledInputs,
+    Router,
+    Routing,
+    Statistics,
+    TaskScores,
+    evaluate,
+    features,
+)
 from sharespace.share import Share
 from sharespace.stream.folder import RouterFiles
 from sharespace.stream.learning import Workshop
@@ -236,10 +244,10 @@ def _score_router(
     }
 
 
-def _examples(name: str, data: TaskData) -> Examples:
+def _examples(name: str, data: TaskData) -> LabelledInputs:
     numbers = data.eval_rows["labels"]
     rows = [(name, row) for row in range(len(numbers))]
-    return Examples(rows, [data.label_names[number] for number in numbers])
+    return LabelledInputs(rows, [data.label_names[number] for number in numbers])
 
 
 def _predictions(
