@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from gather.workers import ALL, plain, trained
 from sharespace.errors import ContributionError
-from sharespace.gather import Contribution, Coordinates, Plain, decode, encode
+from sharespace.gather import Contribution, Coordinates, PlainFactors, decode, encode
 from sharespace.store import load as load_model
 
 Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
@@ -223,8 +223,8 @@ def test_random_bytes_never_do_anything_else_than_refuse(found: Contribution) ->
 def test_scaling_and_kernel_of_plain_factors_are_kept() -> None:
     found = plain("lora", 4)
     q = found.updates["q"]
-    assert isinstance(q, Plain)
+    assert isinstance(q, PlainFactors)
     again = replace(found, updates={"q": replace(q, scaling=-0.3)})
     read = decode(encode(again)[1], "x.safetensors").updates["q"]
-    assert isinstance(read, Plain)
+    assert isinstance(read, PlainFactors)
     assert (read.scaling, read.shape) == (-0.3, q.shape)

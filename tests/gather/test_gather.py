@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from builders import frame, gauss, law, stored_dense
 from gather.workers import ALL, BASE, SHAPES, dense_of, grow, plain, put, start, trained
 from sharespace.errors import OptionError, StoreNotFoundError
-from sharespace.gather import Basis, Contribution, Coordinates, Gathered, gather, hand_in
+from sharespace.gather import BasisReference, Contribution, Coordinates, Gathered, gather, hand_in
 from sharespace.linalg.dimension import Dimension
 from sharespace.store import (
     Operation,
@@ -232,9 +232,18 @@ def bad_ones(model: ShareModel) -> dict[str, tuple[Contribution, str]]:
         "module": (unknown_module(model), "no such module"),
         "fingerprint": (replace(good, task="fingerprint", fingerprint="0" * 64), "fingerprint"),
         "plain fingerprint": (replace(plain("p", 3), fingerprint="0" * 64), "fingerprint"),
-        "version": (replace(good, task="v", basis=Basis("0" * 64, 9)), "does not have yet"),
-        "basis": (replace(good, task="b", basis=Basis("0" * 64, 1)), "no version of this store"),
-        "no version": (replace(good, task="n", basis=Basis("0" * 64, None)), "has the bases"),
+        "version": (
+            replace(good, task="v", basis=BasisReference("0" * 64, 9)),
+            "does not have yet",
+        ),
+        "basis": (
+            replace(good, task="b", basis=BasisReference("0" * 64, 1)),
+            "no version of this store",
+        ),
+        "no version": (
+            replace(good, task="n", basis=BasisReference("0" * 64, None)),
+            "has the bases",
+        ),
         "clash": (plain("first", 3), "name already"),
     }
 
@@ -272,13 +281,15 @@ def test_files_that_are_damaged_are_set_aside(store: Path, inbox: Path) -> None:
     assert not files(inbox)
 
 
-def test_too_large_a_file_is_not_read(
-    store: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_large_a_file_is_not_read(store: Path, inbox: Path) -> None:
+    """A gigabyte of holes, which take no room on the disk."""
+    (inbox / "large.safetensors").touch()
+    os.truncate(inbox / "large.safetensors", 2**30 + 1)
     put(inbox, plain("a", 1))
-    monkeypatch.setattr("sharespace.gather.gatherer.MAX_BYTES", 100)
-    (refusal,) = gather(store, inbox).refused
-    assert "more than the 100" in refusal.why
+    found = gather(store, inbox)
+    assert "1073741825 bytes, more than the 1073741824 it may have" in found.refused[0].why
+    assert [a.task for a in found.merged] == ["a"]
+    assert files(inbox / "quarantine") == ["large.safetensors", "large.safetensors.json"]
 
 
 def test_a_link_out_of_the_inbox_gives_nothing_away(

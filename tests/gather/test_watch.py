@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gather.workers import plain, put
+from gather.workers import plain, put, start
 from sharespace.errors import InboxError, OptionError, StoreError, StoreNotFoundError
 from sharespace.files import lock
-from sharespace.gather import Gathered, Gatherer, Options, open_inbox, watch
+from sharespace.gather import Gathered, Gatherer, GatherSettings, open_inbox, watch
 from sharespace.store import load
 
 
@@ -40,7 +40,7 @@ def test_a_batch_that_was_begun_is_brought_to_its_end(store: Path, inbox: Path) 
     for i in range(4):
         put(inbox, plain(f"t{i}", i))
     stop = threading.Event()
-    gatherer = Gatherer(store, open_inbox(inbox), Options(batch=2))
+    gatherer = Gatherer(store, open_inbox(inbox), GatherSettings(batch=2))
     total = watch(gatherer, stop, observe=lambda _: stop.set())
     assert len(total.merged) == 2
     assert len([p for p in inbox.iterdir() if p.is_file()]) == 2
@@ -50,7 +50,7 @@ def test_a_batch_that_was_begun_is_brought_to_its_end(store: Path, inbox: Path) 
 def test_a_store_that_is_locked_is_tried_again(store: Path, inbox: Path) -> None:
     put(inbox, plain("a", 1))
     stop, errors = threading.Event(), list[StoreError | InboxError]()
-    gatherer = Gatherer(store, open_inbox(inbox), Options(timeout=0))
+    gatherer = Gatherer(store, open_inbox(inbox), GatherSettings(timeout=0))
     held = lock(store / "lock")
     held.__enter__()
 
@@ -71,27 +71,34 @@ def test_what_can_never_work_is_said_at_once(store: Path, inbox: Path) -> None:
     with pytest.raises(OptionError, match="interval"):
         watch(Gatherer(store, open_inbox(inbox)), stop, interval=0)
     with pytest.raises(OptionError, match="on_conflict"):
-        Options(on_conflict="x")  # type: ignore[arg-type]
+        GatherSettings(on_conflict="x")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_stops_gracefully(store: Path, inbox: Path, number: signal.Signals) -> None:
-    put(inbox, plain("a", 1))
-    command = [sys.executable, "-m", "sharespace", "gather", str(store), str(inbox)]
-    process = subprocess.Popen(
-        [*command, "--watch", "--interval", "600"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout
-    line = process.stdout.readline()
-    assert "version 2: merged 1 task (a)" in line
-    begun = time.monotonic()
-    process.send_signal(number)
-    rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert time.monotonic() - begun < 60
-    assert not rest
-    assert set(load(store).tasks) == {"first", "a"}
+def test_the_command_stops_gracefully(tmp_path: Path) -> None:
+    """On either signal; both processes start at once, because that is what takes the time."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    stores = [tmp_path / number.name for number in numbers]
+    processes = []
+    for store in stores:
+        start(store)
+        put(tmp_path / f"{store.name}-inbox", plain("a", 1))
+        command = [sys.executable, "-m", "sharespace", "gather", str(store), f"{store}-inbox"]
+        process = subprocess.Popen(
+            [*command, "--watch", "--interval", "600"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        processes.append(process)
+    for process in processes:
+        assert process.stdout
+        assert "version 2: merged 1 task (a)" in process.stdout.readline()
+    for number, store, process in zip(numbers, stores, processes, strict=True):
+        begun = time.monotonic()
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert time.monotonic() - begun < 60
+        assert not output
+        assert set(load(store).tasks) == {"first", "a"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from builders import gauss, update
-from sharespace.gather import Basis, Contribution, Coordinates, Plain, encode
+from sharespace.gather import BasisReference, Contribution, Coordinates, PlainFactors, encode
 from sharespace.linalg.dimension import Dimension
 from sharespace.store import Operation, Version, checkout, commit
 from sharespace.subspace.adapter import Adapter, BaseModel, ModuleShape, fingerprint
@@ -61,7 +61,7 @@ def trained(
         task,
         BASE,
         model.fingerprint,
-        Basis(basis_id(model), version),
+        BasisReference(basis_id(model), version),
         updates,
         {"base_model.model.head.weight": gauss(seed, 3, 8).float()},
         {"peft_type": "LORA", "r": p},
@@ -74,7 +74,7 @@ def plain(task: str, seed: int, rank: int = 1, base: BaseModel = BASE) -> Contri
     updates = {}
     for module, shape in ALL.items():
         read = found.layer(module)
-        updates[module] = Plain(read.up, read.down, read.scaling, shape)
+        updates[module] = PlainFactors(read.up, read.down, read.scaling, shape)
     return Contribution(task, base, fingerprint(ALL), None, updates)
 
 
@@ -89,7 +89,7 @@ def put(inbox: Path, found: Contribution) -> str:
 def dense_of(model: ShareModel, found: Contribution, module: str) -> torch.Tensor:
     """n x d in float64, by the definition."""
     one = found.updates[module]
-    if isinstance(one, Plain):
+    if isinstance(one, PlainFactors):
         return one.scaling * one.up.double() @ one.down.double()
     layer = model.layers[module]
     sides = []

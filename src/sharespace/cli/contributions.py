@@ -15,7 +15,15 @@ from types import FrameType
 from typing import Any
 
 from sharespace.errors import SharespaceError
-from sharespace.gather import Gathered, Gatherer, Options, Refusal, Submission, open_inbox, watch
+from sharespace.gather import (
+    Gathered,
+    Gatherer,
+    GatherSettings,
+    Refusal,
+    Submission,
+    open_inbox,
+    watch,
+)
 from sharespace.store import Version
 from sharespace.words import count, human
 
@@ -49,7 +57,7 @@ def pulled(share: Path, version: Version | None, as_json: bool) -> None:
     print(f"{share} version {version.number}: {count(version.task_count, 'task')}")
 
 
-def gather(share: Path, inbox: str, options: Options, as_json: bool) -> None:
+def gather(share: Path, inbox: str, options: GatherSettings, as_json: bool) -> None:
     """Once: a line per batch and per refusal, and a line for all."""
     gatherer = Gatherer(share, open_inbox(inbox), options)
     found = gatherer.run(None if as_json else _batch)
@@ -60,7 +68,9 @@ def gather(share: Path, inbox: str, options: Options, as_json: bool) -> None:
         print(f"version {found.version}: nothing to gather in {inbox}")
 
 
-def follow(share: Path, inbox: str, options: Options, interval: float, as_json: bool) -> None:
+def follow(
+    share: Path, inbox: str, options: GatherSettings, interval: float, as_json: bool
+) -> None:
     """Until SIGINT or SIGTERM; the batch that was begun is brought to its end."""
     gatherer = Gatherer(share, open_inbox(inbox), options)
     with _stopped_by_signals() as stop:

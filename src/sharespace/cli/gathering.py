@@ -48,9 +48,9 @@ def gather(
 ) -> None:
     """Merge what was handed in, each contribution once; bad ones are set aside with a reason."""
     from sharespace.cli import contributions
-    from sharespace.gather import Options
+    from sharespace.gather import GatherSettings
 
-    options = Options(batch, on_conflict, device=device)
+    options = GatherSettings(batch, on_conflict, device=device)
     if watch:
         contributions.follow(share, inbox, options, interval, as_json)
     else:

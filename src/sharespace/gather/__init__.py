@@ -2,24 +2,32 @@
 
 from sharespace.gather.batch import OnConflict
 from sharespace.gather.codec import decode, encode
-from sharespace.gather.contribution import Basis, Contribution, Coordinates, Plain
-from sharespace.gather.gatherer import Arrival, Gathered, Gatherer, Options, Refusal, gather, watch
+from sharespace.gather.contribution import BasisReference, Contribution, Coordinates, PlainFactors
+from sharespace.gather.gatherer import (
+    Arrival,
+    Gathered,
+    Gatherer,
+    GatherSettings,
+    Refusal,
+    gather,
+    watch,
+)
 from sharespace.gather.hub_store import pull, push
-from sharespace.gather.inboxes import Entry, Inbox, open_inbox
+from sharespace.gather.inboxes import Inbox, InboxFile, open_inbox
 from sharespace.gather.submit import Submission, hand_in, read_contribution, submit
 
 __all__ = [
     "Arrival",
-    "Basis",
+    "BasisReference",
     "Contribution",
     "Coordinates",
-    "Entry",
+    "GatherSettings",
     "Gathered",
     "Gatherer",
     "Inbox",
+    "InboxFile",
     "OnConflict",
-    "Options",
-    "Plain",
+    "PlainFactors",
     "Refusal",
     "Submission",
     "decode",

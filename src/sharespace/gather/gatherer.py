@@ -3,11 +3,7 @@
 A version records the ids of all contributions that it holds, in the commit that brings them in. So
 a gatherer that is killed after the commit finds them known, and only tidies; and of two gatherers
 with the same file one commits, while the other meets a conflict, opens the new version and finds it
-known.
-
-Gather again and again.
-
-Bad contributions: set aside with the reason beside them, and nothing else stopped.
+known. A bad contribution is set aside with the reason beside it, and stops nothing else.
 """
 
 from __future__ import annotations
@@ -34,7 +30,15 @@ from sharespace.errors import (
     StoreError,
     StoreNotFoundError,
 )
-from sharespace.gather.batch import Accepted, Bases, OnConflict, Pending, Sorted, merged, sort_out
+from sharespace.gather.batch import (
+    AcceptedContribution,
+    BasisHistory,
+    OnConflict,
+    PendingContribution,
+    SortedBatch,
+    merge_batch,
+    sort_out,
+)
 from sharespace.gather.codec import decode
 from sharespace.gather.contribution import NAME
 from sharespace.gather.inboxes import (
@@ -42,172 +46,17 @@ from sharespace.gather.inboxes import (
     MERGED,
     QUARANTINE,
     SUFFIX,
-    Entry,
     Inbox,
+    InboxFile,
     open_inbox,
     refuse_store,
 )
+from sharespace.options import check_options, option
 from sharespace.store import Operation, Version, checkout, commit
 
 _ATTEMPTS = 100
-"""Conflicts in a row after which another writer must be at fault."""
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A contribution that was merged."""
-
-    task: str
-    """Its name in the Share model."""
-    id: str
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """What came of one batch, or of all of them."""
-
-    version: int
-    """Current version afterwards."""
-    merged: tuple[Arrival, ...] = ()
-    refused: tuple[Refusal, ...] = ()
-    repeated: tuple[str, ...] = ()
-    """Ids that the Share model had already; their files are tidied away."""
-
-    def __add__(self, later: Gathered) -> Gathered:
-        return Gathered(
-            later.version,
-            self.merged + later.merged,
-            self.refused + later.refused,
-            self.repeated + later.repeated,
-        )
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to gather."""
-
-    batch: int = 32
-    """Contributions that one version takes in at most."""
-    on_conflict: OnConflict = "refuse"
-    timeout: float = 60.0
-    """Seconds to wait for another writer."""
-    device: torch.device | str = "cpu"
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise OptionError(f"batch {self.batch}", "it is at least 1", "Change it")
-        if self.on_conflict not in ("refuse", "rename", "replace"):
-            raise OptionError(
-                f"on_conflict {self.on_conflict!r}", "not known", "refuse, rename or replace"
-            )
-
-
-@dataclass(eq=False)
-class Gatherer:
-    """Gathers from one inbox into one store, and remembers the bases it has looked up."""
-
-    store: Path
-    inbox: Inbox
-    options: Options = field(default_factory=Options)
-
-    def __post_init__(self) -> None:
-        self.store = self.store.absolute()
-        refuse_store(self.inbox, self.store)
-        self._bases = Bases(self.store)
-
-    def run(
-        self,
-        observe: Callable[[Gathered], None] | None = None,
-        stop: Callable[[], bool] | None = None,
-    ) -> Gathered:
-        """Batch after batch until the inbox holds nothing that was not looked at.
-
-        Args:
-            observe: called after each batch.
-            stop: asked before each batch; True ends it.
-        """
-        total = Gathered(checkout(self.store).version.number)
-        done: set[str] = set()
-        while not (stop and stop()):
-            entries = [e for e in self.inbox.entries() if e.name not in done]
-            if not entries:
-                break
-            found, names = self._batch(entries[: self.options.batch])
-            done |= names
-            total += found
-            if observe:
-                observe(found)
-        return total
-
-    def _batch(self, entries: Sequence[Entry]) -> tuple[Gathered, set[str]]:
-        """One batch, and the files that need not be looked at again."""
-        pending, refused = self._read(entries)
-        for _ in range(_ATTEMPTS):
-            # Opened after the inbox was listed: as new as anything that lies there.
-            opened = checkout(self.store)
-            sorted_out = sort_out(pending, opened, self._bases, self.options.on_conflict)
-            model, accepted = merged(opened.model, sorted_out, self.options.device)
-            try:
-                version = opened.version
-                if accepted:
-                    version = commit(
-                        self.store,
-                        model,
-                        operation=Operation("gather", tuple(a.adapter.name for a in accepted)),
-                        expected_parent=version,
-                        timeout=self.options.timeout,
-                        contributions=tuple(a.pending.id for a in accepted),
-                    )
-            except StoreConflictError:
-                time.sleep(random.uniform(0, 0.05))
-                continue
-            found = self._tidy(sorted_out, accepted, version)
-            later = {p.file for p in sorted_out.later}
-            whole = Gathered(
-                found.version, found.merged, (*refused, *found.refused), found.repeated
-            )
-            return whole, {e.name for e in entries} - later
-        why = f"other writers committed {_ATTEMPTS} times while a batch was merged"
-        raise StoreConflictError(str(self.store), why, "Gather in smaller batches")
-
-    def _read(self, entries: Sequence[Entry]) -> tuple[list[Pending], list[Refusal]]:
-        """What can be read; the rest is set aside."""
-        pending: dict[str, Pending] = {}
-        refused: list[Refusal] = []
-        for entry in entries:
-            data: bytes | None = None
-            try:
-                if entry.size > MAX_BYTES:
-                    why = f"{entry.size} bytes, more than the {MAX_BYTES} it may have"
-                    raise ContributionError(entry.name, why, "Leave out what is not trained")
-                data = self.inbox.read(entry.name)
-                if data is None:
-                    continue
-                id = hashlib.sha256(data).hexdigest()
-                one = Pending(entry.name, id, decode(data, entry.name), data)
-            except ContributionError as error:
-                refused.append(set_aside(self.inbox, entry.name, error, None, data))
-                continue
-            if id in pending:  # the same bytes under two names
-                self.inbox.move(entry.name, f"{MERGED}/contribution-{id}.safetensors")
-            else:
-                pending[id] = one
-        return list(pending.values()), refused
-
-    def _tidy(self, found: Sorted, accepted: Sequence[Accepted], version: Version) -> Gathered:
-        """After the commit: files go where they belong; done again where it was interrupted."""
-        for one in [*(a.pending for a in accepted), *found.repeated]:
-            self.inbox.move(one.file, f"{MERGED}/contribution-{one.id}.safetensors")
-        refused = [
-            set_aside(self.inbox, one.file, error, one.found.task, one.data)
-            for one, error in found.refused
-        ]
-        return Gathered(
-            version.number,
-            tuple(Arrival(a.adapter.name, a.pending.id) for a in accepted),
-            tuple(refused),
-            tuple(one.id for one in found.repeated),
-        )
+"""Conflicts in a row after which another writer must be at fault: each conflict means that somebody
+else committed, so that many gatherers alone do not come to this number."""
 
 
 def gather(
@@ -235,13 +84,16 @@ def gather(
         device: where to compute.
         observe: called after each batch with what came of it.
 
+    Returns:
+        What came of all batches together.
+
     Raises:
         OptionError: no such inbox, or an option has no usable value.
         InboxError: the inbox cannot be read or written.
         StoreError: the store cannot be read or written; nothing is lost.
     """
-    options = Options(batch, on_conflict, timeout, device)
-    return Gatherer(Path(store), open_inbox(inbox), options).run(observe)
+    settings = GatherSettings(batch, on_conflict, timeout, device)
+    return Gatherer(Path(store), open_inbox(inbox), settings).run(observe)
 
 
 def watch(
@@ -257,11 +109,15 @@ def watch(
     A batch that was begun is brought to its end: merged, committed and tidied away.
 
     Args:
+        gatherer: for one inbox and one store.
         stop: set by whoever wants it to end, such as a signal handler.
         interval: seconds between two looks at the inbox.
         observe: called after each batch.
         failed: called where the store or the inbox did not answer (locked, no connection, disk
             full); it is tried again after the interval.
+
+    Returns:
+        What came of all batches together.
 
     Raises:
         OptionError: the interval is not positive.
@@ -271,17 +127,19 @@ def watch(
     if not interval > 0:
         raise OptionError(f"interval {interval}", "it must be positive", "Change it")
     total = Gathered(checkout(gatherer.store).version.number)
+    # Listed once before the loop: a mistyped inbox ends here, an inbox that fails later is waited
+    # for.
     gatherer.inbox.entries()
 
-    def seen(found: Gathered) -> None:
+    def add(gathered: Gathered) -> None:
         nonlocal total
-        total += found
+        total += gathered
         if observe:
-            observe(found)
+            observe(gathered)
 
     while not stop.is_set():
         try:
-            gatherer.run(seen, stop.is_set)
+            gatherer.run(add, stop.is_set)
         except StoreNotFoundError:
             raise
         except (StoreError, InboxError) as error:
@@ -292,13 +150,60 @@ def watch(
 
 
 @dataclass(frozen=True)
+class GatherSettings:
+    """How to gather. Raises OptionError where a value is out of its limits."""
+
+    batch: int = option(32, least=1)
+    """Contributions that one version takes in at most."""
+    on_conflict: OnConflict = option("refuse")
+    """What happens where a task's name is taken by other content."""
+    timeout: float = option(60.0, least=0)
+    """Seconds to wait for another writer; 0: do not wait."""
+    device: torch.device | str = "cpu"
+    """Where to compute."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What came of one batch, or of all of them."""
+
+    version: int
+    """Number of the version that is current afterwards."""
+    merged: tuple[Arrival, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    repeated: tuple[str, ...] = ()
+    """Ids that the Share model had already; their files are tidied away."""
+
+    def __add__(self, later: Gathered) -> Gathered:
+        return Gathered(
+            later.version,
+            self.merged + later.merged,
+            self.refused + later.refused,
+            self.repeated + later.repeated,
+        )
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A contribution that was merged."""
+
+    task: str
+    """Its name in the Share model."""
+    id: str
+    """SHA-256 of its file."""
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A contribution that was set aside."""
 
     file: str
     """Name within ``quarantine/``; the reason is in ``<file>.json``."""
     task: str | None
-    """As far as it could be read."""
+    """Its task; None where it could not be read."""
     error: str
     """Class of the error."""
     what: str
@@ -306,21 +211,158 @@ class Refusal:
     remedy: str
 
 
-def set_aside(
+@dataclass(eq=False)
+class Gatherer:
+    """Gathers from one inbox into one store, and remembers the bases it has looked up.
+
+    Args:
+        store: folder of the Share model.
+        inbox: where contributions lie: of ``open_inbox``, or any other ``Inbox``.
+        settings: how to gather.
+
+    Raises:
+        OptionError: the inbox is a Share model itself.
+    """
+
+    store: Path
+    inbox: Inbox
+    settings: GatherSettings = field(default_factory=GatherSettings)
+
+    def __post_init__(self) -> None:
+        self.store = self.store.absolute()
+        refuse_store(self.inbox, self.store)
+        self._bases = BasisHistory(self.store)
+
+    def run(
+        self,
+        observe: Callable[[Gathered], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Gathered:
+        """Batch after batch until the inbox holds nothing that was not looked at.
+
+        Args:
+            observe: called after each batch.
+            stop: asked before each batch; True ends it.
+
+        Raises:
+            InboxError: the inbox cannot be read or written.
+            StoreError: the store cannot be read or written; nothing is lost.
+        """
+        total = Gathered(checkout(self.store).version.number)
+        # Names that were looked at stay out, though their files should be gone: an inbox whose
+        # moves fail silently must not make an endless loop.
+        settled: set[str] = set()
+        while not (stop and stop()):
+            entries = [e for e in self.inbox.entries() if e.name not in settled]
+            if not entries:
+                break
+            gathered, names = self._batch(entries[: self.settings.batch])
+            settled |= names
+            total += gathered
+            if observe:
+                observe(gathered)
+        return total
+
+    def _batch(self, entries: Sequence[InboxFile]) -> tuple[Gathered, set[str]]:
+        """One batch, and the files that need not be looked at again."""
+        pending, refused = self._read(entries)
+        for _ in range(_ATTEMPTS):
+            # Opened after the inbox was listed: as new as anything that lies there.
+            opened = checkout(self.store)
+            batch = sort_out(pending, opened, self._bases, self.settings.on_conflict)
+            model, accepted = merge_batch(opened.model, batch, self.settings.device)
+            version = opened.version
+            try:
+                if accepted:
+                    version = commit(
+                        self.store,
+                        model,
+                        operation=Operation("gather", tuple(a.adapter.name for a in accepted)),
+                        expected_parent=version,
+                        timeout=self.settings.timeout,
+                        contributions=tuple(a.pending.id for a in accepted),
+                    )
+            except StoreConflictError:
+                # Gatherers that collided once would go on in step without a random pause.
+                time.sleep(random.uniform(0, 0.05))
+                continue
+            gathered = self._tidy(batch, accepted, version, refused)
+            return gathered, {e.name for e in entries} - {p.file for p in batch.later}
+        why = f"other writers committed {_ATTEMPTS} times while a batch was merged"
+        raise StoreConflictError(str(self.store), why, "Gather in smaller batches")
+
+    def _read(
+        self, entries: Sequence[InboxFile]
+    ) -> tuple[list[PendingContribution], list[Refusal]]:
+        """The contributions that can be read; the others are set aside."""
+        pending: dict[str, PendingContribution] = {}
+        refused: list[Refusal] = []
+        for entry in entries:
+            data: bytes | None = None
+            try:
+                if entry.size > MAX_BYTES:
+                    why = f"{entry.size} bytes, more than the {MAX_BYTES} it may have"
+                    raise ContributionError(entry.name, why, "Leave out what is not trained")
+                data = self.inbox.read(entry.name)
+                if data is None:
+                    continue
+                id = hashlib.sha256(data).hexdigest()
+                one = PendingContribution(entry.name, id, decode(data, entry.name), data)
+            except ContributionError as error:
+                refused.append(_set_aside(self.inbox, entry.name, error, None, data))
+                continue
+            if id in pending:  # The same bytes lie there under two names.
+                self.inbox.move(entry.name, f"{MERGED}/contribution-{id}.safetensors")
+            else:
+                pending[id] = one
+        return list(pending.values()), refused
+
+    def _tidy(
+        self,
+        batch: SortedBatch,
+        accepted: Sequence[AcceptedContribution],
+        version: Version,
+        unreadable: Sequence[Refusal],
+    ) -> Gathered:
+        """Move the files where they belong.
+
+        Always after the commit: a file that is moved first and then not committed would be lost,
+        while one that is committed and not moved is found to be known and moved the next time.
+        """
+        for one in [*(a.pending for a in accepted), *batch.repeated]:
+            self.inbox.move(one.file, f"{MERGED}/contribution-{one.id}.safetensors")
+        refused = [
+            _set_aside(self.inbox, one.file, error, one.contribution.task, one.data)
+            for one, error in batch.refused
+        ]
+        return Gathered(
+            version.number,
+            tuple(Arrival(a.adapter.name, a.pending.id) for a in accepted),
+            (*unreadable, *refused),
+            tuple(one.id for one in batch.repeated),
+        )
+
+
+def _set_aside(
     inbox: Inbox, name: str, error: SharespaceError, task: str | None, data: bytes | None
 ) -> Refusal:
     """Write the reason, then move the file beside it.
 
-    Killed in between, the file is still in the inbox and will be looked at again. To try once more
-    after a remedy, move it back from ``quarantine/`` into the inbox.
+    In this order: killed in between, the file is still in the inbox and will be looked at again. To
+    try once more after a remedy, move it back from ``quarantine/`` into the inbox.
 
     Args:
+        inbox: where the file lies.
+        name: of the file.
+        error: the reason.
+        task: of the contribution; None: not known.
         data: the file's bytes; None: they were not read.
     """
     file = _quarantine_name(name, data)
     refusal = Refusal(file, task, type(error).__name__, error.what, error.why, error.remedy)
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     record = {**asdict(refusal), "submitted_as": name, "time": now}
+    # In ASCII: names from outside may hold what a terminal or an editor would act upon.
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
     inbox.write(f"{QUARANTINE}/{file}.json", text.encode("ascii"))
     inbox.move(name, f"{QUARANTINE}/{file}")
@@ -335,4 +377,6 @@ def _quarantine_name(name: str, data: bytes | None) -> str:
     match = NAME.fullmatch(name)
     if match and match["sha256"] == digest:
         return name
+    # Two damaged files may have one name, one after the other. Cut, because file systems take 255
+    # bytes and ".json" is still to come.
     return f"{name.removesuffix(SUFFIX)[:150]}.{digest[:12]}{SUFFIX}"

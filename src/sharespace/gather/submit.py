@@ -1,6 +1,6 @@
-"""Hand in: one file in an inbox, whole or not at all.
+"""Hand in an adapter's directory as one file in an inbox, whole or not at all.
 
-A contribution from an adapter's directory: trained in a subspace, or plain LoRA.
+The adapter was trained in the bases of a Share model (``ShareConfig``), or is a plain LoRA.
 """
 
 from __future__ import annotations
@@ -13,49 +13,35 @@ from typing import Any
 
 from torch import Tensor
 
-from sharespace.errors import ContributionError, CorruptAdapterError, OptionError, StoreError
+from sharespace.errors import ContributionError, CorruptAdapterError, StoreError
 from sharespace.formats import default_name, read_adapter
 from sharespace.formats.files import SafetensorsFile
 from sharespace.formats.hub import download_store
 from sharespace.formats.lora_config import CONFIG, PREFIX
 from sharespace.formats.peft import read_config
 from sharespace.formats.registry import find_weights
-from sharespace.gather.batch import expand
 from sharespace.gather.codec import encode
-from sharespace.gather.contribution import NAME, Basis, Contribution, Coordinates, Plain, Update
+from sharespace.gather.contribution import (
+    NAME,
+    BasisReference,
+    Contribution,
+    Coordinates,
+    ModuleUpdate,
+    PlainFactors,
+    plain_updates,
+)
 from sharespace.gather.inboxes import open_inbox
 from sharespace.store import Checkout, checkout
 from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, fingerprint
 from sharespace.subspace.state import basis_id
 
-_TYPE = "SHARESPACE"
-
-_LEFT, _RIGHT, _CORE = (
-    f"sharespace_{x}" for x in ("left_coefficients", "right_coefficients", "core")
-)
-
+_PEFT_TYPE = "SHARESPACE"
+_LEFT, _RIGHT = "sharespace_left_coefficients", "sharespace_right_coefficients"
+_CORE = "sharespace_core"
 _NEW_LEFT, _NEW_RIGHT = "sharespace_left_temporary", "sharespace_right_temporary"
-
-_MINE = (_LEFT, _RIGHT, _CORE, _NEW_LEFT, _NEW_RIGHT)
-
+_TRAINED = (_LEFT, _RIGHT, _CORE, _NEW_LEFT, _NEW_RIGHT)
 _BASES = ("left_basis", "right_basis")
-
-Modules = dict[str, dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Submission:
-    """What was handed in."""
-
-    task: str
-    id: str
-    """SHA-256 of the file; the same content has the same id, and comes in once."""
-    inbox: str
-    file: str
-    """Name within the inbox."""
-    bytes: int
-    version: int | None
-    """Of the Share model that it was trained in; None: plain factors."""
+"""Bases in the adapter's file (``save_basis=True``); a contribution leaves them out."""
 
 
 def submit(
@@ -66,7 +52,7 @@ def submit(
     plain: bool = False,
     pull_request: bool = False,
 ) -> Submission:
-    """Hand an adapter in.
+    """Hand an adapter in, for ``gather`` to merge.
 
     Args:
         source: its directory, as ``save_pretrained`` writes it; see ``read_contribution``.
@@ -76,26 +62,57 @@ def submit(
         plain: carry whole factors instead of coefficients in the bases of a version.
         pull_request: on the Hub: propose it to the repository's owner.
 
+    Returns:
+        The task, and the file that holds it.
+
     Raises:
         AdapterError: the adapter cannot be read.
         ContributionError: it cannot be merged: NaN, a name like a path.
         InboxError: the inbox cannot be written.
     """
-    found = read_contribution(source, task=task, plain=plain)
-    return hand_in(found, inbox, pull_request=pull_request)
+    contribution = read_contribution(source, task=task, plain=plain)
+    return hand_in(contribution, inbox, pull_request=pull_request)
 
 
 def hand_in(
-    found: Contribution, inbox: str | os.PathLike[str], *, pull_request: bool = False
+    contribution: Contribution, inbox: str | os.PathLike[str], *, pull_request: bool = False
 ) -> Submission:
-    """Put a contribution into an inbox; see ``submit``."""
-    name, data = encode(found)
+    """Put a contribution into an inbox.
+
+    Args:
+        contribution: what to hand in.
+        inbox: as for ``submit``.
+        pull_request: on the Hub: propose it to the repository's owner.
+
+    Raises:
+        ContributionError: it cannot be merged: NaN, a name like a path.
+        InboxError: the inbox cannot be written.
+    """
+    # Encoded first: what is refused leaves no new folder behind.
+    name, data = encode(contribution)
     place = open_inbox(inbox, create=True, pull_request=pull_request)
     place.write(name, data)
     match = NAME.fullmatch(name)
     id = match["sha256"] if match else ""
-    version = found.basis.version if found.basis else None
-    return Submission(found.task, id, place.where, name, len(data), version)
+    version = contribution.basis.version if contribution.basis else None
+    return Submission(contribution.task, id, place.where, name, len(data), version)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A contribution that was handed in."""
+
+    task: str
+    id: str
+    """SHA-256 of the file; the same content has the same id, and comes in once."""
+    inbox: str
+    """Path or URL of the inbox."""
+    file: str
+    """Name within the inbox."""
+    bytes: int
+    """Size of the file."""
+    version: int | None
+    """Version of the Share model that it was trained in; None: plain factors."""
 
 
 def read_contribution(
@@ -116,85 +133,73 @@ def read_contribution(
     """
     folder = Path(source)
     config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    if config.get("peft_type") == _TYPE:
+    if config.get("peft_type") == _PEFT_TYPE:
         return _from_share(folder, config, task, plain)
     return _from_adapter(read_adapter(source, task or default_name(source)))
-
-
-def _from_adapter(found: Adapter) -> Contribution:
-    updates: dict[str, Update] = {}
-    for module, shape in found.shapes.items():
-        read = found.layer(module)
-        updates[module] = Plain(read.up, read.down, float(read.scaling), shape)
-    return Contribution(
-        found.name,
-        found.base,
-        fingerprint(found.shapes),
-        None,
-        updates,
-        {key: found.kept[key] for key in found.kept},
-        found.config,
-        found.provenance,
-    )
 
 
 def _from_share(
     folder: Path, config: Mapping[str, Any], task: str | None, plain: bool
 ) -> Contribution:
-    modules, kept = _read(find_weights(folder), str(config.get("component") or ""))
+    modules, kept = _read_weights(find_weights(folder), str(config.get("component") or ""))
     id, version = config.get("basis_id"), config.get("share_version")
     if not isinstance(id, str):
         raise CorruptAdapterError(str(folder / CONFIG), "it has no basis_id", "Save it again")
-    basis = Basis(id, version)
+    basis = BasisReference(id, version)
     store = _local_store(config, basis)
-    updates: dict[str, Update] = {m: _coordinates(folder, m, t) for m, t in modules.items()}
+    coordinates = {m: _coordinates(folder, m, tensors) for m, tensors in modules.items()}
+    updates: Mapping[str, ModuleUpdate] = coordinates
+    shapes_id = store.manifest.content.fingerprint if store else None
     if plain:
-        updates = _multiplied(updates, store or _store(config, basis))
-    shapes = {m: u.shape for m, u in updates.items() if isinstance(u, Plain)}
-    print_of_store = store.manifest.content.fingerprint if store else None
+        trained_in = (store or _store(config, basis)).model
+        updates = factors = plain_updates(coordinates, trained_in)
+        shapes_id = fingerprint({m: u.shape for m, u in factors.items()})
     return Contribution(
         task=task or str(config.get("task") or default_name(folder)),
         base=_base(config, store),
-        fingerprint=fingerprint(shapes) if plain else print_of_store,
+        fingerprint=shapes_id,
         basis=None if plain else basis,
         updates=updates,
         kept=kept,
-        config=_lora_fields(config, updates, bool(kept)),
+        config=_lora_fields(config, coordinates, bool(kept)),
         provenance=LEARNED,
     )
 
 
-def _read(weights: Path, component: str) -> tuple[Modules, dict[str, Tensor]]:
-    """(module -> part -> tensor, what is kept) of an adapter's file."""
+def _read_weights(
+    weights: Path, component: str
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Module -> parameter -> tensor of what was trained, and key -> tensor of all that is kept."""
     if weights.suffix != ".safetensors":
         why = "an adapter of a Share model that is not a safetensors file"
         raise CorruptAdapterError(str(weights), why, "Save it with safe_serialization=True")
     file = SafetensorsFile.open(weights)
-    modules: Modules = {}
+    modules: dict[str, dict[str, Tensor]] = {}
     kept: dict[str, Tensor] = {}
     for key in file.infos:
-        path, _, part = key.rpartition(".")
-        if part in _MINE:
+        path, _, parameter = key.rpartition(".")
+        if parameter in _TRAINED:
             name = path.removeprefix(PREFIX)
             name = f"{component}.{name}" if component else name
-            modules.setdefault(name, {})[part] = file.read(key)[0]
-        elif part not in _BASES:
+            modules.setdefault(name, {})[parameter] = file.read(key)[0]
+        elif parameter not in _BASES:
             kept[key] = file.read(key)[0]
     return modules, kept
 
 
-def _coordinates(folder: Path, module: str, parts: Mapping[str, Tensor]) -> Coordinates:
-    if _LEFT not in parts or _RIGHT not in parts:
+def _coordinates(folder: Path, module: str, tensors: Mapping[str, Tensor]) -> Coordinates:
+    if _LEFT not in tensors or _RIGHT not in tensors:
         raise CorruptAdapterError(
             str(folder), f"module {module!r} lacks coefficients", "Save again"
         )
-    left, right = parts[_LEFT], parts[_RIGHT]
-    if _CORE in parts:
-        left = (left.double() @ parts[_CORE].double()).to(left.dtype)
-    return Coordinates(left, right, parts.get(_NEW_LEFT), parts.get(_NEW_RIGHT))
+    left, right = tensors[_LEFT], tensors[_RIGHT]
+    if _CORE in tensors:
+        # left core right^T: with the core inside the left coefficients there is one form to merge.
+        left = (left.double() @ tensors[_CORE].double()).to(left.dtype)
+    return Coordinates(left, right, tensors.get(_NEW_LEFT), tensors.get(_NEW_RIGHT))
 
 
-def _local_store(config: Mapping[str, Any], basis: Basis) -> Checkout | None:
+def _local_store(config: Mapping[str, Any], basis: BasisReference) -> Checkout | None:
     """The version trained in, where the path in the configuration still leads to it."""
     share = config.get("share")
     if not isinstance(share, str) or not (Path(share) / "share.json").is_file():
@@ -203,10 +208,10 @@ def _local_store(config: Mapping[str, Any], basis: Basis) -> Checkout | None:
         opened = checkout(Path(share).absolute(), basis.version)
         return opened if basis_id(opened.model) == basis.id else None
     except StoreError:
-        return None  # only more detail is lost: the basis is named by its id
+        return None  # Only the fingerprint is lost: the bases are named by their id.
 
 
-def _store(config: Mapping[str, Any], basis: Basis) -> Checkout:
+def _store(config: Mapping[str, Any], basis: BasisReference) -> Checkout:
     """The version trained in, wherever it is.
 
     Raises:
@@ -226,19 +231,6 @@ def _store(config: Mapping[str, Any], basis: Basis) -> Checkout:
     return opened
 
 
-def _multiplied(updates: Mapping[str, Update], store: Checkout) -> dict[str, Update]:
-    found: dict[str, Update] = {}
-    for module, update in updates.items():
-        layer = store.model.layers.get(module)
-        if layer is None or not isinstance(update, Coordinates):
-            raise OptionError(f"module {module!r}", f"{store.path} has none of that name", "")
-        up = expand(module, layer.left_basis, update.left, update.left_temporary)
-        right = expand(module, layer.right_basis, update.right, update.right_temporary)
-        dtype = update.left.dtype
-        found[module] = Plain(up.to(dtype), right.mT.contiguous().to(dtype), 1.0, layer.shape)
-    return found
-
-
 def _base(config: Mapping[str, Any], store: Checkout | None) -> BaseModel:
     named = config.get("base_model_name_or_path")
     if named is None and store is not None:
@@ -247,19 +239,33 @@ def _base(config: Mapping[str, Any], store: Checkout | None) -> BaseModel:
 
 
 def _lora_fields(
-    config: Mapping[str, Any], updates: Mapping[str, Update], heads: bool
+    config: Mapping[str, object], coordinates: Mapping[str, Coordinates], heads: bool
 ) -> dict[str, object]:
-    """What an export of the task as plain LoRA says of itself."""
-    ranks = [
-        u.left.shape[1] if isinstance(u, Coordinates) else u.up.shape[1] for u in updates.values()
-    ]
-    rank = max(ranks, default=0)
+    """Fields of the configuration that an export of the task as plain LoRA has."""
+    rank = max((c.left.shape[1] for c in coordinates.values()), default=0)
     return {
         "peft_type": "LORA",
         "task_type": config.get("task_type"),
         "bias": "none",
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": sorted(updates),
+        "target_modules": sorted(coordinates),
         "modules_to_save": sorted(config.get("modules_to_save") or []) if heads else None,
     }
+
+
+def _from_adapter(adapter: Adapter) -> Contribution:
+    updates: dict[str, ModuleUpdate] = {}
+    for module, shape in adapter.shapes.items():
+        update = adapter.layer(module)
+        updates[module] = PlainFactors(update.up, update.down, float(update.scaling), shape)
+    return Contribution(
+        adapter.name,
+        adapter.base,
+        fingerprint(adapter.shapes),
+        None,
+        updates,
+        dict(adapter.kept),
+        adapter.config,
+        adapter.provenance,
+    )

@@ -15,7 +15,7 @@ from gather.fake_hub import REPO, FakeHub
 from gather.workers import grow, plain, start
 from sharespace.errors import InboxError, OptionError, StoreConflictError
 from sharespace.gather import Gatherer, encode, open_inbox, push
-from sharespace.gather.hub_store import HubInbox
+from sharespace.gather.inboxes import HubInbox
 from sharespace.store import load, verify
 
 
