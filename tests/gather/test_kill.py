@@ -1,7 +1,7 @@
 """Killed at any point: nothing is lost, nothing comes in twice.
 
-Without ``SHARESPACE_ROUNDS`` there are few random rounds, and a gatherer is killed at every third
-step; for all steps and hundreds of rounds: ``SHARESPACE_ROUNDS=300 pytest tests/gather/test_kill.py``.
+By default there are few random rounds, and a gatherer is killed at every third step. For all steps
+and hundreds of rounds: ``SHARESPACE_ROUNDS=300 pytest tests/gather/test_kill.py``.
 """
 
 from __future__ import annotations
