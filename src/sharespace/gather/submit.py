@@ -239,7 +239,7 @@ def _base(config: Mapping[str, Any], store: Checkout | None) -> BaseModel:
 
 
 def _lora_fields(
-    config: Mapping[str, object], coordinates: Mapping[str, Coordinates], heads: bool
+    config: Mapping[str, Any], coordinates: Mapping[str, Coordinates], heads: bool
 ) -> dict[str, object]:
     """Fields of the configuration that an export of the task as plain LoRA has."""
     rank = max((c.left.shape[1] for c in coordinates.values()), default=0)
