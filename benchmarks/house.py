@@ -145,9 +145,9 @@ def verb(name: str, folder: Path) -> Callable[[], object]:
     model, share = tiny_model(), sharespace.Share.load(both)
     tokens = torch.arange(8).reshape(2, 4)
     if name == "adapt":
-        adapt, training = public("adapt"), public("Training")
+        adapt, training = public("adapt"), public("TrainingSettings")
         data = [{"input_ids": row, "labels": i} for i, row in enumerate(tokens)]
-        fast = training(steps=1, learning_rate=1e-3, batch_size=2, cpu=True)
+        fast = training(max_steps=1, per_device_train_batch_size=2, use_cpu=True)
         return lambda: adapt(model, share, data, fast, task="new")
     mixed_tasks = public("MixedTasks")
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sharespace.stream.recipe import (
-    DataSettings,
-    Recipe,
-    SubspaceSettings,
-    TaskSpec,
-    TrainingSettings,
-)
+from sharespace.learn import TrainingSettings
+from sharespace.stream.recipe import DataSettings, Recipe, SubspaceSettings, TaskSpec
 from sharespace.stream.recipe.values import Key, RecipeSource, keys_of, texts_of
 
 HEAD = """# Recipe
 
-<!-- Written by docs/reference/generate_recipe.py; change sharespace.stream.recipe instead. -->
+<!-- Written by docs/reference/generate_recipe.py; change the docstrings in the code instead. -->
 
 A recipe is a YAML file that says what a stream is: a base model, and tasks that come one after the
 other, each as data, as an adapter, or as both. `sharespace run recipe.yaml` runs it.

@@ -17,7 +17,7 @@ from sharespace import Share
 from sharespace.compare import Own, Settings, TaskJob, Workbench
 from sharespace.compare.methods.random_basis import random_model
 from sharespace.compare.trainers import add_lora
-from sharespace.learn import Method, Training, adapt, fit
+from sharespace.learn import TaskMethod, TrainingSettings, adapt, fit
 from sharespace.tuner import release
 
 EARLIER = (0, 1, 3, 6)
@@ -98,7 +98,7 @@ def lora_curve(job: TaskJob, settings: Settings, every: int) -> Curve:
 
 def core_curve(job: TaskJob, share: Share, settings: Settings, every: int) -> Curve:
     """The task learned in a subspace."""
-    method = Method(
+    method = TaskMethod(
         p=settings.p,
         phi=settings.phi,
         form=settings.form,
@@ -106,7 +106,7 @@ def core_curve(job: TaskJob, share: Share, settings: Settings, every: int) -> Cu
         heads=job.heads,
         seed=settings.seed,
     )
-    training: Training = replace(settings.coefficients, seed=settings.seed)
+    training: TrainingSettings = replace(settings.coefficients, seed=settings.seed)
     model = job.model()
     watch = Watch(model, job.score, every)
     # PEFT puts its layers into the model itself, so this is what is trained.

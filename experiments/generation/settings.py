@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sharespace.compare import Settings
-from sharespace.learn import Training
+from sharespace.learn import TrainingSettings
 
 TARGETS = ("q_proj", "k_proj", "v_proj")
 """Adapted in every layer, as the Lots-of-LoRAs adapters do."""
@@ -127,13 +127,14 @@ INITIAL = 3
 def settings(size: Size, seed: int) -> Settings:
     """All methods' numbers in the learning stream."""
 
-    def training(rate: float, steps: int = size.learn_steps) -> Training:
-        return Training(
-            steps=steps,
+    def training(rate: float, steps: int = size.learn_steps) -> TrainingSettings:
+        return TrainingSettings(
+            max_steps=steps,
             learning_rate=rate,
-            batch_size=size.batch_size,
+            per_device_train_batch_size=size.batch_size,
             weight_decay=0.0,
-            cpu=True,
+            use_cpu=True,
+            lr_scheduler_type="cosine",
         )
 
     return Settings(

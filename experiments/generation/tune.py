@@ -38,7 +38,7 @@ TASKS = ("banking77-1", "clinc150-1", "rule-rotate")
 
 def with_trial(numbers: Settings, trial: Trial) -> Settings:
     """The experiment's numbers with those of the trial."""
-    training = replace(numbers.lora, learning_rate=trial.rate, steps=trial.steps)
+    training = replace(numbers.lora, learning_rate=trial.rate, max_steps=trial.steps)
     if trial.p is None:
         scale = (numbers.lora_alpha or 1) / numbers.rank
         return replace(numbers, lora=training, rank=trial.rank, lora_alpha=scale * trial.rank)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sharespace.compare import Settings, TaskJob
 from sharespace.errors import RecipeError
-from sharespace.learn import Training
+from sharespace.learn import TrainingSettings
 from sharespace.stream.models import BaseModels, heads_of, setup_for, skeleton, training_for
 from sharespace.stream.recipe import Recipe, TaskData, TaskSpec, load_processor, load_task_data
 from sharespace.stream.scoring import score
@@ -50,7 +50,7 @@ def make(recipe: Recipe) -> tuple[list[TaskJob], Settings]:
 
 
 def _job(
-    recipe: Recipe, spec: TaskSpec, data: TaskData, training: Training, tokenizer: Any
+    recipe: Recipe, spec: TaskSpec, data: TaskData, training: TrainingSettings, tokenizer: Any
 ) -> TaskJob:
     outputs = data.num_labels
     return TaskJob(
@@ -60,22 +60,19 @@ def _job(
         model=lambda: BaseModels(recipe).model(spec, outputs),
         score=lambda model: score(model, spec, data, tokenizer),
         heads=heads_of(skeleton(recipe, spec, outputs)),
-        steps=training.steps,
+        steps=training.max_steps,
         rate=spec.training.learning_rate / recipe.tasks[0].training.learning_rate,
         setup=setup_for(spec, data),
     )
 
 
-def _training(spec: TaskSpec, data: TaskData) -> Training:
-    """The task's training; rate and seed as fields, so that each method can set its own."""
+def _training(spec: TaskSpec, data: TaskData) -> TrainingSettings:
+    """The task's training, without trackers."""
     spec = replace(spec, training=replace(spec.training, report_to=()))
-    found = training_for(spec, data, Path())
-    own = ("learning_rate", "seed")
-    arguments = {name: value for name, value in found.arguments.items() if name not in own}
-    return replace(found, arguments=arguments)
+    return training_for(spec, data, Path())
 
 
-def _settings(recipe: Recipe, first: Training) -> Settings:
+def _settings(recipe: Recipe, first: TrainingSettings) -> Settings:
     """Of the first task; the jobs have the others' steps and rates."""
     subspace = recipe.tasks[0].subspace
     targets = recipe.target_modules or ()
@@ -84,7 +81,7 @@ def _settings(recipe: Recipe, first: Training) -> Settings:
         head=first,
         lora=replace(first, learning_rate=recipe.lora_learning_rate),
         coefficients=first,
-        finetune=replace(first, learning_rate=rate, steps=steps),
+        finetune=replace(first, learning_rate=rate, max_steps=steps),
         targets=targets[0] if targets == ("all-linear",) else targets,
         rank=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,

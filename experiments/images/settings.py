@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from experiments.images.sets import Source
 
 from sharespace.compare import Settings
-from sharespace.learn import Training
+from sharespace.learn import TrainingSettings
 
 ANIMALS = (3, 15, 19, 21, 31, 43, 55, 65, 75, 97)
 """Bear, camel, cattle, chimpanzee, elephant, lion, otter, rabbit, skunk, wolf."""
@@ -139,15 +139,16 @@ def settings(
     """
     chosen = NUMBERS[base]
 
-    def training(rate: float, steps: int = size.steps) -> Training:
-        return Training(
-            steps=steps,
+    def training(rate: float, steps: int = size.steps) -> TrainingSettings:
+        return TrainingSettings(
+            max_steps=steps,
             learning_rate=rate,
             head_learning_rate=1e-3,
-            batch_size=size.batch_size,
+            per_device_train_batch_size=size.batch_size,
             weight_decay=0.0,
-            cpu=True,
-            arguments={"bf16": bf16},
+            use_cpu=True,
+            bf16=bf16,
+            lr_scheduler_type="cosine",
         )
 
     return Settings(

@@ -90,7 +90,7 @@ def numbers(seed: int, chosen: argparse.Namespace) -> Settings:
     size = replace(FULL, steps=chosen.steps, batch_size=chosen.batch_size)
     found = settings(size, seed)
     trainings = {
-        name: replace(getattr(found, name), cpu=chosen.cpu)
+        name: replace(getattr(found, name), use_cpu=chosen.cpu)
         for name in ("head", "lora", "coefficients", "finetune")
     }
     return replace(found, **trainings, targets=chosen.targets, k=chosen.k)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from experiments.pose.model import AngleBins
 from experiments.pose.views import Range
 from sharespace.compare import Settings
-from sharespace.learn import Training
+from sharespace.learn import TrainingSettings
 
 ORDERS = {
     "animals-first": (
@@ -80,14 +80,15 @@ QUICK = Size(
 def settings(size: Size, seed: int) -> Settings:
     """All methods' numbers."""
 
-    def training(rate: float, steps: int = size.steps) -> Training:
-        return Training(
-            steps=steps,
+    def training(rate: float, steps: int = size.steps) -> TrainingSettings:
+        return TrainingSettings(
+            max_steps=steps,
             learning_rate=rate,
             head_learning_rate=2e-3,
-            batch_size=size.batch_size,
+            per_device_train_batch_size=size.batch_size,
             weight_decay=0.0,
-            cpu=True,
+            use_cpu=True,
+            lr_scheduler_type="cosine",
         )
 
     return Settings(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sharespace.compare import Settings
-from sharespace.learn import Training
+from sharespace.learn import TrainingSettings
 
 ORDERS = {
     "glue-first": ("qnli", "mnli", "boolq", "amazon5", "yelp5", "imdb", "wic"),
@@ -41,15 +41,17 @@ QUICK = Size(lower=5, length=16, train=48, test=24, steps=3, batch_size=8)
 def settings(size: Size, seed: int) -> Settings:
     """All methods' numbers; learning rates were tuned for each on seed 0."""
 
-    def training(rate: float, steps: int = size.steps) -> Training:
-        return Training(
-            steps=steps,
+    def training(rate: float, steps: int = size.steps) -> TrainingSettings:
+        return TrainingSettings(
+            max_steps=steps,
             learning_rate=rate,
             head_learning_rate=1e-3,
-            batch_size=size.batch_size,
+            per_device_train_batch_size=size.batch_size,
             weight_decay=0.0,
-            cpu=True,
-            arguments={"bf16": True, "train_sampling_strategy": "group_by_length"},
+            use_cpu=True,
+            bf16=True,
+            arguments={"train_sampling_strategy": "group_by_length"},
+            lr_scheduler_type="cosine",
         )
 
     return Settings(

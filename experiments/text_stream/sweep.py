@@ -21,7 +21,7 @@ from experiments.text_stream.jobs import Base, make_job
 from experiments.text_stream.settings import FULL, ORDERS, settings
 
 from sharespace import Share
-from sharespace.learn import Method, adapt
+from sharespace.learn import TaskMethod, adapt
 from sharespace.tuner import release
 
 TASKS = {"amazon5": "glue-first", "yelp5": "glue-first", "qnli": "reviews-first"}
@@ -86,7 +86,7 @@ def score(
     numbers = settings(FULL, 0)
     job = make_job(base, chosen.data / task, FULL, 0, chosen.cache)
     rate = changed.get("rate", numbers.coefficients.learning_rate)
-    method = Method(
+    method = TaskMethod(
         p=changed.get("p", numbers.p),
         phi=changed.get("phi", numbers.phi),
         form=changed.get("form", numbers.form),

@@ -39,7 +39,7 @@ def make(studio: Studio, style: str, numbers: Settings, folder: Path, images: Pa
     unet = with_lora(studio.unet(), numbers)
     trained = [p for p in unet.parameters() if p.requires_grad]
     length = steps(style, studio.painter.size)
-    training = replace(numbers.lora, seed=numbers.seed, steps=length)
+    training = replace(numbers.lora, seed=numbers.seed, max_steps=length)
     done = fit(Denoiser(unet, studio.pipe.scheduler), studio.images(style), training)
     StableDiffusionPipeline.save_lora_weights(
         folder,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sharespace.compare import Settings
-from sharespace.learn import Training
+from sharespace.learn import TrainingSettings
 
 TASKS = ("outlined", "striped", "bold", "embossed", "framed", "blurred", "rotated")
 """Styles, in the order of the stream. The first three come as finished LoRAs, the others are
@@ -84,13 +84,14 @@ def steps(style: str, size: Size) -> int:
 def settings(size: Size, seed: int) -> Settings:
     """All methods' numbers."""
 
-    def training(rate: float) -> Training:
-        return Training(
-            steps=size.steps,
+    def training(rate: float) -> TrainingSettings:
+        return TrainingSettings(
+            max_steps=size.steps,
             learning_rate=rate,
-            batch_size=size.batch_size,
+            per_device_train_batch_size=size.batch_size,
             weight_decay=0.0,
-            cpu=True,
+            use_cpu=True,
+            lr_scheduler_type="cosine",
         )
 
     return Settings(

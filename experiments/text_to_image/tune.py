@@ -35,7 +35,7 @@ from torch import Tensor
 from sharespace import Share
 from sharespace.compare import Settings
 from sharespace.formats import read_adapter
-from sharespace.learn import Method, adapt, fit
+from sharespace.learn import TaskMethod, adapt, fit
 
 NOISES = (2, 3)
 """Seeds of the noise; the reported images have 0 and 1."""
@@ -113,7 +113,7 @@ def trained(
 
 def with_trial(numbers: Settings, trial: Trial) -> Settings:
     """The experiment's numbers with those of one trial."""
-    training = replace(numbers.lora, learning_rate=trial.rate, steps=trial.steps, seed=0)
+    training = replace(numbers.lora, learning_rate=trial.rate, max_steps=trial.steps, seed=0)
     if trial.p is None:
         return replace(numbers, lora=training, rank=trial.rank, lora_alpha=trial.rank)
     return replace(numbers, coefficients=training, p=trial.p, phi=trial.phi)
@@ -131,7 +131,7 @@ def trained_lora(studio: Studio, style: str, numbers: Settings) -> tuple[Any, in
 
 def trained_core(studio: Studio, share: Share, style: str, numbers: Settings) -> tuple[Any, int]:
     """A UNet with the learned update in its weights, likewise."""
-    method = Method(
+    method = TaskMethod(
         p=numbers.p,
         phi=numbers.phi,
         form=numbers.form,

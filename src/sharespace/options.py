@@ -43,14 +43,20 @@ class Limits:
         )
 
 
-def option(default: Any = MISSING, **limits: float) -> Any:
+def option(
+    default: Any = MISSING, *, neutral: bool = False, in_recipe: bool = True, **limits: float
+) -> Any:
     """A dataclass field that is an option.
 
     Args:
         default: the value where none is given; left out: the option is needed.
+        neutral: True where its value changes no result (a path of outputs, a tracker): such a key
+            of a recipe may change while a stream is under way.
+        in_recipe: False where the class is part of a recipe, but this field is no key of it.
         limits: of ``Limits``: ``least``, ``above``, ``most``, ``below``.
     """
-    return field(default=default, metadata={"limits": Limits(**limits)})
+    metadata = {"limits": Limits(**limits), "neutral": neutral, "in_recipe": in_recipe}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ _NAMES: Mapping[Any, str] = {
     int: "a whole number",
     float: "a number",
     str: "a text",
+    tuple: "a tuple of texts",
 }
 
 

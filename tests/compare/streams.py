@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sharespace.compare import Settings, TaskJob
-from sharespace.learn import Training
+from sharespace.learn import TrainingSettings
 
 SHAPES = {"first": (24, 10), "second": (20, 24)}
 """Adapted modules -> n x d."""
@@ -88,10 +88,17 @@ def jobs(count: int = 3) -> list[TaskJob]:
 
 
 def settings(**changes: Any) -> Settings:
-    lora = Training(steps=50, learning_rate=1e-1, batch_size=32, cpu=True)
+    lora = TrainingSettings(
+        max_steps=50,
+        learning_rate=1e-1,
+        per_device_train_batch_size=32,
+        use_cpu=True,
+        weight_decay=0.01,
+        lr_scheduler_type="cosine",
+    )
     slower = replace(lora, learning_rate=3e-2)
     base = Settings(
-        head=replace(slower, steps=40),
+        head=replace(slower, max_steps=40),
         lora=lora,
         coefficients=slower,
         targets=("first", "second"),

@@ -202,7 +202,7 @@ def picture() -> Picture:
 
 def test_convolutions_and_running_statistics() -> None:
     stream = [job(seed, 2, model=picture) for seed in range(2)]
-    short = replace(settings().lora, steps=5)
+    short = replace(settings().lora, max_steps=5)
     chosen = settings(targets=("conv",), lora=short, coefficients=short, initial=1)
     bench = Workbench(stream, chosen)
     for name in ("per_task_lora", "o_lora", "task_arithmetic", "share_strict"):
@@ -216,11 +216,11 @@ def test_convolutions_and_running_statistics() -> None:
 
 def test_jobs_may_have_steps_and_rates_of_their_own() -> None:
     lora = replace(settings().lora, head_learning_rate=1e-2)
-    finetune = replace(lora, steps=7)
+    finetune = replace(lora, max_steps=7)
     chosen = settings(lora=lora, finetune=finetune, seed=3)
     own = job(0, steps=11, rate=1.5)
     found = chosen.training(lora, own)
-    assert (found.steps, found.seed) == (11, 3)
+    assert (found.max_steps, found.seed) == (11, 3)
     assert found.learning_rate == pytest.approx(1.5 * lora.learning_rate)
     assert found.head_learning_rate == pytest.approx(1.5e-2)
     # Share-full's last step is the same for every job.

@@ -13,7 +13,7 @@ from experiments.common.runs import write
 from experiments.common.tables import scores
 
 from sharespace.compare import Settings
-from sharespace.learn import Training
+from sharespace.learn import TrainingSettings
 from sharespace.stream.measures import ScoreMatrix
 
 TASKS = ("a", "b")
@@ -95,7 +95,7 @@ def options(*arguments: str) -> argparse.Namespace:
 
 
 def numbers() -> Settings:
-    training = Training(steps=1, learning_rate=1e-3)
+    training = TrainingSettings(max_steps=1, learning_rate=1e-3)
     return Settings(head=training, lora=training, coefficients=training, k=40, p=16, phi=4)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sharespace import Share, ShareConfig
 from sharespace.cli import main
-from sharespace.learn import Method, Setup, Training, adapt
+from sharespace.learn import Setup, TaskMethod, TrainingSettings, adapt
 from sharespace.learn.callbacks import MergeIntoShare
 from sharespace.route import Router, features
 
@@ -125,10 +125,18 @@ def trainer(folder: str, callbacks: list[Any]) -> Any:
 def adapted(share: Share, folder: str, setup: Setup) -> Any:
     """A task that ``adapt`` learns in the form "core", with checkpoints."""
     arguments = {"output_dir": folder, "save_strategy": "steps", "save_steps": SAVED}
-    training = Training(
-        STEPS, 0.03, head_learning_rate=0.01, batch_size=4, cpu=True, arguments=arguments
+    training = TrainingSettings(
+        max_steps=STEPS,
+        learning_rate=0.03,
+        weight_decay=0.01,
+        warmup_ratio=0.0,  # 0.06 of so few steps was rounded down to none when it was written.
+        lr_scheduler_type="cosine",
+        head_learning_rate=0.01,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        arguments=arguments,
     )
-    method = Method(p=3, phi=1, form="core", task_type="SEQ_CLS")
+    method = TaskMethod(p=3, phi=1, form="core", task_type="SEQ_CLS")
     return adapt(base(), share, examples(), training, task="adapted", method=method, setup=setup)
 
 

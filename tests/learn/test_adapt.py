@@ -35,14 +35,16 @@ from sharespace.errors import (
 )
 from sharespace.formats import read_adapter
 from sharespace.formats.components import COMPONENTS
-from sharespace.learn import Adapted, Method, Setup, Training, adapt, load_task, prepare
+from sharespace.learn import Adapted, Setup, TaskMethod, TrainingSettings, adapt, load_task, prepare
 from sharespace.subspace.adapter import Adapter
 from sharespace.tuner import release
 
-TRAINING = Training(steps=40, learning_rate=3e-2, batch_size=16, cpu=True)
+TRAINING = TrainingSettings(
+    max_steps=40, learning_rate=3e-2, per_device_train_batch_size=16, use_cpu=True
+)
 
 
-def learn(share: Share, method: Method, training: Training = TRAINING) -> Adapted:
+def learn(share: Share, method: TaskMethod, training: TrainingSettings = TRAINING) -> Adapted:
     return adapt(net(), share, Points(), training, task="new", method=method)
 
 
@@ -56,7 +58,7 @@ def released(learned: Adapted) -> nn.Module:
 )
 def test_a_merged_task_is_the_trained_one_and_no_other_changes(phi: int, start: str) -> None:
     share = shared()
-    learned = learn(share, Method(p=3, phi=phi, start=start))
+    learned = learn(share, TaskMethod(p=3, phi=phi, start=start))
     assert accuracy(learned.model) > accuracy(net()) + 0.2
     trained = logits(learned.model)
     merged = share.merge(learned.adapter, cap=20)
@@ -75,7 +77,7 @@ def test_a_merged_task_is_the_trained_one_and_no_other_changes(phi: int, start: 
 def test_temporary_directions_survive_the_merge() -> None:
     """The published code drops them: coefficients without the directions they belong to."""
     share = shared(k=2)
-    learned = learn(share, Method(p=2, phi=2))
+    learned = learn(share, TaskMethod(p=2, phi=2))
     merged = share.merge(learned.adapter, cap=20)
     dropped = 0.0
     for module, update in merged.updates("new").items():
@@ -89,7 +91,7 @@ def test_temporary_directions_survive_the_merge() -> None:
 
 def test_coefficients_only_need_no_new_direction() -> None:
     share = shared()
-    merged = share.merge(learn(share, Method(p=3, phi=0)).adapter)
+    merged = share.merge(learn(share, TaskMethod(p=3, phi=0)).adapter)
     for module, layer in share.model.layers.items():
         assert merged.model.layers[module].k == layer.k
         assert torch.equal(merged.model.layers[module].left_basis, layer.left_basis)
@@ -97,7 +99,7 @@ def test_coefficients_only_need_no_new_direction() -> None:
 
 def test_at_the_cap_the_model_does_not_grow() -> None:
     share = shared()
-    learned = learn(share, Method(p=3, phi=2))
+    learned = learn(share, TaskMethod(p=3, phi=2))
     merged = share.merge(learned.adapter)
     assert all(layer.k == (4, 4) for layer in merged.model.layers.values())
     lost = merged.fidelity(against=learned.adapter).tasks["new"]
@@ -105,7 +107,7 @@ def test_at_the_cap_the_model_does_not_grow() -> None:
 
 
 def test_what_is_trained_is_counted() -> None:
-    learned = learn(shared(), Method(p=3, phi=2), replace(TRAINING, steps=1))
+    learned = learn(shared(), TaskMethod(p=3, phi=2), replace(TRAINING, max_steps=1))
     rows = sum(4 + 2 + 4 + 2 for _ in SHAPES)
     assert learned.trainable.coefficients == 3 * rows
     assert learned.trainable.temporary == 2 * sum(n + d for n, d in SHAPES.values())
@@ -116,12 +118,12 @@ def test_what_is_trained_is_counted() -> None:
 
 
 def test_heads_are_learned_and_kept_or_left_alone() -> None:
-    short = replace(TRAINING, steps=5)
+    short = replace(TRAINING, max_steps=5)
     base = net()
-    with_head = learn(shared(), Method(p=2), short).adapter
+    with_head = learn(shared(), TaskMethod(p=2), short).adapter
     key = "base_model.model.classifier.weight"
     assert not torch.equal(with_head.kept[key], base.classifier.weight)
-    without = learn(shared(), Method(p=2, heads=()), short)
+    without = learn(shared(), TaskMethod(p=2, heads=()), short)
     assert dict(without.adapter.kept) == {}
     assert without.trainable.heads == 0
     assert torch.equal(released(without).get_submodule("classifier").weight, base.classifier.weight)  # type: ignore[arg-type]
@@ -131,13 +133,21 @@ def test_the_base_model_comes_back_as_it_was() -> None:
     model = net()
     before = snapshot(model)
     learned = adapt(
-        model, shared(), Points(), replace(TRAINING, steps=5), task="x", method=Method(phi=1)
+        model,
+        shared(),
+        Points(),
+        replace(TRAINING, max_steps=5),
+        task="x",
+        method=TaskMethod(phi=1),
     )
     assert unchanged(released(learned), before, flags=False)
 
 
 def test_one_seed_gives_one_result_and_another_another() -> None:
-    method, short = Method(p=2, phi=1, seed=3, dropout=0.2), replace(TRAINING, steps=8, seed=5)
+    method, short = (
+        TaskMethod(p=2, phi=1, seed=3, dropout=0.2),
+        replace(TRAINING, max_steps=8, seed=5),
+    )
     first, second = learn(shared(), method, short), learn(shared(), method, short)
     assert torch.equal(logits(first.model), logits(second.model))
     assert first.fit.loss == second.fit.loss
@@ -152,19 +162,16 @@ def test_a_task_type_makes_peft_s_own_model() -> None:
     model = net()
     model.config = {"model_type": "net"}  # type: ignore[assignment]
     model.prepare_inputs_for_generation = None  # type: ignore[assignment]
-    wrapped = prepare(model, shared(), "new", Method(task_type="FEATURE_EXTRACTION"))
+    wrapped = prepare(model, shared(), "new", TaskMethod(task_type="FEATURE_EXTRACTION"))
     assert type(wrapped).__name__ == "PeftModelForFeatureExtraction"
 
 
-REFUSED: dict[str, tuple[Method, str, type[SharespaceError]]] = {
-    "known task": (Method(), "a", TaskExistsError),
-    "unknown head": (Method(heads=("score",)), "new", OptionError),
-    "head in the subspace": (Method(heads=("second",)), "new", OptionError),
-    "p": (Method(p=0), "new", OptionError),
-    "phi": (Method(phi=-1), "new", OptionError),
-    "dropout": (Method(dropout=1.0), "new", OptionError),
-    "start": (Method(start="c"), "new", TaskNotFoundError),
-    "nearest needs data": (Method(start="nearest"), "new", OptionError),
+REFUSED: dict[str, tuple[TaskMethod, str, type[SharespaceError]]] = {
+    "known task": (TaskMethod(), "a", TaskExistsError),
+    "unknown head": (TaskMethod(heads=("score",)), "new", OptionError),
+    "head in the subspace": (TaskMethod(heads=("second",)), "new", OptionError),
+    "start": (TaskMethod(start="c"), "new", TaskNotFoundError),
+    "nearest needs data": (TaskMethod(start="nearest"), "new", OptionError),
 }
 
 
@@ -176,7 +183,7 @@ def test_what_is_refused_leaves_the_model_as_it_was(case: str) -> None:
     with pytest.raises(error):
         prepare(model, shared(), task, method)
     assert unchanged(model, before)
-    assert prepare(model, shared(), "new", Method()) is not None
+    assert prepare(model, shared(), "new", TaskMethod()) is not None
 
 
 def test_another_base_model_is_refused_before_anything_is_put_in_it() -> None:
@@ -211,7 +218,7 @@ class Broken(Points):
 FAILING: dict[str, Callable[..., Any]] = {
     "data": lambda m, s, method: adapt(m, s, Broken(), TRAINING, task="new", method=method),
     "patience": lambda m, s, method: adapt(
-        m, s, Points(), replace(TRAINING, patience=1), task="new", method=method
+        m, s, Points(), replace(TRAINING, early_stopping_patience=1), task="new", method=method
     ),
     "trainer": lambda m, s, method: adapt(
         m, s, Points(), TRAINING, task="new", method=method, setup=Setup(options={"no": 1})
@@ -225,9 +232,9 @@ def test_training_that_fails_gives_the_base_model_back(case: str, start: str) ->
     model, share = net(), shared()
     before = snapshot(model)
     with pytest.raises((RuntimeError, OptionError, TypeError)):
-        FAILING[case](model, share, Method(start=start))
+        FAILING[case](model, share, TaskMethod(start=start))
     assert unchanged(model, before, flags=False)
-    assert adapt(model, share, Points(), replace(TRAINING, steps=1), task="new").fit.steps == 1
+    assert adapt(model, share, Points(), replace(TRAINING, max_steps=1), task="new").fit.steps == 1
 
 
 def test_a_component_s_modules_are_found_in_the_model_that_is_it() -> None:
@@ -236,8 +243,10 @@ def test_a_component_s_modules_are_found_in_the_model_that_is_it() -> None:
         "a", {f"unet.{m}": made.layer(m) for m in made.shapes}, base=made.base
     )
     share = Share.from_adapters(inside, k=2)
-    method = Method(p=2, component="unet", start="nearest")
-    learned = adapt(net(), share, Points(), replace(TRAINING, steps=5), task="new", method=method)
+    method = TaskMethod(p=2, component="unet", start="nearest")
+    learned = adapt(
+        net(), share, Points(), replace(TRAINING, max_steps=5), task="new", method=method
+    )
     assert set(learned.adapter.shapes) == {"unet.first", "unet.second"}
     assert share.merge(learned.adapter).tasks == ("a", "new")
 
@@ -266,9 +275,9 @@ def test_a_task_of_a_pipeline_is_exported_under_its_component_once(
         config={} if component else {COMPONENTS: ["unet"]},
     )
     share = Share.from_adapters(inside, k=2)
-    method = Method(p=2, heads=(), component=component)
+    method = TaskMethod(p=2, heads=(), component=component)
     model = net() if component else Pipeline()
-    training = replace(TRAINING, steps=2)
+    training = replace(TRAINING, max_steps=2)
     learned = adapt(model, share, Points(), training, task="new", method=method)
     (file,) = share.merge(learned.adapter).export("new", tmp_path / "new", to="diffusers")
     assert set(read_adapter(file).shapes) == {"unet.first", "unet.second"}

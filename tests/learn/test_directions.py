@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from learn.nets import Points, adapter, net
 from sharespace import Share
-from sharespace.errors import OptionError
-from sharespace.learn import Method, Training, adapt, load_task, prepare
+from sharespace.learn import TaskMethod, TrainingSettings, adapt, load_task, prepare
 from sharespace.learn.directions import Frame, informed_frames, place_frames
 from sharespace.tuner import layers_of
 
-TRAINING = Training(steps=60, learning_rate=3e-2, batch_size=16, cpu=True)
-CORE = Method(p=4, phi=2, form="core", directions="gradient", head_steps=20)
+TRAINING = TrainingSettings(
+    max_steps=60, learning_rate=3e-2, per_device_train_batch_size=16, use_cpu=True
+)
+CORE = TaskMethod(p=4, phi=2, form="core", directions="gradient", head_steps=20)
 
 
 def share() -> Share:
@@ -31,7 +31,7 @@ def trained_head(model: Any) -> Any:
 
 
 def frames(p: int = 4, phi: int = 2) -> tuple[Any, dict[str, Frame]]:
-    method = Method(p=p, phi=phi, form="core")
+    method = TaskMethod(p=p, phi=phi, form="core")
     model = prepare(trained_head(net()), share(), "new", method)
     return model, informed_frames(model, Points(96), TRAINING)
 
@@ -110,17 +110,3 @@ def test_a_core_of_few_numbers_learns_and_is_merged_whole() -> None:
     assert accuracy > 0.7
     merged = load_task(net(), known.merge(done.adapter), "new")
     torch.testing.assert_close(merged(x=points.x)["logits"], expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        (Method(directions="gradient"), "form='core'"),
-        (Method(form="core", directions="gradient", start="mean"), "start='zero'"),
-        (Method(head_steps=5, heads=()), "no heads"),
-        (Method(form="core", p=2, phi=3), "phi=3"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(method: Method, message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        adapt(net(), share(), Points(), TRAINING, task="new", method=method)

@@ -11,7 +11,7 @@ from torch import Tensor
 from builders import frame, gauss
 from learn.nets import SHAPES, Points, accuracy, net
 from sharespace import Share
-from sharespace.learn import Method, Training, adapt, calibrate, finetune
+from sharespace.learn import TaskMethod, TrainingSettings, adapt, calibrate, finetune
 from sharespace.serve.mixed import MixedTasks
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 from sharespace.subspace.state import PerTask
@@ -72,8 +72,10 @@ def applied_alone(share: Share, task: str, x: Tensor) -> Tensor:
 
 
 def test_a_new_task_is_learned_in_all_subspaces_and_merged(share: Share) -> None:
-    training = Training(steps=40, learning_rate=3e-2, batch_size=16, cpu=True)
-    learned = adapt(net(), share, Points(), training, task="new", method=Method(p=3, phi=1))
+    training = TrainingSettings(
+        max_steps=40, learning_rate=3e-2, per_device_train_batch_size=16, use_cpu=True
+    )
+    learned = adapt(net(), share, Points(), training, task="new", method=TaskMethod(p=3, phi=1))
     assert accuracy(learned.model) > accuracy(net()) + 0.2
     merged = share.merge(learned.adapter)
     assert merged.fidelity().bytes.basis + merged.fidelity().bytes.coefficients <= BUDGET
@@ -82,7 +84,9 @@ def test_a_new_task_is_learned_in_all_subspaces_and_merged(share: Share) -> None
 
 @pytest.mark.parametrize("task", ["a3", "b3"])
 def test_a_finetuned_task_stays_in_its_own_subspace(share: Share, task: str) -> None:
-    training = Training(steps=30, learning_rate=3e-2, batch_size=16, cpu=True)
+    training = TrainingSettings(
+        max_steps=30, learning_rate=3e-2, per_device_train_batch_size=16, use_cpu=True
+    )
     done = finetune(net(), share, Points(), training, task=task, heads=False)
     for module, before in share.task(task).coefficients.items():
         after = done.share.task(task).coefficients[module]
@@ -90,7 +94,7 @@ def test_a_finetuned_task_stays_in_its_own_subspace(share: Share, task: str) -> 
         assert not isinstance(after, PerTask)
         assert after.offset == before.offset
         assert after.nbytes == before.nbytes
-    again = finetune(net(), done.share, Points(), replace(training, steps=1), task=task)
+    again = finetune(net(), done.share, Points(), replace(training, max_steps=1), task=task)
     assert accuracy(done.model) == pytest.approx(accuracy(again.model), abs=0.05)
 
 

@@ -12,13 +12,14 @@ from builders import dense
 from learn.nets import Points, accuracy, adapter, logits, net, same, shared, snapshot, unchanged
 from sharespace import Share
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
-from sharespace.learn import Finetuned, Setup, Training, finetune, load_task
+from sharespace.learn import Finetuned, Setup, TaskMethod, TrainingSettings, finetune, load_task
 from sharespace.learn.adapt import adapt
-from sharespace.learn.prepare import Method
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.state import Core, Factors, PerTask
 
-TRAINING = Training(steps=40, learning_rate=3e-2, batch_size=16, cpu=True)
+TRAINING = TrainingSettings(
+    max_steps=40, learning_rate=3e-2, per_device_train_batch_size=16, use_cpu=True
+)
 HEAD = "base_model.model.classifier.weight"
 
 
@@ -69,7 +70,7 @@ def test_better_needs_something_to_be_judged_by() -> None:
     share = share_of("factors")
     with pytest.raises(OptionError, match="evaluation"):
         finetune(net(), share, Points(), TRAINING, task="a", keep="better")
-    named = replace(TRAINING, best="accuracy")
+    named = replace(TRAINING, metric_for_best_model="accuracy")
     setup = Setup(evaluation=Points())
     with pytest.raises(OptionError, match="nothing measures it"):
         finetune(net(), share, Points(), named, task="a", keep="better", setup=setup)
@@ -136,7 +137,7 @@ def test_the_ledger_starts_anew_and_the_old_bound_stays(tmp_path: Path) -> None:
 
 def test_a_learned_task_is_trained_on_after_its_merge() -> None:
     share = shared()
-    learned = adapt(net(), share, Points(), TRAINING, task="new", method=Method(p=3, phi=2))
+    learned = adapt(net(), share, Points(), TRAINING, task="new", method=TaskMethod(p=3, phi=2))
     merged = share.merge(learned.adapter)
     at_the_cap = load_task(net(), merged, "new")
     points = Points()

@@ -12,13 +12,15 @@ from transformers.pytorch_utils import Conv1D
 from builders import dense
 from learn.nets import Points, adapter, net, snapshot, unchanged
 from sharespace import Share
-from sharespace.learn import Method, Setup, Training, adapt, prepare
+from sharespace.learn import Setup, TaskMethod, TrainingSettings, adapt, prepare
 from sharespace.learn.directions import core_gradients
 from sharespace.learn.training import trainer_for
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.tuner import layers_of
 
-TRAINING = Training(steps=50, learning_rate=1e-2, batch_size=32, cpu=True)
+TRAINING = TrainingSettings(
+    max_steps=50, learning_rate=1e-2, per_device_train_batch_size=32, use_cpu=True
+)
 
 
 class Told(Points):
@@ -45,8 +47,10 @@ def test_the_right_relative_is_chosen_whatever_its_place() -> None:
         share = Share.from_adapters([*made[:2], right, made[2]], variance=1.0)
         model = net()
         before = snapshot(model)
-        method = Method(start="nearest")
-        short = Training(steps=10, learning_rate=1e-3, batch_size=32, cpu=True)
+        method = TaskMethod(start="nearest")
+        short = TrainingSettings(
+            max_steps=10, learning_rate=1e-3, per_device_train_batch_size=32, use_cpu=True
+        )
         assert adapt(model, share, data, short, task="new", method=method).start == "right"
         assert before["values"].keys()  # type: ignore[attr-defined]
 
@@ -57,8 +61,11 @@ def test_no_start_where_no_task_lowers_the_loss() -> None:
         "wrong", {m: LayerUpdate(-u.up, u.down) for m, u in updates_of(right).items()}
     )
     share = Share.from_adapters([opposite], variance=1.0)
-    data, short = Told(updates_of(right)), Training(steps=5, learning_rate=1e-3, cpu=True)
-    method = Method(start="nearest")
+    data, short = (
+        Told(updates_of(right)),
+        TrainingSettings(max_steps=5, learning_rate=1e-3, use_cpu=True),
+    )
+    method = TaskMethod(start="nearest")
     assert adapt(net(), share, data, short, task="new", method=method).start == "zero"
     empty = share.remove("wrong")
     assert adapt(net(), empty, data, short, task="new", method=method).start == "zero"
@@ -69,14 +76,16 @@ def test_looking_changes_nothing_and_writes_nothing(tmp_path: object) -> None:
     before = snapshot(model)
     loud = {
         "output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 1,
-        "eval_strategy": "steps", "eval_steps": 1,
+        "eval_strategy": "steps",
     }  # fmt: skip
     called: list[str] = []
     setup = Setup(evaluation=Points(), metrics=lambda _: called.append("metrics") or {})  # type: ignore[func-returns-value]
     from sharespace.learn.adapt import _nearest
 
-    training = Training(steps=10, learning_rate=1e-2, cpu=True, arguments=loud)
-    _nearest(model, share, Points(), training, "new", Method(), setup)
+    training = TrainingSettings(
+        max_steps=10, learning_rate=1e-2, eval_steps=1, use_cpu=True, arguments=loud
+    )
+    _nearest(model, share, Points(), training, "new", TaskMethod(), setup)
     assert unchanged(model, before, flags=False)
     assert list(tmp_path.iterdir()) == []  # type: ignore[attr-defined]
     assert called == []

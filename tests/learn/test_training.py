@@ -14,14 +14,16 @@ from transformers import TrainerCallback
 
 from learn.nets import Points, accuracy, logits, net, shared
 from sharespace.errors import MissingExtraError, OptionError
-from sharespace.learn import Method, Setup, Training, adapt, fit, prepare
+from sharespace.learn import Setup, TaskMethod, TrainingSettings, adapt, fit, prepare
 
-TRAINING = Training(steps=60, learning_rate=3e-2, batch_size=16, cpu=True)
+TRAINING = TrainingSettings(
+    max_steps=60, learning_rate=3e-2, per_device_train_batch_size=16, use_cpu=True
+)
 
 
 def wrapped(phi: int = 1, dropout: float = 0.0) -> Any:
     """A net with a new task. The Share model must live as long as the model's configuration."""
-    return prepare(net(), shared(), "new", Method(p=2, phi=phi, dropout=dropout))
+    return prepare(net(), shared(), "new", TaskMethod(p=2, phi=phi, dropout=dropout))
 
 
 def test_trains_in_the_subspace_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,18 +52,6 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'sharespace\[train\]'"):
         fit(net(), Points(), TRAINING)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("steps", 0), ("batch_size", 0), ("evaluate_every", 0), ("patience", 0),
-        ("learning_rate", 0.0), ("learning_rate", float("nan")), ("warmup", 1.5),
-    ],
-)  # fmt: skip
-def test_numbers_out_of_range_are_refused(field: str, value: float) -> None:
-    with pytest.raises(OptionError, match=field):
-        replace(TRAINING, **{field: value})  # type: ignore[arg-type]
 
 
 def test_nothing_to_train_is_refused() -> None:
@@ -101,7 +91,13 @@ def test_stops_early_and_keeps_the_best(
     best: str, smaller: bool | None, values: list[float], stops: int, kept: int
 ) -> None:
     model, script = wrapped(), Scripted(best, values)
-    training = replace(TRAINING, patience=2, evaluate_every=5, best=best, smaller_is_better=smaller)
+    training = replace(
+        TRAINING,
+        early_stopping_patience=2,
+        eval_steps=5,
+        metric_for_best_model=best,
+        greater_is_better=None if smaller is None else not smaller,
+    )
     result = fit(model, Points(), training, script.setup())
     assert result.steps == stops
     assert torch.equal(logits(model), script.weights[kept])
@@ -113,7 +109,9 @@ def test_stops_early_and_keeps_the_best(
 def test_the_loss_decides_where_nothing_else_is_named() -> None:
     model, points = net(), Points()
     # Learns in the wrong direction: the first evaluation is the best one.
-    training = replace(TRAINING, learning_rate=5.0, patience=1, evaluate_every=2, warmup=0.0)
+    training = replace(
+        TRAINING, learning_rate=5.0, early_stopping_patience=1, eval_steps=2, warmup_ratio=0.0
+    )
     result = fit(model, points, training, Setup(evaluation=points))
     losses = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
     with torch.no_grad():
@@ -124,18 +122,18 @@ def test_the_loss_decides_where_nothing_else_is_named() -> None:
 
 def test_patience_needs_something_to_decide_by() -> None:
     with pytest.raises(OptionError, match="no evaluation data"):
-        fit(net(), Points(), replace(TRAINING, patience=2))
+        fit(net(), Points(), replace(TRAINING, early_stopping_patience=2))
     with pytest.raises(OptionError, match="nothing measures 'accuracy'"):
         fit(
             net(),
             Points(),
-            replace(TRAINING, patience=2, best="accuracy"),
+            replace(TRAINING, early_stopping_patience=2, metric_for_best_model="accuracy"),
             Setup(evaluation=Points()),
         )
 
 
 def test_evaluation_data_is_evaluated_on() -> None:
-    training = replace(TRAINING, steps=5, evaluate_every=2)
+    training = replace(TRAINING, max_steps=5, eval_steps=2)
     result = fit(net(), Points(), training, Setup(evaluation=Points(8)))
     assert [e["step"] for e in result.history if "eval_loss" in e] == [2, 4, 5]
 
@@ -148,12 +146,12 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.losses += [logs["loss"]] if "loss" in logs else []
 
 
-LOGGED = {"logging_strategy": "steps", "logging_steps": 2}
+LOGGED = replace(TRAINING, logging_steps=2, arguments={"logging_strategy": "steps"})
 
 
 def test_callbacks_and_the_history_see_what_is_logged() -> None:
     recorder = Recorder()
-    training = replace(TRAINING, steps=6, arguments=LOGGED)
+    training = replace(LOGGED, max_steps=6)
     result = fit(wrapped(), Points(), training, Setup(callbacks=[recorder]))
     assert len(recorder.losses) == 3
     assert [e["loss"] for e in result.history if "loss" in e] == recorder.losses
@@ -162,8 +160,7 @@ def test_callbacks_and_the_history_see_what_is_logged() -> None:
 def test_trackers_get_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard", reason="the tracker of this test is tensorboard")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "log"))
-    arguments = {**LOGGED, "report_to": "tensorboard"}
-    fit(net(), Points(), replace(TRAINING, steps=4, arguments=arguments))
+    fit(net(), Points(), replace(TRAINING, max_steps=4, report_to=("tensorboard",)))
     assert list((tmp_path / "log").rglob("events.out.tfevents.*"))
 
 
@@ -179,11 +176,11 @@ class StopAt(TrainerCallback):  # type: ignore[misc]
 
 def test_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path: Path) -> None:
     arguments = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 5}
-    training = replace(TRAINING, steps=12, arguments=arguments)
+    training = replace(TRAINING, max_steps=12, arguments=arguments)
     share = shared()
 
     def model() -> Any:
-        return prepare(net(), share, "new", Method(p=2, phi=1, dropout=0.3))
+        return prepare(net(), share, "new", TaskMethod(p=2, phi=1, dropout=0.3))
 
     whole, stopped, resumed = model(), model(), model()
     fit(whole, Points(), replace(training, arguments={}))
@@ -196,16 +193,16 @@ def test_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path: Path) ->
 
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
     whole, parts = wrapped(), wrapped()
-    fit(whole, Points(), replace(TRAINING, steps=6))
-    arguments = {"gradient_accumulation_steps": 4}
-    fit(parts, Points(), replace(TRAINING, steps=6, batch_size=4, arguments=arguments))
+    fit(whole, Points(), replace(TRAINING, max_steps=6))
+    accumulated = replace(TRAINING, per_device_train_batch_size=4, gradient_accumulation_steps=4)
+    fit(parts, Points(), replace(accumulated, max_steps=6))
     assert torch.allclose(logits(whole), logits(parts), atol=1e-4)
 
 
 def test_bf16_is_a_flag() -> None:
-    plain = adapt(net(), shared(), Points(), TRAINING, task="x", method=Method(p=2))
-    training = replace(TRAINING, arguments={"bf16": True})
-    learned = adapt(net(), shared(), Points(), training, task="x", method=Method(p=2))
+    plain = adapt(net(), shared(), Points(), TRAINING, task="x", method=TaskMethod(p=2))
+    training = replace(TRAINING, bf16=True)
+    learned = adapt(net(), shared(), Points(), training, task="x", method=TaskMethod(p=2))
     assert accuracy(learned.model) > accuracy(net()) + 0.2
     assert learned.adapter.dtype == torch.float32
     assert learned.fit.loss != plain.fit.loss
@@ -228,8 +225,8 @@ def test_statistics_of_frozen_batch_norms_belong_to_the_base_model() -> None:
     torch.manual_seed(0)
     model = Normed()
     before = {n: b.clone() for n, b in model.named_buffers()}
-    adapt(model, shared(), Points(), replace(TRAINING, steps=4), task="new")
+    adapt(model, shared(), Points(), replace(TRAINING, max_steps=4), task="new")
     assert all(torch.equal(b, dict(model.named_buffers())[n]) for n, b in before.items())
     free = Normed()
-    fit(free, Points(), replace(TRAINING, steps=4))
+    fit(free, Points(), replace(TRAINING, max_steps=4))
     assert not torch.equal(free.norm.running_mean, before["norm.running_mean"])  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from sharespace import Share
-from sharespace.learn import Method, Setup, Training, adapt, load_task
+from sharespace.learn import Setup, TaskMethod, TrainingSettings, adapt, load_task
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 
 trl = pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
@@ -21,7 +21,9 @@ datasets = pytest.importorskip("datasets", reason="TRL needs datasets")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*")
 
 SENTENCES = [f"the {a} {b} the {c}" for a in "abcd" for b in ("sees", "hears") for c in "xyz"]
-TRAINING = Training(steps=8, learning_rate=3e-2, batch_size=8, cpu=True)
+TRAINING = TrainingSettings(
+    max_steps=8, learning_rate=3e-2, per_device_train_batch_size=8, use_cpu=True
+)
 
 
 def tokenizer() -> Any:
@@ -69,8 +71,8 @@ def test_sft_trainer_learns_a_task_that_merges() -> None:
         arguments=trl.SFTConfig,
         options={"processing_class": words},
     )
-    training = replace(TRAINING, arguments={"max_length": 16, "bf16": False})
-    method = Method(p=2, phi=1, heads=("lm_head",), start="nearest", task_type="CAUSAL_LM")
+    training = replace(TRAINING, arguments={"max_length": 16})
+    method = TaskMethod(p=2, phi=1, heads=("lm_head",), start="nearest", task_type="CAUSAL_LM")
     learned = adapt(
         llama(len(words)), known, data, training, task="new", method=method, setup=setup
     )

@@ -14,7 +14,7 @@ from torch import nn
 
 from sharespace.compare.comparison import ComparisonRow, Cost
 from sharespace.errors import OptionError
-from sharespace.learn import Setup, Training
+from sharespace.learn import Setup, TrainingSettings
 from sharespace.share import Share
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import Adapter
@@ -39,9 +39,9 @@ class TaskJob:
     heads: tuple[str, ...] = ("classifier",)
     """Modules of the model that belong to this task and are trained whole; may be none."""
     steps: int | None = None
-    """Steps of its training; None: those of each ``Training``."""
+    """Steps of its training; None: those of each ``TrainingSettings``."""
     rate: float = 1.0
-    """Factor on the learning rates of each ``Training``."""
+    """Factor on the learning rates of each ``TrainingSettings``."""
     setup: Setup = field(default_factory=Setup)
     """Collator, evaluation data, callbacks and the like."""
 
@@ -59,19 +59,19 @@ class Settings:
     Raises OptionError where one is out of range.
     """
 
-    head: Training
+    head: TrainingSettings
     """Of the head alone, which learns at its ``learning_rate`` (no ``head_learning_rate``)."""
-    lora: Training
+    lora: TrainingSettings
     """Of everything that trains LoRA factors: own, joint, sequential, O-LoRA, EWC, replay."""
-    coefficients: Training
+    coefficients: TrainingSettings
     """Of coefficients in the subspace (Share, random basis)."""
-    finetune: Training | None = None
+    finetune: TrainingSettings | None = None
     """Of Share-full's last step: steps and rate are these for every job. None: as
     ``coefficients``, where a job may have its own."""
     held_out: float = 0.0
     """Part of a task's examples that Share-full's last step sets aside; what it trains is kept only
     where it is better on them. 0: always kept."""
-    osf: Training | None = None
+    osf: TrainingSettings | None = None
     """Of OSF, which trains whole weights and wants a smaller learning rate; None: as ``lora``."""
     targets: Sequence[str] | str = "all-linear"
     """PEFT's ``target_modules``; heads are left out whatever it says."""
@@ -87,15 +87,15 @@ class Settings:
     phi: int = 2
     """Temporary directions a side."""
     start: str = "zero"
-    """Where a task in the subspace starts (``sharespace.learn.Method``)."""
+    """Where a task in the subspace starts (``sharespace.learn.TaskMethod``)."""
     form: Literal["factors", "core"] = "factors"
-    """What a task in the subspace trains (``sharespace.learn.Method``)."""
+    """What a task in the subspace trains (``sharespace.learn.TaskMethod``)."""
     directions: Literal["random", "gradient"] = "random"
     """How the directions of the form "core" are chosen."""
     initial: int = 3
     """Tasks that Share is built from, by their own LoRAs; the first of the stream."""
     seed: int = 0
-    """Of everything random; wins over the seeds of each ``Training``."""
+    """Of everything random; wins over the seeds of each ``TrainingSettings``."""
     orthogonality: float = 0.5
     """O-LoRA's lambda_1."""
     ewc: float = 1000.0
@@ -113,6 +113,11 @@ class Settings:
     factors A and B, each alone: cheap, not what the paper of TIES means)."""
 
     def __post_init__(self) -> None:
+        for name in ("head", "lora", "coefficients", "finetune", "osf"):
+            training = getattr(self, name)
+            if training is not None:
+                # Several methods divide the steps among tasks, before any Trainer counts epochs.
+                _require(training.max_steps > 0, f"{name}.max_steps", -1, "given, not by epochs")
         for name in ("rank", "k", "p", "initial", "fisher_examples"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("phi", "orthogonality", "ewc"):
@@ -127,7 +132,7 @@ class Settings:
         """PEFT's ``lora_alpha``."""
         return self.rank if self.lora_alpha is None else self.lora_alpha
 
-    def training(self, chosen: Training, job: TaskJob) -> Training:
+    def training(self, chosen: TrainingSettings, job: TaskJob) -> TrainingSettings:
         """One of the trainings with the seed of all and the task's own steps and rate."""
         if chosen is self.finetune:
             return replace(chosen, seed=self.seed)
@@ -135,7 +140,7 @@ class Settings:
         return replace(
             chosen,
             seed=self.seed,
-            steps=job.steps or chosen.steps,
+            max_steps=job.steps or chosen.max_steps,
             learning_rate=chosen.learning_rate * job.rate,
             head_learning_rate=None if head is None else head * job.rate,
         )

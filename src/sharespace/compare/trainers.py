@@ -25,7 +25,7 @@ from sharespace.compare.bench import Workbench, in_heads
 from sharespace.compare.job import Settings, TaskJob
 from sharespace.errors import UnsupportedAdapterError
 from sharespace.extras import require
-from sharespace.learn import Fit, Setup, Training, fit
+from sharespace.learn import Fit, Setup, TrainingSettings, fit
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
 
 DEFAULT = "default"
@@ -262,7 +262,7 @@ def _only(example: Any, names: set[str]) -> Any:
 def fit_together(
     models: Mapping[str, nn.Module],
     parts: Sequence[MixedPart],
-    training: Training,
+    training: TrainingSettings,
     trainer: type | None = None,
 ) -> Fit:
     """Train what the models share, and their heads, on batches of all parts in random order.
@@ -276,11 +276,15 @@ def fit_together(
         training: learning rate, batch size and the like.
         trainer: a subclass of the Trainer.
     """
-    size = int(training.arguments.get("per_device_train_batch_size", training.batch_size))
-    batches = TaskBatches(parts, size, training.seed)
-    given = {k: v for k, v in training.arguments.items() if k not in _ORDER}
-    arguments = {**given, "per_device_train_batch_size": 1}
-    chosen = replace(training, steps=len(batches), batch_size=1, patience=None, arguments=arguments)
+    batches = TaskBatches(parts, training.per_device_train_batch_size, training.seed)
+    arguments = {k: v for k, v in training.arguments.items() if k not in _ORDER}
+    chosen = replace(
+        training,
+        max_steps=len(batches),
+        per_device_train_batch_size=1,
+        early_stopping_patience=None,
+        arguments=arguments,
+    )
     routed = Routed([models[part.job.name] for part in parts])
     return fit(routed, batches, chosen, Setup(collator=_collator(models, parts), trainer=trainer))
 

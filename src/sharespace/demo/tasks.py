@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sharespace.extras import require
-from sharespace.learn import Method, Training, adapt, fit, load_task
+from sharespace.learn import TaskMethod, TrainingSettings, adapt, fit, load_task
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter
 
@@ -113,10 +113,23 @@ class Settings:
     """Pseudo-rank of the tasks learned in the subspace."""
     phi: int
     """Temporary directions a side."""
-    pretrain: Training
-    head: Training
-    lora: Training
-    subspace: Training
+    pretrain: TrainingSettings
+    head: TrainingSettings
+    lora: TrainingSettings
+    subspace: TrainingSettings
+
+
+def _training(
+    max_steps: int, rate: float, *, batch_size: int = 64, weight_decay: float = 0.01
+) -> TrainingSettings:
+    return TrainingSettings(
+        max_steps=max_steps,
+        learning_rate=rate,
+        per_device_train_batch_size=batch_size,
+        weight_decay=weight_decay,
+        lr_scheduler_type="cosine",
+        use_cpu=True,
+    )
 
 
 FULL = Settings(
@@ -130,10 +143,10 @@ FULL = Settings(
     k=16,
     p=4,
     phi=1,
-    pretrain=Training(steps=400, learning_rate=2e-3, weight_decay=0.05, cpu=True),
-    head=Training(steps=150, learning_rate=2e-2, cpu=True),
-    lora=Training(steps=200, learning_rate=1e-2, cpu=True),
-    subspace=Training(steps=200, learning_rate=1e-2, cpu=True),
+    pretrain=_training(400, 2e-3, weight_decay=0.05),
+    head=_training(150, 2e-2),
+    lora=_training(200, 1e-2),
+    subspace=_training(200, 1e-2),
 )
 
 QUICK = Settings(
@@ -147,10 +160,10 @@ QUICK = Settings(
     k=4,
     p=2,
     phi=1,
-    pretrain=Training(steps=150, learning_rate=1e-2, batch_size=32, cpu=True),
-    head=Training(steps=20, learning_rate=2e-2, batch_size=32, cpu=True),
-    lora=Training(steps=40, learning_rate=2e-2, batch_size=32, cpu=True),
-    subspace=Training(steps=40, learning_rate=4e-2, batch_size=32, cpu=True),
+    pretrain=_training(150, 1e-2, batch_size=32),
+    head=_training(20, 2e-2, batch_size=32),
+    lora=_training(40, 2e-2, batch_size=32),
+    subspace=_training(40, 4e-2, batch_size=32),
 )
 """Too short to learn well: for tests."""
 
@@ -285,7 +298,7 @@ class Job:
         """The base model with a head for this task; the same start in all four ways."""
         return self.base.model(self.task.labels, self.seed)
 
-    def seeded(self, training: Training) -> Training:
+    def seeded(self, training: TrainingSettings) -> TrainingSettings:
         return replace(training, seed=self.seed)
 
 
@@ -331,7 +344,7 @@ def train_lora(job: Job, folder: Path) -> Trained:
 def learn_in_subspace(job: Job, share: Share) -> tuple[Adapter, Trained]:
     """Coefficients, temporary directions and a head; the bases stay as they are."""
     settings = job.base.settings
-    method = Method(p=settings.p, phi=settings.phi, heads=(HEAD,), seed=job.seed)
+    method = TaskMethod(p=settings.p, phi=settings.phi, heads=(HEAD,), seed=job.seed)
     learned = adapt(
         job.model(),
         share,

@@ -4,18 +4,19 @@ from sharespace.learn.adapt import Adapted, adapt
 from sharespace.learn.calibrate import Calibrated, calibrate
 from sharespace.learn.finetune import Finetuned, finetune, load_task
 from sharespace.learn.merging import contribute, merge_from
-from sharespace.learn.prepare import Method, Trainable, prepare
-from sharespace.learn.training import Fit, Setup, Training, fit
+from sharespace.learn.prepare import Trainable, prepare
+from sharespace.learn.settings import TaskMethod, TrainingSettings
+from sharespace.learn.training import Fit, Setup, fit
 
 __all__ = [
     "Adapted",
     "Calibrated",
     "Finetuned",
     "Fit",
-    "Method",
     "Setup",
+    "TaskMethod",
     "Trainable",
-    "Training",
+    "TrainingSettings",
     "adapt",
     "calibrate",
     "contribute",

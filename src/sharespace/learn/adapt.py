@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.formats.components import COMPONENTS
 from sharespace.learn.directions import informed_frames, nearest_task, place_frames
-from sharespace.learn.prepare import Method, Trainable, count_trainable, prepare
-from sharespace.learn.training import Fit, Setup, Training, fit
+from sharespace.learn.prepare import Trainable, count_trainable, prepare
+from sharespace.learn.settings import TaskMethod, TrainingSettings
+from sharespace.learn.training import Fit, Setup, fit
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter
 
@@ -42,10 +42,10 @@ def adapt(
     model: nn.Module,
     share: Share,
     data: Any,
-    training: Training,
+    training: TrainingSettings,
     *,
     task: str,
-    method: Method | None = None,
+    method: TaskMethod | None = None,
     setup: Setup | None = None,
 ) -> Adapted:
     """Train a new task's coefficients, temporary directions and heads; the bases stay frozen.
@@ -64,10 +64,9 @@ def adapt(
         TaskExistsError, TaskNotFoundError, MismatchError, OptionError: see ``prepare``.
         MissingExtraError: PEFT, transformers or accelerate is not installed.
     """
-    method = method or Method()
+    method = method or TaskMethod()
     if method.start == "nearest":
         method = replace(method, start=_nearest(model, share, data, training, task, method, setup))
-    _check(method)
     with released_on_failure(prepare(model, share, task, method)) as peft_model:
         counted = count_trainable(peft_model)
         if method.head_steps:
@@ -90,25 +89,8 @@ def _pipeline(share: Share) -> dict[str, object]:
     return {COMPONENTS: found} if found else {}
 
 
-def _check(method: Method) -> None:
-    if method.directions == "gradient" and method.form != "core":
-        raise OptionError(
-            "directions 'gradient'",
-            "they are frozen, and the form 'factors' trains its own",
-            "Give form='core'",
-        )
-    if method.directions == "gradient" and method.start != "zero":
-        raise OptionError(
-            f"start {method.start!r}",
-            "a core of other directions than the gradient's means nothing",
-            "Give start='zero'",
-        )
-    if method.head_steps and not method.heads:
-        raise OptionError(f"head_steps={method.head_steps}", "there are no heads", "Leave it out")
-
-
 def _train_heads(
-    peft_model: Any, data: Any, training: Training, method: Method, setup: Setup | None
+    peft_model: Any, data: Any, training: TrainingSettings, method: TaskMethod, setup: Setup | None
 ) -> None:
     """The heads alone, at dW = 0: first a probe, then everything (Kumar et al. 2022)."""
     trained = {n: p for n, p in peft_model.named_parameters() if p.requires_grad}
@@ -116,7 +98,9 @@ def _train_heads(
     for parameter in held:
         parameter.requires_grad_(False)
     rate = training.head_learning_rate or training.learning_rate
-    short = replace(training, steps=method.head_steps, patience=None, learning_rate=rate)
+    short = replace(
+        training, max_steps=method.head_steps, early_stopping_patience=None, learning_rate=rate
+    )
     silent = replace(setup or Setup(), evaluation=None, metrics=None, callbacks=(), resume=None)
     fit(peft_model, data, short, silent)
     for parameter in held:
@@ -127,9 +111,9 @@ def _nearest(
     model: nn.Module,
     share: Share,
     data: Any,
-    training: Training,
+    training: TrainingSettings,
     task: str,
-    method: Method,
+    method: TaskMethod,
     setup: Setup | None,
 ) -> str:
     """What "nearest" is for this task; the model is given back as it was."""

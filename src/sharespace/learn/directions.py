@@ -1,7 +1,7 @@
 """Choose the directions a new task works in by the gradient of its loss.
 
-A task that trains one core between p frozen directions a side (``Method(form="core")``) trains p^2
-numbers, so all depends on which directions those are. At dW = 0 the loss falls fastest along
+A task that trains one core between p frozen directions a side (``TaskMethod(form="core")``) trains
+p^2 numbers, so all depends on which directions those are. At dW = 0 the loss falls fastest along
 G = dL/dW, so they are taken from its leading singular vectors: p - phi inside the shared subspace
 (of beta^T G alpha), and phi outside of it, which the merge then absorbs (method.md, step 3). Only
 batches of the new task are needed, and nothing is trained. Starting LoRA from the gradient's
@@ -29,7 +29,8 @@ from torch.nn import functional
 
 from sharespace.extras import require
 from sharespace.learn.prepare import as_output, is_grouped, seen
-from sharespace.learn.training import Setup, Training, fixed_statistics, trainer_for
+from sharespace.learn.settings import TrainingSettings
+from sharespace.learn.training import Setup, fixed_statistics, trainer_for
 from sharespace.share import Share
 from sharespace.subspace.coefficients import dense_cores
 from sharespace.subspace.state import PerTask
@@ -53,7 +54,6 @@ _NOTHING_KEPT: Mapping[str, Any] = {
     "eval_strategy": "no",
     "save_strategy": "no",
     "load_best_model_at_end": False,
-    "report_to": "none",
 }
 """A probe writes nothing, whatever the arguments of the training itself say."""
 
@@ -87,7 +87,7 @@ class Sketch:
 
 
 def informed_frames(
-    model: Any, data: Any, training: Training, setup: Setup | None = None
+    model: Any, data: Any, training: TrainingSettings, setup: Setup | None = None
 ) -> dict[str, Frame]:
     """Frames for every layer of a new task in the form "core"; see ``place_frames``.
 
@@ -106,7 +106,7 @@ def informed_frames(
     )
     generator = torch.Generator().manual_seed(training.seed)
     with trainer_for(model, data, training, silent) as trainer, fixed_statistics(model):
-        count = max(EXAMPLES // training.batch_size, 1)
+        count = max(EXAMPLES // training.per_device_train_batch_size, 1)
         batches = list(islice(trainer.get_train_dataloader(), count))
         tests = {m: _random_tests(layer, generator) for m, layer in layers.items()}
         first = _sketches(model, layers, tests, trainer, batches)
@@ -304,7 +304,7 @@ def _outside(basis: Tensor, sketch: Tensor, count: int) -> Tensor:
 
 
 def nearest_task(
-    model: Any, share: Share, data: Any, training: Training, setup: Setup | None = None
+    model: Any, share: Share, data: Any, training: TrainingSettings, setup: Setup | None = None
 ) -> str:
     """The known task whose core, scaled to norm 1, lowers the new task's loss fastest.
 
@@ -328,7 +328,7 @@ def nearest_task(
     with _probe(model, data, training, setup or Setup()) as trainer, fixed_statistics(model):
         if any(p.requires_grad for p in model.parameters()):
             trainer.train()
-        gradients = core_gradients(model, layers, trainer, training.batch_size)
+        gradients = core_gradients(model, layers, trainer, training.per_device_train_batch_size)
     by_module = {prefix + name: gradient for name, gradient in gradients.items()}
     descents = {name: _descent(share, name, by_module) for name in share.tasks}
     best = max(descents, key=lambda name: descents[name], default=None)
@@ -336,11 +336,18 @@ def nearest_task(
 
 
 @contextmanager
-def _probe(model: Any, data: Any, training: Training, setup: Setup) -> Iterator[Any]:
+def _probe(model: Any, data: Any, training: TrainingSettings, setup: Setup) -> Iterator[Any]:
     """A trainer of the caller's kind that evaluates, reports and writes nothing."""
-    given = {k: v for k, v in training.arguments.items() if k not in ("output_dir", "max_steps")}
-    steps = max(training.steps // _PROBE, 1)
-    short = replace(training, steps=steps, patience=None, arguments={**given, **_NOTHING_KEPT})
+    given = {name: value for name, value in training.arguments.items() if name != "output_dir"}
+    short = replace(
+        training,
+        # Either of the two counts; a negative number of steps stays -1.
+        max_steps=max(training.max_steps // _PROBE, 1) if training.max_steps > 0 else -1,
+        num_train_epochs=training.num_train_epochs / _PROBE,
+        early_stopping_patience=None,
+        report_to=(),
+        arguments={**given, **_NOTHING_KEPT},
+    )
     silent = replace(setup, evaluation=None, metrics=None, callbacks=(), resume=None)
     with trainer_for(model, data, short, silent) as trainer:
         yield trainer

@@ -13,7 +13,8 @@ from torch import nn
 from sharespace.extras import require
 from sharespace.learn.adapt import released_on_failure
 from sharespace.learn.prepare import Trainable, check_base, count_trainable
-from sharespace.learn.training import Fit, Setup, Training, evaluated, fit
+from sharespace.learn.settings import TrainingSettings
+from sharespace.learn.training import Fit, Setup, evaluated, fit
 from sharespace.share import Share
 
 
@@ -55,7 +56,7 @@ def finetune(
     model: nn.Module,
     share: Share,
     data: Any,
-    training: Training,
+    training: TrainingSettings,
     *,
     task: str,
     heads: bool = True,
@@ -71,8 +72,8 @@ def finetune(
         data: the task's examples.
         task: its name.
         heads: train the task's heads, too; otherwise they stay as they are, bit for bit.
-        keep: ``"better"`` keeps what was trained only where ``training.best`` (the loss, unless
-            named otherwise) on ``setup.evaluation`` is better than before.
+        keep: ``"better"`` keeps what was trained only where ``training.metric_for_best_model`` on
+            ``setup.evaluation`` is better than before.
 
     Raises:
         TaskNotFoundError: there is no such task.

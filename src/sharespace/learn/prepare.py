@@ -5,47 +5,18 @@ What a module makes of its inputs in a few directions, for linear modules and co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sharespace.errors import MismatchError, OptionError, TaskExistsError, TaskNotFoundError
 from sharespace.extras import require
+from sharespace.learn.settings import TaskMethod
 from sharespace.share import Share
 from sharespace.subspace.adapter import LayerUpdate
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a new task is parametrised."""
-
-    p: int = 8
-    """Pseudo-rank."""
-    phi: int = 0
-    """Temporary directions a side; 0 trains coefficients only."""
-    form: Literal["factors", "core"] = "factors"
-    """``"factors"``: E, F and the temporary directions are trained; ``"core"``: one p x p core
-    between p frozen directions a side, phi of them temporary."""
-    directions: Literal["random", "gradient"] = "random"
-    """Of the form "core": ``"gradient"`` (``adapt`` only) chooses them by the gradient of the new
-    task's loss, where the heads have been trained or ``head_steps`` trains them."""
-    head_steps: int = 0
-    """Steps in which the heads alone are trained before all else (``adapt`` only)."""
-    start: str = "zero"
-    """``"zero"`` (dW = 0), ``"mean"`` (of the known tasks' cores), ``"nearest"`` (``adapt`` only:
-    the known task whose core lowers this task's loss fastest), or a known task's name."""
-    heads: Sequence[str] = ("classifier",)
-    """Modules that are trained whole; empty for none."""
-    dropout: float = 0.0
-    seed: int = 0
-    """Of the random start."""
-    task_type: str | None = None
-    """PEFT's name for the kind of task; None: the model is wrapped without changes."""
-    component: str | None = None
-    """Part of a pipeline that the model is, such as ``"unet"``."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +32,7 @@ class Trainable:
         return self.coefficients + self.temporary + self.heads
 
 
-def prepare(model: nn.Module, share: Share, task: str, method: Method | None = None) -> Any:
+def prepare(model: nn.Module, share: Share, task: str, method: TaskMethod | None = None) -> Any:
     """A ``PeftModel`` over the base model with the new task, ready for any training loop.
 
     What is refused leaves the model as it was.
@@ -72,7 +43,7 @@ def prepare(model: nn.Module, share: Share, task: str, method: Method | None = N
         MismatchError: the model is not the Share model's base, or has PEFT layers already.
         OptionError: p, phi or dropout is out of range, or a head is not in the model.
     """
-    method = method or Method()
+    method = method or TaskMethod()
     if task in share.tasks:
         raise TaskExistsError(
             f"task {task!r}",
@@ -167,7 +138,7 @@ def _check_start(share: Share, start: str) -> None:
             ) from None
 
 
-def _check_heads(model: nn.Module, share: Share, method: Method) -> None:
+def _check_heads(model: nn.Module, share: Share, method: TaskMethod) -> None:
     known = {name for name, _ in model.named_modules()}
     prefix = f"{method.component}." if method.component else ""
     for name in method.heads:

@@ -22,59 +22,10 @@ from torch.utils.data import Dataset
 
 from sharespace.errors import OptionError
 from sharespace.extras import require
+from sharespace.learn.settings import TrainingSettings
 
 Metrics = Callable[[Any], Mapping[str, float]]
 """Trainer's ``compute_metrics``: an ``EvalPrediction`` -> name -> value."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """How to train: AdamW, cosine decay to zero after a linear warm-up.
-
-    Raises:
-        OptionError: a value is out of range.
-    """
-
-    steps: int
-    learning_rate: float
-    head_learning_rate: float | None = None
-    """Of the modules that are trained whole; None: the same. Coefficients want rates that are far
-    too high for a head."""
-    batch_size: int = 64
-    weight_decay: float = 0.01
-    warmup: float = 0.06
-    """Part of the steps."""
-    seed: int = 0
-    """Of the order of the examples and of dropout."""
-    cpu: bool = False
-    """Stay on the CPU even where there is an accelerator."""
-    patience: int | None = None
-    """Stop after so many evaluations without a better one, and keep the best weights; needs
-    ``Setup.evaluation``."""
-    best: str = "loss"
-    """With ``patience``: which evaluation measure tells what is better, for example
-    ``"accuracy"`` where ``Setup.metrics`` returns one."""
-    smaller_is_better: bool | None = None
-    """Of that measure; None: True where its name ends in ``loss``."""
-    threshold: float = 0.0
-    """How much better counts as better, with ``patience``."""
-    evaluate_every: int = 50
-    """Steps between evaluations, where there is evaluation data."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """More of ``TrainingArguments``, such as ``report_to``, ``bf16`` or
-    ``gradient_accumulation_steps``; they win over the fields above."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("evaluate_every", 1)):
-            _at_least(name, getattr(self, name), least)
-        if self.patience is not None:
-            _at_least("patience", self.patience, 1)
-        for name in ("learning_rate", "head_learning_rate"):
-            rate = getattr(self, name)
-            if rate is not None and not rate > 0:
-                raise OptionError(f"{name}={rate}", "must be above 0", "Change it")
-        if not 0 <= self.warmup <= 1:
-            raise OptionError(f"warmup={self.warmup}", "is a part of the steps", "Give 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -95,7 +46,7 @@ class Setup:
     """Everything else that a Trainer takes; the defaults are Trainer's own."""
 
     evaluation: Any = None
-    """Dataset to evaluate on, every ``Training.evaluate_every`` steps and at the end."""
+    """Dataset to evaluate on, every ``TrainingSettings.eval_steps`` steps or after each epoch."""
     metrics: Metrics | None = None
     collator: Any = None
     callbacks: Sequence[Any] = ()
@@ -111,7 +62,10 @@ class Setup:
 
 
 def fit(
-    model: nn.Module, dataset: Dataset[Any] | Any, training: Training, setup: Setup | None = None
+    model: nn.Module,
+    dataset: Dataset[Any] | Any,
+    training: TrainingSettings,
+    setup: Setup | None = None,
 ) -> Fit:
     """Train what requires a gradient, in place; nothing is printed, and nothing is kept on disk
     unless ``training.arguments`` names an ``output_dir``.
@@ -127,7 +81,7 @@ def fit(
 
     Raises:
         MissingExtraError: transformers or accelerate is not installed.
-        OptionError: nothing requires a gradient, or ``patience`` has nothing to decide by.
+        OptionError: nothing requires a gradient, or early stopping has nothing to decide by.
     """
     setup = setup or Setup()
     if not any(p.requires_grad for p in model.parameters()):
@@ -140,26 +94,33 @@ def fit(
     return Fit(result.training_loss, result.metrics["train_runtime"], result.global_step, history)
 
 
-def evaluated(model: nn.Module, training: Training, setup: Setup) -> float:
-    """``training.best`` on ``setup.evaluation``, turned so that smaller is better.
+def evaluated(model: nn.Module, training: TrainingSettings, setup: Setup) -> float:
+    """``training.metric_for_best_model`` on ``setup.evaluation``, turned so that smaller is better.
 
     Raises:
-        OptionError: there is no evaluation data, or nothing measures ``training.best``.
+        OptionError: there is no evaluation data, or nothing measures it.
     """
-    name = training.best.removeprefix("eval_")
+    name = training.metric_for_best_model.removeprefix("eval_")
     if setup.evaluation is None:
         raise OptionError("evaluation", "there is no data for it", "Give Setup(evaluation=...)")
-    smaller = training.smaller_is_better
-    with trainer_for(model, None, replace(training, patience=None), setup) as trainer:
-        found = trainer.evaluate()
-    if f"eval_{name}" not in found:
-        raise OptionError(f"best={name!r}", "nothing measures it", "Give Setup(metrics=...)")
-    value = float(found[f"eval_{name}"])
-    return value if smaller or (smaller is None and name.endswith("loss")) else -value
+    without = replace(training, early_stopping_patience=None)
+    with trainer_for(model, None, without, setup) as trainer:
+        measured = trainer.evaluate()
+    if f"eval_{name}" not in measured:
+        raise OptionError(
+            f"metric_for_best_model={name!r}", "nothing measures it", "Give Setup(metrics=...)"
+        )
+    value = float(measured[f"eval_{name}"])
+    greater = training.greater_is_better
+    # As TrainingArguments has it where the direction is not given.
+    greater = not name.endswith("loss") if greater is None else greater
+    return -value if greater else value
 
 
 @contextmanager
-def trainer_for(model: nn.Module, dataset: Any, training: Training, setup: Setup) -> Iterator[Any]:
+def trainer_for(
+    model: nn.Module, dataset: Any, training: TrainingSettings, setup: Setup
+) -> Iterator[Any]:
     """The Trainer that ``fit`` trains with; its folder is gone after the block.
 
     Raises:
@@ -190,17 +151,26 @@ def _trainer(
     transformers: Any,
     model: nn.Module,
     dataset: Any,
-    training: Training,
+    training: TrainingSettings,
     setup: Setup,
     folder: str,
 ) -> Any:
-    chosen = {**_arguments(training, folder), **_evaluating(training, setup), **training.arguments}
+    patience, threshold = training.early_stopping_patience, training.early_stopping_threshold
     callbacks = list(setup.callbacks)
-    if training.patience is not None:
-        callbacks.append(transformers.EarlyStoppingCallback(training.patience, training.threshold))
+    if patience is not None:
+        callbacks.append(transformers.EarlyStoppingCallback(patience, threshold))
     make = cast(Any, setup.trainer or transformers.Trainer)
     make_arguments = cast(Any, setup.arguments or transformers.TrainingArguments)
-    arguments = make_arguments(**chosen)
+    arguments = make_arguments(
+        **{
+            "output_dir": folder,
+            "dataloader_pin_memory": False,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **_evaluating(training, setup),
+            **training.trainer_arguments(),
+        }
+    )
     return make(
         model=model,
         args=arguments,
@@ -214,7 +184,7 @@ def _trainer(
     )
 
 
-def _optimizer(trainer: Any, model: nn.Module, training: Training, arguments: Any) -> Any:
+def _optimizer(trainer: Any, model: nn.Module, training: TrainingSettings, arguments: Any) -> Any:
     """Trainer's own optimizer with a group for the heads; None: let Trainer make it."""
     if training.head_learning_rate is None:
         return None
@@ -229,27 +199,7 @@ def _optimizer(trainer: Any, model: nn.Module, training: Training, arguments: An
     )
 
 
-def _arguments(training: Training, folder: str) -> dict[str, Any]:
-    return {
-        "output_dir": folder,
-        "max_steps": training.steps,
-        "learning_rate": training.learning_rate,
-        "per_device_train_batch_size": training.batch_size,
-        "per_device_eval_batch_size": training.batch_size,
-        "weight_decay": training.weight_decay,
-        "warmup_steps": round(training.warmup * training.steps),
-        "lr_scheduler_type": "cosine",
-        "seed": training.seed,
-        "use_cpu": training.cpu,
-        "dataloader_pin_memory": False,
-        "logging_strategy": "no",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
-
-
-def _evaluating(training: Training, setup: Setup) -> dict[str, Any]:
+def _evaluating(training: TrainingSettings, setup: Setup) -> dict[str, Any]:
     """Arguments of evaluation and early stopping.
 
     Raises:
@@ -258,35 +208,36 @@ def _evaluating(training: Training, setup: Setup) -> dict[str, Any]:
     _check_patience(training, setup)
     if setup.evaluation is None:
         return {}
-    found: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": training.evaluate_every}
-    if training.patience is not None:
-        smaller = training.smaller_is_better
-        found |= {
-            "save_strategy": "steps",
-            "save_steps": training.evaluate_every,
+    every, strategy = training.eval_steps, "steps" if training.eval_steps else "epoch"
+    arguments: dict[str, Any] = {"eval_strategy": strategy, "eval_steps": every}
+    if training.early_stopping_patience is not None:
+        # The best state can only be taken back where each evaluation leaves a checkpoint.
+        arguments |= {
+            "save_strategy": strategy,
+            **({"save_steps": every} if every else {}),
             "save_total_limit": 1,
             "load_best_model_at_end": True,
-            "metric_for_best_model": training.best,
-            "greater_is_better": None if smaller is None else not smaller,
+            "metric_for_best_model": training.metric_for_best_model,
+            "greater_is_better": training.greater_is_better,
         }
-    return found
+    return arguments
 
 
-def _check_patience(training: Training, setup: Setup) -> None:
-    if training.patience is None:
+def _check_patience(training: TrainingSettings, setup: Setup) -> None:
+    if training.early_stopping_patience is None:
         return
-    what = f"patience={training.patience}"
+    what, best = (
+        f"early_stopping_patience={training.early_stopping_patience}",
+        training.metric_for_best_model,
+    )
     if setup.evaluation is None:
         raise OptionError(what, "there is no evaluation data", "Give Setup(evaluation=...)")
-    if training.best.removeprefix("eval_") != "loss" and setup.metrics is None:
+    if best.removeprefix("eval_") != "loss" and setup.metrics is None:
         raise OptionError(
-            what, f"nothing measures {training.best!r}", "Give Setup(metrics=...), or best='loss'"
+            what,
+            f"nothing measures {best!r}",
+            "Give Setup(metrics=...), or metric_for_best_model='loss'",
         )
-
-
-def _at_least(name: str, value: float, least: int) -> None:
-    if value < least:
-        raise OptionError(f"{name}={value}", f"must be at least {least}", "Change it")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from sharespace.errors import MismatchError, RecipeError, SharespaceError
 from sharespace.extras import require
 from sharespace.files import new_directory
 from sharespace.formats import read_adapter
-from sharespace.learn import Method, Training, adapt, finetune, fit
+from sharespace.learn import TrainingSettings, adapt, finetune, fit
 from sharespace.learn.training import seeded
 from sharespace.share import Share
 from sharespace.store import Operation
@@ -90,7 +90,7 @@ class Workshop:
             model.config.pad_token_id = pad
         return model
 
-    def training(self, spec: TaskSpec, data: TaskData, **changed: Any) -> Training:
+    def training(self, spec: TaskSpec, data: TaskData, **changed: Any) -> TrainingSettings:
         """How a task is trained; see ``training_for``."""
         return training_for(spec, data, self.folder.trackers(spec.name), bars=self.bars, **changed)
 
@@ -255,13 +255,8 @@ def _learn_in_subspace(
     """A task learned from data in the subspace (docs/method.md, "Step 2: learn a new task")."""
     shop.say("learning", spec, f"learning in the subspace from {len(data.train)} examples")
     model = shop.model(spec, data.num_labels)
-    method = Method(
-        p=spec.subspace.p,
-        phi=spec.subspace.phi,
-        form=spec.subspace.form,
-        directions=spec.subspace.directions,
-        head_steps=spec.subspace.head_steps,
-        start=spec.subspace.start,
+    method = replace(
+        spec.subspace,
         heads=heads_of_task(model, data.num_labels),
         seed=spec.seed,
         task_type=PEFT_TYPES[spec.settings.task_type],

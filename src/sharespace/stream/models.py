@@ -6,6 +6,7 @@ A recipe's training keys, as ``sharespace.learn`` takes them.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from torch import nn
 
 from sharespace.errors import RecipeError
 from sharespace.extras import require
-from sharespace.learn import Setup, Training
+from sharespace.learn import Setup, TrainingSettings
 from sharespace.learn.training import seeded
 from sharespace.stream.metrics import compute_metrics_for, metric
-from sharespace.stream.recipe import Recipe, TaskData, TaskSpec, TrainingSettings
+from sharespace.stream.recipe import Recipe, TaskData, TaskSpec
 
 AUTO_CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -149,7 +150,7 @@ def training_for(
     learning_rate: float | None = None,
     max_steps: int | None = None,
     bars: bool = False,
-) -> Training:
+) -> TrainingSettings:
     """How a task is trained.
 
     Args:
@@ -158,31 +159,27 @@ def training_for(
         max_steps: instead of the task's epochs or steps; without early stopping.
         bars: show Trainer's progress bar.
     """
-    s = spec.training
-    arguments = _arguments(s)
-    arguments |= {"remove_unused_columns": False, "seed": spec.seed, "disable_tqdm": not bars}
-    if learning_rate is not None:
-        arguments["learning_rate"] = learning_rate
-    if s.report_to:
-        arguments |= {"logging_strategy": "steps", "run_name": spec.name}
-        arguments["output_dir"] = str(trackers)
-    patience = s.early_stopping_patience if max_steps is None else None
-    if patience is not None:
-        found = metric(_watched(spec))
-        arguments["metric_for_best_model"] = f"eval_{found.name}"
-        arguments["greater_is_better"] = found.higher_is_better
-    every = _steps_of_epoch(s, len(data.train))
-    return Training(
-        steps=max_steps or _steps(s, every),
-        learning_rate=arguments["learning_rate"],
-        head_learning_rate=s.head_learning_rate,
-        batch_size=s.per_device_train_batch_size,
+    settings = spec.training
+    steps_of_epoch = _steps_of_epoch(settings, len(data.train))
+    arguments: dict[str, object] = {"remove_unused_columns": False, "disable_tqdm": not bars}
+    if settings.report_to:
+        arguments |= {"run_name": spec.name, "output_dir": str(trackers)}
+    training = replace(
+        settings,
         seed=spec.seed,
-        cpu=s.use_cpu,
-        patience=patience,
-        threshold=s.early_stopping_threshold,
-        evaluate_every=s.eval_steps or every,
+        learning_rate=learning_rate or settings.learning_rate,
+        max_steps=max_steps or _steps(settings, steps_of_epoch),
+        eval_steps=settings.eval_steps or steps_of_epoch,
+        early_stopping_patience=settings.early_stopping_patience if max_steps is None else None,
         arguments=arguments,
+    )
+    if training.early_stopping_patience is None:
+        return training
+    watched = metric(_watched(spec))
+    return replace(
+        training,
+        metric_for_best_model=watched.name,
+        greater_is_better=watched.higher_is_better,
     )
 
 
@@ -199,12 +196,6 @@ def setup_for(spec: TaskSpec, data: TaskData) -> Setup:
 def _watched(spec: TaskSpec) -> str:
     """What early stopping goes by: the task's metric; a language model's loss."""
     return "loss" if spec.settings.task_type == "causal-lm" else spec.settings.score
-
-
-def _arguments(settings: TrainingSettings) -> dict[str, Any]:
-    """Of ``TrainingArguments``, but for the length: a probe of learn may be shorter."""
-    found = settings.arguments()
-    return {k: v for k, v in found.items() if k not in ("max_steps", "num_train_epochs")}
 
 
 def _steps(settings: TrainingSettings, epoch: int) -> int:
@@ -228,4 +219,4 @@ def training_device(spec: TaskSpec) -> torch.device:
 
 def _known(settings: TrainingSettings) -> Any:
     make = require("transformers", "train").TrainingArguments
-    return make(**{**settings.arguments(), "output_dir": "unused", "report_to": "none"})
+    return make(**{**settings.trainer_arguments(), "output_dir": "unused", "report_to": "none"})

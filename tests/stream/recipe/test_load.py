@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharespace.errors import RecipeError
+from sharespace.learn import TrainingSettings
 from sharespace.stream.recipe import (
     DataSettings,
     Recipe,
     SubspaceSettings,
     TaskSpec,
-    TrainingSettings,
     load_recipe,
     parse_recipe,
 )
@@ -102,10 +102,10 @@ def test_numbers_as_people_write_them(text: str) -> None:
         ("warmup_ratio: 1", "at least 0 and below 1"),
         ("bf16: 1", "true or false is wanted"),
         ("bf16: 'true'", "true or false is wanted"),
-        ("start: meen", "not one of zero, mean, nearest; did you mean mean?"),
+        ("start: meen", "neither zero, mean, nearest nor an earlier task; did you mean mean?"),
         ("metric: mse", "metric: mse is none of text-classification"),
         ("metric: acuracy", "did you mean accuracy?"),
-        ("max_steps: 0", "max_steps: is 0"),
+        ("max_steps: 0", "max_steps=0: nothing would be trained"),
         ("max_steps: -2", "at least -1"),
         ("eval_steps: 5", "eval_steps: needs early_stopping_patience"),
         ("initial: 2", "initial: is 2, but there are 1 tasks"),
@@ -118,7 +118,7 @@ def test_numbers_as_people_write_them(text: str) -> None:
         ("<<: {p: 1}", "a merge key"),
         ("base: again", "base: written twice, first in line 1"),
         ("eval_split: a\neval_fraction: 0.5", "only one of them"),
-        ("bf16: true\nfp16: true", "only one of them"),
+        ("bf16: true\nfp16: true", "bf16 and fp16: only one of them"),
     ],
 )
 def test_a_mistake_at_the_top(line: str, why: str) -> None:
@@ -283,15 +283,16 @@ def test_training_keys_are_those_of_transformers(tmp_path: Path) -> None:
     own = {"early_stopping_patience", "early_stopping_threshold", "warmup_ratio"}
     own.add("head_learning_rate")
     assert set(keys_of(TrainingSettings)) - own <= known
-    made = TrainingSettings(max_steps=100, use_cpu=True, gradient_checkpointing=True).arguments()
+    settings = TrainingSettings(max_steps=100, use_cpu=True, gradient_checkpointing=True)
+    made = settings.trainer_arguments()
     arguments = transformers.TrainingArguments(output_dir=str(tmp_path), **made)
     assert arguments.get_warmup_steps(100) == 6
     assert arguments.report_to == []
     assert arguments.gradient_checkpointing
-    steps = TrainingSettings(warmup_steps=10).arguments()
+    steps = TrainingSettings(warmup_steps=10).trainer_arguments()
     assert steps["warmup_steps"] == 10
     assert "warmup_ratio" not in steps
-    assert TrainingSettings(report_to=("wandb",)).arguments()["report_to"] == ["wandb"]
+    assert TrainingSettings(report_to=("wandb",)).trainer_arguments()["report_to"] == ["wandb"]
 
 
 def test_metrics_are_those_that_can_be_measured() -> None:

@@ -17,7 +17,8 @@ def joint_lora(bench: Workbench) -> Outcome:
     """
     models, training = tied_models(bench), bench.settings.lora
     parts = [
-        MixedPart(job, bench.settings.training(training, job).steps) for job in bench.jobs.values()
+        MixedPart(job, bench.settings.training(training, job).max_steps)
+        for job in bench.jobs.values()
     ]
     numbers = {n: count(m, bench.job(n).heads) for n, m in models.items()}
     try:

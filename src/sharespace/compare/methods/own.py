@@ -10,7 +10,7 @@ from sharespace.compare.bench import Own, Workbench, in_heads
 from sharespace.compare.job import Outcome, StoredBytes, TaskJob
 from sharespace.compare.trainers import add_lora, count, read_adapter
 from sharespace.extras import require
-from sharespace.learn import Fit, Training, fit
+from sharespace.learn import Fit, TrainingSettings, fit
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 
@@ -69,7 +69,7 @@ def _train_own(bench: Workbench, job: TaskJob) -> Own:
         require("sharespace.tuner", "train").release(wrapped)
 
 
-def train(bench: Workbench, job: TaskJob, model: nn.Module, training: Training) -> Fit:
+def train(bench: Workbench, job: TaskJob, model: nn.Module, training: TrainingSettings) -> Fit:
     """Train a task's model on its data, in place; running statistics do not stay."""
     result = fit(model, job.data, bench.settings.training(training, job), job.setup)
     bench.restore_buffers(job.name, model)

@@ -31,7 +31,7 @@ def replay(bench: Workbench) -> Outcome:
         if not buffer.kept:
             buffer.add(job)
             return train(bench, job, models[job.name], bench.settings.lora)
-        parts = [MixedPart(job, training.steps), *buffer.parts(job, training.steps)]
+        parts = [MixedPart(job, training.max_steps), *buffer.parts(job, training.max_steps)]
         for name in buffer.kept:
             train_heads(models[name], bench.job(name).heads, on=False)
         result = fit_together({p.job.name: models[p.job.name] for p in parts}, parts, training)

@@ -13,7 +13,16 @@ from sharespace.compare.bench import Own, Workbench
 from sharespace.compare.job import Outcome, StoredBytes
 from sharespace.compare.methods.own import one_step, own_lora, seconds_of, steps_of
 from sharespace.extras import require
-from sharespace.learn import Adapted, Finetuned, Fit, Method, Training, adapt, finetune, load_task
+from sharespace.learn import (
+    Adapted,
+    Finetuned,
+    Fit,
+    TaskMethod,
+    TrainingSettings,
+    adapt,
+    finetune,
+    load_task,
+)
 from sharespace.share import Share
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.fidelity import sizes
@@ -61,7 +70,7 @@ def share_full(bench: Workbench) -> Outcome:
     )
 
 
-def _finetuned(bench: Workbench, share: Share, name: str, training: Training) -> Finetuned:
+def _finetuned(bench: Workbench, share: Share, name: str, training: TrainingSettings) -> Finetuned:
     """One task; with examples held out, what was there before stays where it is better."""
     job, settings = bench.job(name), bench.settings
     held = round(settings.held_out * len(job.data)) if settings.held_out else 0
@@ -122,7 +131,7 @@ def build(bench: Workbench, own: Mapping[str, Own]) -> Share:
 def learn(bench: Workbench, share: Share, name: str, *, phi: int, start: str) -> Adapted:
     """A task learned in the subspace; its model is still with it."""
     job, settings = bench.job(name), bench.settings
-    method = Method(
+    method = TaskMethod(
         p=settings.p,
         phi=phi,
         start=start,

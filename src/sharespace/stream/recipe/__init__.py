@@ -7,7 +7,6 @@ from sharespace.stream.recipe.keys import (
     Recipe,
     SubspaceSettings,
     TaskSpec,
-    TrainingSettings,
     record,
     refuse_other,
 )
@@ -22,7 +21,6 @@ __all__ = [
     "TaskCheck",
     "TaskData",
     "TaskSpec",
-    "TrainingSettings",
     "check",
     "load_processor",
     "load_recipe",

@@ -5,19 +5,19 @@ Keys that stand at the top of a recipe for all tasks, or in a task for that one.
 Is this the recipe that a stream was started with?
 """
 
-# ruff: noqa: RUF009 (key is dataclasses.field with limits)
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from sharespace.errors import RecipeError
-from sharespace.extras import require
-from sharespace.stream.recipe.values import RecipeSource, key, keys_of
+from sharespace.learn.settings import TaskMethod, TrainingSettings
+from sharespace.options import option
+from sharespace.stream.recipe.values import RecipeSource, keys_of
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -53,13 +53,6 @@ METRICS: dict[TaskType, tuple[MetricName, ...]] = {
 }
 """What can be measured of each type."""
 
-_NOT_OF_TRAINER = (
-    "early_stopping_patience",
-    "early_stopping_threshold",
-    "eval_steps",
-    "head_learning_rate",
-)
-
 Record = Mapping[str, Any]
 
 
@@ -67,36 +60,36 @@ Record = Mapping[str, Any]
 class DataSettings:
     """What a task's data holds, and how much of it is used."""
 
-    task_type: TaskType = key("text-classification")
+    task_type: TaskType = option("text-classification")
     """What is learned; it decides the model's head, the columns and the metric."""
-    train_split: str = key("train")
+    train_split: str = option("train")
     """Split to learn from; a single file is the split `train`."""
-    eval_split: str | None = key(None)
+    eval_split: str | None = option(None)
     """Split to score on; left out: the first of `validation`, `valid`, `dev`, `eval`, `test`
     that the data has."""
-    eval_fraction: float | None = key(None, above=0, below=1)
+    eval_fraction: float | None = option(None, above=0, below=1)
     """Part of the train split that is set aside for scoring, chosen by `seed`, where the data has
     no other split."""
-    max_train_examples: int | None = key(None, least=1)
+    max_train_examples: int | None = option(None, least=1)
     """Learn from this many examples at most, chosen by `seed`."""
-    max_eval_examples: int | None = key(None, least=1)
+    max_eval_examples: int | None = option(None, least=1)
     """Score on this many examples at most, chosen by `seed`."""
-    text: str = key("text")
+    text: str = option("text")
     """Column of the text; for `causal-lm` without `prompt`: all of it is learned."""
-    text2: str | None = key(None)
+    text2: str | None = option(None)
     """Column of the second text of a pair; left out: `text2` where the data has that column."""
-    prompt: str | None = key(None)
+    prompt: str | None = option(None)
     """`causal-lm` only: column of the text that is given; it is not learned."""
-    completion: str | None = key(None)
+    completion: str | None = option(None)
     """`causal-lm` only: column of the text that is learned after the prompt."""
-    image: str = key("image")
+    image: str = option("image")
     """`image-classification` only: column of the image."""
-    label: str = key("label")
+    label: str = option("label")
     """Column of the label; a number for `regression`."""
-    metric: MetricName | None = key(None)
+    metric: MetricName | None = option(None)
     """The score; left out: `accuracy` for classification, `pearson_spearman` (their mean) for
     `regression`, `loss` for `causal-lm`."""
-    max_length: int = key(256, least=4)
+    max_length: int = option(256, least=4)
     """Tokens of an example; longer ones are cut."""
 
     @property
@@ -105,125 +98,37 @@ class DataSettings:
         return self.metric or DEFAULT_METRICS[self.task_type]
 
 
-@dataclass(frozen=True)
-class SubspaceSettings:
+@dataclass(frozen=True, kw_only=True)
+class SubspaceSettings(TaskMethod):
     """The subspace and how a task is learned in it (see Concepts)."""
 
-    k: int = key(32, least=1)
+    k: int = option(32, least=1)
     """Cap of the subspace dimension of every layer and side."""
-    p: int = key(8, least=1)
-    """Pseudo-rank of a task that is learned: columns of its coefficients; at most `k`."""
-    phi: int = key(2, least=0)
+    phi: int = option(2, least=0)
     """Temporary directions a side while a task is learned; 0 trains coefficients only."""
-    form: Literal["factors", "core"] = key("factors")
-    """What a task trains: the `factors` of its coefficients and the temporary directions, or one
-    `core` of p x p numbers between p frozen directions a side, `phi` of them temporary."""
-    directions: Literal["random", "gradient"] = key("random")
-    """How the directions of the form `core` are chosen: `gradient` takes those in which the loss
-    falls fastest, after `head_steps`."""
-    head_steps: int = key(0, least=0)
-    """Steps in which the head alone is trained before all else."""
-    start: Literal["zero", "mean", "nearest"] = key("zero")
-    """Coefficients that learning starts from: none, the mean of the known tasks', or those of the
-    nearest known task. A task that has an adapter too starts from that."""
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Keys of transformers' `TrainingArguments` under their own names; the two `early_stopping`
-    keys are those of its `EarlyStoppingCallback`, and `head_learning_rate` is our own."""
-
-    learning_rate: float = key(4e-3, above=0)
-    """Of coefficients, temporary directions and the head: far above that of a LoRA."""
-    head_learning_rate: float | None = key(None, above=0)
-    """Of the head; none: the same. A core wants rates that are far too high for a head."""
-    num_train_epochs: float = key(10.0, above=0)
-    """Passes over the train split."""
-    max_steps: int = key(-1, least=-1)
-    """Steps in all; -1: as many as `num_train_epochs` needs."""
-    per_device_train_batch_size: int = key(32, least=1)
-    """Examples of a step on each device."""
-    per_device_eval_batch_size: int = key(64, neutral=True, least=1)
-    """Examples at once when scoring."""
-    gradient_accumulation_steps: int = key(1, least=1)
-    """Batches whose gradients are added up to one step."""
-    weight_decay: float = key(0.1, least=0)
-    """Of AdamW."""
-    warmup_ratio: float = key(0.06, least=0, below=1)
-    """Part of the steps over which the learning rate rises; for `warmup_steps` 0."""
-    warmup_steps: int = key(0, least=0)
-    """Steps over which the learning rate rises; goes before `warmup_ratio`."""
-    lr_scheduler_type: Literal[
-        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
-    ] = key("linear")
-    """How the learning rate goes on after the warm-up."""
-    max_grad_norm: float = key(1.0, least=0)
-    """Longer gradients are scaled down to this norm; 0: never."""
-    label_smoothing_factor: float = key(0.0, least=0, below=1)
-    """Part of a label's weight that is spread over all labels."""
-    bf16: bool = key(False)
-    """Compute in bfloat16 (autocast)."""
-    fp16: bool = key(False)
-    """Compute in float16 (autocast with loss scaling)."""
-    gradient_checkpointing: bool = key(False, neutral=True)
-    """Compute activations again in the backward pass: less memory, more time."""
-    early_stopping_patience: int | None = key(None, least=1)
-    """Stop after this many evaluations without a better score and take the best state; left out:
-    train to the end and take the last."""
-    early_stopping_threshold: float = key(0.0, least=0)
-    """How much better counts as better."""
-    eval_steps: int | None = key(None, least=1)
-    """Steps between evaluations for early stopping; left out: one after each epoch."""
-    logging_steps: int = key(50, neutral=True, least=1)
-    """Steps between two entries to the trackers."""
-    dataloader_num_workers: int = key(0, neutral=True, least=0)
-    """Processes that prepare batches."""
-    report_to: tuple[str, ...] = key((), neutral=True)
-    """Trackers: `tensorboard`, `wandb`, `mlflow`, `trackio` and others that transformers knows."""
-    use_cpu: bool = key(False, neutral=True)
-    """Stay on the CPU even where there is an accelerator."""
-
-    def arguments(self) -> dict[str, Any]:
-        """Keywords for ``TrainingArguments``; early stopping is a callback and left out.
-
-        Raises:
-            MissingExtraError: transformers is not installed.
-        """
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in _NOT_OF_TRAINER:
-            del found[name]
-        known = {f.name for f in fields(require("transformers", "train").TrainingArguments)}
-        ratio, recompute = found.pop("warmup_ratio"), found.pop("gradient_checkpointing")
-        if not self.warmup_steps and ratio:
-            # transformers 5 has one key for both: steps below 1 are a part of all steps.
-            found["warmup_ratio" if "warmup_ratio" in known else "warmup_steps"] = ratio
-        if recompute:
-            new = "activation_checkpointing"
-            found[new if new in known else "gradient_checkpointing"] = True
-        return {**found, "report_to": list(self.report_to) or "none"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
     """One task of the stream: an adapter, data, or both."""
 
-    name: str = key()
+    name: str = option()
     """Of the task in the Share model."""
-    data: RecipeSource | None = key(None)
+    data: RecipeSource | None = option(None)
     """A file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.txt`, also with `.gz`), a folder
     with one file for each split, a folder of images by class, or a data set on the Hub."""
-    data_config: str | None = key(None)
+    data_config: str | None = option(None)
     """Configuration (subset) of a data set on the Hub, for example `rte` of `nyu-mll/glue`."""
-    data_revision: str | None = key(None)
+    data_revision: str | None = option(None)
     """Branch, tag or commit of a data set on the Hub."""
-    eval_data: RecipeSource | None = key(None)
+    eval_data: RecipeSource | None = option(None)
     """A file to score on, beside a `data` that has no split for it."""
-    eval_only: bool = key(False)
+    eval_only: bool = option(False)
     """The data only scores the adapter; nothing is learned."""
-    labels: tuple[str, ...] | None = key(None)
+    labels: tuple[str, ...] | None = option(None)
     """Names of the classes in order; left out: the data's own, a file `labels.txt` in its folder,
     or the values met in the train split, sorted."""
-    adapter: RecipeSource | None = key(None)
+    adapter: RecipeSource | None = option(None)
     """A LoRA adapter: a path or Hub id. Alone it is merged as it is; with `data` learning starts
     from it."""
     settings: DataSettings = field(default_factory=DataSettings)
@@ -244,45 +149,45 @@ class TaskSpec:
 class Recipe:
     """A stream of tasks on one base model."""
 
-    base: RecipeSource = key()
+    base: RecipeSource = option()
     """The base model: a path or Hub id."""
-    base_revision: str | None = key(None)
+    base_revision: str | None = option(None)
     """Branch, tag or commit of a base model on the Hub."""
-    share: Path = key(neutral=True)
+    share: Path = option(neutral=True)
     """Folder of the Share model that the stream writes; a version after each task."""
-    seed: int = key(0, least=0)
+    seed: int = option(0, least=0)
     """Of everything random: starts, order of examples, dropout, choice of examples."""
-    dtype: Dtype = key("float32")
+    dtype: Dtype = option("float32")
     """In which the base model is loaded."""
-    store_dtype: Dtype | None = key(None)
+    store_dtype: Dtype | None = option(None)
     """In which the Share model is stored; left out: as its adapters are."""
-    method: Literal["joint", "share"] = key("joint")
+    method: Literal["joint", "share"] = option("joint")
     """How the subspace is found: `joint`, or `share` as the paper has it."""
-    variance: float | None = key(None, above=0, most=1)
+    variance: float | None = option(None, above=0, most=1)
     """The first subspace takes the smallest k that explains this part of its tasks (never above
     `k`); left out: `k`."""
-    initial: int = key(1, least=1)
+    initial: int = option(1, least=1)
     """The first subspace is made of this many tasks: of their adapters, or of LoRAs trained here
     from their data."""
-    lora_rank: int = key(8, least=1)
+    lora_rank: int = option(8, least=1)
     """r of the LoRAs of the initial tasks."""
-    lora_alpha: float = key(16.0, above=0)
+    lora_alpha: float = option(16.0, above=0)
     """Scaling of these LoRAs times r."""
-    lora_dropout: float = key(0.0, least=0, below=1)
+    lora_dropout: float = option(0.0, least=0, below=1)
     """Dropout before these LoRAs."""
-    lora_learning_rate: float = key(5e-4, above=0)
+    lora_learning_rate: float = option(5e-4, above=0)
     """Of these LoRAs."""
-    target_modules: tuple[str, ...] | None = key(None)
+    target_modules: tuple[str, ...] | None = option(None)
     """Modules that these LoRAs adapt: names' ends, or `all-linear`; left out: PEFT's choice for
     the base model. Other tasks adapt the modules of the subspace."""
-    finetune: bool = key(False)
+    finetune: bool = option(False)
     """Train each task's coefficients once more after its merge, in the subspace as it is then
     (the paper's Share-full)."""
-    finetune_max_steps: int = key(100, least=1)
+    finetune_max_steps: int = option(100, least=1)
     """Steps of that."""
-    finetune_learning_rate: float = key(1e-3, above=0)
+    finetune_learning_rate: float = option(1e-3, above=0)
     """Learning rate of that."""
-    router: bool = key(False)
+    router: bool = option(False)
     """Make a router that finds the task of an input, and score it too."""
     tasks: tuple[TaskSpec, ...] = ()
     file: Path | None = field(default=None, compare=False)

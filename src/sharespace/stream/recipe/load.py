@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from sharespace.errors import RecipeError
+from sharespace.errors import OptionError, RecipeError
+from sharespace.learn.settings import TrainingSettings
 from sharespace.stream.recipe.keys import (
     METRICS,
     DataSettings,
     Recipe,
     SubspaceSettings,
     TaskSpec,
-    TrainingSettings,
 )
 from sharespace.stream.recipe.values import (
     Key,
@@ -129,28 +129,26 @@ class _Reading:
         found = entries(node, "", self.problems)
         tasks = found.pop("tasks", None)
         values = self._values("", found, TOP, IN_TASK, "in a task")
-        defaults = TaskSpec(
-            name="",
-            settings=_group(DataSettings, values),
-            subspace=_group(SubspaceSettings, values),
-            training=_group(TrainingSettings, values),
-            seed=values.get("seed", 0),
-        )
-        specs = self._tasks(tasks, defaults)
+        specs = self._tasks(tasks, values)
         own = {name: value for name, value in values.items() if name in keys_of(Recipe)}
         if not self._complete(keys_of(Recipe).values(), found, own, "the recipe", None):
             return None
         return Recipe(**own, tasks=specs, file=file)
 
-    def _tasks(self, entry: RecipeEntry | None, defaults: TaskSpec) -> tuple[TaskSpec, ...]:
+    def _tasks(self, entry: RecipeEntry | None, shared: Mapping[str, Any]) -> tuple[TaskSpec, ...]:
         if entry is None or not isinstance(entry.node, yaml.SequenceNode) or not entry.node.value:
             line = entry.line if entry else None
             self._add(line, "tasks: a list of tasks is wanted, one `- name: ...` each")
             return ()
-        specs = [self._task(i, n, defaults) for i, n in enumerate(entry.node.value, 1)]
+        specs = [self._task(i, n, shared) for i, n in enumerate(entry.node.value, 1)]
         return tuple(s for s in specs if s is not None)
 
-    def _task(self, number: int, node: yaml.Node, defaults: TaskSpec) -> TaskSpec | None:
+    def _task(self, number: int, node: yaml.Node, shared: Mapping[str, Any]) -> TaskSpec | None:
+        """None where it cannot be used.
+
+        Args:
+            shared: values of keys that stand at the top for all tasks.
+        """
         line = node.start_mark.line + 1
         if not isinstance(node, yaml.MappingNode):
             self._add(line, f"task {number}: a mapping of keys is wanted, such as `name: ...`")
@@ -161,14 +159,20 @@ class _Reading:
         own = {name: value for name, value in values.items() if name in keys_of(TaskSpec)}
         if not self._complete(keys_of(TaskSpec).values(), found, own, where, line):
             return None
-        return replace(
-            defaults,
-            **own,
-            settings=_group(DataSettings, values, defaults.settings),
-            subspace=_group(SubspaceSettings, values, defaults.subspace),
-            training=_group(TrainingSettings, values, defaults.training),
-            line=line,
-        )
+        # Here and not for the keys at the top alone: those may make sense only with the task's.
+        values = {**shared, **values}
+        try:
+            return TaskSpec(
+                **own,
+                settings=_group(DataSettings, values),
+                subspace=_group(SubspaceSettings, values),
+                training=_group(TrainingSettings, values),
+                seed=shared.get("seed", 0),
+                line=line,
+            )
+        except OptionError as error:
+            self._add(line, f"task {own['name']!r}, {error}")
+            return None
 
     def _values(
         self,
@@ -209,9 +213,8 @@ class _Reading:
         self.problems.append(RecipeProblem(line, why))
 
 
-def _group(group: type[Group], values: Mapping[str, Any], defaults: Group | None = None) -> Group:
-    own = {name: value for name, value in values.items() if name in keys_of(group)}
-    return replace(defaults or group(), **own)
+def _group(group: type[Group], values: Mapping[str, Any]) -> Group:
+    return group(**{name: value for name, value in values.items() if name in keys_of(group)})
 
 
 def _unknown(name: str, known: Mapping[str, Key], other: Mapping[str, Key], place: str) -> str:
@@ -229,6 +232,7 @@ def recipe_problems(recipe: Recipe) -> Iterator[RecipeProblem]:
         have = len(recipe.tasks)
         yield RecipeProblem(None, f"initial: is {recipe.initial}, but there are {have} tasks")
     yield from _same_names(recipe)
+    yield from _unknown_starts(recipe)
     for spec in recipe.tasks:
         for why in _task_problems(spec):
             yield RecipeProblem(spec.line, f"task {spec.name!r}, {why}")
@@ -243,16 +247,23 @@ def _same_names(recipe: Recipe) -> Iterator[RecipeProblem]:
         first.setdefault(spec.name, spec.line)
 
 
+def _unknown_starts(recipe: Recipe) -> Iterator[RecipeProblem]:
+    earlier: list[str] = ["zero", "mean", "nearest"]
+    for spec in recipe.tasks:
+        start = spec.subspace.start
+        if start not in earlier:
+            why = f"{start!r} is neither zero, mean, nearest nor an earlier task"
+            near = hint(start, tuple(earlier))
+            yield RecipeProblem(spec.line, f"task {spec.name!r}, start: {why}{near}")
+        earlier.append(spec.name)
+
+
 def _task_problems(spec: TaskSpec) -> Iterator[str]:
     yield from _source_problems(spec)
     yield from _data_problems(spec.settings, spec.labels)
     training = spec.training
     if spec.subspace.p > spec.subspace.k:
         yield f"p: is {spec.subspace.p}, above k = {spec.subspace.k}"
-    if training.max_steps == 0:
-        yield "max_steps: is 0; -1 means as many as num_train_epochs needs"
-    if training.bf16 and training.fp16:
-        yield "bf16, fp16: only one of them"
     if training.eval_steps is not None and training.early_stopping_patience is None:
         yield "eval_steps: needs early_stopping_patience"
 

@@ -16,7 +16,7 @@ import os
 import re
 from ast import AnnAssign, ClassDef, Constant, Expr, Name
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
@@ -124,18 +124,6 @@ _READERS: dict[type, Callable[[yaml.ScalarNode], Any]] = {
 }
 
 
-def key(default: Any = MISSING, *, neutral: bool = False, **limits: float) -> Any:
-    """A dataclass field that is a key of the recipe.
-
-    Args:
-        default: none: the key is needed.
-        neutral: its value changes no result (a path of outputs, a tracker).
-        limits: of ``Limits``.
-    """
-    metadata = {"key": True, "neutral": neutral, "limits": Limits(**limits)}
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True)
 class Key:
     """One key, as the reader and the reference page need it."""
@@ -158,7 +146,7 @@ class Key:
 
 
 def keys_of(group: type) -> Mapping[str, Key]:
-    """The keys that a dataclass holds itself, in order."""
+    """The keys among a dataclass's options, in order."""
     found: Any = group  # Classes are hashable, which mypy does not see
     return _keys_of(found)
 
@@ -166,7 +154,11 @@ def keys_of(group: type) -> Mapping[str, Key]:
 @cache
 def _keys_of(group: type) -> Mapping[str, Key]:
     hints = get_type_hints(group)
-    own = [f for f in fields(group) if f.metadata.get("key")]
+    inherited = {f.name for base in group.__mro__[1:] if is_dataclass(base) for f in fields(base)}
+    # A class's own keys first: in this order run folders of earlier versions hold them.
+    own = sorted(
+        (f for f in fields(group) if f.metadata.get("in_recipe")), key=lambda f: f.name in inherited
+    )
     return {f.name: _key(f.name, hints[f.name], f.default, f.metadata) for f in own}
 
 
@@ -184,9 +176,14 @@ def _key(name: str, hint: Any, default: Any, metadata: Mapping[str, Any]) -> Key
 
 
 def texts_of(group: type) -> dict[str, str]:
-    """Key -> the docstring under its field, on one line."""
-    (body,) = (n.body for n in ast.parse(inspect.getsource(group)).body if isinstance(n, ClassDef))
-    return {name: " ".join(text.split()) for name, text in _documented(body)}
+    """Key -> the docstring under its field, on one line; inherited keys included."""
+    texts: dict[str, str] = {}
+    for each in reversed(group.__mro__[:-1]):
+        (body,) = (
+            n.body for n in ast.parse(inspect.getsource(each)).body if isinstance(n, ClassDef)
+        )
+        texts |= {name: " ".join(text.split()) for name, text in _documented(body)}
+    return texts
 
 
 def _documented(body: list[Any]) -> Iterator[tuple[str, str]]:
