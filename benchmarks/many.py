@@ -197,8 +197,8 @@ def _equal_k(module: Module, options: TaskOptions) -> list[tuple[int, int, Tenso
     """(k, bytes, lost [tasks]) of one subspace for all tasks, nothing private, full rank."""
     found = []
     ranks = torch.tensor(module.problem.updates.ranks)
-    rights = options.steps[1].tolist()
-    for i, k in enumerate(options.steps[0].tolist()):
+    rights = options.ladders[1].tolist()
+    for i, k in enumerate(options.ladders[0].tolist()):
         if k in rights:
             core = torch.where(ranks < k, 2 * k * ranks, k * k)
             nbytes = ITEM * (k * module.sides + int(core.sum()))

@@ -1,9 +1,10 @@
-"""What a task may take of two bases: how many leading directions, at which rank, or none at all.
+"""The options of tasks in two bases, and what they choose at a price of a byte.
 
 With many tasks the coefficients outgrow the bases, so under a byte budget every task chooses for
-itself: a private update, or a core of rank p in the leading (a, b) directions. All choose at one
-price of a byte (Lagrange multiplier; Shoham and Gersho 1988, IEEE Trans. ASSP 36(9)), which makes
-their choices independent: the lost energy plus the price of the bytes is least for each alone.
+itself: its own SVD, or a core of rank q in the leading (a, b) directions. All choose at one price
+of a byte (a Lagrange multiplier; Shoham and Gersho 1988, IEEE Trans. ASSP 36(9)), which makes their
+choices independent: the lost energy plus the price of the bytes is least for each alone
+(docs/method.md, "Rate allocation").
 """
 
 from __future__ import annotations
@@ -18,27 +19,27 @@ from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.updates import seen_by
 
 _GROWTH = 1.4
-"""Of the dimensions that are tried."""
+"""From one rung of the ladder of dimensions to the next."""
 _SKEW = 6
-"""Pairs of dimensions that differ by more than this factor are not tried."""
+"""Pairs of dimensions that differ by more than this factor are not on offer."""
 
 
 @dataclass(frozen=True, eq=False)
 class TaskChoices:
-    """How each task of a module is stored."""
+    """What each task of a group chose, and what that costs and loses."""
 
     k: tuple[int, int]
-    """Directions of the common bases; (0, 0): there are none."""
+    """(k_left, k_right), directions of the common bases; (0, 0): there are none."""
     left: Tensor
-    """int64 [tasks]: leading left directions that a task's core uses; 0: its update is private."""
+    """int64 [tasks]: a, leading left directions that a task's core uses; 0: it has its own SVD."""
     right: Tensor
-    """int64 [tasks]: likewise on the right."""
+    """int64 [tasks]: b, likewise on the right."""
     rank: Tensor
-    """int64 [tasks]: of the core, or columns of the private update."""
+    """int64 [tasks]: q, the rank of the core, or the columns of the task's own SVD."""
     lost: Tensor
     """float64 [tasks]: energy that is not kept (not weighed)."""
     nbytes: int
-    """Of bases, cores and private updates."""
+    """Of bases, cores and own SVDs."""
 
     @property
     def inside(self) -> list[int]:
@@ -46,23 +47,23 @@ class TaskChoices:
         return [int(i) for i in self.left.nonzero().flatten()]
 
     def weighed(self, weights: Tensor) -> float:
-        """Weighed energy that is not kept."""
+        """Weighed energy that is not kept, given w_i."""
         return float((weights.square().cpu() * self.lost).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class TaskOptions:
-    """What each task loses in the leading directions of two bases, at every rank."""
+    """What each task loses in the leading directions of two bases at every rank, and alone."""
 
     bases: BasisPair
-    steps: tuple[Tensor, Tensor]
-    """int64 [A] and [B]: numbers of left and of right directions that can be chosen."""
+    ladders: tuple[Tensor, Tensor]
+    """int64 [A] and [B]: the numbers a of left and b of right directions that are on offer."""
     lost: Tensor
     """float64 [A, B, tasks, q + 1]: energy lost in the leading (a, b) at rank 0, 1, ... q."""
     own_lost: Tensor
     """float64 [tasks, r + 1]: energy that an own SVD of 0, 1, ... r columns loses."""
     itemsize: int
-    """Bytes of a stored number."""
+    """s, bytes of a stored number."""
 
     def choose(
         self, price: float, weights: Tensor, k: tuple[int, int] | None = None
@@ -70,59 +71,65 @@ class TaskOptions:
         """What every task chooses at a price of a byte, and with it the best number of directions.
 
         Args:
-            price: weighed energy that a byte must be worth.
-            weights: float64 [tasks].
-            k: (left, right) directions, both among the steps, or (0, 0); None: as many as pay.
+            price: lambda, weighed energy that a byte must be worth.
+            weights: float64 [tasks], w_i.
+            k: (k_left, k_right), both on the ladders, or (0, 0); None: as many as pay.
         """
         square = weights.square().cpu()
-        own = _Best.of(square[:, None] * self.own_lost, price * self._private_bytes())
-        shape = self._cheapest(price, square, own.cost) if k is None else self._position(k)
-        return self._allocation(price, square, own, shape)
+        own = _Cheapest.of(square[:, None] * self.own_lost, price * self._own_bytes())
+        rungs = self._best_rungs(price, square, own.cost) if k is None else self._rungs(k)
+        return self._choices(price, square, own, rungs)
 
-    def _cheapest(self, price: float, square: Tensor, own: Tensor) -> tuple[int, int] | None:
-        """Positions of the steps at which lost energy and price of the bytes are least together."""
+    def _best_rungs(self, price: float, square: Tensor, own: Tensor) -> tuple[int, int] | None:
+        """Rungs of the ladders at which lost energy and price of the bytes are least together; None
+        where the own SVDs alone are as cheap."""
         if not self.lost.numel():
             return None
         cost = square[:, None] * self.lost + price * self._core_bytes()[:, :, None]
-        each = cost.amin(3).cummin(0).values.cummin(1).values
-        total = torch.minimum(each, own).sum(2) + price * self._basis_bytes()
+        # Tasks may use fewer directions than there are: the least over all rungs up to each.
+        least = cost.amin(3).cummin(0).values.cummin(1).values
+        total = torch.minimum(least, own).sum(2) + price * self._basis_bytes()
         best = int(total.argmin())
+        # Not >, so that bases are stored only where they gain something.
         if float(total.flatten()[best]) >= float(own.sum()):
             return None
         return best // total.shape[1], best % total.shape[1]
 
-    def _position(self, k: tuple[int, int]) -> tuple[int, int] | None:
+    def _rungs(self, k: tuple[int, int]) -> tuple[int, int] | None:
         if k == (0, 0):
             return None
-        left, right = ((s == x).nonzero() for s, x in zip(self.steps, k, strict=True))
+        left, right = (
+            (ladder == directions).nonzero()
+            for ladder, directions in zip(self.ladders, k, strict=True)
+        )
         return int(left[0]), int(right[0])
 
-    def _allocation(
-        self, price: float, square: Tensor, own: _Best, shape: tuple[int, int] | None
+    def _choices(
+        self, price: float, square: Tensor, own: _Cheapest, rungs: tuple[int, int] | None
     ) -> TaskChoices:
-        """Private and shared choices side by side; ``shape``: positions of (k_left, k_right)."""
-        private_bytes = self._private_bytes()[own.index]
-        nothing = torch.zeros_like(own.index)
-        lost = self.own_lost.gather(1, own.index[:, None])[:, 0]
-        if shape is None:
-            return TaskChoices((0, 0), nothing, nothing, own.index, lost, int(private_bytes.sum()))
-        a, b = shape[0] + 1, shape[1] + 1
+        """The cheaper of own SVD and core for each task, with bases up to the rungs."""
+        own_bytes = self._own_bytes()[own.index]
+        none = torch.zeros_like(own.index)
+        own_lost = self.own_lost.gather(1, own.index[:, None])[:, 0]
+        if rungs is None:
+            return TaskChoices((0, 0), none, none, own.index, own_lost, int(own_bytes.sum()))
+        a, b = rungs[0] + 1, rungs[1] + 1
         ranks = self.lost.shape[3]
         flat = self.lost[:a, :b].permute(2, 0, 1, 3).flatten(1)
         sizes = self._core_bytes()[:a, :b].flatten()
-        best = _Best.of(square[:, None] * flat, price * sizes)
-        shared = best.cost < own.cost
-        step, rank = best.index // ranks, best.index % ranks
-        shared &= rank > 0
-        basis = int(self._basis_bytes()[shape])
-        nbytes = torch.where(shared, sizes[best.index], private_bytes)
+        core = _Cheapest.of(square[:, None] * flat, price * sizes)
+        rung, rank = core.index // ranks, core.index % ranks
+        # A core of rank 0 keeps nothing; that is an own SVD without columns.
+        shared = (core.cost < own.cost) & (rank > 0)
+        basis_bytes = int(self._basis_bytes()[rungs])
+        nbytes = torch.where(shared, sizes[core.index], own_bytes)
         return TaskChoices(
-            k=(int(self.steps[0][shape[0]]), int(self.steps[1][shape[1]])),
-            left=torch.where(shared, self.steps[0][step // b], nothing),
-            right=torch.where(shared, self.steps[1][step % b], nothing),
+            k=(int(self.ladders[0][rungs[0]]), int(self.ladders[1][rungs[1]])),
+            left=torch.where(shared, self.ladders[0][rung // b], none),
+            right=torch.where(shared, self.ladders[1][rung % b], none),
             rank=torch.where(shared, rank, own.index),
-            lost=torch.where(shared, flat.gather(1, best.index[:, None])[:, 0], lost),
-            nbytes=int(nbytes.sum()) + basis,
+            lost=torch.where(shared, flat.gather(1, core.index[:, None])[:, 0], own_lost),
+            nbytes=int(nbytes.sum()) + basis_bytes,
         )
 
     @property
@@ -130,51 +137,54 @@ class TaskOptions:
         """(n, d)."""
         return self.bases.left.shape[0], self.bases.right.shape[0]
 
-    def _private_bytes(self) -> Tensor:
+    def _own_bytes(self) -> Tensor:
+        """float64 [r + 1]: s (n + d) q."""
         columns = torch.arange(self.own_lost.shape[1], dtype=torch.float64)
         return self.itemsize * sum(self.sides) * columns
 
     def _basis_bytes(self) -> Tensor:
+        """float64 [A, B]: s (n k_left + d k_right)."""
         n, d = self.sides
-        left, right = (s.double() for s in self.steps)
+        left, right = (ladder.double() for ladder in self.ladders)
         return self.itemsize * (n * left[:, None] + d * right)
 
     def _core_bytes(self) -> Tensor:
-        """float64 [A, B, q + 1]: E and F, or the core where the rank is the whole of a side."""
-        a, b = self.steps[0][:, None, None], self.steps[1][:, None]
+        """float64 [A, B, q + 1]: s (a + b) q for E and F, or s a b for the core itself, which is
+        stored where the rank is the whole of a side."""
+        a, b = self.ladders[0][:, None, None], self.ladders[1][:, None]
         rank = torch.arange(self.lost.shape[3])
         numbers = torch.where(rank < torch.minimum(a, b), (a + b) * rank, a * b)
         return self.itemsize * numbers.double()
 
 
 @dataclass(frozen=True, eq=False)
-class _Best:
-    """The cheapest option of each task."""
+class _Cheapest:
+    """The cheapest option of each task: w_i^2 lost + lambda bytes, and which one it is."""
 
     cost: Tensor
     index: Tensor
 
     @classmethod
-    def of(cls, lost: Tensor, paid: Tensor) -> _Best:
+    def of(cls, lost: Tensor, paid: Tensor) -> _Cheapest:
         """The first of the cheapest, so that no byte is bought for nothing."""
-        found = (lost + paid).min(1)
-        return cls(found.values, found.indices)
+        least = (lost + paid).min(1)
+        return cls(least.values, least.indices)
 
 
 def task_options(problem: UpdateProblem, bases: BasisPair, itemsize: int) -> TaskOptions:
-    """The menu of a module.
+    """The options of a layer's tasks, or of a group of them, in two bases.
 
     Args:
-        problem: its tasks; ``p`` limits the rank of the cores.
-        bases: orthonormal, in the order in which directions are given out.
-        itemsize: bytes of a stored number.
+        problem: the tasks; ``p`` limits the rank of the cores.
+        bases: L and R, orthonormal, in the order in which directions are given out.
+        itemsize: s, bytes of a stored number.
     """
-    steps = _ladder(bases.k[0]), _ladder(bases.k[1])
-    lost = _lost(problem, bases, steps) if all(bases.k) else torch.zeros(0, 0, 0, 1)
-    return TaskOptions(bases, steps, lost, own_svd_lost(problem), itemsize)
+    ladders = _ladder(bases.k[0]), _ladder(bases.k[1])
+    lost = _core_lost(problem, bases, ladders) if all(bases.k) else torch.zeros(0, 0, 0, 1)
+    return TaskOptions(bases, ladders, lost, _own_svd_lost(problem), itemsize)
 
 
-def own_svd_lost(problem: UpdateProblem) -> Tensor:
+def _own_svd_lost(problem: UpdateProblem) -> Tensor:
     """float64 [tasks, r + 1]: energy beyond the leading 0, 1, ... r singular directions."""
     squares = problem.sigma.double().square().cpu()
     tails = squares.flip(1).cumsum(1).flip(1)
@@ -182,26 +192,32 @@ def own_svd_lost(problem: UpdateProblem) -> Tensor:
 
 
 def _ladder(most: int) -> Tensor:
-    """1, 2, 3, 4, 6, 9 ... and ``most`` itself."""
-    found, step = {most}, 1.0
-    while step < most:
-        found.add(int(step))
-        step = max(step + 1, step * _GROWTH)
-    return torch.tensor(sorted(k for k in found if 0 < k <= most), dtype=torch.long)
+    """1, 2, 3, 4, 5, 8, 11, ... and ``most`` itself.
+
+    Each rung is 1.4 times the one before, not rounded down, or one more where that is larger.
+    """
+    rungs, rung = {most}, 1.0
+    while rung < most:
+        rungs.add(int(rung))
+        rung = max(rung + 1, rung * _GROWTH)
+    return torch.tensor(sorted(k for k in rungs if 0 < k <= most), dtype=torch.long)
 
 
-def _lost(problem: UpdateProblem, bases: BasisPair, steps: tuple[Tensor, Tensor]) -> Tensor:
-    """By sums of what is left out, not by differences, so that a faint last direction counts."""
-    left = _Side.of(seen_by(problem.updates, bases.left), steps[0])
-    right = _Side.of(seen_by(problem.updates.flipped, bases.right), steps[1])
+def _core_lost(problem: UpdateProblem, bases: BasisPair, ladders: tuple[Tensor, Tensor]) -> Tensor:
+    """float64 [A, B, tasks, q + 1]: |dW_i|^2 - sum_{j <= q} sigma_j(C_i^{a,b})^2.
+
+    By sums of what is left out, not by differences, so that a faint last direction counts.
+    """
+    left = _SeenSide.of(seen_by(problem.updates, bases.left), ladders[0])
+    right = _SeenSide.of(seen_by(problem.updates.flipped, bases.right), ladders[1])
     sigma = problem.sigma.double()
     energy = sigma.square().sum(1)
     floor = canonical_rounding(problem.updates.left.dtype) * energy
     most = min(sigma.shape[1], problem.p or sigma.shape[1])
-    shape = (len(steps[0]), len(steps[1]), len(sigma), most + 1)
+    shape = (len(ladders[0]), len(ladders[1]), len(sigma), most + 1)
     result = torch.full(shape, torch.inf, dtype=torch.float64)
-    for i, a in enumerate(steps[0].tolist()):
-        for j, b in enumerate(steps[1].tolist()):
+    for i, a in enumerate(ladders[0].tolist()):
+        for j, b in enumerate(ladders[1].tolist()):
             if max(a, b) > _SKEW * min(a, b):
                 continue
             outside = _outside(left, right, i, j, sigma, floor)
@@ -209,40 +225,42 @@ def _lost(problem: UpdateProblem, bases: BasisPair, steps: tuple[Tensor, Tensor]
             tails = core.square().flip(1).cumsum(1).flip(1)
             tails = torch.cat([tails, tails.new_zeros(len(tails), 1)], dim=1)[:, : most + 1]
             ranks = min(a, b, tails.shape[1] - 1)
-            whole = outside[:, None] + tails[:, : ranks + 1]
+            lost = outside[:, None] + tails[:, : ranks + 1]
             # Beneath its own rounding a task is whole.
-            whole = torch.where(whole > floor[:, None] ** 2 / energy[:, None], whole, 0.0)
+            lost = torch.where(lost > floor[:, None] ** 2 / energy[:, None], lost, 0.0)
             beyond = torch.arange(ranks + 1) > torch.tensor(problem.updates.ranks)[:, None]
-            result[i, j, :, : ranks + 1] = whole.cpu().masked_fill(beyond, torch.inf)
+            result[i, j, :, : ranks + 1] = lost.cpu().masked_fill(beyond, torch.inf)
             result[i, j, :, 0] = energy.cpu()
     return result
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
-    """What the leading directions of one side see of every task."""
+class _SeenSide:
+    """What the leading directions of one side see of every task, for each rung of its ladder."""
 
     roots: list[Tensor]
-    """Per step tasks x min(r, a) x r: R of a QR, R^T R the Gram of what they see."""
+    """Per rung tasks x min(r, a) x r: R of a QR, R^T R the Gram of what they see."""
     inside: list[Tensor]
-    """Per step tasks x r x r: that Gram."""
+    """Per rung tasks x r x r: that Gram."""
     outside: list[Tensor]
-    """Per step tasks x r x r: the Gram of what the directions after the step see."""
+    """Per rung tasks x r x r: the Gram of what the directions after the rung see."""
     hidden: Tensor
     """tasks x r x r: the Gram of what no direction of the basis sees."""
 
     @classmethod
-    def of(cls, seen: Tensor, steps: Tensor) -> _Side:
-        """Args:
-        seen: tasks x r x k.
-        steps: numbers of leading directions.
+    def of(cls, seen: Tensor, ladder: Tensor) -> _SeenSide:
+        """Decompose what a basis sees.
+
+        Args:
+            seen: tasks x r x k, Y_i^T L or Z_i^T R.
+            ladder: numbers of leading directions.
         """
-        seen, ends = seen.double(), steps.tolist()
+        seen, ends = seen.double(), ladder.tolist()
         roots = [torch.linalg.qr(seen[..., :k].mT, mode="r")[1] for k in ends]
         after = seen.new_zeros(len(seen), seen.shape[1], seen.shape[1])
         outside: list[Tensor] = []
-        for begin, end in reversed(list(zip(ends, [*ends[1:], seen.shape[2]], strict=True))):
-            part = seen[..., begin:end]
+        for first, end in reversed(list(zip(ends, [*ends[1:], seen.shape[2]], strict=True))):
+            part = seen[..., first:end]
             after = after + part @ part.mT
             outside.insert(0, after)
         inside = [seen[..., :k] @ seen[..., :k].mT for k in ends]
@@ -250,7 +268,9 @@ class _Side:
         return cls(roots, inside, outside, hidden)
 
 
-def _outside(left: _Side, right: _Side, i: int, j: int, sigma: Tensor, floor: Tensor) -> Tensor:
+def _outside(
+    left: _SeenSide, right: _SeenSide, i: int, j: int, sigma: Tensor, floor: Tensor
+) -> Tensor:
     """float64 [tasks]: |dW|^2 - |core|^2 = |(I - P_a) dW|^2 + |P_a dW (I - P_b)|^2.
 
     What the whole bases do not see is a difference of squares: below its rounding they see all.
