@@ -25,8 +25,8 @@ import torch
 from benchmarks import common
 from benchmarks.planted import Planted
 from sharespace import Share, read_adapter
-from sharespace.formats import write_peft
-from sharespace.formats.files import sha256
+from sharespace.formats import PlainLora, write_adapter
+from sharespace.formats.weights_file import sha256
 from sharespace.linalg.dimension import Dimension
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.build import BuildJob
@@ -174,7 +174,9 @@ def _out_of_core(paths: Sequence[Path], k: int) -> dict[str, float]:
 def _open_bytes(path: Path, modules: int = 500, copies: int = 10) -> float:
     """Memory that one module of an adapter takes while the adapter is open and nothing is read."""
     update = LayerUpdate(torch.ones(2, 1), torch.ones(1, 2))
-    write_peft(path, {f"model.layers.{i}.self_attn.q_proj": update for i in range(modules)})
+    write_adapter(
+        path, PlainLora({f"model.layers.{i}.self_attn.q_proj": update for i in range(modules)})
+    )
     read_adapter(path)
     tracemalloc.start()
     opened = [read_adapter(path) for _ in range(copies)]

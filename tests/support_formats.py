@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from sharespace.formats import write_peft
+from sharespace.formats import ExportOptions, PlainLora, write_adapter
 from sharespace.subspace.adapter import Adapter
 
 TOKENS = torch.arange(16).reshape(4, 4) % 9
@@ -92,12 +92,8 @@ def output_of(path: Path) -> Tensor:
 
 def export(adapter: Adapter, path: Path, **options: Any) -> list[Path]:
     """Write all of an adapter in PEFT's form."""
-    return write_peft(
+    return write_adapter(
         path,
-        {module: adapter.layer(module) for module in adapter.shapes},
-        shapes=adapter.shapes,
-        kept=adapter.kept,
-        config=dict(adapter.config),
-        base=adapter.base,
-        **options,
+        PlainLora.from_adapter(adapter),
+        ExportOptions(**options),
     )

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sharespace.compare import Own
-from sharespace.formats import read_adapter, write_peft
+from sharespace.formats import ExportOptions, PlainLora, read_adapter, write_adapter
 from sharespace.learn import Fit
 
 _RESULT = "own.json"
@@ -25,14 +25,10 @@ def save(folder: Path, own: Mapping[str, Own]) -> None:
         place = folder / name
         if not (place / _RESULT).is_file() and found.fit is not None:
             adapter = found.adapter
-            write_peft(
+            write_adapter(
                 place,
-                {module: adapter.layer(module) for module in adapter.shapes},
-                shapes=adapter.shapes,
-                kept=adapter.kept,
-                config=adapter.config,
-                base=adapter.base,
-                overwrite=True,
+                PlainLora.from_adapter(adapter),
+                ExportOptions(overwrite=True),
             )
             record = {**asdict(found.fit), "history": []}
             text = json.dumps({"score": found.score, "trainable": found.trainable, "fit": record})

@@ -23,7 +23,7 @@ from experiments.generation.tasks import GenerationTask
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sharespace.formats import read_adapter, write_peft
+from sharespace.formats import ExportOptions, PlainLora, read_adapter, write_adapter
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 
 _WARMUP = 0.06
@@ -72,7 +72,11 @@ def _digest(
 
 def _write(folder: Path, updates: Mapping[str, LayerUpdate], base: Base) -> None:
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": sorted(TARGETS)}
-    write_peft(folder, updates, config=config, base=BaseModel(base.name), overwrite=True)
+    write_adapter(
+        folder,
+        PlainLora(updates, config=config, base=BaseModel(base.name)),
+        ExportOptions(overwrite=True),
+    )
 
 
 def targets(model: nn.Module) -> dict[str, nn.Linear]:

@@ -31,7 +31,7 @@ from experiments.text_to_image.pictures import grid
 
 from sharespace import Adapter, Share
 from sharespace.errors import OptionError
-from sharespace.formats import read_adapter, write_diffusers
+from sharespace.formats import PlainLora, read_adapter, write_adapter
 
 Images = Any
 """numpy [prompts, height, width, 3], 0 to 1."""
@@ -130,12 +130,15 @@ def _own_images(pipe: Any, original: Adapter, stream: Stream, chosen: Any) -> No
     """Of the original LoRA, in whatever form its file is, with two noises."""
     with TemporaryDirectory() as folder:
         place = Path(folder) / "own"
-        write_diffusers(
+        write_adapter(
             place,
-            {module: original.layer(module) for module in original.shapes},
-            shapes=original.shapes,
-            kept=original.kept,
-            config=original.config,
+            PlainLora(
+                {module: original.layer(module) for module in original.shapes},
+                shapes=original.shapes,
+                kept=original.kept,
+                config=original.config,
+            ),
+            to="diffusers",
         )
         stream.own[original.name] = paint(pipe, place, NOISE, chosen)
         stream.other_noise[original.name] = paint(pipe, place, NOISE + 1, chosen)

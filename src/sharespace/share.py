@@ -12,8 +12,8 @@ import torch
 
 from sharespace.errors import OptionError
 from sharespace.extras import require
-from sharespace.formats import ExportOptions, PlainLora, write_as
-from sharespace.formats.registry import Sources, open_adapters
+from sharespace.formats import ExportOptions, PlainLora, write_adapter
+from sharespace.formats.registry import AdapterSources, open_adapters
 from sharespace.linalg.dimension import Dimension
 from sharespace.store import Checkout, Operation, checkout, commit
 from sharespace.subspace import fidelity as _fidelity
@@ -29,8 +29,6 @@ from sharespace.subspace.state import BasisMethod, BuildSettings, ShareModel, Ta
 
 if TYPE_CHECKING:
     from torch.nn import Module
-
-Target = Literal["peft", "diffusers", "kohya", "vllm", "sglang", "gguf"]
 
 DEFAULT_VARIANCE = 0.99
 """Explained variance that ``from_adapters`` keeps when it is not told otherwise."""
@@ -89,7 +87,7 @@ class Share:
     @classmethod
     def from_adapters(
         cls,
-        adapters: Sources,
+        adapters: AdapterSources,
         *,
         k: int | Mapping[str, int | tuple[int, int]] | None = None,
         variance: float | None = None,
@@ -157,7 +155,7 @@ class Share:
         return cls(model, pending=(Operation("init", tuple(model.tasks)),))
 
     @classmethod
-    def plan(cls, adapters: Sources, **options: Any) -> _plan.BuildPlan:
+    def plan(cls, adapters: AdapterSources, **options: Any) -> _plan.BuildPlan:
         """What ``from_adapters`` with the same options would be worth; nothing is written.
 
         Bytes now and as Share, break-even, expected error and shared fraction of each task, own
@@ -221,7 +219,7 @@ class Share:
 
     def merge(
         self,
-        adapters: Sources,
+        adapters: AdapterSources,
         *,
         cap: int | None = None,
         base: str | None = None,
@@ -309,7 +307,7 @@ class Share:
         """A task's low-rank updates by module: up (n x p), down (p x d), scaling 1."""
         return reconstruct(self._model, name)
 
-    def fidelity(self, against: Sources = ()) -> _fidelity.Fidelity:
+    def fidelity(self, against: AdapterSources = ()) -> _fidelity.Fidelity:
         """What is kept of every task.
 
         Args:
@@ -319,7 +317,7 @@ class Share:
         """
         return _fidelity.fidelity(self._model, open_adapters(against))
 
-    def baselines(self, originals: Sources, seed: int = 0) -> Baselines:
+    def baselines(self, originals: AdapterSources, seed: int = 0) -> Baselines:
         """The errors of a mean adapter, a random basis, and own SVDs at equal bytes."""
         return baselines(self._model, open_adapters(originals), seed)
 
@@ -328,7 +326,7 @@ class Share:
         task: str,
         path: str | os.PathLike[str],
         *,
-        to: Target = "peft",
+        to: str = "peft",
         rank: int | None = None,
         dtype: torch.dtype | None = None,
         base: str | None = None,
@@ -338,7 +336,8 @@ class Share:
 
         Args:
             to: "peft" (loads with ``PeftModel.from_pretrained``), "diffusers", "kohya", "vllm",
-                "sglang" or "gguf" (llama.cpp); ``docs/howto/export.md`` says what each takes.
+                "sglang", "gguf" (llama.cpp), or a registered format; ``docs/howto/export.md``
+                says what each takes.
             rank: pad all layers to this rank; None: the largest that a layer needs.
             dtype: of the factors; None: the stored dtype.
             base: folder or Hub id of the base model, whose ``config.json`` "gguf" needs and
@@ -353,9 +352,9 @@ class Share:
             UnsupportedAdapterError: the format has no place for something in the task.
         """
         found, model = self.task(task), self._model
-        lora = PlainLora(self.updates(task), model.shapes, found.kept, found.config, model.base)
-        options = ExportOptions(rank, dtype or model.dtype, base, overwrite)
-        return write_as(to, Path(path), lora, options)
+        plain = PlainLora(self.updates(task), model.shapes, found.kept, found.config, model.base)
+        options = ExportOptions(rank, dtype or model.dtype, base, overwrite=overwrite)
+        return write_adapter(path, plain, options, to=to)
 
     def merge_into_base(self, model: Module, task: str) -> Module:
         """The base model with a task merged into its weights, heads included, through PEFT.

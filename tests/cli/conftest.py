@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sharespace.cli import main
-from sharespace.formats import write_peft
+from sharespace.formats import PlainLora, write_adapter
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 
 MODULES = {"encoder.0.q": (12, 10), "encoder.0.v": (8, 10), "encoder.1.q": (12, 10)}
@@ -66,4 +66,4 @@ def make_adapter(path: Path, seed: int, base: str = "tiny/base", rank: int = 2) 
     }
     head = {"base_model.model.classifier.weight": torch.randn(3, 8, generator=draw)}
     config = {"task_type": "SEQ_CLS", "modules_to_save": ["classifier"], "peft_type": "LORA"}
-    write_peft(path, updates, kept=head, config=config, base=BaseModel(base))
+    write_adapter(path, PlainLora(updates, kept=head, config=config, base=BaseModel(base)))

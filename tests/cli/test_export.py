@@ -12,9 +12,7 @@ from safetensors.torch import load_file
 
 from cli.conftest import Ran
 from sharespace import read_adapter
-from sharespace.formats import write_as
-from sharespace.formats.plain import ExportOptions
-from sharespace.formats.registry import TARGETS
+from sharespace.formats import FORMATS, write_adapter
 from support_export import dense, llama, lora_of, saved_config
 
 Run = Callable[..., Ran]
@@ -26,7 +24,7 @@ def share(run: Run, tmp_path: Path) -> Path:
     """A Share model of two tasks of a tiny Llama; nothing is lost in it."""
     for seed, name in enumerate(("ink", "oil")):
         lora = lora_of(llama(), WORDS, ranks=(2 + seed, 3))
-        write_as("peft", tmp_path / "adapters" / name, lora, ExportOptions())
+        write_adapter(tmp_path / "adapters" / name, lora)
     out = tmp_path / "styles.share"
     assert run("init", out, f"{tmp_path}/adapters/*", "--variance", 1).code == 0
     return out
@@ -96,12 +94,12 @@ def test_kohya_of_a_language_model(run: Run, share: Path, tmp_path: Path) -> Non
 def test_unknown_forms(run: Run, share: Path, tmp_path: Path) -> None:
     ran = run("export", share, "ink", tmp_path / "x", "--to", "onnx")
     assert ran.code == 2
-    for name in TARGETS:
+    for name in FORMATS:
         assert name in ran.err
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("to", sorted(TARGETS))
+@pytest.mark.parametrize("to", sorted(FORMATS))
 def test_a_full_folder_is_left_alone(to: str, run: Run, share: Path, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine").write_text("mine")

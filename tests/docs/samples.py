@@ -23,7 +23,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
-from sharespace.formats import write_diffusers, write_peft
+from sharespace.formats import ExportOptions, PlainLora, write_adapter
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 
 TASKS = ("sst2", "rte", "mrpc", "cola", "qnli")
@@ -126,11 +126,14 @@ def _adapter(
 def _style(path: str, seed: int) -> None:
     modules = [f"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_{x}" for x in "qkv"]
     updates = {m: LayerUpdate(*_factors(at, seed, 96, 96)) for at, m in enumerate(modules)}
-    write_diffusers(
+    write_adapter(
         path,
-        {m.removeprefix("unet."): u for m, u in updates.items()},
-        base=BaseModel("stable-diffusion-v1-5/stable-diffusion-v1-5"),
-        component="unet",
+        PlainLora(
+            {m.removeprefix("unet."): u for m, u in updates.items()},
+            base=BaseModel("stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        ),
+        ExportOptions(component="unet"),
+        to="diffusers",
     )
 
 
@@ -147,7 +150,7 @@ def _chat(base: str, *tasks: str) -> None:
     modules = [f"model.layers.{n}.self_attn.{x}_proj" for n in range(2) for x in "qv"]
     for seed, task in enumerate(tasks, 60):
         updates = {m: LayerUpdate(*_factors(at, seed, SIZE, SIZE)) for at, m in enumerate(modules)}
-        write_peft(task, updates, base=BaseModel(base))
+        write_adapter(task, PlainLora(updates, base=BaseModel(base)))
 
 
 def _factors(module: int, task: int, n: int, d: int, size: float = 1.0) -> tuple[Tensor, Tensor]:

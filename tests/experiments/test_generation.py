@@ -30,7 +30,7 @@ from experiments.generation.scoring import _forced
 from experiments.generation.settings import ALPHA, LORA_RATE, QUICK, RANK, TARGETS
 from experiments.generation.tasks import Example
 
-from sharespace.formats import write_peft
+from sharespace.formats import PlainLora, write_adapter
 
 WORDS = ("may", "i", "book", "a", "new", "hotel")
 
@@ -115,7 +115,7 @@ def test_many_adapters_at_once_are_as_pefts(ready: script.Ready, tmp_path: Path)
         ours = base.model(input_ids=ids).logits.float()
     for number, name in enumerate(names):
         config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": list(TARGETS)}
-        write_peft(tmp_path / name, stack.updates(name), config=config)
+        write_adapter(tmp_path / name, PlainLora(stack.updates(name), config=config))
         model = peft.PeftModel.from_pretrained(base.model, tmp_path / name)
         with torch.no_grad():
             theirs = model(input_ids=ids[number : number + 1]).logits.float()

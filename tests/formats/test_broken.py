@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sharespace.errors import AdapterError, CorruptAdapterError
-from sharespace.formats import read_adapter, write_peft
+from sharespace.formats import PlainLora, read_adapter, write_adapter
 
 MODULE = "layers.0.q"
 A = f"base_model.model.{MODULE}.lora_A.weight"
@@ -178,7 +178,9 @@ def test_names_that_look_like_paths_are_only_names(module: str, tmp_path: Path) 
     adapter = read_adapter(place(tmp_path / "x", save(tensors)))
     assert list(adapter.shapes) == [module]
     updates = {module: adapter.layer(module)}
-    write_peft(tmp_path / "y", updates, kept=adapter.kept, config=dict(adapter.config))
+    write_adapter(
+        tmp_path / "y", PlainLora(updates, kept=adapter.kept, config=dict(adapter.config))
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x", "y"]
     assert list(read_adapter(tmp_path / "y").shapes) == [module]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
-from sharespace.formats import read_adapter, write_diffusers
+from sharespace.formats import ExportOptions, PlainLora, read_adapter, write_adapter
 from sharespace.subspace.adapter import Adapter
 from support_formats import export
 
@@ -87,14 +87,13 @@ def diffusers_output(folder: Path) -> Tensor:
 
 def export_diffusers(adapter: Adapter, folder: Path, **options: Any) -> Path:
     updates = {module: adapter.layer(module) for module in adapter.shapes}
-    return write_diffusers(
+    (path,) = write_adapter(
         folder,
-        updates,
-        shapes=adapter.shapes,
-        kept=adapter.kept,
-        config=dict(adapter.config),
-        **options,
+        PlainLora(updates, shapes=adapter.shapes, kept=adapter.kept, config=dict(adapter.config)),
+        ExportOptions(**options),
+        to="diffusers",
     )
+    return path
 
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, OptionError
 from sharespace.files import new_directory
-from sharespace.formats import read_adapter, write_diffusers, write_peft
-from sharespace.formats.files import write_tensors
+from sharespace.formats import ExportOptions, PlainLora, read_adapter, write_adapter
+from sharespace.formats.weights_file import write_tensors
 from sharespace.subspace.adapter import BaseModel, LayerUpdate, ModuleShape
 
 
@@ -24,7 +24,9 @@ def update(r: int = 2, n: int = 4, d: int = 3, scaling: float = 1.0) -> LayerUpd
 
 def test_a_learned_task_needs_no_config(tmp_path: Path) -> None:
     base = BaseModel("someone/model", "main")
-    assert write_peft(tmp_path / "x", {"a.b": update()}, base=base) == [tmp_path / "x"]
+    assert write_adapter(tmp_path / "x", PlainLora({"a.b": update()}, base=base)) == [
+        tmp_path / "x"
+    ]
     adapter = read_adapter(tmp_path / "x")
     assert adapter.base == base
     assert adapter.config["target_modules"] == ["a.b"]
@@ -33,12 +35,17 @@ def test_a_learned_task_needs_no_config(tmp_path: Path) -> None:
 
 def test_the_config_states_the_base_where_nobody_does(tmp_path: Path) -> None:
     config = {"base_model_name_or_path": "someone/model", "revision": "v1"}
-    write_peft(tmp_path / "x", {"a.b": update()}, config=config)
+    write_adapter(tmp_path / "x", PlainLora({"a.b": update()}, config=config))
     assert read_adapter(tmp_path / "x").base == BaseModel("someone/model", "v1")
 
 
 def test_a_learned_diffusers_task_needs_its_component(tmp_path: Path) -> None:
-    path = write_diffusers(tmp_path / "x", {"a.b": update()}, component="transformer")
+    (path,) = write_adapter(
+        tmp_path / "x",
+        PlainLora({"a.b": update()}),
+        ExportOptions(component="transformer"),
+        to="diffusers",
+    )
     assert list(read_adapter(path).shapes) == ["transformer.a.b"]
 
 
@@ -55,7 +62,7 @@ def test_updates_come_back(
     for i, r in enumerate(ranks):
         u = update(r)
         updates[f"m.{i}"] = LayerUpdate(u.up.to(dtype), u.down.to(dtype), scaling)
-    write_peft(tmp_path / "x", updates, overwrite=True)
+    write_adapter(tmp_path / "x", PlainLora(updates), ExportOptions(overwrite=True))
     adapter = read_adapter(tmp_path / "x")
     assert set(adapter.ranks.values()) == {max(ranks)}
     for module, u in updates.items():
@@ -66,7 +73,7 @@ def test_updates_come_back(
 
 def test_a_convolution_has_its_kernel_again(tmp_path: Path) -> None:
     shape = ModuleShape(4, 12, "conv", (3, 2))
-    write_peft(tmp_path / "x", {"a.b": update(d=12)}, shapes={"a.b": shape})
+    write_adapter(tmp_path / "x", PlainLora({"a.b": update(d=12)}, shapes={"a.b": shape}))
     assert read_adapter(tmp_path / "x").shapes == {"a.b": shape}
 
 
@@ -74,38 +81,38 @@ def test_one_tensor_in_two_modules_is_written_twice(tmp_path: Path) -> None:
     u = update()
     head = torch.randn(3)
     kept = {"base_model.model.x": head, "base_model.model.y": head}
-    write_peft(tmp_path / "x", {"a.b": u, "a.c": u}, kept=kept)
+    write_adapter(tmp_path / "x", PlainLora({"a.b": u, "a.c": u}, kept=kept))
     assert set(read_adapter(tmp_path / "x").kept) == set(kept)
 
 
 def test_names_without_a_dot_match_no_other_module(tmp_path: Path) -> None:
-    write_peft(tmp_path / "x", {"head": update(), "a.b": update()})
+    write_adapter(tmp_path / "x", PlainLora({"head": update(), "a.b": update()}))
     targets = json.loads((tmp_path / "x" / "adapter_config.json").read_text())["target_modules"]
     assert targets == r"(?:a\.b|head)"
 
 
 def test_dtype_of_the_factors(tmp_path: Path) -> None:
-    write_peft(tmp_path / "x", {"a.b": update()}, dtype=torch.bfloat16)
+    write_adapter(tmp_path / "x", PlainLora({"a.b": update()}), ExportOptions(dtype=torch.bfloat16))
     assert read_adapter(tmp_path / "x").dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("write", [write_peft, write_diffusers])
-def test_bad_options(write: type, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["peft", "diffusers"])
+def test_bad_options(to: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no adapter to write"):
-        write(tmp_path / "x", {})
+        write_adapter(tmp_path / "x", PlainLora({}), to=to)
     with pytest.raises(OptionError, match="1 is below 2"):
-        write(tmp_path / "x", {"a.b": update()}, rank=1)
+        write_adapter(tmp_path / "x", PlainLora({"a.b": update()}), ExportOptions(rank=1), to=to)
     kept = {"base_model.model.a.b.lora_A.weight": torch.ones(1)}
     with pytest.raises(OptionError, match="key of a factor"):
-        write(tmp_path / "x", {"a.b": update()}, kept=kept)
+        write_adapter(tmp_path / "x", PlainLora({"a.b": update()}, kept=kept), to=to)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("write", [write_peft, write_diffusers])
-def test_nothing_is_left_of_a_failed_write(write: type, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["peft", "diffusers"])
+def test_nothing_is_left_of_a_failed_write(to: str, tmp_path: Path) -> None:
     broken = LayerUpdate(torch.full((4, 2), float("nan")), torch.ones(2, 3))
     with pytest.raises(CorruptAdapterError, match="NaN"):
-        write(tmp_path / "x", {"a.b": broken})
+        write_adapter(tmp_path / "x", PlainLora({"a.b": broken}), to=to)
     assert not list(tmp_path.iterdir())
 
 
@@ -123,14 +130,14 @@ def test_a_full_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine").write_text("mine")
     with pytest.raises(OptionError, match="not empty"):
-        write_peft(tmp_path / "x", {"a.b": update()})
+        write_adapter(tmp_path / "x", PlainLora({"a.b": update()}))
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["mine"]
 
 
 def test_overwriting_replaces_all_of_it(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine").write_text("mine")
-    write_peft(tmp_path / "x", {"a.b": update()}, overwrite=True)
+    write_adapter(tmp_path / "x", PlainLora({"a.b": update()}), ExportOptions(overwrite=True))
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -139,17 +146,17 @@ def test_overwriting_replaces_all_of_it(tmp_path: Path) -> None:
 
 
 def test_a_failed_overwrite_leaves_what_was_there(tmp_path: Path) -> None:
-    write_peft(tmp_path / "x", {"a.b": update()})
+    write_adapter(tmp_path / "x", PlainLora({"a.b": update()}))
     broken = LayerUpdate(torch.full((4, 2), float("inf")), torch.ones(2, 3))
     with pytest.raises(CorruptAdapterError):
-        write_peft(tmp_path / "x", {"a.c": broken}, overwrite=True)
+        write_adapter(tmp_path / "x", PlainLora({"a.c": broken}), ExportOptions(overwrite=True))
     assert list(read_adapter(tmp_path / "x").shapes) == ["a.b"]
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
-    write_peft(tmp_path / "x", {"a.b": update()})
+    write_adapter(tmp_path / "x", PlainLora({"a.b": update()}))
     assert list(read_adapter(tmp_path / "x").shapes) == ["a.b"]
 
 
@@ -157,7 +164,7 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("mine")
     for path in (tmp_path / "x", tmp_path / "x" / "below"):
         with pytest.raises(OptionError):
-            write_peft(path, {"a.b": update()})
+            write_adapter(path, PlainLora({"a.b": update()}))
     assert (tmp_path / "x").read_text() == "mine"
 
 
@@ -175,7 +182,7 @@ def test_a_directory_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
 
 def test_the_directory_has_the_usual_rights(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
-    write_peft(tmp_path / "x", {"a.b": update()})
+    write_adapter(tmp_path / "x", PlainLora({"a.b": update()}))
     assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -185,12 +192,10 @@ def kept_of(*keys: str) -> dict[str, Tensor]:
 
 def test_dora_is_stated_only_with_magnitudes(tmp_path: Path) -> None:
     config = {"peft_type": "LORA", "r": 2, "use_dora": True}
-    write_peft(
+    write_adapter(
         tmp_path / "with",
-        {"a.b": update()},
-        config=config,
-        kept=kept_of("a.b.lora_magnitude_vector"),
+        PlainLora({"a.b": update()}, config=config, kept=kept_of("a.b.lora_magnitude_vector")),
     )
-    write_peft(tmp_path / "without", {"a.b": update()}, config=config)
+    write_adapter(tmp_path / "without", PlainLora({"a.b": update()}, config=config))
     assert read_adapter(tmp_path / "with").config["use_dora"] is True
     assert read_adapter(tmp_path / "without").config["use_dora"] is False

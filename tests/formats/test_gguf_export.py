@@ -27,9 +27,9 @@ from sharespace.errors import (
     OptionError,
     UnsupportedAdapterError,
 )
-from sharespace.formats import ExportOptions, PlainLora, write_as
+from sharespace.formats import ExportOptions, PlainLora, write_adapter
 from sharespace.formats.base_config import BaseConfig
-from sharespace.formats.gguf import ARCHITECTURES, Names, pair_order
+from sharespace.formats.gguf import ARCHITECTURES, LlamaCppNames, pair_order
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 from support_export import changed, dense, llama, logits, lora_of, saved_config
 
@@ -51,7 +51,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def write(lora: PlainLora, folder: Path, base: Path, **options: Any) -> Path:
-    (file,) = write_as("gguf", folder, lora, ExportOptions(base=str(base), **options))
+    (file,) = write_adapter(folder, lora, ExportOptions(base=str(base), **options), to="gguf")
     assert file == folder / f"{folder.name}.gguf"
     return file
 
@@ -141,20 +141,20 @@ def test_pairs_and_halves_are_inverse(heads: int, half: int) -> None:
 )
 def test_names(model_type: str, module: str, name: str) -> None:
     config = BaseConfig("x", {"model_type": model_type, "num_hidden_layers": 2})
-    assert Names(config).of(module) == name
+    assert LlamaCppNames(config).of(module) == name
 
 
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_every_architecture_is_known_to_the_package(model_type: str) -> None:
     config = BaseConfig("x", {"model_type": model_type, "n_layer": 1})
     module = "transformer.h.0.mlp.c_fc" if model_type == "gpt2" else "model.layers.0.mlp.down_proj"
-    assert Names(config).of(module).startswith("blk.0.ffn_")
+    assert LlamaCppNames(config).of(module).startswith("blk.0.ffn_")
 
 
 @pytest.mark.parametrize("stated", [True, None])
 def test_a_tied_head_is_refused(stated: bool | None) -> None:
     fields = {"model_type": "smollm3", "num_hidden_layers": 2}
-    names = Names(BaseConfig("x", fields | {"tie_word_embeddings": stated}))
+    names = LlamaCppNames(BaseConfig("x", fields | {"tie_word_embeddings": stated}))
     with pytest.raises(UnsupportedAdapterError, match="token embedding"):
         names.of("lm_head")
 
@@ -164,7 +164,7 @@ def test_refusals(base: Path, tmp_path: Path) -> None:
 
     def refused(error: type, why: str, lora: PlainLora = lora, **options: Any) -> None:
         with pytest.raises(error, match=why):
-            write_as("gguf", tmp_path / "x", lora, ExportOptions(**options))
+            write_adapter(tmp_path / "x", lora, ExportOptions(**options), to="gguf")
         assert not (tmp_path / "x").exists()
 
     at = str(base)
@@ -184,12 +184,12 @@ def test_an_architecture_without_a_form(base: Path, tmp_path: Path) -> None:
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
     with pytest.raises(UnsupportedAdapterError, match="'bert' has no GGUF form"):
-        write_as("gguf", tmp_path / "x", lora_of(llama()), ExportOptions(base=str(base)))
+        write_adapter(tmp_path / "x", lora_of(llama()), ExportOptions(base=str(base)), to="gguf")
 
 
 def test_the_base_that_the_task_states(base: Path, tmp_path: Path) -> None:
     lora = replace(lora_of(llama()), base=BaseModel(str(base)))
-    assert write_as("gguf", tmp_path / "x", lora, ExportOptions()) == [tmp_path / "x" / "x.gguf"]
+    assert write_adapter(tmp_path / "x", lora, to="gguf") == [tmp_path / "x" / "x.gguf"]
 
 
 def test_a_package_that_is_missing(
@@ -199,7 +199,7 @@ def test_a_package_that_is_missing(
 
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ImportError, match=r"sharespace\[gguf\]"):
-        write_as("gguf", tmp_path / "x", lora_of(llama()), ExportOptions(base=str(base)))
+        write_adapter(tmp_path / "x", lora_of(llama()), ExportOptions(base=str(base)), to="gguf")
 
 
 def test_a_real_adapter(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_real_adapter(tmp_path: Path) -> None:
     (file,) = share.export(original.name, tmp_path / "real", to="gguf", base=str(base))
     found = tensors(file)
     assert len(found) == 2 * len(original.shapes)
-    names = Names(BaseConfig("gpt2", {"model_type": "gpt2", "n_layer": 12}))
+    names = LlamaCppNames(BaseConfig("gpt2", {"model_type": "gpt2", "n_layer": 12}))
     for module in list(original.shapes)[::6]:
         name = names.of(module)
         product = found[f"{name}.lora_b"] @ found[f"{name}.lora_a"]

@@ -17,7 +17,7 @@ from formats.test_diffusers import run, text_encoder, unet
 from shared_data import public_adapters
 from sharespace import Adapter, Share, read_adapter
 from sharespace.errors import UnsupportedAdapterError
-from sharespace.formats import ExportOptions, PlainLora, write_as
+from sharespace.formats import ExportOptions, PlainLora, write_adapter
 from sharespace.subspace.adapter import LayerUpdate, ModuleShape
 from support_export import dense
 
@@ -85,7 +85,7 @@ def with_updates(lora: PlainLora) -> Any:
 @pytest.mark.parametrize("to", ["kohya", "diffusers"])
 def test_diffusers_loads_it_with_the_same_effect(to: str, tmp_path: Path) -> None:
     lora = both()
-    (file,) = write_as(to, tmp_path / "ink", lora, ExportOptions())
+    (file,) = write_adapter(tmp_path / "ink", lora, to=to)
     pipe = pipeline()
     pipe.load_lora_weights(file.parent, weight_name=file.name)
     plain, expected, found = outputs(pipeline()), outputs(with_updates(lora)), outputs(pipe)
@@ -96,7 +96,7 @@ def test_diffusers_loads_it_with_the_same_effect(to: str, tmp_path: Path) -> Non
 
 def test_our_reader_gets_the_same_updates(tmp_path: Path) -> None:
     lora = both()
-    (file,) = write_as("kohya", tmp_path / "ink", lora, ExportOptions(rank=5))
+    (file,) = write_adapter(tmp_path / "ink", lora, ExportOptions(rank=5), to="kohya")
     assert file.name == "ink.safetensors"
     back = read_adapter(file)
     assert back.provenance.format == "kohya"
@@ -117,7 +117,7 @@ def test_our_reader_gets_the_same_updates(tmp_path: Path) -> None:
 def test_keys_and_header(tmp_path: Path) -> None:
     header = {"ss_network_dim": "64", "ss_seed": "7", "sshs_model_hash": "0123"}
     lora = replace(both(), config=PIPELINE | {"__metadata__": header})
-    (file,) = write_as("kohya", tmp_path / "ink", lora, ExportOptions(dtype=torch.float16))
+    (file,) = write_adapter(tmp_path / "ink", lora, ExportOptions(dtype=torch.float16), to="kohya")
     found = load_file(file)
     key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0"
     assert found[f"{key}.alpha"] == 3
@@ -137,7 +137,7 @@ def test_two_text_encoders(tmp_path: Path) -> None:
     path = "text_model.encoder.layers.0.self_attn.q_proj"
     updates = {f"text_encoder.{path}": one, f"text_encoder_2.{path}": one}
     lora = PlainLora(updates, {}, {}, {"__components__": ["text_encoder", "text_encoder_2"]})
-    (file,) = write_as("kohya", tmp_path / "x", lora, ExportOptions())
+    (file,) = write_adapter(tmp_path / "x", lora, to="kohya")
     assert {key.split("_text")[0] for key in load_file(file)} == {"lora_te1", "lora_te2"}
     assert set(read_adapter(file).shapes) == set(updates)
 
@@ -145,7 +145,7 @@ def test_two_text_encoders(tmp_path: Path) -> None:
 def test_a_unet_of_peft_alone(tmp_path: Path) -> None:
     one = LayerUpdate(torch.ones(4, 1), torch.ones(1, 4))
     lora = PlainLora({"mid_block.attentions.0.proj_in": one}, {}, {}, {"peft_type": "LORA"})
-    (file,) = write_as("kohya", tmp_path / "x", lora, ExportOptions())
+    (file,) = write_adapter(tmp_path / "x", lora, to="kohya")
     assert list(read_adapter(file).shapes) == ["unet.mid_block.attentions.0.proj_in"]
 
 
@@ -161,7 +161,7 @@ def test_what_has_no_name(module: str, why: str, tmp_path: Path) -> None:
     one = LayerUpdate(torch.ones(4, 1), torch.ones(1, 4))
     lora = PlainLora({module: one}, {}, {}, PIPELINE)
     with pytest.raises(UnsupportedAdapterError, match=why):
-        write_as("kohya", tmp_path / "x", lora, ExportOptions())
+        write_adapter(tmp_path / "x", lora, to="kohya")
     assert not list(tmp_path.iterdir())
 
 
@@ -170,24 +170,24 @@ def test_a_language_model_has_no_name(tmp_path: Path) -> None:
         {"model.layers.0.q": LayerUpdate(torch.ones(4, 1), torch.ones(1, 4))}, {}, {}, {}
     )
     with pytest.raises(UnsupportedAdapterError, match="are no UNet's and no pipeline's"):
-        write_as("kohya", tmp_path / "x", lora, ExportOptions())
+        write_adapter(tmp_path / "x", lora, to="kohya")
 
 
 def test_kept_tensors(tmp_path: Path) -> None:
     embedding = torch.randn(2, 8)
     inversion = replace(both(), kept={"bundle_emb.word.string_to_param.*": embedding})
-    (file,) = write_as("kohya", tmp_path / "a", inversion, ExportOptions())
+    (file,) = write_adapter(tmp_path / "a", inversion, to="kohya")
     assert torch.equal(load_file(file)["bundle_emb.word.string_to_param.*"], embedding)
     module = next(iter(inversion.updates))
     dora = replace(both(), kept={f"{module}.lora_magnitude_vector": torch.ones(2)})
     with pytest.raises(UnsupportedAdapterError, match="no name in kohya's form"):
-        write_as("kohya", tmp_path / "b", dora, ExportOptions())
+        write_adapter(tmp_path / "b", dora, to="kohya")
 
 
 def test_kohya_and_back(tmp_path: Path) -> None:
     """kohya -> Share model -> kohya."""
     lora = both()
-    (first,) = write_as("kohya", tmp_path / "a", lora, ExportOptions())
+    (first,) = write_adapter(tmp_path / "a", lora, to="kohya")
     share = Share.from_adapters({"a": first}, variance=1.0)
     (again,) = share.export("a", tmp_path / "b", to="kohya")
     before, after = read_adapter(first), read_adapter(again)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sharespace.errors import OptionError, UnsupportedAdapterError
-from sharespace.formats import ExportOptions, PlainLora, write_as
+from sharespace.formats import ExportOptions, PlainLora, write_adapter
 from sharespace.subspace.adapter import BaseModel, LayerUpdate, ModuleShape
 from support_export import (
     EVERYTHING,
@@ -43,7 +43,7 @@ SINGLE = ("o_proj", "down_proj")
 
 
 def write(lora: PlainLora, folder: Path, **options: Any) -> Path:
-    assert write_as("sglang", folder, lora, ExportOptions(**options)) == [folder]
+    assert write_adapter(folder, lora, ExportOptions(**options), to="sglang") == [folder]
     return folder
 
 

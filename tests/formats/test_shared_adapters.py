@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from sharespace.formats import read_adapter, write_diffusers
+from sharespace.formats import PlainLora, read_adapter, write_adapter
 from sharespace.subspace.adapter import Adapter
 from support_formats import export
 
@@ -50,9 +50,9 @@ def test_diffusers_round_trips(shared_adapters: list[Path], tmp_path: Path) -> N
         adapter = read_adapter(weights)
         if adapter.provenance.format == "diffusers":
             updates = {module: adapter.layer(module) for module in adapter.shapes}
-            again = read_adapter(
-                write_diffusers(tmp_path / "x", updates, config=dict(adapter.config))
-            )
+            plain = PlainLora(updates, config=dict(adapter.config))
+            (written,) = write_adapter(tmp_path / "x", plain, to="diffusers")
+            again = read_adapter(written)
             assert again.shapes == adapter.shapes
             for module in again.shapes:
                 same_update(again, module, adapter, module)

@@ -18,8 +18,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from sharespace.errors import OptionError, UnsupportedAdapterError
-from sharespace.formats import ExportOptions, PlainLora, read_adapter, write_as
-from sharespace.formats.engines import max_lora_rank
+from sharespace.formats import ExportOptions, PlainLora, read_adapter, write_adapter
+from sharespace.formats.vllm_target import max_lora_rank
 from sharespace.subspace.adapter import LayerUpdate, ModuleShape
 from support_export import changed, dense, llama, logits, lora_of
 
@@ -41,7 +41,7 @@ PREFIX = "base_model.model."
 
 
 def write(lora: PlainLora, folder: Path, **options: Any) -> dict[str, Any]:
-    assert write_as("vllm", folder, lora, ExportOptions(**options)) == [folder]
+    assert write_adapter(folder, lora, ExportOptions(**options), to="vllm") == [folder]
     found: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
     return found
 
@@ -88,7 +88,7 @@ def test_peft_gives_the_same_model(tmp_path: Path) -> None:
 def test_more_than_lora_is_refused(to: str, key: str, kind: str, tmp_path: Path) -> None:
     lora = replace(lora_of(llama()), kept={PREFIX + key: torch.ones(2)})
     with pytest.raises(UnsupportedAdapterError, match=f"carries {kind} beside"):
-        write_as(to, tmp_path / "x", lora, ExportOptions())
+        write_adapter(tmp_path / "x", lora, to=to)
     assert not list(tmp_path.iterdir())
 
 
@@ -98,7 +98,7 @@ def test_other_refusals(to: str, tmp_path: Path) -> None:
 
     def refused(lora: PlainLora, why: str) -> None:
         with pytest.raises(UnsupportedAdapterError, match=why):
-            write_as(to, tmp_path / "x", lora, ExportOptions())
+            write_adapter(tmp_path / "x", lora, to=to)
         assert not list(tmp_path.iterdir())
 
     module = next(iter(plain.updates))
@@ -112,7 +112,7 @@ def test_ranks_that_vllm_takes(tmp_path: Path) -> None:
     assert [max_lora_rank(r) for r in (1, 2, 16, 17, 257, 512)] == [1, 8, 16, 32, 320, 512]
     updates = {"model.layers.0.mlp.up_proj": LayerUpdate(torch.ones(4, 513), torch.ones(513, 4))}
     with pytest.raises(OptionError, match="513: vLLM takes at most 512"):
-        write_as("vllm", tmp_path / "x", PlainLora(updates, {}, {}, {}), ExportOptions())
+        write_adapter(tmp_path / "x", PlainLora(updates, {}, {}, {}), to="vllm")
 
 
 def test_vllms_own_loader(tmp_path: Path) -> None:

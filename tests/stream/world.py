@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sharespace.formats import write_peft
+from sharespace.formats import PlainLora, write_adapter
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 
 WORDS = [f"w{i}" for i in range(24)]
@@ -167,4 +167,4 @@ def make_adapter(
         kept["base_model.model.classifier.weight"] = torch.randn(labels, side, generator=draw)
         kept["base_model.model.classifier.bias"] = torch.zeros(labels)
     config = {"task_type": "SEQ_CLS", "modules_to_save": ["classifier"] if labels else None}
-    write_peft(path, updates, kept=kept, config=config, base=BaseModel("base"))
+    write_adapter(path, PlainLora(updates, kept=kept, config=config, base=BaseModel("base")))

@@ -14,7 +14,7 @@ import pytest
 from builders import update
 from sharespace import Share, read_adapter
 from sharespace.errors import ClusterError, CorruptAdapterError, OptionError
-from sharespace.formats import write_peft
+from sharespace.formats import PlainLora, write_adapter
 from sharespace.store import verify
 from sharespace.subspace.executor import Dask, Executor, dumps, loads, run, versions
 from subspace.held import Held, divide, end_this_process, refuse
@@ -34,7 +34,7 @@ def folders(tmp_path: Path) -> list[Path]:
     """Four adapters of six layers each, on disk."""
     for i in range(4):
         updates = {f"layer.{m}": update(40, 32, 3, 10 * m + i) for m in range(6)}
-        write_peft(tmp_path / f"t{i}", updates)
+        write_adapter(tmp_path / f"t{i}", PlainLora(updates))
     return [tmp_path / f"t{i}" for i in range(4)]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from builders import DTYPES, Family, adapter, build, families, law, strangers, update
 from sharespace import Share, read_adapter
 from sharespace.errors import CorruptAdapterError
-from sharespace.formats import write_peft
+from sharespace.formats import PlainLora, write_adapter
 from sharespace.linalg.dimension import Dimension
 from sharespace.store import checkout
 from sharespace.subspace.adapter import Adapter
@@ -86,7 +86,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Adapter]:
     """Three adapters of 40 layers, opened by relative paths."""
     for i in range(3):
         updates = {f"layer.{m}": update(64, 48, 4, 10 * m + i) for m in range(40)}
-        write_peft(tmp_path / f"t{i}", updates, kept={"base_model.model.head": torch.ones(9)})
+        write_adapter(
+            tmp_path / f"t{i}", PlainLora(updates, kept={"base_model.model.head": torch.ones(9)})
+        )
     monkeypatch.chdir(tmp_path)
     return [read_adapter(f"t{i}") for i in range(3)]
 
@@ -101,7 +103,7 @@ def test_files_travel_as_places_in_them(files: list[Adapter], tmp_path: Path) ->
 
 
 def test_a_checkpoint_travels_as_places_in_it(tmp_path: Path) -> None:
-    write_peft(tmp_path / "t", {"a": update(64, 48, 4), "b": update(64, 48, 4, 1)})
+    write_adapter(tmp_path / "t", PlainLora({"a": update(64, 48, 4), "b": update(64, 48, 4, 1)}))
     tensors = _all(tmp_path / "t")
     torch.save(tensors, tmp_path / "t" / "adapter_model.bin")
     (tmp_path / "t" / "adapter_model.safetensors").unlink()

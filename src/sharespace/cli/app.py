@@ -296,7 +296,7 @@ def export(
     written = Share.load(share, version).export(
         task,
         out,
-        to=to,  # type: ignore[arg-type]  # export itself refuses other names
+        to=to,
         rank=rank,
         dtype=dtype_named(dtype),
         base=base,

@@ -1,26 +1,28 @@
 """Reading and writing adapters: the only place that knows key names of other formats."""
 
-from sharespace.formats.diffusers import write_diffusers
 from sharespace.formats.hub import download_store
-from sharespace.formats.peft import write_peft
 from sharespace.formats.plain import ExportOptions, PlainLora
 from sharespace.formats.registry import (
-    TARGETS,
+    FORMATS,
+    Format,
     default_name,
+    export_names,
     read_adapter,
+    register_format,
     server_options,
-    write_as,
+    write_adapter,
 )
 
 __all__ = [
-    "TARGETS",
+    "FORMATS",
     "ExportOptions",
+    "Format",
     "PlainLora",
     "default_name",
     "download_store",
+    "export_names",
     "read_adapter",
+    "register_format",
     "server_options",
-    "write_as",
-    "write_diffusers",
-    "write_peft",
+    "write_adapter",
 ]

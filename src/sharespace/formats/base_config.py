@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sharespace.errors import AdapterError, CorruptAdapterError, OptionError
-from sharespace.formats.files import parse_object
 from sharespace.formats.hub import base_model_id, download_config
+from sharespace.formats.weights_file import parse_object
 from sharespace.subspace.adapter import BaseModel
 
 CONFIG = "config.json"

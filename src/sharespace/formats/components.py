@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sharespace.formats.files import parse_object
 from sharespace.formats.lora_config import METADATA
+from sharespace.formats.weights_file import parse_object
 
 COMPONENTS = "__components__"
 """Entry of ``Adapter.config``: names of the components that a pipeline's adapter adapts."""
@@ -61,6 +61,11 @@ def split_component(module: str) -> tuple[str, str]:
     """(component, path inside it) of a module's name."""
     component, _, path = module.partition(".")
     return component, path
+
+
+def components_of(modules: Iterable[str]) -> list[str]:
+    """Names of the components that these modules belong to, sorted."""
+    return sorted({split_component(module)[0] for module in modules})
 
 
 def component_config(where: str, config: Mapping[str, Any], component: str) -> dict[str, Any]:

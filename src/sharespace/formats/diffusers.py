@@ -4,15 +4,13 @@ Keys, by age: ``...attn1.processor.to_q_lora.down.weight`` (module ``...attn1.to
 ``to_out_lora`` is ``to_out.0``), ``unet....to_k.lora.down.weight`` (text encoders:
 ``.lora_linear_layer.``) and PEFT's ``unet....to_k.lora_A.weight``; ``.alpha`` beside each (source:
 diffusers 0.42, ``utils/state_dict_utils.py``, ``loaders/lora_base.py``).
-
-Plain LoRA as a ``pytorch_lora_weights.safetensors`` for diffusers' ``load_lora_weights``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,26 +22,37 @@ from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.files import new_directory
 from sharespace.formats.components import (
     COMPONENTS,
+    KNOWN,
     LORA_METADATA,
+    UNET_ROOTS,
     component_config,
+    components_of,
     default_component,
     split_component,
     with_component,
 )
-from sharespace.formats.files import SafetensorsFile, WeightsFile, write_tensors
 from sharespace.formats.lora_config import (
+    CONFIG,
     PREFIX,
     LoraScaling,
     check_rank,
     lora_scaling,
     refuse_other_updates,
 )
-from sharespace.formats.pairs import Contents, alpha_scaling, build_adapter, find_contents
-from sharespace.formats.peft import check_written, header_entries, without_adapter_name
-from sharespace.formats.plain import PlainLora, common_rank, split_components
-from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
+from sharespace.formats.pairs import AdapterKeys, alpha_scaling, build_adapter, sort_by_role
+from sharespace.formats.peft import (
+    check_written,
+    has_peft_factors,
+    header_entries,
+    without_adapter_name,
+)
+from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, split_components
+from sharespace.formats.weights_file import SafetensorsFile, WeightsFile, write_tensors
+from sharespace.subspace.adapter import Adapter, BaseModel
 
-ROLES: Mapping[str, str] = {
+DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+_OLD_KEY = re.compile(r"[._]lora\.(down|up)\.weight$|\.lora_linear_layer\.")
+_ROLES: Mapping[str, str] = {
     ".lora.down.weight": "A",
     ".lora.up.weight": "B",
     ".lora.alpha": "alpha",
@@ -58,24 +67,36 @@ ROLES: Mapping[str, str] = {
     ".alpha": "alpha",
 }
 
-
 # Old keys of text encoders used the UNet's words for their attention.
-TEXT_ENCODER_WORDS = {
+_TEXT_ENCODER_WORDS = {
     "to_q": "q_proj",
     "to_k": "k_proj",
     "to_v": "v_proj",
     "to_out": "out_proj",
 }
-
-WEIGHTS = "pytorch_lora_weights.safetensors"
-
-FIELDS = frozenset(
+_FIELDS = frozenset(
     {
         *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules"),
         *("use_dora", "lora_bias", "bias", "init_lora_weights", "lora_dropout", "fan_in_fan_out"),
         *("modules_to_save", "peft_type", "inference_mode", "base_model_name_or_path", "revision"),
     }
 )
+
+
+def is_diffusers(file: WeightsFile) -> bool:
+    """Whether diffusers wrote a file.
+
+    Its newer keys are PEFT's: then the file is a pipeline's where no config of PEFT lies beside it,
+    and the header or the paths of the modules say so.
+    """
+    if any(key.startswith("base_model.") for key in file.infos):
+        return False
+    if any(_OLD_KEY.search(key) for key in file.infos):
+        return True
+    if file.path.with_name(CONFIG).is_file() or not has_peft_factors(file):
+        return False
+    roots = {key.split(".", 1)[0] for key in file.infos}
+    return LORA_METADATA in file.metadata or bool(roots & (KNOWN | UNET_ROOTS))
 
 
 def read_diffusers(file: WeightsFile, *, name: str, source: str) -> Adapter:
@@ -94,13 +115,13 @@ def read_diffusers(file: WeightsFile, *, name: str, source: str) -> Adapter:
     keys = without_adapter_name(file)
     default = default_component(keys)
     config = header_entries(file)
-    scalings = _Scalings(where, config, default)
-    contents = find_contents(file, keys, lambda key: parse_key(key, default), scalings)
-    _refuse_scaled_bias(file, contents, scalings)
-    components = sorted({split_component(module)[0] for module in contents.pairs})
+    scalings = _HeaderScalings(where, config, default)
+    sorted_keys = sort_by_role(file, keys, lambda key: _parse_key(key, default), scalings)
+    _refuse_scaled_bias(file, sorted_keys, scalings)
+    components = components_of(sorted_keys.pairs)
     return build_adapter(
         file,
-        contents,
+        sorted_keys,
         name=name,
         format="diffusers",
         base=BaseModel(_base(where, config, components)),
@@ -109,29 +130,29 @@ def read_diffusers(file: WeightsFile, *, name: str, source: str) -> Adapter:
     )
 
 
-def parse_key(key: str, default: str) -> tuple[str, str] | None:
+def _parse_key(key: str, default: str) -> tuple[str, str] | None:
     """(module, role) of a factor's or alpha's key; None for others.
 
     Args:
         key: without an adapter's name.
         default: component of a key that names none.
     """
-    for suffix, role in ROLES.items():
+    for suffix, role in _ROLES.items():
         if key.endswith(suffix) and len(key) > len(suffix):
             path = with_component(key.removesuffix(suffix), default)
-            return _module(path.replace(".processor.", ".")), role
+            return _module_of(path.replace(".processor.", ".")), role
     return None
 
 
-def _module(path: str) -> str:
+def _module_of(path: str) -> str:
     parent, _, word = path.rpartition(".")
     if path.startswith("text_encoder"):
-        return f"{parent}.{TEXT_ENCODER_WORDS.get(word, word)}"
+        return f"{parent}.{_TEXT_ENCODER_WORDS.get(word, word)}"
     # A list in the model (linear, dropout): old keys name the list, the update is its first entry.
     return path + ".0" if word == "to_out" else path
 
 
-class _Scalings:
+class _HeaderScalings:
     """Scaling by module: from the header's LoraConfig of its component, or from its alpha."""
 
     def __init__(self, where: str, config: Mapping[str, Any], default: str) -> None:
@@ -169,11 +190,11 @@ class _Scalings:
         return lora_scaling(self._where, fields)
 
 
-def _refuse_scaled_bias(file: WeightsFile, contents: Contents, scalings: _Scalings) -> None:
+def _refuse_scaled_bias(file: WeightsFile, keys: AdapterKeys, scalings: _HeaderScalings) -> None:
     """A factor's bias is kept as it is, so its scaling has to be one that the header states."""
-    for key in contents.kept:
+    for key in keys.kept:
         module = key.removesuffix(".lora_B.bias")
-        pair = contents.pairs.get(with_component(module, scalings.default))
+        pair = keys.pairs.get(with_component(module, scalings.default))
         if key != module and pair and pair.scaling != 1 and not scalings.stated(module):
             raise UnsupportedAdapterError(
                 str(file.path), f"{key!r} is scaled by an alpha", "Save it with its LoraConfig"
@@ -187,36 +208,18 @@ def _base(where: str, config: Mapping[str, Any], components: list[str]) -> str |
     return next((name for name in names if isinstance(name, str) and name), None)
 
 
-def write_diffusers(
-    directory: str | os.PathLike[str],
-    updates: Mapping[str, LayerUpdate],
-    *,
-    shapes: Mapping[str, ModuleShape] | None = None,
-    kept: Mapping[str, Tensor] | None = None,
-    config: Mapping[str, Any] | None = None,
-    base: BaseModel | None = None,
-    component: str = "unet",
-    rank: int | None = None,
-    dtype: torch.dtype | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Write a task as plain LoRA in diffusers' form (see ``plain``).
+def write_diffusers(path: Path, plain: PlainLora, options: ExportOptions) -> list[Path]:
+    """Write a task as a file for diffusers' ``load_lora_weights``.
 
     Keys are ``<component>.<path>.lora_A.weight``. The scaling is in ``lora_B``; one rank with
     r = lora_alpha in the header's ``lora_adapter_metadata`` says so to loaders that read it, and
     those that don't take alpha = rank.
 
     Args:
-        directory: where to; made whole or not at all.
-        updates: module -> update, up n x r and down r x d of any rank and scaling.
-        shapes: needed where a module is a convolution.
-        kept: ``Adapter.kept`` or ``Task.kept``.
-        config: ``Adapter.config`` or ``Task.config``.
-        base: the base model; None: what ``config`` says.
-        component: that the modules belong to, where the task did not come from a pipeline.
-        rank: that all factors are padded to; None: the largest.
-        dtype: of the factors; None: each as it is.
-        overwrite: replace a directory that has something in it.
+        path: the directory; made whole or not at all.
+        plain: the task.
+        options: rank, dtype, whether to overwrite, and the component of a task that came from no
+            pipeline.
 
     Returns:
         The file.
@@ -225,19 +228,16 @@ def write_diffusers(
         OptionError: nothing to write, the rank is too small, or the directory is in use.
         CorruptAdapterError: a factor is not finite, or what was written reads back otherwise.
     """
-    lora = PlainLora(updates, shapes or {}, kept or {}, config or {}, base)
-    size = common_rank(updates, rank)
-    parts = split_components(lora)
-    named = {name or component: part for name, part in parts.items()}
-    target = Path(directory)
-    with new_directory(target, overwrite=overwrite) as aside:
-        _write(aside / WEIGHTS, lora, named, size, dtype)
-    return target / WEIGHTS
+    rank = common_rank(plain.updates, options.rank)
+    parts = {name or options.component: part for name, part in split_components(plain).items()}
+    with new_directory(path, overwrite=options.overwrite) as aside:
+        _write(aside / DIFFUSERS_WEIGHTS, plain, parts, rank, options.dtype)
+    return [path / DIFFUSERS_WEIGHTS]
 
 
 def _write(
     path: Path,
-    lora: PlainLora,
+    plain: PlainLora,
     parts: Mapping[str, PlainLora],
     rank: int,
     dtype: torch.dtype | None,
@@ -248,24 +248,26 @@ def _write(
         for key, tensor in part.tensors(rank, dtype).items():
             own = key.startswith(PREFIX)
             tensors[f"{name}.{key.removeprefix(PREFIX)}" if own else key] = tensor
-        fields |= {f"{name}.{key}": value for key, value in _fields(name, part, rank).items()}
-    header = lora.header | {LORA_METADATA: json.dumps(fields, indent=2, sort_keys=True)}
+        fields |= {
+            f"{name}.{key}": value for key, value in _header_fields(name, part, rank).items()
+        }
+    header = plain.header | {LORA_METADATA: json.dumps(fields, indent=2, sort_keys=True)}
     write_tensors(path, tensors, header)
     file = SafetensorsFile.open(path)
     adapter = read_diffusers(file, name="written", source="")
-    pipeline = COMPONENTS in lora.config
-    modules = {m if pipeline else f"{next(iter(parts))}.{m}" for m in lora.updates}
+    pipeline = COMPONENTS in plain.config
+    modules = {m if pipeline else f"{next(iter(parts))}.{m}" for m in plain.updates}
     check_written(file, tensors, adapter, modules)
 
 
-def _fields(component: str, part: PlainLora, rank: int) -> dict[str, Any]:
+def _header_fields(component: str, part: PlainLora, rank: int) -> dict[str, Any]:
     """LoraConfig fields for the header.
 
     diffusers hands each to ``LoraConfig(**fields)``, where one that is not known is an error: so
     fields of a PEFT adapter go in only where an old PEFT knows them, those of a header again.
     """
     stated = component_config("config", part.config, component)
-    fields = {k: v for k, v in part.fields(rank).items() if k in FIELDS or k in stated}
+    fields = {k: v for k, v in part.fields(rank).items() if k in _FIELDS or k in stated}
     if component.startswith("text_encoder"):
         # transformers 5 dropped "text_model." from CLIP's paths, and the loader drops it from keys;
         # without it, an entry fits the end of the old path and is the new one.

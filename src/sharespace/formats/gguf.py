@@ -1,15 +1,13 @@
-"""Plain LoRA as a GGUF file that llama.cpp loads (``--lora``).
+"""Plain LoRA as a GGUF file that llama.cpp loads (``--lora``), with llama.cpp's names of modules.
 
 Metadata: ``general.type`` "adapter", ``general.architecture`` that of the base model,
 ``adapter.type`` "lora", ``adapter.lora.alpha`` the rank (so that alpha / rank is 1). Tensors:
 ``<module>.weight.lora_a`` (r x d) and ``.lora_b`` (n x r); llama.cpp applies b a. Source:
 ggml-org/llama.cpp ``convert_lora_to_gguf.py`` and ``src/llama-adapter.cpp``.
 
-llama.cpp's names of a base model's modules, and the order that it keeps their rows in.
-
-Names are those of the ``gguf`` package. What it does not say is here: which of its architectures a
-model is, and whether the converter reorders rows of queries and keys. Source: ggml-org/llama.cpp
-``convert_hf_to_gguf.py`` (``conversion/*.py``) and ``src/llama-adapter.cpp``.
+Names of modules are those of the ``gguf`` package. What it does not say is here: which of its
+architectures a model is, and whether the converter reorders rows of queries and keys. Source:
+ggml-org/llama.cpp ``convert_hf_to_gguf.py`` (``conversion/*.py``) and ``src/llama-adapter.cpp``.
 """
 
 from __future__ import annotations
@@ -35,13 +33,10 @@ from sharespace.formats.base_config import BaseConfig, read_base_config
 from sharespace.formats.engines import ELSEWHERE, refuse_beyond_lora
 from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, padded
 
-ENGINE = "llama.cpp"
-
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-EXTRA = "gguf"
-
-HEAD = "lm_head"
+LLAMA_CPP = "llama.cpp"
+_GGUF_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_GGUF_EXTRA = "gguf"
+_GGUF_HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
@@ -73,12 +68,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 """transformers' ``model_type`` -> what llama.cpp makes of it."""
 
 
-def write_gguf(directory: Path, lora: PlainLora, options: ExportOptions) -> list[Path]:
+def write_gguf(path: Path, plain: PlainLora, options: ExportOptions) -> list[Path]:
     """Write a task for llama.cpp.
 
     Args:
-        directory: where to; made whole or not at all. The file in it has its name.
-        lora: the task.
+        path: the directory; made whole or not at all. The file in it has its name.
+        plain: the task.
         options: rank, dtype (float32, float16 or bfloat16), base model and whether to overwrite.
 
     Returns:
@@ -94,29 +89,29 @@ def write_gguf(directory: Path, lora: PlainLora, options: ExportOptions) -> list
         CorruptAdapterError: a factor is not finite, or what was written reads back otherwise.
         MissingExtraError: the ``gguf`` package is not installed.
     """
-    refuse_beyond_lora(lora, ENGINE)
-    rank = common_rank(lora.updates, options.rank)
-    names = Names(read_base_config(options.base, lora.base))
-    tensors = gguf_tensors(lora, names, rank, options.dtype)
-    file = f"{directory.name}.gguf"
-    with new_directory(directory, overwrite=options.overwrite) as aside:
+    refuse_beyond_lora(plain, LLAMA_CPP)
+    rank = common_rank(plain.updates, options.rank)
+    names = LlamaCppNames(read_base_config(options.base, plain.base))
+    tensors = _gguf_tensors(plain, names, rank, options.dtype)
+    file = f"{path.name}.gguf"
+    with new_directory(path, overwrite=options.overwrite) as aside:
         _write(aside / file, names.architecture, rank, tensors)
         _check(aside / file, tensors)
-    return [directory / file]
+    return [path / file]
 
 
-def gguf_tensors(
-    lora: PlainLora, names: Names, rank: int, dtype: torch.dtype | None
+def _gguf_tensors(
+    plain: PlainLora, names: LlamaCppNames, rank: int, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
     """All tensors by llama.cpp's names: ``lora_a`` rank x d, ``lora_b`` n x rank.
 
     Raises:
         OptionError: a dtype that llama.cpp does not compute with.
         CorruptAdapterError: a number is not finite.
-        UnsupportedAdapterError, MismatchError: see ``Names``.
+        UnsupportedAdapterError, MismatchError: see ``LlamaCppNames``.
     """
-    found: dict[str, Tensor] = {}
-    for module, update in lora.updates.items():
+    tensors: dict[str, Tensor] = {}
+    for module, update in plain.updates.items():
         name = names.of(module)
         down, up = padded(update, rank, _usable(dtype or update.up.dtype), None)
         for suffix, tensor in (("lora_a", down), ("lora_b", names.rows(module, up))):
@@ -124,21 +119,21 @@ def gguf_tensors(
                 raise CorruptAdapterError(
                     module, f"NaN or infinity in {suffix} as {tensor.dtype}", "Write it as float32"
                 )
-            if f"{name}.{suffix}" in found:
+            if f"{name}.{suffix}" in tensors:
                 raise CorruptAdapterError(module, f"another module is {name}, too")
-            found[f"{name}.{suffix}"] = tensor.contiguous()
-    return found
+            tensors[f"{name}.{suffix}"] = tensor.contiguous()
+    return tensors
 
 
 def _usable(dtype: torch.dtype) -> torch.dtype:
-    if dtype not in DTYPES:
-        known = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-        raise OptionError(f"dtype {dtype}", f"{ENGINE} does not take it", f"Give one of {known}")
+    if dtype not in _GGUF_DTYPES:
+        known = ", ".join(str(d).removeprefix("torch.") for d in _GGUF_DTYPES)
+        raise OptionError(f"dtype {dtype}", f"{LLAMA_CPP} does not take it", f"Give one of {known}")
     return dtype
 
 
 def _write(path: Path, architecture: str, rank: int, tensors: Mapping[str, Tensor]) -> None:
-    gguf = require("gguf", EXTRA)
+    gguf = require("gguf", _GGUF_EXTRA)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -154,12 +149,12 @@ def _write(path: Path, architecture: str, rank: int, tensors: Mapping[str, Tenso
 
 def _check(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Read the file again and compare every bit."""
-    gguf = require("gguf", EXTRA)
-    found = {t.name: t for t in gguf.GGUFReader(path).tensors}
-    same = set(found) == set(tensors) and all(
-        found[name].tensor_type == _type(gguf, tensor)
-        and list(found[name].shape) == list(reversed(tensor.shape))
-        and np.array_equal(found[name].data.view(np.uint8), _bytes(tensor).view(np.uint8))
+    gguf = require("gguf", _GGUF_EXTRA)
+    written = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    same = set(written) == set(tensors) and all(
+        written[name].tensor_type == _type(gguf, tensor)
+        and list(written[name].shape) == list(reversed(tensor.shape))
+        and np.array_equal(written[name].data.view(np.uint8), _bytes(tensor).view(np.uint8))
         for name, tensor in tensors.items()
     )
     if not same:
@@ -169,7 +164,7 @@ def _check(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _type(gguf: Any, tensor: Tensor) -> Any:
-    return gguf.GGMLQuantizationType[DTYPES[tensor.dtype]]
+    return gguf.GGMLQuantizationType[_GGUF_DTYPES[tensor.dtype]]
 
 
 def _bytes(tensor: Tensor) -> Any:
@@ -179,7 +174,7 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.numpy()
 
 
-class Names:
+class LlamaCppNames:
     """Names and rows of one base model.
 
     Args:
@@ -197,7 +192,7 @@ class Names:
                 f"model_type {config.model_type!r} has no GGUF form here",
                 f"Known: {', '.join(sorted(ARCHITECTURES))}. Export it as peft and convert that",
             )
-        gguf = require("gguf", EXTRA)
+        gguf = require("gguf", _GGUF_EXTRA)
         self._config = config
         self._known = ARCHITECTURES[config.model_type]
         member = gguf.MODEL_ARCH[self._known.name]
@@ -212,7 +207,7 @@ class Names:
             UnsupportedAdapterError: it has none.
         """
         name: str | None = self._map.get_name(module)
-        if name is None or (module == HEAD and self._tied):
+        if name is None or (module == _GGUF_HEAD and self._tied):
             tied = name is not None
             why = "it is the token embedding there" if tied else "llama.cpp has no such module"
             raise UnsupportedAdapterError(module, f"{why} ({self.architecture})", ELSEWHERE)
@@ -249,3 +244,8 @@ class Names:
 def pair_order(rows: int, heads: int) -> Tensor:
     """transformers' row for each of llama.cpp's: row 2 i + j of a head is its row j size/2 + i."""
     return torch.arange(rows).reshape(heads, 2, -1).transpose(1, 2).reshape(-1)
+
+
+def gguf_options(written: list[Path]) -> list[str]:
+    """What llama.cpp's programs have to be started with to take an export."""
+    return ["--lora", str(written[0])]

@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from sharespace.errors import AdapterError
-from sharespace.formats.files import SUFFIXES
+from sharespace.formats.weights_file import SUFFIXES
 
 HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(?:@([\w./-]+))?")
 # By name, never a wild card: a repository that is no adapter may hold a model of many gigabytes.

@@ -2,14 +2,6 @@
 
 Source: kohya-ss/sd-scripts ``networks/lora.py``. Scaling is alpha / rank, 1 without an alpha.
 
-Plain LoRA as one file in kohya's form, for web UIs, ComfyUI and kohya's sd-scripts.
-
-Keys are ``lora_unet_<flat path>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha`` (= rank, so
-that alpha / rank is 1), ``lora_te_`` for a text encoder, ``lora_te1_`` and ``lora_te2_`` where two
-are adapted. Source: kohya-ss/sd-scripts ``networks/lora.py``.
-
-Module paths from kohya's flattened names.
-
 kohya writes a module's path with every "." as "_". Going back needs to know which words have an
 underscore of their own: the vocabulary below (diffusers' and the original names of UNets,
 transformers and text encoders). From left to right, the longest vocabulary word that fits is one
@@ -29,44 +21,45 @@ from torch import Tensor
 
 from sharespace.errors import UnsupportedAdapterError
 from sharespace.files import new_directory
-from sharespace.formats.components import COMPONENTS, default_component, split_component
-from sharespace.formats.files import SafetensorsFile, WeightsFile, write_tensors
-from sharespace.formats.pairs import alpha_scaling, build_adapter, find_contents
+from sharespace.formats.components import (
+    COMPONENTS,
+    components_of,
+    default_component,
+    split_component,
+)
+from sharespace.formats.pairs import alpha_scaling, build_adapter, sort_by_role
 from sharespace.formats.peft import check_written, header_entries
 from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, padded
+from sharespace.formats.weights_file import SafetensorsFile, WeightsFile, write_tensors
 from sharespace.subspace.adapter import Adapter, BaseModel
 
-COMPONENT_OF: Mapping[str, str] = {
+_COMPONENT_OF: Mapping[str, str] = {
     "lora_unet": "unet",
     "lora_te": "text_encoder",
     "lora_te1": "text_encoder",
     "lora_te2": "text_encoder_2",
     "lora_te3": "text_encoder_3",
 }
-
-ROLES: Mapping[str, str] = {
+_ROLES: Mapping[str, str] = {
     "lora_down.weight": "A",
     "lora_up.weight": "B",
     "lora_A.weight": "A",
     "lora_B.weight": "B",
     "alpha": "alpha",
 }
+_KEY = re.compile(r"(lora_unet|lora_te[123]?)_([^.]+)\.(.+)", re.DOTALL)
+_UNET = "unet"
+_TEXT = {"text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 
-KEY = re.compile(r"(lora_unet|lora_te[123]?)_([^.]+)\.(.+)", re.DOTALL)
-
-ELSEWHERE = "Export it as diffusers"
-
-UNET = "unet"
-
-TEXT = {"text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
-
-BESIDE = ("bundle_emb.",)
+_BESIDE = ("bundle_emb.",)
 """Start of keys that a kohya file has beside its LoRA (textual inversion)."""
 
-HASHES = "sshs_"
+_HASHES = "sshs_"
 """Start of header entries that are hashes of the original's weights."""
 
-VOCABULARY = """
+_KOHYA_ELSEWHERE = "Export it as diffusers"
+
+_VOCABULARY = """
 down_blocks mid_block up_blocks transformer_blocks single_transformer_blocks input_blocks
 middle_block output_blocks double_blocks single_blocks joint_blocks context_block x_block
 time_embedding time_embed time_emb_proj add_embedding label_emb class_embedding emb_layers
@@ -85,9 +78,13 @@ token_embedding position_embedding embed_tokens embed_positions c_fc c_proj c_at
 wi_0 wi_1 encoder_hid_proj visual_projection lm_head
 """
 
-_PARTS = {tuple(word.split("_")) for word in VOCABULARY.split()}
-
+_PARTS = {tuple(word.split("_")) for word in _VOCABULARY.split()}
 _LONGEST = max(len(parts) for parts in _PARTS)
+
+
+def is_kohya(file: WeightsFile) -> bool:
+    """Whether kohya's sd-scripts, or a tool that writes as they do, wrote a file."""
+    return any(_KEY.fullmatch(key) for key in file.infos)
 
 
 def read_kohya(file: WeightsFile, *, name: str, source: str) -> Adapter:
@@ -103,13 +100,13 @@ def read_kohya(file: WeightsFile, *, name: str, source: str) -> Adapter:
         UnsupportedAdapterError: something in it can't be kept exactly.
     """
     keys = {key: key for key in file.infos}
-    contents = find_contents(
-        file, keys, parse_key, lambda _, rank, alpha: alpha_scaling(rank, alpha)
+    sorted_keys = sort_by_role(
+        file, keys, _parse_key, lambda _, rank, alpha: alpha_scaling(rank, alpha)
     )
-    components = sorted({split_component(module)[0] for module in contents.pairs})
+    components = components_of(sorted_keys.pairs)
     return build_adapter(
         file,
-        contents,
+        sorted_keys,
         name=name,
         format="kohya",
         base=BaseModel(),
@@ -118,117 +115,21 @@ def read_kohya(file: WeightsFile, *, name: str, source: str) -> Adapter:
     )
 
 
-def _scaling(_: str, rank: int, alpha: float | None) -> float:
-    return alpha_scaling(rank, alpha)
-
-
-def is_kohya(key: str) -> bool:
-    return KEY.fullmatch(key) is not None
-
-
-def parse_key(key: str) -> tuple[str, str] | None:
+def _parse_key(key: str) -> tuple[str, str] | None:
     """(module, role) of a factor's or alpha's key; None for what belongs to no module.
 
     Raises:
         UnsupportedAdapterError: a module's tensor of another kind: it may change the update.
     """
-    match = KEY.fullmatch(key)
+    match = _KEY.fullmatch(key)
     if match is None:
         return None
     path = unflatten(match[2])
-    if match[3] not in ROLES or flatten(path) != match[2]:
+    if match[3] not in _ROLES or flatten(path) != match[2]:
         raise UnsupportedAdapterError(
             repr(key), f"it belongs to module {path!r}, and what it does is not known", "Drop it"
         )
-    return f"{COMPONENT_OF[match[1]]}.{path}", ROLES[match[3]]
-
-
-def write_kohya(directory: Path, lora: PlainLora, options: ExportOptions) -> list[Path]:
-    """Write a task in kohya's form.
-
-    Args:
-        directory: where to; made whole or not at all. The file in it has its name.
-        lora: the task; one that came from no pipeline has to be a UNet's.
-        options: rank, dtype and whether to overwrite.
-
-    Returns:
-        The file.
-
-    Raises:
-        UnsupportedAdapterError: a module or tensor that has no name in this form.
-        OptionError: nothing to write, the rank is too small, or the directory is in use.
-        CorruptAdapterError: a factor is not finite, or what was written reads back otherwise.
-    """
-    rank = common_rank(lora.updates, options.rank)
-    names = kohya_names(lora)
-    tensors = _kept(lora) | _factors(lora, names, rank, options.dtype)
-    file = f"{directory.name}.safetensors"
-    with new_directory(directory, overwrite=options.overwrite) as aside:
-        write_tensors(aside / file, tensors, _header(lora, rank))
-        _check(aside / file, tensors, set(names.values()))
-    return [directory / file]
-
-
-def kohya_names(lora: PlainLora) -> dict[str, str]:
-    """Module of the task -> module as a reader of the file finds it.
-
-    Raises:
-        UnsupportedAdapterError: a component or a path that has no name in this form.
-    """
-    found: dict[str, str] = {}
-    pipeline = COMPONENTS in lora.config
-    if not pipeline and default_component(lora.updates) != UNET:
-        why = "its modules are no UNet's and no pipeline's, so they have no name in kohya's form"
-        raise UnsupportedAdapterError("task", why, "Export it as peft")
-    for module in lora.updates:
-        component, path = split_component(module) if pipeline else (UNET, module)
-        if component in TEXT and path.startswith("encoder."):
-            path = f"text_model.{path}"  # transformers 5 has taken this word out
-        if component not in (UNET, *TEXT):
-            why = f"component {component!r} has no name in kohya's form here"
-            raise UnsupportedAdapterError(module, why, ELSEWHERE)
-        if unflatten(flatten(path)) != path:
-            why = f"kohya's {flatten(path)!r} is read as {unflatten(flatten(path))!r}"
-            raise UnsupportedAdapterError(module, why, ELSEWHERE)
-        found[module] = f"{component}.{path}"
-    return found
-
-
-def _factors(
-    lora: PlainLora, names: Mapping[str, str], rank: int, dtype: torch.dtype | None
-) -> dict[str, Tensor]:
-    two = any(name.startswith("text_encoder_2.") for name in names.values())
-    tensors: dict[str, Tensor] = {}
-    for module, update in lora.updates.items():
-        component, path = split_component(names[module])
-        start = "lora_unet" if component == UNET else TEXT[component]
-        start = "lora_te1" if two and start == "lora_te" else start
-        key = f"{start}_{flatten(path)}"
-        down, up = padded(update, rank, dtype, lora.shapes.get(module))
-        tensors[f"{key}.lora_down.weight"] = down
-        tensors[f"{key}.lora_up.weight"] = up
-        tensors[f"{key}.alpha"] = torch.tensor(float(rank))
-    return tensors
-
-
-def _kept(lora: PlainLora) -> dict[str, Tensor]:
-    for key in lora.kept:
-        if not key.startswith(BESIDE):
-            why = "beside the factors, and it has no name in kohya's form"
-            raise UnsupportedAdapterError(repr(key), why, ELSEWHERE)
-    return {key: tensor.detach().cpu().clone() for key, tensor in lora.kept.items()}
-
-
-def _header(lora: PlainLora, rank: int) -> dict[str, str]:
-    """The original's entries, with the rank that the file has now."""
-    entries = {k: v for k, v in lora.header.items() if not k.startswith(HASHES)}
-    size = {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
-    return entries | {"ss_network_module": "networks.lora"} | size
-
-
-def _check(path: Path, tensors: Mapping[str, Tensor], modules: set[str]) -> None:
-    file = SafetensorsFile.open(path)
-    check_written(file, tensors, read_kohya(file, name="written", source=""), modules)
+    return f"{_COMPONENT_OF[match[1]]}.{path}", _ROLES[match[3]]
 
 
 def unflatten(flat: str) -> str:
@@ -243,14 +144,106 @@ def unflatten(flat: str) -> str:
     return ".".join(path)
 
 
-def flatten(path: str) -> str:
-    """kohya's name of a module's path."""
-    return path.replace(".", "_")
-
-
 def _word_at(parts: list[str], at: int) -> int:
     """How many parts the longest vocabulary word at this place has; 1 where none fits."""
     for size in range(_LONGEST, 1, -1):
         if tuple(parts[at : at + size]) in _PARTS:
             return size
     return 1
+
+
+def flatten(path: str) -> str:
+    """kohya's name of a module's path."""
+    return path.replace(".", "_")
+
+
+def write_kohya(path: Path, plain: PlainLora, options: ExportOptions) -> list[Path]:
+    """Write a task as one file for web UIs, ComfyUI and kohya's sd-scripts.
+
+    Keys are ``lora_unet_<flat path>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha`` (= rank,
+    so that alpha / rank is 1); ``lora_te_`` for a text encoder, ``lora_te1_`` and ``lora_te2_``
+    where two are adapted.
+
+    Args:
+        path: the directory; made whole or not at all. The file in it has its name.
+        plain: the task; one that came from no pipeline has to be a UNet's.
+        options: rank, dtype and whether to overwrite.
+
+    Returns:
+        The file.
+
+    Raises:
+        UnsupportedAdapterError: a module or tensor that has no name in this form.
+        OptionError: nothing to write, the rank is too small, or the directory is in use.
+        CorruptAdapterError: a factor is not finite, or what was written reads back otherwise.
+    """
+    rank = common_rank(plain.updates, options.rank)
+    names = _kohya_names(plain)
+    tensors = _kept(plain) | _factors(plain, names, rank, options.dtype)
+    file = f"{path.name}.safetensors"
+    with new_directory(path, overwrite=options.overwrite) as aside:
+        write_tensors(aside / file, tensors, _header(plain, rank))
+        _check(aside / file, tensors, set(names.values()))
+    return [path / file]
+
+
+def _kohya_names(plain: PlainLora) -> dict[str, str]:
+    """Module of the task -> module as a reader of the file finds it.
+
+    Raises:
+        UnsupportedAdapterError: a component or a path that has no name in this form.
+    """
+    names: dict[str, str] = {}
+    pipeline = COMPONENTS in plain.config
+    if not pipeline and default_component(plain.updates) != _UNET:
+        why = "its modules are no UNet's and no pipeline's, so they have no name in kohya's form"
+        raise UnsupportedAdapterError("task", why, "Export it as peft")
+    for module in plain.updates:
+        component, path = split_component(module) if pipeline else (_UNET, module)
+        if component in _TEXT and path.startswith("encoder."):
+            path = f"text_model.{path}"  # transformers 5 has taken this word out
+        if component not in (_UNET, *_TEXT):
+            why = f"component {component!r} has no name in kohya's form here"
+            raise UnsupportedAdapterError(module, why, _KOHYA_ELSEWHERE)
+        if unflatten(flatten(path)) != path:
+            why = f"kohya's {flatten(path)!r} is read as {unflatten(flatten(path))!r}"
+            raise UnsupportedAdapterError(module, why, _KOHYA_ELSEWHERE)
+        names[module] = f"{component}.{path}"
+    return names
+
+
+def _factors(
+    plain: PlainLora, names: Mapping[str, str], rank: int, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    two = any(name.startswith("text_encoder_2.") for name in names.values())
+    tensors: dict[str, Tensor] = {}
+    for module, update in plain.updates.items():
+        component, path = split_component(names[module])
+        start = "lora_unet" if component == _UNET else _TEXT[component]
+        start = "lora_te1" if two and start == "lora_te" else start
+        key = f"{start}_{flatten(path)}"
+        down, up = padded(update, rank, dtype, plain.shapes.get(module))
+        tensors[f"{key}.lora_down.weight"] = down
+        tensors[f"{key}.lora_up.weight"] = up
+        tensors[f"{key}.alpha"] = torch.tensor(float(rank))
+    return tensors
+
+
+def _kept(plain: PlainLora) -> dict[str, Tensor]:
+    for key in plain.kept:
+        if not key.startswith(_BESIDE):
+            why = "beside the factors, and it has no name in kohya's form"
+            raise UnsupportedAdapterError(repr(key), why, _KOHYA_ELSEWHERE)
+    return {key: tensor.detach().cpu().clone() for key, tensor in plain.kept.items()}
+
+
+def _header(plain: PlainLora, rank: int) -> dict[str, str]:
+    """The original's entries, with the rank that the file has now."""
+    entries = {k: v for k, v in plain.header.items() if not k.startswith(_HASHES)}
+    size = {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
+    return entries | {"ss_network_module": "networks.lora"} | size
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor], modules: set[str]) -> None:
+    file = SafetensorsFile.open(path)
+    check_written(file, tensors, read_kohya(file, name="written", source=""), modules)

@@ -1,6 +1,8 @@
 """From pairs of factor tensors in a file to an Adapter, whatever the format calls them.
 
-What diffusers' and kohya's files have in common: roles of keys, and alphas beside factors.
+A format's reader tells the module and the role of a key; what all formats have in common is here:
+shapes that must fit, dtypes that are computed with, alphas, and updates that are refused because
+they are not B A.
 """
 
 from __future__ import annotations
@@ -21,15 +23,13 @@ from sharespace.errors import (
     OptionError,
     UnsupportedAdapterError,
 )
-from sharespace.formats.files import KeptTensors, TensorInfo, WeightsFile, sha256
+from sharespace.formats.weights_file import KeptTensors, TensorInfo, WeightsFile, sha256
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape, Provenance
 
 FACTOR_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
 UNSHARDED = (
     "Save the adapter again from gathered weights (DeepSpeed ZeRO-3 and FSDP shards look like this)"
 )
-
 
 # Updates that are not B A, by the keys of LyCORIS, ComfyUI and Stability AI.
 OTHER_UPDATES = {
@@ -44,15 +44,15 @@ OTHER_UPDATES = {
     r"^lora_controlnet$": "a Control-LoRA",
 }
 
-Parse: TypeAlias = "Callable[[str], tuple[str, str] | None]"
+KeyParser: TypeAlias = "Callable[[str], tuple[str, str] | None]"
 """Key -> (module, role "A", "B" or "alpha"), or None where it is none of these."""
 
-Scaling: TypeAlias = "Callable[[str, int, float | None], float]"
+ScalingRule: TypeAlias = "Callable[[str, int, float | None], float]"
 """(module, rank, alpha entry) -> scaling."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class FactorPair:
     """The factors of one module, by their keys in the file."""
 
     down: str
@@ -63,20 +63,20 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a format's reader found in a file; every key is in exactly one of the three."""
+class AdapterKeys:
+    """The keys of a file by what they are for; every key is in exactly one of the three."""
 
-    pairs: Mapping[str, Pair]
+    pairs: Mapping[str, FactorPair]
     """Adapted module -> its factors."""
     kept: Mapping[str, str]
     """Key under which a tensor is kept -> key in the file."""
     used: frozenset[str] = frozenset()
-    """Keys whose value is in ``Pair.scaling`` (kohya's alphas)."""
+    """Keys whose value is in ``FactorPair.scaling`` (kohya's alphas)."""
 
 
 def build_adapter(
     file: WeightsFile,
-    contents: Contents,
+    keys: AdapterKeys,
     *,
     name: str,
     format: str,
@@ -84,65 +84,47 @@ def build_adapter(
     config: Mapping[str, Any],
     source: str,
 ) -> Adapter:
-    """The Adapter over a file's contents; checks every pair's shapes and dtypes, reads none.
+    """The Adapter over a file's tensors; checks every pair's shapes and dtypes, reads none.
 
     Raises:
         CorruptAdapterError: there is no pair, or the shapes of one don't fit each other.
         UnsupportedAdapterError: factors of a dtype that is not computed with, or only of what is
             kept as it is.
     """
-    if not contents.pairs:
-        raise _nothing(file, contents)
-    found = {module: pair_shape(file, pair) for module, pair in contents.pairs.items()}
-    keys = [key for pair in contents.pairs.values() for key in (pair.down, pair.up)]
+    if not keys.pairs:
+        raise _nothing(file, keys)
+    sizes = {module: _pair_shape(file, pair) for module, pair in keys.pairs.items()}
+    factors = [key for pair in keys.pairs.values() for key in (pair.down, pair.up)]
     return Adapter(
         name=name,
         base=base,
-        shapes={module: shape for module, (shape, _) in found.items()},
-        ranks={module: rank for module, (_, rank) in found.items()},
-        dtype=reduce(torch.promote_types, (file.infos[key].dtype for key in keys)),
-        layer=FileLayers(file, contents.pairs),
-        kept=KeptTensors(file, contents.kept),
+        shapes={module: shape for module, (shape, _) in sizes.items()},
+        ranks={module: rank for module, (_, rank) in sizes.items()},
+        dtype=reduce(torch.promote_types, (file.infos[key].dtype for key in factors)),
+        layer=FileLayers(file, keys.pairs),
+        kept=KeptTensors(file, keys.kept),
         config=config,
         provenance=Provenance(format, source, sha256(file.path)),
         nbytes=sum(info.nbytes for info in file.infos.values()),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class FileLayers:
-    """Reads the updates of an adapter's file; see ``subspace.adapter.Divisible``."""
-
-    file: WeightsFile
-    pairs: Mapping[str, Pair]
-
-    def __call__(self, module: str) -> LayerUpdate:
-        return read_layer(self.file, self.pairs, module)
-
-    def part(self, module: str) -> FileLayers:
-        """Of one module: a path and the places of two tensors."""
-        pair = self.pairs[module]
-        return FileLayers(self.file.part(pair.down, pair.up), {module: pair})
-
-
-def read_layer(file: WeightsFile, pairs: Mapping[str, Pair], module: str) -> LayerUpdate:
-    """One module's update, up n x r and down r x d, in the file's dtypes.
-
-    Raises:
-        OptionError: the adapter does not adapt the module.
-        CorruptAdapterError: a factor holds NaN or infinity, or the file can't be read any more.
-    """
-    if module not in pairs:
-        raise OptionError(f"module {module!r}", f"not adapted by {file.path.name}")
-    pair = pairs[module]
-    down, up = file.read(pair.down, pair.up)
-    for key, tensor in ((pair.down, down), (pair.up, up)):
-        if not _finite(tensor):
-            raise _not_finite(file, key, tensor)
-    return LayerUpdate(up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1), pair.scaling)
+def _nothing(file: WeightsFile, keys: AdapterKeys) -> AdapterError:
+    others = ", ".join(list(keys.kept)[:3]) or "none at all"
+    if any(".lora_" in key for key in keys.kept):
+        return UnsupportedAdapterError(
+            str(file.path),
+            f"adapts only what is kept as it is, like embeddings and experts ({others})",
+            "There is nothing to share: use it as it is",
+        )
+    return CorruptAdapterError(
+        str(file.path),
+        f"no module has a pair of LoRA factors (tensors: {others})",
+        "Nothing was adapted: check target_modules in the training script",
+    )
 
 
-def pair_shape(file: WeightsFile, pair: Pair) -> tuple[ModuleShape, int]:
+def _pair_shape(file: WeightsFile, pair: FactorPair) -> tuple[ModuleShape, int]:
     """Shape of the module and rank of its update, from the factors' shapes.
 
     Raises:
@@ -177,17 +159,50 @@ def _check_factor(file: WeightsFile, key: str, info: TensorInfo) -> None:
         )
 
 
-def _finite(tensor: Tensor) -> bool:
-    # NaN and infinity stay in a sum, which is far cheaper than a test of each number; a sum that
-    # is not finite may only have overflowed.
-    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
-
-
-def _misfit(file: WeightsFile, pair: Pair, why: str) -> CorruptAdapterError:
+def _misfit(file: WeightsFile, pair: FactorPair, why: str) -> CorruptAdapterError:
     down, up = (list(file.infos[key].shape) for key in (pair.down, pair.up))
     return CorruptAdapterError(
         str(file.path), f"{pair.down!r} is {down} and {pair.up!r} is {up}: {why}", UNSHARDED
     )
+
+
+@dataclass(frozen=True, eq=False)
+class FileLayers:
+    """Reads the updates of an adapter's file; see ``subspace.adapter.Divisible``."""
+
+    file: WeightsFile
+    pairs: Mapping[str, FactorPair]
+
+    def __call__(self, module: str) -> LayerUpdate:
+        return _read_layer(self.file, self.pairs, module)
+
+    def part(self, module: str) -> FileLayers:
+        """Of one module: a path and the places of two tensors."""
+        pair = self.pairs[module]
+        return FileLayers(self.file.part(pair.down, pair.up), {module: pair})
+
+
+def _read_layer(file: WeightsFile, pairs: Mapping[str, FactorPair], module: str) -> LayerUpdate:
+    """One module's update, up n x r and down r x d, in the file's dtypes.
+
+    Raises:
+        OptionError: the adapter does not adapt the module.
+        CorruptAdapterError: a factor holds NaN or infinity, or the file can't be read any more.
+    """
+    if module not in pairs:
+        raise OptionError(f"module {module!r}", f"not adapted by {file.path.name}")
+    pair = pairs[module]
+    down, up = file.read(pair.down, pair.up)
+    for key, tensor in ((pair.down, down), (pair.up, up)):
+        if not _finite(tensor):
+            raise _not_finite(file, key, tensor)
+    return LayerUpdate(up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1), pair.scaling)
+
+
+def _finite(tensor: Tensor) -> bool:
+    # NaN and infinity stay in a sum, which is far cheaper than a test of each number; a sum that
+    # is not finite may only have overflowed.
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _not_finite(file: WeightsFile, key: str, tensor: Tensor) -> CorruptAdapterError:
@@ -199,41 +214,9 @@ def _not_finite(file: WeightsFile, key: str, tensor: Tensor) -> CorruptAdapterEr
     )
 
 
-def _nothing(file: WeightsFile, contents: Contents) -> AdapterError:
-    others = ", ".join(list(contents.kept)[:3]) or "none at all"
-    if any(".lora_" in key for key in contents.kept):
-        return UnsupportedAdapterError(
-            str(file.path),
-            f"adapts only what is kept as it is, like embeddings and experts ({others})",
-            "There is nothing to share: use it as it is",
-        )
-    return CorruptAdapterError(
-        str(file.path),
-        f"no module has a pair of LoRA factors (tensors: {others})",
-        "Nothing was adapted: check target_modules in the training script",
-    )
-
-
-def refuse_single(file: WeightsFile, module: str, keys: Collection[str]) -> None:
-    """Raise UnsupportedAdapterError for a factor that has no partner."""
-    if len(keys) != 2:
-        raise UnsupportedAdapterError(
-            str(file.path),
-            f"module {module!r} has only one factor, {next(iter(keys))!r}",
-            "Save the adapter again with all its tensors",
-        )
-
-
-def is_grouped(file: WeightsFile, pair: Pair) -> bool:
-    """A convolution with groups > 1: B is n x r / groups, so dW is not B A."""
-    down, up = file.infos[pair.down].shape, file.infos[pair.up].shape
-    conv = len(down) > 2 and len(up) > 2 and 0 < up[1] < down[0]
-    return conv and down[0] % up[1] == 0
-
-
-def find_contents(
-    file: WeightsFile, keys: Mapping[str, str], parse: Parse, scaling: Scaling
-) -> Contents:
+def sort_by_role(
+    file: WeightsFile, keys: Mapping[str, str], parse: KeyParser, scaling: ScalingRule
+) -> AdapterKeys:
     """Sort a file's keys into factor pairs with their alphas, and what is kept.
 
     Args:
@@ -249,41 +232,39 @@ def find_contents(
     refuse_other_keys(file)
     pairs = {}
     used: set[str] = set()
-    for module, found in _by_module(file, keys, parse).items():
-        factors = [found[role] for role in ("A", "B") if role in found]
+    for module, roles in _by_module(file, keys, parse).items():
+        factors = [roles[role] for role in ("A", "B") if role in roles]
         if not factors:
             continue
         refuse_single(file, module, factors)
-        rank = (file.infos[found["A"]].shape or (0,))[0]
-        alpha = read_alpha(file, found["alpha"]) if "alpha" in found else None
-        pair = Pair(found["A"], found["B"], scaling(module, rank, alpha))
+        rank = (file.infos[roles["A"]].shape or (0,))[0]
+        alpha = _read_alpha(file, roles["alpha"]) if "alpha" in roles else None
+        pair = FactorPair(roles["A"], roles["B"], scaling(module, rank, alpha))
         if not is_grouped(file, pair):
             pairs[module] = pair
-            used.update(found.values())
+            used.update(roles.values())
     kept = {key: raw for key, raw in keys.items() if raw not in used}
     factor_keys = {key for pair in pairs.values() for key in (pair.down, pair.up)}
-    return Contents(pairs, kept, frozenset(used - factor_keys))
+    return AdapterKeys(pairs, kept, frozenset(used - factor_keys))
 
 
-def alpha_scaling(rank: int, alpha: float | None) -> float:
-    """alpha / rank; 1 where the file has no alpha."""
-    return 1.0 if alpha is None or rank == 0 else alpha / rank
-
-
-def read_alpha(file: WeightsFile, key: str) -> float:
-    """The number in an alpha entry.
-
-    Raises:
-        CorruptAdapterError: it is not one finite number.
-    """
-    info = file.infos[key]
-    if math.prod(info.shape) != 1 or info.dtype.is_complex:
-        shape = f"{info.dtype} of shape {list(info.shape)}"
-        raise CorruptAdapterError(str(file.path), f"{key!r} is {shape}", "An alpha is one number")
-    value = float(file.read(key)[0].double())
-    if not math.isfinite(value):
-        raise CorruptAdapterError(str(file.path), f"{key!r} is {value}", "An alpha is finite")
-    return value
+def _by_module(
+    file: WeightsFile, keys: Mapping[str, str], parse: KeyParser
+) -> dict[str, dict[str, str]]:
+    modules: dict[str, dict[str, str]] = {}
+    for key, raw in keys.items():
+        if (place := parse(key)) is None:
+            continue
+        module, role = place
+        roles = modules.setdefault(module, {})
+        if role in roles:
+            raise CorruptAdapterError(
+                str(file.path),
+                f"{roles[role]!r} and {raw!r} are both {role} of module {module!r}",
+                "Drop one",
+            )
+        roles[role] = raw
+    return modules
 
 
 def refuse_other_keys(file: WeightsFile) -> None:
@@ -298,20 +279,39 @@ def refuse_other_keys(file: WeightsFile) -> None:
                 )
 
 
-def _by_module(
-    file: WeightsFile, keys: Mapping[str, str], parse: Parse
-) -> dict[str, dict[str, str]]:
-    modules: dict[str, dict[str, str]] = {}
-    for key, raw in keys.items():
-        if (place := parse(key)) is None:
-            continue
-        module, role = place
-        found = modules.setdefault(module, {})
-        if role in found:
-            raise CorruptAdapterError(
-                str(file.path),
-                f"{found[role]!r} and {raw!r} are both {role} of module {module!r}",
-                "Drop one",
-            )
-        found[role] = raw
-    return modules
+def refuse_single(file: WeightsFile, module: str, keys: Collection[str]) -> None:
+    """Raise UnsupportedAdapterError for a factor that has no partner."""
+    if len(keys) != 2:
+        raise UnsupportedAdapterError(
+            str(file.path),
+            f"module {module!r} has only one factor, {next(iter(keys))!r}",
+            "Save the adapter again with all its tensors",
+        )
+
+
+def is_grouped(file: WeightsFile, pair: FactorPair) -> bool:
+    """A convolution with groups > 1: B is n x r / groups, so dW is not B A."""
+    down, up = file.infos[pair.down].shape, file.infos[pair.up].shape
+    conv = len(down) > 2 and len(up) > 2 and 0 < up[1] < down[0]
+    return conv and down[0] % up[1] == 0
+
+
+def alpha_scaling(rank: int, alpha: float | None) -> float:
+    """alpha / rank; 1 where the file has no alpha."""
+    return 1.0 if alpha is None or rank == 0 else alpha / rank
+
+
+def _read_alpha(file: WeightsFile, key: str) -> float:
+    """The number in an alpha entry.
+
+    Raises:
+        CorruptAdapterError: it is not one finite number.
+    """
+    info = file.infos[key]
+    if math.prod(info.shape) != 1 or info.dtype.is_complex:
+        shape = f"{info.dtype} of shape {list(info.shape)}"
+        raise CorruptAdapterError(str(file.path), f"{key!r} is {shape}", "An alpha is one number")
+    value = float(file.read(key)[0].double())
+    if not math.isfinite(value):
+        raise CorruptAdapterError(str(file.path), f"{key!r} is {value}", "An alpha is finite")
+    return value

@@ -4,15 +4,13 @@ Every module gets ``lora_B = scaling * up`` and ``lora_A = down``, zero-padded t
 r = lora_alpha = p, so that loaders which know nothing but ``lora_alpha / r`` apply it rightly.
 Kept tensors go under their own keys, bit for bit (only ``lora_B.bias`` is multiplied by the
 scaling that PEFT applied to it before). Keys here are PEFT's.
-
-How an export is written, whatever its target.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,19 +32,45 @@ from sharespace.formats.lora_config import (
     owners,
     plain_config,
 )
-from sharespace.subspace.adapter import BaseModel, LayerUpdate, ModuleShape
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The same for every target; what a target has no use for, it does not read."""
+
+    rank: int | None = None
+    """Pad all factors to this rank; None: the largest that a module needs."""
+    dtype: torch.dtype | None = None
+    """Of the factors; None: each as it is."""
+    base: str | None = None
+    """Folder or Hub id of the base model, for its ``config.json``; None: what the task states."""
+    overwrite: bool = False
+    """Replace a directory that has something in it."""
+    component: str = "unet"
+    """Model of a pipeline that the modules belong to, where the task came from none (diffusers)."""
 
 
 @dataclass(frozen=True, eq=False)
 class PlainLora:
-    """What is to be exported."""
+    """A task on its way to a file: any ranks and scalings, and what is kept beside the factors."""
 
     updates: Mapping[str, LayerUpdate]
-    shapes: Mapping[str, ModuleShape]
+    """Module -> update, up n x r and down r x d."""
+    shapes: Mapping[str, ModuleShape] = field(default_factory=dict)
     """At least of the convolutions."""
-    kept: Mapping[str, Tensor]
-    config: Mapping[str, Any]
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    """``Adapter.kept`` or ``Task.kept``."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """``Adapter.config`` or ``Task.config``."""
     base: BaseModel | None = None
+    """The base model; None: what ``config`` says."""
+
+    @classmethod
+    def from_adapter(cls, adapter: Adapter) -> PlainLora:
+        """All of an adapter; its factors are read here."""
+        updates = {module: adapter.layer(module) for module in adapter.shapes}
+        return cls(updates, adapter.shapes, adapter.kept, adapter.config, adapter.base)
 
     def tensors(self, rank: int, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """All tensors by PEFT's keys, each with memory of its own.
@@ -87,11 +111,6 @@ class PlainLora:
         return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def factor_key(module: str, factor: str) -> str:
-    """PEFT's key of a module's factor "A" or "B"."""
-    return f"{PREFIX}{module}.lora_{factor}.weight"
-
-
 def common_rank(updates: Mapping[str, LayerUpdate], rank: int | None) -> int:
     """The rank that all factors are padded to.
 
@@ -104,6 +123,11 @@ def common_rank(updates: Mapping[str, LayerUpdate], rank: int | None) -> int:
     if rank is not None and rank < largest:
         raise OptionError("rank", f"{rank} is below {largest}", f"Give at least {largest}")
     return rank or largest
+
+
+def factor_key(module: str, factor: str) -> str:
+    """PEFT's key of a module's factor "A" or "B"."""
+    return f"{PREFIX}{module}.lora_{factor}.weight"
 
 
 def padded(
@@ -185,17 +209,3 @@ def _component(lora: PlainLora, name: str, *, first: bool, names: list[str]) -> 
         kept=kept,
         config=component_config("config", lora.config, name) | header,
     )
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """The same for every target; what a target has no use for, it does not read."""
-
-    rank: int | None = None
-    """Pad all factors to this rank; None: the largest that a module needs."""
-    dtype: torch.dtype | None = None
-    """Of the factors; None: each as it is."""
-    base: str | None = None
-    """Folder or Hub id of the base model, for its ``config.json``; None: what the task states."""
-    overwrite: bool = False
-    """Replace a directory that has something in it."""

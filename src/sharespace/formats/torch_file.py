@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.files import SAFETENSORS_DTYPES
-from sharespace.formats.files import COPY_AGAIN, ByteRanges, Stamp, TensorInfo, unreadable
+from sharespace.formats.weights_file import COPY_AGAIN, ByteRanges, Stamp, TensorInfo, unreadable
 
 # What torch.load was seen to raise on damaged files; a bare OSError is told apart before.
 DAMAGED = (

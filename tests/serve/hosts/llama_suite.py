@@ -25,7 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from serve.hosts.llama_base import write_base
-from sharespace.formats import ExportOptions, PlainLora, write_as
+from sharespace.formats import ExportOptions, PlainLora, write_adapter
 from sharespace.formats.gguf import ARCHITECTURES
 from sharespace.subspace.adapter import LayerUpdate
 from tuner.spaces import seeded
@@ -99,7 +99,7 @@ def _case(model_type: str, folder: Path) -> Case:
     config.save_pretrained(folder)
     write_base(folder / "base.gguf", model)
     lora = _task(model)
-    (adapter,) = write_as("gguf", folder / "ink", lora, ExportOptions(base=str(folder)))
+    (adapter,) = write_adapter(folder / "ink", lora, ExportOptions(base=str(folder)), to="gguf")
     expected = {"base": _next(model)}
     for module, update in lora.updates.items():
         weight = model.get_submodule(module).weight

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from sharespace.formats.engines import max_lora_rank
+from sharespace.formats.vllm_target import max_lora_rank
 
 
 def main() -> None:

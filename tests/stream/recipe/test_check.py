@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from sharespace.errors import RecipeError
-from sharespace.formats import write_peft
+from sharespace.formats import PlainLora, write_adapter
 from sharespace.stream.recipe import Recipe, check, parse_recipe
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 from stream.recipe.recipes import TEXTS, write_rows, write_task
@@ -36,7 +36,7 @@ def desk(tmp_path: Path) -> Path:
 
 def write_lora(path: Path, rows: int, base: str | None = None) -> None:
     updates = {"layer.q": LayerUpdate(torch.ones(rows, 2), torch.ones(2, 4))}
-    write_peft(path, updates, base=BaseModel(base), config={"peft_type": "LORA"})
+    write_adapter(path, PlainLora(updates, base=BaseModel(base), config={"peft_type": "LORA"}))
 
 
 def recipe(folder: Path, tasks: str, more: str = "") -> Recipe:
