@@ -42,7 +42,7 @@ from sharespace.subspace.build_budgeted import private_layer
 from sharespace.subspace.build_layer import LayerResult, read_updates
 from sharespace.subspace.fidelity import measure, sizes
 from sharespace.subspace.merge import merge
-from sharespace.subspace.state import PerTask, ShareModel
+from sharespace.subspace.state import ShareModel
 
 ITEM = 4
 """Bytes of a float32."""
@@ -321,7 +321,7 @@ def _files(model: ShareModel) -> int:
 
 def _chosen(model: ShareModel) -> dict[str, Any]:
     values = [c for t in model.tasks.values() for c in t.coefficients.values()]
-    private = sum(isinstance(c, PerTask) for c in values)
+    private = sum(not c.is_shared for c in values)
     return {
         "k": [list(layer.k) for layer in model.layers.values()],
         "subspaces": max(len(layer.groups) or 1 for layer in model.layers.values()),

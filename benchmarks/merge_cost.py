@@ -19,14 +19,9 @@ from torch import Tensor
 from benchmarks import common
 from sharespace import Share
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
-from sharespace.subspace.state import (
-    BuildSettings,
-    Factors,
-    LayerSubspace,
-    Ledger,
-    ShareModel,
-    Task,
-)
+from sharespace.subspace.coefficients import Factors
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.state import BuildSettings, Ledger, ShareModel, Task
 
 MODULE = "m"
 MODELS: dict[str, tuple[int, dict[tuple[int, int], int]]] = {

@@ -34,14 +34,9 @@ from benchmarks import common
 from sharespace import Share
 from sharespace.serve.mixed import MixedTasks
 from sharespace.subspace.adapter import BaseModel, ModuleShape
-from sharespace.subspace.state import (
-    BuildSettings,
-    Factors,
-    LayerSubspace,
-    Ledger,
-    ShareModel,
-    Task,
-)
+from sharespace.subspace.coefficients import Factors
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.state import BuildSettings, Ledger, ShareModel, Task
 
 TARGETS = {
     "bert": {

@@ -183,7 +183,8 @@ def _adapted(base: nn.Module, targets: str, name: str, options: argparse.Namespa
 def _space(base: nn.Module, targets: list[str], k: int) -> Any:
     """Random orthonormal bases: only their sizes matter here."""
     from sharespace.subspace.adapter import BaseModel, ModuleShape
-    from sharespace.subspace.state import BuildSettings, LayerSubspace, ShareModel
+    from sharespace.subspace.layer import LayerSubspace
+    from sharespace.subspace.state import BuildSettings, ShareModel
 
     layers = {}
     for name, module in base.named_modules():

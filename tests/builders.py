@@ -18,14 +18,9 @@ from sharespace.linalg.problem import UpdateProblem
 from sharespace.linalg.updates import CanonicalUpdates, canonicalise, weights
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.build import initialise
-from sharespace.subspace.state import (
-    BuildSettings,
-    Core,
-    Factors,
-    LayerSubspace,
-    PerTask,
-    ShareModel,
-)
+from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTask
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.state import BuildSettings, ShareModel
 
 MODULE = "m"
 FULL = 10_000
@@ -156,13 +151,13 @@ def stored_dense(model: ShareModel, task: str, module: str = MODULE) -> Tensor:
     return in_frame(model.layers[module], value)
 
 
-def in_frame(layer: LayerSubspace, value: Factors | Core) -> Tensor:
-    """n x d in float64 of shared coefficients."""
-    matrix = (
-        value.matrix.double()
-        if isinstance(value, Core)
-        else value.left.double() @ value.right.double().mT
-    )
+def in_frame(layer: LayerSubspace, value: Coefficients) -> Tensor:
+    """n x d in float64 of coefficients in the subspace, by their definition."""
+    if isinstance(value, Core):
+        matrix = value.matrix.double()
+    else:
+        assert isinstance(value, Factors)
+        matrix = value.left.double() @ value.right.double().mT
     return layer.left_basis.double() @ matrix @ layer.right_basis.double().mT
 
 

@@ -122,7 +122,7 @@ def layout_of(share: Share, measured: dict[str, Any]) -> SizeLayout:
     plain = SizeLayout(
         shapes=tuple(share.model.shapes.values()),
         k=max(max(layer.k) for layer in share.model.layers.values()),
-        p=max(c.p for t in share.model.tasks.values() for c in t.coefficients.values()),  # type: ignore[union-attr]
+        p=max(c.rank for t in share.model.tasks.values() for c in t.coefficients.values()),
         rank=RANK,
         head=head,
     )

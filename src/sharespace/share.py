@@ -20,12 +20,11 @@ from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace import plan as _plan
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 from sharespace.subspace.build import Progress, initialise, refuse_erased
-from sharespace.subspace.coefficients import reconstruct
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.plan import Baselines, baselines
 from sharespace.subspace.retrained import retrained
-from sharespace.subspace.state import BasisMethod, BuildSettings, ShareModel, Task
+from sharespace.subspace.state import BasisMethod, BuildSettings, ShareModel, Task, reconstruct
 
 if TYPE_CHECKING:
     from torch.nn import Module

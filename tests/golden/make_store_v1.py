@@ -14,17 +14,9 @@ from torch import Tensor
 
 from sharespace.store import Operation, commit
 from sharespace.subspace.adapter import BaseModel, ModuleShape, Provenance
-from sharespace.subspace.state import (
-    BuildSettings,
-    Certificate,
-    Core,
-    Factors,
-    LayerSubspace,
-    Ledger,
-    PerTask,
-    ShareModel,
-    Task,
-)
+from sharespace.subspace.coefficients import Core, Factors, PerTask
+from sharespace.subspace.layer import Certificate, LayerSubspace
+from sharespace.subspace.state import BuildSettings, Ledger, ShareModel, Task
 
 PATH = Path(__file__).parent / "store-v1"
 

@@ -12,17 +12,9 @@ import torch
 from golden.make_store_v1 import columns, numbers
 from sharespace.store import Operation, commit
 from sharespace.subspace.adapter import BaseModel, ModuleShape
-from sharespace.subspace.state import (
-    BuildSettings,
-    Coefficients,
-    Core,
-    Factors,
-    LayerSubspace,
-    Ledger,
-    PerTask,
-    ShareModel,
-    Task,
-)
+from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTask
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.state import BuildSettings, Ledger, ShareModel, Task
 
 PATH = Path(__file__).parent / "store-v2"
 

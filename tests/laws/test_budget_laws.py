@@ -31,10 +31,10 @@ from builders import (
     worst,
 )
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.coefficients import as_adapter
+from sharespace.subspace.coefficients import Core, Factors, PerTask
 from sharespace.subspace.merge import merge
 from sharespace.subspace.plan import adapters_to_break_even
-from sharespace.subspace.state import Core, Factors, PerTask, ShareModel
+from sharespace.subspace.state import ShareModel, as_adapter
 
 
 def spent(model: ShareModel) -> int:

@@ -33,9 +33,9 @@ from builders import (
     worst,
 )
 from sharespace.subspace.adapter import Adapter, LayerUpdate
+from sharespace.subspace.coefficients import Core, Factors, PerTask
 from sharespace.subspace.merge import merge, union
-from sharespace.subspace.merge_layer import pad
-from sharespace.subspace.state import BasisMethod, Core, Factors, PerTask, ShareModel
+from sharespace.subspace.state import BasisMethod, ShareModel
 
 DENSE = 1e-13
 """Relative rounding of the dense float64 answer itself."""
@@ -50,7 +50,7 @@ def assert_padded(before: ShareModel, after: ShareModel, names: Sequence[str]) -
         for name in names:
             old = before.tasks[name].coefficients.get(module)
             if isinstance(old, Factors | Core):
-                assert_same_value(after.tasks[name].coefficients[module], pad(old, grown.k))
+                assert_same_value(after.tasks[name].coefficients[module], old.grown(grown.k))
 
 
 def assert_same_value(found: object, wanted: Factors | Core | PerTask) -> None:

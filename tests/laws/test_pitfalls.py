@@ -25,9 +25,9 @@ from builders import (
 )
 from sharespace import Share, read_adapter
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.coefficients import reconstruct
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.plan import baselines
+from sharespace.subspace.state import reconstruct
 from store.models import WEIRD_NAMES
 
 

@@ -37,9 +37,9 @@ from builders import (
 )
 from sharespace.linalg.updates import weights
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.coefficients import as_adapter
+from sharespace.subspace.coefficients import Factors
 from sharespace.subspace.fidelity import fidelity
-from sharespace.subspace.state import BasisMethod, Factors, ShareModel
+from sharespace.subspace.state import BasisMethod, ShareModel, as_adapter
 
 K = st.sampled_from([1, 2, 3, 5, 8, FULL])
 ALIKE = tuple(kind for kind in KINDS if kind not in ("loud", "quiet"))

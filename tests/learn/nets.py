@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from sharespace import Share
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
-from sharespace.subspace.state import Coefficients, Core, Factors, PerTask
+from sharespace.subspace.coefficients import Coefficients, Factors, PerTask
 
 SHAPES = {"first": (14, 10), "second": (12, 14)}
 """Adapted modules of ``Net``: n x d."""
@@ -83,16 +83,12 @@ def logits(model: nn.Module) -> Tensor:
     return found
 
 
-def tensors(value: Coefficients) -> tuple[Tensor, ...]:
-    return (value.matrix,) if isinstance(value, Core) else (value.left, value.right)
-
-
 def same(first: Mapping[str, Coefficients], second: Mapping[str, Coefficients]) -> bool:
     """Bit for bit."""
     return first.keys() == second.keys() and all(
         torch.equal(x, y)
         for m in first
-        for x, y in zip(tensors(first[m]), tensors(second[m]), strict=True)
+        for x, y in zip(first[m].tensors, second[m].tensors, strict=True)
     )
 
 

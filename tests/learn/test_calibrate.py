@@ -19,7 +19,7 @@ from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
 from sharespace.learn import calibrate
 from sharespace.learn.calibrate import Moments, reduced_rank
 from sharespace.subspace.adapter import Adapter, LayerUpdate, ModuleShape
-from sharespace.subspace.state import Factors, PerTask
+from sharespace.subspace.coefficients import Factors, PerTask
 
 Batches = Iterable[Mapping[str, Tensor]]
 

@@ -14,7 +14,7 @@ from sharespace import Share
 from sharespace.learn import TaskMethod, TrainingSettings, adapt, calibrate, finetune
 from sharespace.serve.mixed import MixedTasks
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
-from sharespace.subspace.state import PerTask
+from sharespace.subspace.coefficients import PerTask
 
 
 def member(name: str, seed: int, number: int) -> Adapter:

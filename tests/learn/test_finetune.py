@@ -15,7 +15,7 @@ from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
 from sharespace.learn import Finetuned, Setup, TaskMethod, TrainingSettings, finetune, load_task
 from sharespace.learn.adapt import adapt
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.state import Core, Factors, PerTask
+from sharespace.subspace.coefficients import Core, Factors, PerTask
 
 TRAINING = TrainingSettings(
     max_steps=40, learning_rate=3e-2, per_device_train_batch_size=16, use_cpu=True

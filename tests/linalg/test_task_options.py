@@ -15,7 +15,7 @@ from sharespace.linalg.joint import hosvd
 from sharespace.linalg.problem import UpdateProblem
 from sharespace.subspace.adapter import LayerUpdate, ModuleShape
 from sharespace.subspace.build_budgeted import project_mixed
-from sharespace.subspace.state import LayerSubspace
+from sharespace.subspace.layer import LayerSubspace
 
 
 def _related(count: int, n: int = 20, d: int = 16, k: int = 3, seed: int = 0) -> list[LayerUpdate]:

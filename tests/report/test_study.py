@@ -15,7 +15,8 @@ from builders import build, frame, gauss, law, relatives, stored_dense
 from report.samples import MODULES, made
 from sharespace.extras import require
 from sharespace.report.study import classical_scaling, explained_variance, relations, study
-from sharespace.subspace.state import Core, PerTask, ShareModel
+from sharespace.subspace.coefficients import Core, PerTask
+from sharespace.subspace.state import ShareModel
 from store.models import model as weird_model
 
 

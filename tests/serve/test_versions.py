@@ -21,7 +21,8 @@ from sharespace.errors import OptionError, TaskNotFoundError
 from sharespace.serve.base_model import Served
 from sharespace.serve.engine import Engine
 from sharespace.serve.requests import Embed, Generate, Piece, Sampling
-from sharespace.subspace.state import Factors, Task
+from sharespace.subspace.coefficients import Factors
+from sharespace.subspace.state import Task
 
 PROMPT = (5, 6, 7)
 LENGTH = 8

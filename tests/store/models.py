@@ -9,18 +9,9 @@ import torch
 from torch import Tensor
 
 from sharespace.subspace.adapter import BaseModel, ModuleShape, Provenance
-from sharespace.subspace.state import (
-    BuildSettings,
-    Certificate,
-    Coefficients,
-    Core,
-    Factors,
-    LayerSubspace,
-    Ledger,
-    PerTask,
-    ShareModel,
-    Task,
-)
+from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTask
+from sharespace.subspace.layer import Certificate, LayerSubspace
+from sharespace.subspace.state import BuildSettings, Ledger, ShareModel, Task
 
 WEIRD_NAMES = ("../../etc/passwd", "line\nbreak", "lone \ud800 surrogate", "a/b", "日本語 🎉", " ")
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from sharespace.errors import CorruptStoreError, SchemaVersionError, SharespaceError
 from sharespace.store import Operation, checkout, commit, history, load, verify
 from sharespace.store.layout import FileRef
-from sharespace.subspace.state import Core, ShareModel
+from sharespace.subspace.coefficients import Core
+from sharespace.subspace.state import ShareModel
 from store.models import SHAPES, K, assert_same, model
 from store.reseal import replace_bytes, replace_object, reseal, reseal_bytes
 

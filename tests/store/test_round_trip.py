@@ -15,16 +15,9 @@ from torch import Tensor
 
 from sharespace.errors import MismatchError, StoreError
 from sharespace.store import Operation, checkout, commit, load
-from sharespace.subspace.state import (
-    BuildSettings,
-    Certificate,
-    Coefficients,
-    Core,
-    Factors,
-    LayerSubspace,
-    PerTask,
-    ShareModel,
-)
+from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTask
+from sharespace.subspace.layer import Certificate, LayerSubspace
+from sharespace.subspace.state import BuildSettings, ShareModel
 from store.models import (
     SHAPES,
     WEIRD_NAMES,

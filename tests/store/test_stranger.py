@@ -7,17 +7,14 @@ import torch
 
 from golden import make_store_v2
 from golden.make_store_v1 import PATH, WEIRD, version
-from sharespace.subspace.state import Core, Factors, LayerSubspace, PerTask
+from sharespace.subspace.coefficients import Coefficients
+from sharespace.subspace.layer import LayerSubspace
 from store.stranger import read_current, read_object, updates
 
 
-def our_update(layer: LayerSubspace, found: Factors | Core | PerTask) -> torch.Tensor:
-    if isinstance(found, PerTask):
-        return found.left.double() @ found.right.double().T
-    if isinstance(found, Factors):
-        found = Core(found.left.double() @ found.right.double().T)
-    core = found.matrix.double()
-    return layer.left_basis.double() @ core @ layer.right_basis.double().T
+def our_update(layer: LayerSubspace, value: Coefficients) -> torch.Tensor:
+    left, right, core = value.framed(layer)
+    return left.double() @ core[0] @ right.double().T
 
 
 def test_the_updates_are_ours() -> None:

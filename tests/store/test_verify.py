@@ -15,7 +15,8 @@ from sharespace import Share
 from sharespace.errors import CorruptStoreError, SchemaVersionError
 from sharespace.store import Operation, checkout, commit, load, verify
 from sharespace.store.layout import FileRef
-from sharespace.subspace.state import LayerSubspace, ShareModel
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.state import ShareModel
 from store.models import model, orthonormal
 from store.reseal import replace_object, reseal
 

@@ -13,10 +13,10 @@ from sharespace import Share
 from sharespace.serve.mixed.rows import with_updates
 from sharespace.serve.mixed.stacks import Stack
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.coefficients import as_adapter, reconstruct
+from sharespace.subspace.coefficients import Coefficients, PerTask
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.plan import plan
-from sharespace.subspace.state import Core, Factors, PerTask, ShareModel
+from sharespace.subspace.state import ShareModel, as_adapter, reconstruct
 
 N, D = 40, 32
 
@@ -41,7 +41,7 @@ def model() -> ShareModel:
     return build(_adapters(), budget=4 * ((N + D) * 8 + 36 * 12))
 
 
-def _value(model: ShareModel, name: str) -> Factors | Core | PerTask:
+def _value(model: ShareModel, name: str) -> Coefficients:
     return model.tasks[name].coefficients[MODULE]
 
 

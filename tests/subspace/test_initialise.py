@@ -21,7 +21,6 @@ from sharespace.errors import CorruptAdapterError, OptionError, TaskExistsError
 from sharespace.linalg.dimension import Dimension
 from sharespace.subspace.adapter import LEARNED, BaseModel, LayerUpdate
 from sharespace.subspace.build import initialise
-from sharespace.subspace.state import Core
 
 
 def test_no_adapter_and_two_of_one_name_are_refused() -> None:
@@ -96,9 +95,8 @@ def test_the_stored_dtype_follows_the_adapters_or_the_wish() -> None:
     assert build(mixed, 2).dtype == torch.float32
     model = build(mixed, 2, dtype=torch.bfloat16)
     assert model.layers[MODULE].left_basis.dtype == torch.bfloat16
-    value = model.tasks["b"].coefficients[MODULE]
-    tensors = [value.matrix] if isinstance(value, Core) else [value.left, value.right]
-    assert all(t.dtype == torch.bfloat16 for t in tensors)
+    tensors = model.tasks["b"].coefficients[MODULE].tensors
+    assert {t.dtype for t in tensors} == {torch.bfloat16}
 
 
 def test_what_came_with_an_adapter_stays_with_its_task() -> None:

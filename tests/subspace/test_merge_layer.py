@@ -8,10 +8,9 @@ from builders import gauss
 from sharespace.linalg.dimension import Dimension
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.build import initialise
-from sharespace.subspace.coefficients import reconstruct
+from sharespace.subspace.coefficients import Core, Factors
 from sharespace.subspace.merge import merge
-from sharespace.subspace.merge_layer import pad
-from sharespace.subspace.state import BuildSettings, Core, Factors
+from sharespace.subspace.state import BuildSettings, reconstruct
 
 
 def adapter(name: str, seed: int, rank: int = 2, scale: float = 1.0) -> Adapter:
@@ -38,12 +37,12 @@ def test_share_merges_by_the_factors_as_they_came() -> None:
 
 def test_a_core_becomes_factors_exactly_where_it_would_grow_with_k_squared() -> None:
     core = Core(gauss(5, 3, 3))
-    grown = pad(core, (30, 40))
+    grown = core.grown((30, 40))
     assert isinstance(grown, Factors)
     dense = grown.left @ grown.right.mT
     assert dense[:3, :3].equal(core.matrix)
     assert dense.norm() == core.matrix.norm()
-    assert isinstance(pad(core, (4, 4)), Core)
+    assert isinstance(core.grown((4, 4)), Core)
 
 
 def test_many_exact_merges_keep_every_task() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from builders import (
     MODULE,
@@ -34,19 +34,12 @@ from sharespace.serve.mixed.rows import with_updates
 from sharespace.serve.mixed.stacks import Stack
 from sharespace.store import verify
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.coefficients import (
-    as_adapter,
-    group_offsets,
-    inside,
-    part_of,
-    placed,
-    reconstruct,
-    subspaces,
-)
+from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTask
+from sharespace.subspace.layer import group_offsets
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.plan import storage
 from sharespace.subspace.retrained import retrained
-from sharespace.subspace.state import Core, Factors, PerTask, ShareModel
+from sharespace.subspace.state import ShareModel, as_adapter, reconstruct
 from sharespace.tuner.start import new_task
 from store.reseal import reseal
 
@@ -81,7 +74,7 @@ def model() -> ShareModel:
     return build(adapters(), budget=BUDGET)
 
 
-def value(model: ShareModel, name: str) -> Factors | Core | PerTask:
+def value(model: ShareModel, name: str) -> Coefficients:
     return model.tasks[name].coefficients[MODULE]
 
 
@@ -89,7 +82,7 @@ def test_each_family_has_its_own_subspace(model: ShareModel) -> None:
     layer = model.layers[MODULE]
     assert layer.groups == ((2, 2), (2, 2))
     assert layer.k == (4, 4)
-    for part in subspaces(layer):
+    for part in layer.subspaces():
         assert orthonormality(part.left_basis) < 1e-5
         assert orthonormality(part.right_basis) < 1e-5
     assert {v.offset for n in ("a0", "a39") if isinstance(v := value(model, n), Core)} == {(0, 0)}
@@ -232,7 +225,7 @@ def test_other_coefficients_in_the_familys_own_directions(model: ShareModel) -> 
     found = value(changed, "b0")
     assert isinstance(found, Factors)
     assert found.offset == (2, 2)
-    part = subspaces(model.layers[MODULE])[1]
+    part = model.layers[MODULE].subspaces()[1]
     wanted = part.left_basis @ pair[0] @ (part.right_basis @ pair[1]).mT
     torch.testing.assert_close(stored_dense(changed, "b0").float(), wanted)
     assert changed.tasks["b0"].ledger.bounds.max() < 1e-5
@@ -246,7 +239,7 @@ def test_other_coefficients_in_all_directions(model: ShareModel) -> None:
     found = value(changed, "b0")
     assert not isinstance(found, PerTask)
     assert found.offset == (0, 0)
-    assert part_of(layer, found) is None
+    assert found.subspace_in(layer) is None
     wanted = layer.left_basis @ pair[0] @ (layer.right_basis @ pair[1]).mT
     torch.testing.assert_close(stored_dense(changed, "b0").float(), wanted)
 
@@ -265,16 +258,12 @@ def test_coefficients_of_a_part_and_back(
     mine: Factors | Core = Factors(gauss(1, left, p), gauss(2, right, p))
     if core:
         mine = Core(gauss(3, left, right))
-    found = placed(mine, group_offsets(parts)[number], whole)
+    found = mine.placed(group_offsets(parts)[number], whole)
     assert isinstance(found, Factors | Core)
     assert found.nbytes == mine.nbytes
     assert found.used == mine.used
-    for one, two in zip(_tensors(inside(found, parts[number])), _tensors(mine), strict=True):
+    for one, two in zip(found.within(parts[number]).tensors, mine.tensors, strict=True):
         assert torch.equal(one, two)
-
-
-def _tensors(value: Factors | Core) -> list[Tensor]:
-    return [value.matrix] if isinstance(value, Core) else [value.left, value.right]
 
 
 def _many_families() -> list[Adapter]:

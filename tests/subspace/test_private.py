@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from builders import canonical, dense, law, update
 from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.build_budgeted import own_svd, private_layer
+from sharespace.subspace.coefficients import PerTask
 
 
 @law()
@@ -25,8 +26,9 @@ def test_a_private_task_is_its_truncated_svd(seed: int, keep: int, stored: torch
     assert layer.k == (0, 0)
     for i, (task, rank) in enumerate(zip(tasks, (min(keep, 2), keep), strict=True)):
         value = found.coefficients[i]
-        assert value.left.shape == (9, rank)  # type: ignore[union-attr]
-        whole = value.left.double() @ value.right.double().mT  # type: ignore[union-attr]
+        assert isinstance(value, PerTask)
+        assert value.left.shape == (9, rank)
+        whole = value.left.double() @ value.right.double().mT
         error = float((dense(task) - whole).norm())
         best = float(torch.linalg.svdvals(dense(task))[rank:].norm())
         assert best - 1e-12 <= error <= best + 40 * torch.finfo(stored).eps

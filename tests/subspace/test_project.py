@@ -19,8 +19,9 @@ from builders import (
     update,
 )
 from sharespace.subspace.adapter import LayerUpdate, ModuleShape
-from sharespace.subspace.coefficients import project, project_factors, stored
-from sharespace.subspace.state import Core, Factors, LayerSubspace
+from sharespace.subspace.coefficients import Core, Factors, compact
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.project import project, project_factors
 
 
 def _layer(k: tuple[int, int] = (5, 4), dtype: torch.dtype = torch.float64) -> LayerSubspace:
@@ -95,7 +96,7 @@ def test_the_papers_projection_keeps_the_split() -> None:
 def test_coefficients_are_never_larger_than_either_form(k: tuple[int, int], p: int) -> None:
     rank = min(p, *k)
     left, right = gauss(1, k[0], rank), gauss(2, k[1], rank)
-    value = stored(left, right, torch.float32)
+    value = compact(left, right, torch.float32)
     numbers = value.nbytes // 4
     assert numbers <= (k[0] + k[1]) * rank
     whole = value.left @ value.right.mT if isinstance(value, Factors) else None
@@ -106,7 +107,7 @@ def test_coefficients_are_never_larger_than_either_form(k: tuple[int, int], p: i
 
 def test_stored_tensors_own_their_memory() -> None:
     left = gauss(1, 9, 4)[:, :2]
-    value = stored(left, gauss(2, 9, 2), torch.float64)
+    value = compact(left, gauss(2, 9, 2), torch.float64)
     assert isinstance(value, Factors)
     assert value.left.is_contiguous()
     assert value.left.untyped_storage().nbytes() == value.left.nbytes

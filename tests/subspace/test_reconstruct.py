@@ -20,7 +20,7 @@ from builders import (
     update,
 )
 from sharespace.errors import TaskNotFoundError
-from sharespace.subspace.coefficients import as_adapter, reconstruct
+from sharespace.subspace.state import as_adapter, reconstruct
 
 
 @law()

@@ -8,7 +8,8 @@ import torch
 from builders import MODULE, adapter, build, strangers, update
 from sharespace import Share
 from sharespace.errors import OptionError, TaskExistsError, TaskNotFoundError
-from sharespace.subspace.state import BuildSettings, Certificate, Ledger, ShareModel
+from sharespace.subspace.layer import Certificate
+from sharespace.subspace.state import BuildSettings, Ledger, ShareModel
 
 
 def _ledger() -> Ledger:

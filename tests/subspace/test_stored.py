@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from builders import MODULE, adapter, build, gauss, law, relatives, strangers, update
 from sharespace.subspace.adapter import ModuleShape
+from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTask
 from sharespace.subspace.fidelity import (
     ModelStorage,
     StorageKind,
@@ -17,15 +18,9 @@ from sharespace.subspace.fidelity import (
     storage_kind,
     tally_storage,
 )
+from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.merge import merge
-from sharespace.subspace.state import (
-    Coefficients,
-    Core,
-    Factors,
-    LayerSubspace,
-    PerTask,
-    ShareModel,
-)
+from sharespace.subspace.state import ShareModel
 
 K = (4, 3)
 

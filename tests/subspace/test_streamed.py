@@ -36,8 +36,9 @@ from sharespace.subspace import build as build_module
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.build import initialise
 from sharespace.subspace.build_streamed import build_bytes, merge_bytes, portions
+from sharespace.subspace.coefficients import PerTask
 from sharespace.subspace.merge import merge
-from sharespace.subspace.state import BuildSettings, PerTask, ShareModel
+from sharespace.subspace.state import BuildSettings, ShareModel
 
 TINY = 1000
 """Bytes: less than any layer here takes, so all are built out of core, one task at a time."""

@@ -8,8 +8,8 @@ import torch
 from builders import FULL, MODULE, adapter, build, stored_dense, strangers, update, worst
 from sharespace.errors import MismatchError, OptionError, TaskExistsError
 from sharespace.subspace.adapter import Adapter, BaseModel
+from sharespace.subspace.coefficients import PerTask
 from sharespace.subspace.merge import union, widened
-from sharespace.subspace.state import PerTask
 
 
 def _named(prefix: str, seed: int, count: int = 2) -> list[Adapter]:

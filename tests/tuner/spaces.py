@@ -12,14 +12,9 @@ from torch import Tensor, nn
 
 from sharespace.errors import MismatchError
 from sharespace.subspace.adapter import BaseModel, ModuleShape
-from sharespace.subspace.state import (
-    BuildSettings,
-    Factors,
-    LayerSubspace,
-    Ledger,
-    ShareModel,
-    Task,
-)
+from sharespace.subspace.coefficients import Factors
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.state import BuildSettings, Ledger, ShareModel, Task
 from sharespace.tuner import ShareConfig, publish
 from sharespace.tuner.layer import sides
 

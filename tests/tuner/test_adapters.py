@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from sharespace import Share
 from sharespace.errors import CorruptAdapterError, MismatchError, OptionError, TaskNotFoundError
-from sharespace.subspace.state import PerTask, ShareModel
+from sharespace.subspace.coefficients import PerTask
+from sharespace.subspace.state import ShareModel
 from sharespace.tuner import ShareConfig, ShareTuner, collect, publish, register, release
 from tuner.spaces import ALIVE, adapted, mlp, points, published, randomise, space, update_of
 

@@ -14,7 +14,7 @@ from sharespace.compare.job import Settings, TaskJob
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
 from sharespace.learn import Fit
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.state import tensor_bytes
+from sharespace.subspace.layer import tensor_bytes
 
 
 @dataclass(frozen=True, eq=False)

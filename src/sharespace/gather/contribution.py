@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sharespace.errors import ContributionError
 from sharespace.subspace.adapter import LEARNED, BaseModel, ModuleShape, Provenance
-from sharespace.subspace.state import LayerSubspace, ShareModel
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.state import ShareModel
 
 NAME = re.compile(r"contribution-(?P<sha256>[0-9a-f]{64})\.safetensors", re.ASCII)
 """File name of a contribution; the hash is that of its bytes, and its id."""

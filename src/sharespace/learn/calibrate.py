@@ -26,8 +26,10 @@ from sharespace.errors import MismatchError, OptionError
 from sharespace.learn.prepare import check_sides, is_grouped, seen, update_output
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.coefficients import dense_cores, inside, part_of, stored
-from sharespace.subspace.state import Coefficients, Factors, LayerSubspace, PerTask, Task
+from sharespace.subspace.coefficients import compact
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.project import dense_cores
+from sharespace.subspace.state import Task
 
 Pair = tuple[Tensor, Tensor]
 
@@ -113,23 +115,17 @@ def _fit_module(
     moments: Moments, layer: LayerSubspace, task: Task, module: str, ridge: float
 ) -> tuple[Pair | None, tuple[float, float]]:
     """One module's (E, F), None where they are best left alone, and its errors before and after."""
-    value = _inside(task, module, layer)
+    value = task.coefficients[module].within(layer.k)
     core = dense_cores([value], layer)[0]
     before = moments.squared_error(core)
     if not float(moments.zz.trace()) > 0:
         return None, (before, before)
-    p = value.p if isinstance(value, Factors) else min(layer.k)
+    p = min(value.rank, *layer.k)
     pair = _split(reduced_rank(moments, core, p, ridge), p)
     # As stored: the cast to the model's dtype may cost more than the fit gains.
-    cast = dense_cores([stored(*pair, layer.left_basis.dtype)], layer)[0]
+    cast = dense_cores([compact(*pair, layer.left_basis.dtype)], layer)[0]
     after = moments.squared_error(cast)
     return (pair, (before, after)) if after < before else (None, (before, before))
-
-
-def _inside(task: Task, module: str, layer: LayerSubspace) -> Coefficients:
-    """The coefficients in the directions of the task's own subspace."""
-    value = task.coefficients[module]
-    return value if isinstance(value, PerTask) else inside(value, layer.k)
 
 
 def _split(core: Tensor, p: int) -> Pair:
@@ -163,8 +159,8 @@ def _fitted_layers(
     found = {
         m: part
         for m in updates
-        if not isinstance(value := task.coefficients.get(prefix + m), PerTask | None)
-        and (part := part_of(share.model.layers[prefix + m], value)) is not None
+        if (value := task.coefficients.get(prefix + m)) is not None
+        and (part := value.subspace_in(share.model.layers[prefix + m])) is not None
         and min(part.k) > 0
         and not is_grouped(model.get_submodule(m))
     }

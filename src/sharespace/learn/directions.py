@@ -32,8 +32,6 @@ from sharespace.learn.prepare import as_output, is_grouped, seen
 from sharespace.learn.settings import TrainingSettings
 from sharespace.learn.training import Setup, fixed_statistics, trainer_for
 from sharespace.share import Share
-from sharespace.subspace.coefficients import dense_cores
-from sharespace.subspace.state import PerTask
 
 EXAMPLES = 256
 """Examples that the gradient is taken over."""
@@ -416,8 +414,8 @@ def _descent(share: Share, name: str, gradients: Mapping[str, Tensor]) -> float:
     """-<G, C> / |C| over all modules; 0 for a task without anything in the subspace."""
     product = energy = 0.0
     for module, value in share.task(name).coefficients.items():
-        if not isinstance(value, PerTask) and module in gradients:
-            core = dense_cores([value], share.model.layers[module])[0]
+        if value.is_shared and module in gradients:
+            core = value.core(share.model.layers[module].k)
             product += float((gradients[module] * core).sum())
             energy += float(core.square().sum())
     return -product / math.sqrt(energy) if energy else 0.0

@@ -23,7 +23,6 @@ from sharespace.stream.folder import FORMAT, read_json
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.stream.records import Step, content_digest
 from sharespace.subspace.adapter import ModuleShape
-from sharespace.subspace.coefficients import rank
 from sharespace.subspace.fidelity import (
     ModelStorage,
     StorageKind,
@@ -251,7 +250,7 @@ def _tasks(
 ) -> Iterator[TaskFacts]:
     for place, entry in enumerate(opened.manifest.content.tasks, 1):
         task = opened.model.tasks[entry.name]
-        ranks = [rank(value) for value in task.coefficients.values()]
+        ranks = [value.rank for value in task.coefficients.values()]
         files = [entry.coefficients, *([entry.kept] if entry.kept else [])]
         yield TaskFacts(
             name=entry.name,

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from sharespace.extras import require
-from sharespace.subspace.coefficients import dense_cores
-from sharespace.subspace.state import Coefficients, LayerSubspace, PerTask, ShareModel
+from sharespace.subspace.coefficients import Coefficients
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.project import dense_cores
+from sharespace.subspace.state import ShareModel
 
 ALIKE = 0.5
 """Mean cosine from which on tasks are called a family."""
@@ -60,7 +62,7 @@ def study(model: ShareModel, names: Sequence[str]) -> Study:
         layer, cores = _orthonormal(layer, dense_cores(values, layer))
         alike.add(members, cosines(_products(values, cores, layer)))
         common.add(members, overlaps(values, cores, layer))
-        inside = [n for n, value in enumerate(values) if not isinstance(value, PerTask)]
+        inside = [n for n, value in enumerate(values) if value.is_shared]
         losses = [lost[members[n]][module] for n in inside]
         curve = explained_variance(cores[inside], torch.tensor(losses, dtype=torch.float64))
         if curve:
@@ -109,15 +111,15 @@ def _products(values: Sequence[Coefficients], cores: Tensor, layer: LayerSubspac
     """<dW_i, dW_j> of one layer's updates, float64 [T, T]."""
     flat = cores.flatten(1)
     products = flat @ flat.mT
-    private = {i: v for i, v in enumerate(values) if isinstance(v, PerTask)}
+    per_task = {i: v.factors() for i, v in enumerate(values) if not v.is_shared}
     left, right = layer.left_basis.double(), layer.right_basis.double()
-    for i, one in private.items():
-        up, down = one.left.double(), one.right.double()
+    for i, factors in per_task.items():
+        up, down = (factor.double() for factor in factors)
         # <L C R^T, P Q^T> = <C, (L^T P)(R^T Q)^T>
         seen = (left.mT @ up) @ (right.mT @ down).mT
         row = flat @ seen.flatten()
-        for j, other in private.items():
-            row[j] = ((other.left.double().mT @ up) * (other.right.double().mT @ down)).sum()
+        for j, (far_up, far_down) in per_task.items():
+            row[j] = ((far_up.double().mT @ up) * (far_down.double().mT @ down)).sum()
         products[i], products[:, i] = row, row
     return products
 
@@ -140,19 +142,19 @@ def _aligned(
     """|dW_i^T dW_j|^2; flipped: |dW_i dW_j^T|^2."""
     grams = (cores @ cores.mT).flatten(1)
     products = grams @ grams.mT
-    private = {i: _frame(v, flipped) for i, v in enumerate(values) if isinstance(v, PerTask)}
-    for i, one in private.items():
+    per_task = {i: _frame(v, flipped) for i, v in enumerate(values) if not v.is_shared}
+    for i, one in per_task.items():
         seen = basis.mT @ one
         row = grams @ (seen @ seen.mT).flatten()
-        for j, other in private.items():
+        for j, other in per_task.items():
             row[j] = (other.mT @ one).square().sum()
         products[i], products[:, i] = row, row
     return products
 
 
-def _frame(value: PerTask, flipped: bool) -> Tensor:
+def _frame(value: Coefficients, flipped: bool) -> Tensor:
     """X with X X^T = dW dW^T (flipped: dW^T dW), float64."""
-    near, far = (value.right, value.left) if flipped else (value.left, value.right)
+    near, far = reversed(value.factors()) if flipped else value.factors()
     small: Tensor = torch.linalg.qr(far.double(), mode="r")[1]
     return near.double() @ small.mT
 

@@ -12,7 +12,8 @@ import torch
 
 from sharespace.errors import CorruptStoreError
 from sharespace.subspace.adapter import BaseModel, ModuleShape
-from sharespace.subspace.state import BuildSettings, Certificate
+from sharespace.subspace.layer import Certificate
+from sharespace.subspace.state import BuildSettings
 
 FORMAT = "sharespace"
 SCHEMA_VERSION = 2

@@ -11,7 +11,8 @@ from torch import Tensor
 from sharespace.store.layout import Content, FileRef, LayerEntry, TaskEntry, corrupt
 from sharespace.store.objects import OpenedFile, StoredFile, check_file
 from sharespace.store.taskfile import read_task
-from sharespace.subspace.state import LayerSubspace, ShareModel, Task
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.state import ShareModel, Task
 
 LEFT_BASIS = "left_basis"
 RIGHT_BASIS = "right_basis"

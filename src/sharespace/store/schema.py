@@ -31,7 +31,8 @@ from sharespace.store.layout import (
 )
 from sharespace.strict_json import JsonFields, dump_json, parse_json
 from sharespace.subspace.adapter import BaseModel, Kind, ModuleShape, fingerprint
-from sharespace.subspace.state import BuildSettings, Certificate
+from sharespace.subspace.layer import Certificate
+from sharespace.subspace.state import BuildSettings
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

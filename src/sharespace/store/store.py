@@ -53,7 +53,8 @@ from sharespace.store.lazy import StoredKept, StoredLayers, StoredTasks, basis_n
 from sharespace.store.objects import Payload, StoredFile, tensor_file, write_objects
 from sharespace.store.schema import manifest_from_json, manifest_to_json, summary_from_json
 from sharespace.store.taskfile import refuse_non_finite, summarise, task_file
-from sharespace.subspace.state import LayerSubspace, ShareModel, Task
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.state import ShareModel, Task
 
 StorePath: TypeAlias = "str | os.PathLike[str]"
 

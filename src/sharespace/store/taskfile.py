@@ -4,7 +4,7 @@ Coefficients <-> the tensors that stand for them on disk.
 
 A merge that enlarges the basis adds zero rows to the coefficients of every old task. They are not
 written, and put back on reading, so that such a merge changes no old task's file. Nor are the rows
-before a family's own subspace: where it begins is written instead.
+before a group's own subspace: where it begins is written instead.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from sharespace.store.layout import LayerEntry, TaskSummary, corrupt
 from sharespace.store.objects import OpenedFile, TensorFile, tensor_file
 from sharespace.strict_json import JsonFields, parse_json
 from sharespace.subspace.adapter import Provenance
-from sharespace.subspace.coefficients import group_offsets
-from sharespace.subspace.state import Coefficients, Core, Factors, Ledger, PerTask, Task
+from sharespace.subspace.coefficients import KINDS, Coefficients
+from sharespace.subspace.layer import group_size
+from sharespace.subspace.state import Ledger, Task
 
 NORMS = "ledger.norms"
 
 TRUNCATIONS = "ledger.truncations"
 
-ALL_PARTS = ("left", "right", "core", "private_left", "private_right")
+ALL_PARTS = tuple(key for kind in KINDS for key in kind.keys)
 """Last components of the keys in a task's file."""
 
 
@@ -53,7 +54,7 @@ def tensors_of(task: Task) -> dict[str, Tensor]:
     coefficients = {
         f"{module}.{part}": tensor
         for module, found in task.coefficients.items()
-        for part, tensor in parts_of(found).items()
+        for part, tensor in found.stored_tensors().items()
     }
     return {**coefficients, NORMS: task.ledger.norms, TRUNCATIONS: task.ledger.truncations}
 
@@ -64,11 +65,7 @@ def summarise(task: Task) -> TaskSummary:
         format=task.provenance.format,
         source=task.provenance.source,
         adapter_bytes=task.adapter_bytes,
-        coefficient_bytes=sum(
-            t.numel() * t.element_size()
-            for c in task.coefficients.values()
-            for t in parts_of(c).values()
-        ),
+        coefficient_bytes=sum(c.nbytes for c in task.coefficients.values()),
         modules=len(task.coefficients),
         norm=task.ledger.total_norm,
         bound=task.ledger.bound,
@@ -97,7 +94,7 @@ def _check_fit(
 ) -> None:
     if module not in layers:
         raise MismatchError(f"task {task!r}", f"the model has no module {module!r}")
-    why = misfit(coefficients, layers[module], dtype)
+    why = coefficients.misfit(layers[module], dtype)
     if why:
         raise MismatchError(f"task {task!r}, module {module}", why)
 
@@ -140,7 +137,7 @@ def _begins_to_json(task: Task) -> dict[str, object]:
     found = {
         module: list(value.offset)
         for module, value in task.coefficients.items()
-        if not isinstance(value, PerTask) and value.offset != (0, 0)
+        if value.offset != (0, 0)
     }
     return {"begin": found} if found else {}
 
@@ -205,18 +202,19 @@ def _read_module(
     offset: tuple[int, int],
     dtype: torch.dtype,
 ) -> Coefficients:
-    found = _take(names, layer.module)
-    tensors = [opened.matrix(f"{layer.module}.{part}", dtype) for part in found]
-    if any(max(t.shape) > layer.shape.sides for t in tensors):
+    keys = _take(names, layer.module)
+    tensors = {key: opened.matrix(f"{layer.module}.{key}", dtype) for key in keys}
+    if any(max(t.shape) > layer.shape.sides for t in tensors.values()):
         # Refused before padding: a matrix without rows may claim any number of columns.
         raise corrupt(str(opened.path), f"module {layer.module!r}: larger than {layer.shape}")
-    if offset not in group_offsets(layer.groups or (layer.k,)):
+    if group_size(layer, offset) is None:
         why = f"module {layer.module!r}: begins at {offset}, where no subspace begins"
         raise corrupt(str(opened.path), why)
-    coefficients = from_parts(found, tensors, layer.k, offset)
-    if coefficients is None:
-        raise corrupt(str(opened.path), f"module {layer.module!r} has the tensors {found}")
-    why = misfit(coefficients, layer, dtype)
+    kind = next((kind for kind in KINDS if kind.keys == keys), None)
+    if kind is None:
+        raise corrupt(str(opened.path), f"module {layer.module!r} has the tensors {keys}")
+    coefficients = kind.from_stored(tensors, layer.k, offset)
+    why = coefficients.misfit(layer, dtype)
     if why:
         raise corrupt(str(opened.path), f"module {layer.module!r}: {why}")
     return coefficients
@@ -248,94 +246,3 @@ def _read_provenance(fields: JsonFields) -> Provenance:
         source=fields.text("source"),
         sha256=fields.text_or_null("sha256"),
     )
-
-
-def parts_of(coefficients: Coefficients) -> dict[str, Tensor]:
-    """The tensors that are stored, by the last component of their key: no trailing zero rows, and
-    none before the subspace that they offset in."""
-    if isinstance(coefficients, Factors):
-        rows, columns = coefficients.offset
-        left, right = coefficients.left[rows:], coefficients.right[columns:]
-        return {"left": left[: _rows(left)], "right": right[: _rows(right)]}
-    if isinstance(coefficients, Core):
-        rows, columns = coefficients.offset
-        matrix = coefficients.matrix[rows:, columns:]
-        return {"core": matrix[: _rows(matrix), : _rows(matrix.T)]}
-    return {"private_left": coefficients.left, "private_right": coefficients.right}
-
-
-def _rows(matrix: Tensor) -> int:
-    """Number of rows up to the last that is not zero; a row with -0.0 is not zero."""
-    if matrix.numel() == 0:
-        return 0
-    if matrix[-1].any():
-        return matrix.shape[0]
-    used = (matrix != 0) | matrix.signbit()
-    found = used.any(dim=1).nonzero()
-    return int(found[-1]) + 1 if len(found) else 0
-
-
-def from_parts(
-    parts: tuple[str, ...],
-    tensors: list[Tensor],
-    k: tuple[int, int],
-    offset: tuple[int, int] = (0, 0),
-) -> Coefficients | None:
-    """Coefficients from stored tensors, padded with zeros to k; None: not a set of parts.
-
-    The result is a copy; whether it fits is for ``misfit`` to say.
-
-    Args:
-        offset: directions before those of the tensors.
-    """
-    if parts == ("left", "right"):
-        left, right = (
-            _pad(matrix, (before, 0), (most, matrix.shape[1]))
-            for matrix, before, most in zip(tensors, offset, k, strict=True)
-        )
-        return Factors(left, right, offset=offset)
-    if parts == ("core",):
-        return Core(_pad(tensors[0], offset, k), offset=offset)
-    if parts == ("private_left", "private_right"):
-        return PerTask(tensors[0].clone(), tensors[1].clone())
-    return None
-
-
-def _pad(matrix: Tensor, offset: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A copy with zeros around it; one that is too large stays so, to be refused."""
-    (above, before), (rows, columns) = offset, matrix.shape
-    padded = matrix.new_zeros((max(size[0], above + rows), max(size[1], before + columns)))
-    padded[above : above + rows, before : before + columns] = matrix
-    return padded
-
-
-def misfit(coefficients: Coefficients, layer: LayerEntry, dtype: torch.dtype) -> str:
-    """Why the coefficients do not fit the layer; empty where they do."""
-    k_left, k_right = layer.k
-    if isinstance(coefficients, Core):
-        tensors, wanted = [coefficients.matrix], [(k_left, k_right)]
-    else:
-        tensors = [coefficients.left, coefficients.right]
-        columns = coefficients.left.shape[-1] if coefficients.left.ndim else 0
-        private = isinstance(coefficients, PerTask)
-        rows = (layer.shape.out_features, layer.shape.in_features) if private else layer.k
-        wanted = [(rows[0], columns), (rows[1], columns)]
-        if columns > layer.shape.sides:
-            return f"{columns} columns, more than any matrix of {layer.shape} has directions"
-    if not isinstance(coefficients, PerTask) and not _may_start(coefficients, layer):
-        return f"begins at {coefficients.offset}, where no subspace begins or something is before"
-    found = [tuple(t.shape) for t in tensors]
-    if found != wanted:
-        return f"{type(coefficients).__name__} of shapes {found} where {wanted} belongs"
-    dtypes = {t.dtype for t in tensors} - {dtype}
-    return f"dtype {dtypes.pop()} in a model of {dtype}" if dtypes else ""
-
-
-def _may_start(found: Factors | Core, layer: LayerEntry) -> bool:
-    """At one of the layer's subspaces, and all before it is zero."""
-    rows, columns = found.offset
-    if found.offset not in group_offsets(layer.groups or (layer.k,)):
-        return False
-    if isinstance(found, Core):
-        return not (found.matrix[:rows].any() or found.matrix[:, :columns].any())
-    return not (found.left[:rows].any() or found.right[:columns].any())

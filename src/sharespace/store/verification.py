@@ -25,8 +25,7 @@ from sharespace.store.lazy import check_basis_names, read_layer
 from sharespace.store.objects import OpenedFile
 from sharespace.store.store import StorePath
 from sharespace.store.taskfile import read_task, summarise, tensors_of
-from sharespace.subspace.coefficients import subspaces
-from sharespace.subspace.state import LayerSubspace
+from sharespace.subspace.layer import LayerSubspace
 
 Status: TypeAlias = Literal["ok", "missing", "corrupt", "misfit", "not finite", "not orthonormal"]
 Verdict: TypeAlias = tuple[Status, str]
@@ -166,7 +165,7 @@ def _basis(content: Content, opened: OpenedFile) -> Verdict:
 
 
 def _layer(module: str, layer: LayerSubspace) -> Verdict:
-    for part in subspaces(layer):
+    for part in layer.subspaces():
         for side, basis in (("left", part.left_basis), ("right", part.right_basis)):
             if not torch.isfinite(basis).all():
                 return "not finite", f"{side} basis of {module!r}"

@@ -47,15 +47,9 @@ from sharespace.subspace.build_streamed import (
     merge_streamed,
 )
 from sharespace.subspace.executor import LOCAL, Executor
+from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.merge_layer import MergeSide, known_tasks, merge_layer
-from sharespace.subspace.state import (
-    BuildSettings,
-    LayerSubspace,
-    Ledger,
-    ShareModel,
-    Task,
-    check_new_names,
-)
+from sharespace.subspace.state import BuildSettings, Ledger, ShareModel, Task, check_new_names
 
 __all__ = ["Dimension", "Progress", "build_layers", "initialise", "new_task", "with_rule"]
 

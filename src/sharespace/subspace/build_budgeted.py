@@ -35,14 +35,9 @@ from sharespace.subspace.build_layer import (
     read_problem,
     stored_basis,
 )
-from sharespace.subspace.coefficients import (
-    Projection,
-    group_offsets,
-    placed,
-    project,
-    side_by_side,
-)
-from sharespace.subspace.state import Certificate, Coefficients, LayerSubspace, PerTask
+from sharespace.subspace.coefficients import Coefficients, PerTask
+from sharespace.subspace.layer import Certificate, LayerSubspace, group_offsets, side_by_side
+from sharespace.subspace.project import Projection, project
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,7 @@ def _projected(
         tasks = list(found.tasks)
         mine = project_mixed(problem.updates.select(tasks), part, found.choices)
         lost[tasks] = mine.lost
-        values.update(zip(tasks, (placed(v, offset, k) for v in mine.coefficients), strict=True))
+        values.update(zip(tasks, (v.placed(offset, k) for v in mine.coefficients), strict=True))
     return Projection(tuple(values[task] for task in range(len(values))), lost)
 
 
@@ -173,10 +168,7 @@ def private_layer(
         ranks: columns that each task keeps.
         dtype: stored dtype.
     """
-    n, d = shape.out_features, shape.in_features
-    layer = LayerSubspace(
-        shape, torch.zeros(n, 0, dtype=dtype), torch.zeros(d, 0, dtype=dtype), cap=(0, 0)
-    )
+    layer = LayerSubspace.empty(shape, dtype, cap=(0, 0))
     found = [_private(updates, task, keep, dtype) for task, keep in enumerate(ranks)]
     lost = torch.tensor([e for _, e in found], dtype=torch.float64)
     return layer, Projection(tuple(v for v, _ in found), lost)
@@ -194,11 +186,11 @@ def project_mixed(
     lost = torch.zeros(len(updates.ranks), dtype=torch.float64)
     for (a, b, rank), tasks in groups(chosen).items():
         if a:
-            part = leading_part(layer, (a, b))
+            part = layer.subspace_at((0, 0), (a, b))
             found = project(updates.select(tasks), part, rank)
             lost[tasks] = found.lost
             values.update(
-                zip(tasks, (placed(v, (0, 0), layer.k) for v in found.coefficients), strict=True)
+                zip(tasks, (v.placed((0, 0), layer.k) for v in found.coefficients), strict=True)
             )
             continue
         for task in tasks:
@@ -213,11 +205,6 @@ def groups(chosen: TaskChoices) -> dict[tuple[int, int, int], list[int]]:
     for task, (a, b, rank) in enumerate(zip(*parts, strict=True)):
         found.setdefault((a, b, rank), []).append(task)
     return found
-
-
-def leading_part(layer: LayerSubspace, k: tuple[int, int]) -> LayerSubspace:
-    """The layer with its leading directions only."""
-    return LayerSubspace(layer.shape, layer.left_basis[:, : k[0]], layer.right_basis[:, : k[1]])
 
 
 def _private(
@@ -242,6 +229,5 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _lost(update: CanonicalUpdates, value: PerTask) -> float:
     device = update.left.device
-    core = torch.eye(value.left.shape[1], dtype=torch.float64, device=device)[None]
-    left, right = value.left.to(device), value.right.to(device)
-    return float(errors(update, left, right, core)[0])
+    core = torch.eye(value.rank, dtype=torch.float64, device=device)[None]
+    return float(errors(update, value.left.to(device), value.right.to(device), core)[0])

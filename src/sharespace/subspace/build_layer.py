@@ -23,8 +23,10 @@ from sharespace.linalg.updates import (
     weights,
 )
 from sharespace.subspace.adapter import Adapter, LayerUpdate, ModuleShape
-from sharespace.subspace.coefficients import Projection, project, project_factors
-from sharespace.subspace.state import BuildSettings, Certificate, Coefficients, LayerSubspace
+from sharespace.subspace.coefficients import Coefficients
+from sharespace.subspace.layer import Certificate, LayerSubspace
+from sharespace.subspace.project import Projection, project, project_factors
+from sharespace.subspace.state import BuildSettings
 
 
 @dataclass(frozen=True, eq=False)

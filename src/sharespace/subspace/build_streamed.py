@@ -6,7 +6,7 @@ direction of every task at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -34,6 +34,8 @@ from sharespace.subspace.build_layer import (
     stored_basis,
     too_large,
 )
+from sharespace.subspace.coefficients import Coefficients
+from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.merge_layer import (
     Known,
     MergeSide,
@@ -43,7 +45,6 @@ from sharespace.subspace.merge_layer import (
     lost_by,
     merge_sides,
 )
-from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace
 
 CHUNK_BYTES = 1 << 25
 """Of factors at once: larger chunks are not faster."""
@@ -220,7 +221,7 @@ def _in_portions(
 ) -> LayerResult:
     lost: dict[str, float] = {}
     norms: dict[str, float] = {}
-    coefficients: dict[str, Factors | Core] = {}
+    coefficients: Mapping[str, Coefficients] = {}
     for part in portions(members, module, memory):
         updates = read_updates(part, module, build.device)
         side = MergeSide(tuple(a.name for a in part), framed_updates(updates), updates.norms)
@@ -228,9 +229,7 @@ def _in_portions(
         layer = result.layer
         lost.update({n: lost.get(n, 0.0) + x for n, x in result.lost.items()})
         norms.update(result.norms)
-        coefficients = {
-            n: c for n, c in result.coefficients.items() if isinstance(c, Factors | Core)
-        }
+        coefficients = result.coefficients
         entered = dict(zip(known.side.names, known.side.norms.tolist(), strict=True)) | norms
         known = known_of(layer, {n: (c, entered[n]) for n, c in coefficients.items()}, build.device)
     return _marked(LayerResult(layer, coefficients, lost, norms))

@@ -1,340 +1,545 @@
-"""Express tasks in a layer's subspace, as it is stored.
+"""How a task's update to one module is stored: three kinds that answer for themselves.
 
-Layers with a subspace for each family of tasks, and coefficients in one of them.
-
-A task back as plain low-rank updates, exactly as stored.
+``Factors`` and ``Core`` are coordinates in the layer's subspace; ``PerTask`` is an update outside
+of it, by its own SVD. All other code asks through ``Coefficients`` and need not know the kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sharespace.linalg.frames import FactoredFrame, FrameSplit, errors, split_errors
+from sharespace.errors import MismatchError
 from sharespace.linalg.precision import compute_dtype
-from sharespace.linalg.updates import CanonicalUpdates, core_factors
-from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, ShareModel, Task
+from sharespace.subspace.adapter import LayerUpdate, ModuleShape
+from sharespace.subspace.layer import (
+    LayerDimensions,
+    LayerSubspace,
+    group_size,
+    tensor_bytes,
+)
+
+CoefficientPair = tuple[Tensor, Tensor]
+"""(E, F), k_left x p and k_right x p; of an update stored per task its factors, n x q and d x q."""
+
+
+class Coefficients(ABC):
+    """A task's update to one module as it is stored: left @ right.T in some coordinates."""
+
+    keys: ClassVar[tuple[str, ...]]
+    """Last components of its tensors' keys in a task's file (docs/format.md)."""
+    is_shared: ClassVar[bool]
+    """True: in coordinates of the layer's subspace. False: in those of the module itself."""
+    offset: tuple[int, int]
+    """Directions (left, right) of other groups before those that it uses: zero rows (of a core also
+    columns) that are not stored."""
+
+    @classmethod
+    @abstractmethod
+    def from_stored(
+        cls, tensors: Mapping[str, Tensor], k: tuple[int, int], offset: tuple[int, int]
+    ) -> Coefficients:
+        """The coefficients from what ``stored_tensors`` gave, as a copy; zeros around them, to k.
+
+        Tensors that are too large for k stay so, and ``misfit`` refuses them.
+        """
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All its tensors, zero rows included, in the order of ``keys``."""
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """Columns of ``factors``: the rank of the update as it is stored."""
+
+    @property
+    @abstractmethod
+    def used(self) -> tuple[int, int]:
+        """Directions (left, right) of the subspace that it uses, from its offset on."""
+
+    @abstractmethod
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """What is written to a file, by its key: without the zeros around what is used."""
+
+    @abstractmethod
+    def factors(self) -> CoefficientPair:
+        """Two factors of the update with ``rank`` columns, in its own coordinates."""
+
+    @abstractmethod
+    def misfit(self, layer: LayerDimensions, dtype: torch.dtype) -> str:
+        """Why it does not fit the layer of a model in this dtype; empty where it does."""
+
+    @abstractmethod
+    def with_factors(
+        self, module: str, pair: CoefficientPair, layer: LayerSubspace, dtype: torch.dtype
+    ) -> Coefficients:
+        """The same task's update with other factors, as a model of this dtype stores it.
+
+        Raises:
+            MismatchError: the pair does not fit the module's bases.
+        """
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as stored."""
+        return tensor_bytes(*self.stored_tensors().values())
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of all its tensors: those that a training of them would train."""
+        return sum(tensor.numel() for tensor in self.tensors)
+
+    @abstractmethod
+    def add_core_to(self, core: Tensor) -> None:
+        """Write its core into zeros, k_left x k_right; what is stored per task has none."""
+
+    def core(self, k: tuple[int, int]) -> Tensor:
+        """Its core in the layer's k directions, float64 k_left x k_right."""
+        core = torch.zeros(k, dtype=torch.float64)
+        self.add_core_to(core)
+        return core
+
+    def own_core(self, k: tuple[int, int]) -> Tensor | None:
+        """The core of its own k directions where it is stored as one; None for factors."""
+        return None
+
+    @abstractmethod
+    def exact_factors(self, k: tuple[int, int]) -> CoefficientPair:
+        """Two factors of its core in k directions without any rounding: a core is C and 1."""
+
+    def framed(self, layer: LayerSubspace) -> tuple[Tensor, Tensor, Tensor]:
+        """Left and right basis, and float64 [1, a, b] the core between them, of the update."""
+        core = self.core(layer.k)
+        return layer.left_basis, layer.right_basis, core[None]
+
+    def as_update(self, layer: LayerSubspace) -> LayerUpdate:
+        """The update dW = up @ down: up n x rank, down rank x d, scaling 1.
+
+        In the compute dtype: a model stored in 16 bits is multiplied out in float32.
+        """
+        dtype = compute_dtype(layer.left_basis.dtype)
+        e, f = self.factors()
+        up = layer.left_basis.double() @ e.double()
+        down = (layer.right_basis.double() @ f.double()).mT
+        return LayerUpdate(up.to(dtype), down.to(dtype))
+
+    def subspace_in(self, layer: LayerSubspace) -> LayerSubspace | None:
+        """The one subspace of the layer that it lies in.
+
+        None where it lies in several (a task that was trained in all of them), or in none.
+        """
+        if not self.is_shared or not layer.groups:
+            return layer if self.is_shared else None
+        k = group_size(layer, self.offset)
+        fits = k is not None and self.used[0] <= k[0] and self.used[1] <= k[1]
+        return layer.subspace_at(self.offset, k) if k is not None and fits else None
+
+    @abstractmethod
+    def placed(self, offset: tuple[int, int], k: tuple[int, int]) -> Coefficients:
+        """Coefficients of one group in the whole layer of k directions, zeros around them."""
+
+    @abstractmethod
+    def within(self, k: tuple[int, int]) -> Coefficients:
+        """The coefficients in the k directions of their own group; undoes ``placed``."""
+
+    @abstractmethod
+    def grown(self, k: tuple[int, int]) -> Coefficients:
+        """The coefficients in k directions, after the bases gained some at their end."""
+
+    @abstractmethod
+    def cast(self, dtype: torch.dtype) -> Coefficients:
+        """The same numbers in another dtype."""
+
+
+class _InSubspace(Coefficients):
+    """What factors and cores have in common."""
+
+    is_shared = True
+
+    def with_factors(
+        self, module: str, pair: CoefficientPair, layer: LayerSubspace, dtype: torch.dtype
+    ) -> Coefficients:
+        """In the directions of the group, or of all the layer.
+
+        A pair for all directions that is zero outside of the group stays in the group.
+
+        Raises:
+            MismatchError: the rows are neither those of the group nor of the layer.
+        """
+        own = self.subspace_in(layer)
+        if own is not None and _row_counts(pair) == layer.k:
+            pair = _own_rows(pair, self.offset, own.k)
+        if own is not None and _row_counts(pair) == own.k:
+            left, right = _fitting(module, pair, own.k)
+            return compact(left, right, dtype).placed(self.offset, layer.k)
+        left, right = _fitting(module, pair, layer.k)
+        return compact(left, right, dtype)
+
+    def misfit(self, layer: LayerDimensions, dtype: torch.dtype) -> str:
+        if group_size(layer, self.offset) is None or self._before_offset():
+            return f"begins at {self.offset}, where no subspace begins or something is before"
+        return _odd_shapes(self, self._shapes_for(layer), dtype)
+
+    @abstractmethod
+    def _before_offset(self) -> bool:
+        """True where something stands before its offset."""
+
+    @abstractmethod
+    def _shapes_for(self, layer: LayerDimensions) -> list[tuple[int, int]]:
+        """The shapes that its tensors must have in a layer."""
 
 
 @dataclass(frozen=True, eq=False)
-class Projection:
-    """Tasks in a layer's coordinates, and what that lost."""
+class Factors(_InSubspace):
+    """A task in coordinates of the subspace: core C = left @ right.T."""
 
-    coefficients: tuple[Coefficients, ...]
-    lost: Tensor
-    """float64 [tasks]: |dW_i - stored|, casts included."""
-    outside: Tensor | None = None
-    """float64 [2, tasks]: energy of dW_i outside the stored left basis, and the right one."""
+    left: Tensor
+    """E, k_left x p."""
+    right: Tensor
+    """F, k_right x p."""
+    offset: tuple[int, int] = field(default=(0, 0), kw_only=True)
 
+    keys = ("left", "right")
 
-def project(updates: CanonicalUpdates, layer: LayerSubspace, p: int | None = None) -> Projection:
-    """The best coefficients of each task in the stored bases.
-
-    Args:
-        updates: the tasks' updates to this module.
-        layer: the subspace; its bases may be in 16 bits, the coefficients then make up for what
-            the cast did to them as far as they can (least squares in the stored frame).
-        p: pseudo-rank; None: min(k, r_i), which loses nothing more than the projection.
-    """
-    dtype, device = updates.left.dtype, updates.left.device
-    left, right = layer.left_basis.to(device), layer.right_basis.to(device)
-    frames = FactoredFrame.of(left, dtype), FactoredFrame.of(right, dtype)
-    coefficients: list[Coefficients] = []
-    lost, outside = [], []
-    turns = [f.r @ t.to(f.r) for f, t in zip(frames, frame_turns(layer), strict=True)]
-    for _, part in updates.slices():
-        splits = frames[0].split(part), frames[1].split(part.flipped)
-        left_seen, right_seen = (s.inside @ t for s, t in zip(splits, turns, strict=True))
-        found = coefficients_of(left_seen, part, right_seen, layer, p)
-        cores = dense_cores(found, layer).to(device)
-        coefficients += found
-        lost.append(split_errors(part, frames, splits, cores))
-        outside.append(torch.stack([_energies(part, split) for split in splits]))
-    return Projection(tuple(coefficients), torch.cat(lost).cpu(), torch.cat(outside, dim=1).cpu())
-
-
-def _energies(updates: CanonicalUpdates, split: FrameSplit) -> Tensor:
-    """float64 [tasks]: energy outside of the frame that split them."""
-    square = updates.blocks(updates.sigma.double().square())
-    return (square * split.outside.diagonal(dim1=1, dim2=2)).sum(1)
-
-
-def project_factors(
-    pairs: Sequence[tuple[Tensor, Tensor]], updates: CanonicalUpdates, layer: LayerSubspace
-) -> Projection:
-    """The paper's projection: B_i and A_i^T each onto its basis, their split kept as it came.
-
-    The same update as ``project`` gives; but a later merge by ``share`` depends on the split.
-    """
-    device = updates.left.device
-    left, right = layer.left_basis.to(device), layer.right_basis.to(device)
-    seen = [
-        (up.double().mT @ left.double(), down.double().mT @ right.double()) for up, down in pairs
-    ]
-    coefficients = split_coefficients(seen, layer)
-    cores = dense_cores(coefficients, layer).to(device)
-    return Projection(coefficients, errors(updates, left, right, cores).cpu())
-
-
-def split_coefficients(
-    seen: Sequence[tuple[Tensor, Tensor]], layer: LayerSubspace
-) -> tuple[Coefficients, ...]:
-    """Coefficients from what the stored bases see of each factor (r x k_left, r x k_right)."""
-    turns = frame_turns(layer)
-    return tuple(
-        stored(
-            (left.double() @ turns[0].to(left.device)).mT.cpu(),
-            (right.double() @ turns[1].to(right.device)).mT.cpu(),
-            layer.left_basis.dtype,
+    @classmethod
+    def from_stored(
+        cls, tensors: Mapping[str, Tensor], k: tuple[int, int], offset: tuple[int, int]
+    ) -> Factors:
+        left, right = (
+            _surrounded(tensors[key], (before, 0), (size, tensors[key].shape[1]))
+            for key, before, size in zip(cls.keys, offset, k, strict=True)
         )
-        for left, right in seen
-    )
+        return cls(left, right, offset=offset)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.left, self.right
+
+    @property
+    def p(self) -> int:
+        """The pseudo-rank."""
+        return self.left.shape[1]
+
+    @property
+    def rank(self) -> int:
+        return self.p
+
+    @property
+    def used(self) -> tuple[int, int]:
+        left, right = self.stored_tensors().values()
+        return left.shape[0], right.shape[0]
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        left, right = self.left[self.offset[0] :], self.right[self.offset[1] :]
+        return {"left": left[: _used_rows(left)], "right": right[: _used_rows(right)]}
+
+    def factors(self) -> CoefficientPair:
+        return self.left, self.right
+
+    def exact_factors(self, k: tuple[int, int]) -> CoefficientPair:
+        return self.left, self.right
+
+    def add_core_to(self, core: Tensor) -> None:
+        torch.matmul(self.left.double(), self.right.double().mT, out=core)
+
+    def placed(self, offset: tuple[int, int], k: tuple[int, int]) -> Factors:
+        left, right = (
+            pad(factor, (0, 0, before, size - before - len(factor)))
+            for factor, before, size in zip((self.left, self.right), offset, k, strict=True)
+        )
+        return Factors(left, right, offset=offset)
+
+    def within(self, k: tuple[int, int]) -> Factors:
+        rows, columns = _ranges(self.offset, k)
+        return Factors(self.left[rows], self.right[columns])
+
+    def grown(self, k: tuple[int, int]) -> Factors:
+        return self.placed((0, 0), k)
+
+    def cast(self, dtype: torch.dtype) -> Factors:
+        return replace(self, left=self.left.to(dtype), right=self.right.to(dtype))
+
+    def misfit(self, layer: LayerDimensions, dtype: torch.dtype) -> str:
+        if _columns(self.left) > layer.shape.sides:
+            return _too_wide(self.p, layer.shape)
+        return super().misfit(layer, dtype)
+
+    def _before_offset(self) -> bool:
+        return bool(self.left[: self.offset[0]].any() or self.right[: self.offset[1]].any())
+
+    def _shapes_for(self, layer: LayerDimensions) -> list[tuple[int, int]]:
+        return [(size, _columns(self.left)) for size in layer.k]
 
 
-def frame_turns(layer: LayerSubspace) -> tuple[Tensor, Tensor]:
-    """Inverses of the inner products of the stored bases' columns, float64: the identity but for
-    their cast. They turn inner products with a basis into coordinates in it (least squares)."""
-    left, right = layer.left_basis.double(), layer.right_basis.double()
-    return torch.linalg.inv(left.mT @ left), torch.linalg.inv(right.mT @ right)
+@dataclass(frozen=True, eq=False)
+class Core(_InSubspace):
+    """A task in coordinates of the subspace, where p = min(k_left, k_right)."""
+
+    matrix: Tensor
+    """C, k_left x k_right."""
+    offset: tuple[int, int] = field(default=(0, 0), kw_only=True)
+
+    keys = ("core",)
+
+    @classmethod
+    def from_stored(
+        cls, tensors: Mapping[str, Tensor], k: tuple[int, int], offset: tuple[int, int]
+    ) -> Core:
+        return cls(_surrounded(tensors["core"], offset, k), offset=offset)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.matrix,)
+
+    @property
+    def rank(self) -> int:
+        rows, columns = self.matrix[self._block()].shape
+        return min(rows, columns)
+
+    @property
+    def used(self) -> tuple[int, int]:
+        rows, columns = self.stored_tensors()["core"].shape
+        return rows, columns
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        matrix = self.matrix[self.offset[0] :, self.offset[1] :]
+        return {"core": matrix[: _used_rows(matrix), : _used_rows(matrix.mT)]}
+
+    def factors(self) -> CoefficientPair:
+        """Balanced, by the SVD of the block that is not zero; its smaller side is the rank."""
+        rows, columns = self._block()
+        u, s, vh = torch.linalg.svd(self.matrix[rows, columns].double(), full_matrices=False)
+        root = s.sqrt()
+        k_left, k_right = self.matrix.shape
+        left = pad(u * root, (0, 0, rows.start, k_left - rows.stop))
+        return left, pad(vh.mT * root, (0, 0, columns.start, k_right - columns.stop))
+
+    def exact_factors(self, k: tuple[int, int]) -> CoefficientPair:
+        return self.matrix, torch.eye(k[1], dtype=self.matrix.dtype)
+
+    def add_core_to(self, core: Tensor) -> None:
+        core.copy_(self.matrix)
+
+    def own_core(self, k: tuple[int, int]) -> Tensor | None:
+        return self.within(k).matrix
+
+    def placed(self, offset: tuple[int, int], k: tuple[int, int]) -> Core:
+        (above, before), (rows, columns) = offset, self.matrix.shape
+        around = (before, k[1] - before - columns, above, k[0] - above - rows)
+        return Core(pad(self.matrix, around), offset=offset)
+
+    def within(self, k: tuple[int, int]) -> Core:
+        rows, columns = _ranges(self.offset, k)
+        return Core(self.matrix[rows, columns])
+
+    def grown(self, k: tuple[int, int]) -> Factors | Core:
+        columns = self.matrix.shape[1]
+        if (k[0] + k[1]) * columns < k[0] * k[1]:
+            # C = C I exactly: as factors it does not grow with k^2.
+            return Factors(*self.exact_factors(self._k())).grown(k)
+        return self.placed((0, 0), k)
+
+    def cast(self, dtype: torch.dtype) -> Core:
+        return replace(self, matrix=self.matrix.to(dtype))
+
+    def _k(self) -> tuple[int, int]:
+        rows, columns = self.matrix.shape
+        return rows, columns
+
+    def _block(self) -> tuple[slice, slice]:
+        """The rows and columns between which it is not zero; at least one of each."""
+        rows, columns = (
+            slice(before, min(before + max(used, 1), k))
+            for before, used, k in zip(self.offset, self.used, self.matrix.shape, strict=True)
+        )
+        return rows, columns
+
+    def _before_offset(self) -> bool:
+        rows, columns = self.offset
+        return bool(self.matrix[:rows].any() or self.matrix[:, :columns].any())
+
+    def _shapes_for(self, layer: LayerDimensions) -> list[tuple[int, int]]:
+        return [layer.k]
 
 
-def coefficients_of(
-    left: Tensor, updates: CanonicalUpdates, right: Tensor, layer: LayerSubspace, p: int | None
-) -> tuple[Coefficients, ...]:
-    """Coefficients from each task's directions in coordinates of the stored bases (tasks x r x k,
-    each side): what these see of them, turned by ``frame_turns``."""
-    sigma = updates.blocks(updates.sigma)
-    e, f = core_factors(left, sigma, right, p)
-    e, f = e.cpu(), f.cpu()
-    dtype = layer.left_basis.dtype
-    if min(e.shape[1], f.shape[1]) > e.shape[2]:  # all at once: a cast for each costs more
-        e, f = e.to(dtype), f.to(dtype)
-    return tuple(stored(e[i, :, :r], f[i, :, :r], dtype) for i, r in enumerate(updates.ranks))
+@dataclass(frozen=True, eq=False)
+class PerTask(Coefficients):
+    """A task's update outside the subspace: dW = left @ right.T, its own truncated SVD."""
+
+    left: Tensor
+    """P, n x q."""
+    right: Tensor
+    """Q, d x q."""
+
+    # The stored format named them before these updates were called "stored per task".
+    keys = ("private_left", "private_right")
+    is_shared = False
+    offset = (0, 0)
+
+    @classmethod
+    def from_stored(
+        cls, tensors: Mapping[str, Tensor], k: tuple[int, int], offset: tuple[int, int]
+    ) -> PerTask:
+        left, right = (tensors[key].clone() for key in cls.keys)
+        return cls(left, right)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.left, self.right
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+    @property
+    def used(self) -> tuple[int, int]:
+        return 0, 0
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        return dict(zip(self.keys, self.tensors, strict=True))
+
+    def factors(self) -> CoefficientPair:
+        return self.left, self.right
+
+    def add_core_to(self, core: Tensor) -> None:
+        """Nothing: it has no core in the subspace."""
+
+    def exact_factors(self, k: tuple[int, int]) -> CoefficientPair:
+        left, right = (torch.empty(size, 0) for size in k)
+        return left, right
+
+    def framed(self, layer: LayerSubspace) -> tuple[Tensor, Tensor, Tensor]:
+        return self.left, self.right, torch.eye(self.rank, dtype=torch.float64)[None]
+
+    def as_update(self, layer: LayerSubspace) -> LayerUpdate:
+        dtype = compute_dtype(layer.left_basis.dtype)
+        return LayerUpdate(self.left.to(dtype), self.right.mT.to(dtype))
+
+    def with_factors(
+        self, module: str, pair: CoefficientPair, layer: LayerSubspace, dtype: torch.dtype
+    ) -> PerTask:
+        left, right = _fitting(module, pair, _sides(layer.shape))
+        return PerTask(left.to(dtype, copy=True), right.to(dtype, copy=True))
+
+    def misfit(self, layer: LayerDimensions, dtype: torch.dtype) -> str:
+        q = _columns(self.left)
+        if q > layer.shape.sides:
+            return _too_wide(q, layer.shape)
+        return _odd_shapes(self, [(side, q) for side in _sides(layer.shape)], dtype)
+
+    def placed(self, offset: tuple[int, int], k: tuple[int, int]) -> PerTask:
+        return self
+
+    def within(self, k: tuple[int, int]) -> PerTask:
+        return self
+
+    def grown(self, k: tuple[int, int]) -> PerTask:
+        return self
+
+    def cast(self, dtype: torch.dtype) -> PerTask:
+        return replace(self, left=self.left.to(dtype), right=self.right.to(dtype))
 
 
-def stored(left: Tensor, right: Tensor, dtype: torch.dtype) -> Coefficients:
+KINDS: tuple[type[Coefficients], ...] = (Factors, Core, PerTask)
+"""All kinds that a task's file may hold; ``keys`` tells them apart."""
+
+
+def compact(left: Tensor, right: Tensor, dtype: torch.dtype) -> Factors | Core:
     """E and F in the stored dtype, or their core where p is the whole of a side.
 
     For a smaller p the core could be up to half the bytes of E and F, but its cast would hide the
     rank, and an export could not be of rank p.
     """
     if left.shape[1] < min(left.shape[0], right.shape[0]):
-        return Factors(_cast(left, dtype), _cast(right, dtype))
-    return Core(_cast(left @ right.mT, dtype))
+        return Factors(_copied(left, dtype), _copied(right, dtype))
+    return Core(_copied(left @ right.mT, dtype))
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def factor_rows(
-    coefficients: Sequence[Coefficients], layer: LayerSubspace
-) -> tuple[Tensor, Tensor]:
-    """The stored E^T and F^T, float64 [tasks, p, k_left] and [tasks, p, k_right], with zeros where
-    a p is smaller than the largest; a core is C and 1, a private update nothing."""
-    pairs = [_pair(value, layer) for value in coefficients]
-    shapes = {(e.shape, f.shape) for e, f in pairs}
-    if len(shapes) == 1:
-        left, right = (torch.stack(side).mT.double() for side in zip(*pairs, strict=True))
-        return left.contiguous(), right.contiguous()
-    p = max((e.shape[1] for e, _ in pairs), default=0)
-    wide = [torch.zeros(len(pairs), p, k, dtype=torch.float64) for k in layer.k]
-    for i, pair in enumerate(pairs):
-        for target, part in zip(wide, pair, strict=True):
-            target[i, : part.shape[1]] = part.mT
-    return wide[0], wide[1]
+def _used_rows(matrix: Tensor) -> int:
+    """Rows up to the last that is not zero; a row with -0.0 is not zero, so that files keep it.
 
-
-def _pair(value: Coefficients, layer: LayerSubspace) -> tuple[Tensor, Tensor]:
-    if isinstance(value, Factors):
-        return value.left, value.right
-    if isinstance(value, Core):
-        return value.matrix, torch.eye(layer.k[1], dtype=value.matrix.dtype)
-    return torch.empty(layer.k[0], 0), torch.empty(layer.k[1], 0)
-
-
-def dense_cores(coefficients: Sequence[Coefficients], layer: LayerSubspace) -> Tensor:
-    """The stored cores, float64 [tasks, k_left, k_right]; a private update has none (zero)."""
-    result = torch.zeros(len(coefficients), *layer.k, dtype=torch.float64)
-    for core, value in zip(result, coefficients, strict=True):
-        if isinstance(value, Factors):
-            torch.matmul(value.left.double(), value.right.double().mT, out=core)
-        elif isinstance(value, Core):
-            core.copy_(value.matrix)
-    return result
-
-
-def side_by_side(parts: Sequence[LayerSubspace]) -> LayerSubspace:
-    """One layer of several subspaces; the first part says all else (cap and certificate: none).
-
-    Args:
-        parts: of one module, at least one.
+    An exact merge only appends zero rows to the known tasks' coefficients; they are not stored.
     """
-    known = [part.k for part in parts if part.k != (0, 0)]
-    return LayerSubspace(
-        shape=parts[0].shape,
-        left_basis=torch.cat([part.left_basis for part in parts], dim=1),
-        right_basis=torch.cat([part.right_basis for part in parts], dim=1),
-        groups=tuple(known) if len(known) > 1 else (),
-    )
+    if matrix.numel() == 0:
+        return 0
+    if matrix[-1].any():
+        return matrix.shape[0]
+    used = ((matrix != 0) | matrix.signbit()).any(dim=1).nonzero()
+    return int(used[-1]) + 1 if len(used) else 0
 
 
-def group_offsets(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Directions (left, right) before each part."""
-    found = [(0, 0)]
-    for left, right in parts[:-1]:
-        found.append((found[-1][0] + left, found[-1][1] + right))
-    return found
-
-
-def placed(value: Coefficients, offset: tuple[int, int], k: tuple[int, int]) -> Coefficients:
-    """Coefficients of one part in the whole layer, between zero rows (of a core also columns).
-
-    Args:
-        value: in the part's directions.
-        offset: directions before the part.
-        k: of the whole layer.
-    """
-    if isinstance(value, Core):
-        rows, columns = _around(value.matrix, offset, k)
-        return Core(pad(value.matrix, (*columns, *rows)), offset=offset)
-    if isinstance(value, Factors):
-        left, right = (
-            pad(part, (0, 0, before, most - before - len(part)))
-            for part, before, most in zip((value.left, value.right), offset, k, strict=True)
-        )
-        return Factors(left, right, offset=offset)
-    return value
-
-
-def _around(matrix: Tensor, offset: tuple[int, int], k: tuple[int, int]) -> list[tuple[int, int]]:
-    return [
-        (before, most - before - size)
-        for before, most, size in zip(offset, k, matrix.shape, strict=True)
-    ]
-
-
-def subspaces(layer: LayerSubspace) -> list[LayerSubspace]:
-    """Each of the layer's subspaces as a layer of its own."""
-    if not layer.groups:
-        return [layer]
-    return [
-        _cut(layer, b, k) for b, k in zip(group_offsets(layer.groups), layer.groups, strict=True)
-    ]
-
-
-def _cut(layer: LayerSubspace, offset: tuple[int, int], k: tuple[int, int]) -> LayerSubspace:
-    left, right = _ranges(offset, k)
-    bases = layer.left_basis[:, left], layer.right_basis[:, right]
-    return replace(layer, left_basis=bases[0], right_basis=bases[1], groups=())
-
-
-def size_at(parts: Sequence[tuple[int, int]], offset: tuple[int, int]) -> tuple[int, int]:
-    """Directions (left, right) of the group that begins there."""
-    return parts[group_offsets(parts).index(offset)]
-
-
-def part_of(layer: LayerSubspace, value: Factors | Core) -> LayerSubspace | None:
-    """The one subspace of the layer that the coefficients are in.
-
-    None where they are in several: a task that was trained in all of them.
-    """
-    if not layer.groups:
-        return layer
-    k = size_at(layer.groups, value.offset)
-    fits = value.used[0] <= k[0] and value.used[1] <= k[1]
-    return _cut(layer, value.offset, k) if fits else None
-
-
-def inside(value: Factors | Core, k: tuple[int, int]) -> Factors | Core:
-    """The coefficients in the directions of their own subspace, of which it has k."""
-    left, right = _ranges(value.offset, k)
-    if isinstance(value, Core):
-        return Core(value.matrix[left, right])
-    return Factors(value.left[left], value.right[right])
+def _surrounded(matrix: Tensor, offset: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A copy with zeros around it; one that is too large stays so, to be refused."""
+    (above, before), (rows, columns) = offset, matrix.shape
+    padded = matrix.new_zeros((max(size[0], above + rows), max(size[1], before + columns)))
+    padded[above : above + rows, before : before + columns] = matrix
+    return padded
 
 
 def _ranges(offset: tuple[int, int], k: tuple[int, int]) -> tuple[slice, slice]:
     return slice(offset[0], offset[0] + k[0]), slice(offset[1], offset[1] + k[1])
 
 
-def factor_pair(value: Factors | Core) -> tuple[Tensor, Tensor]:
-    """(E, F) of a task in coordinates of the subspace; a core is split by its SVD.
-
-    Of a core that uses some of the directions only, the columns are as many as these.
-    """
-    if isinstance(value, Factors):
-        return value.left, value.right
-    rows, columns = _block(value)
-    u, s, vh = torch.linalg.svd(value.matrix[rows, columns].double(), full_matrices=False)
-    root = s.sqrt()
-    k_left, k_right = value.matrix.shape
-    return _placed(u * root, rows, k_left), _placed(vh.mT * root, columns, k_right)
+def _columns(matrix: Tensor) -> int:
+    return matrix.shape[-1] if matrix.ndim else 0
 
 
-def _block(value: Core) -> tuple[slice, slice]:
-    """The rows and columns of a core between which it is not zero; at least one of each."""
-    rows, columns = (
-        slice(offset, min(offset + max(used, 1), k))
-        for offset, used, k in zip(value.offset, value.used, value.matrix.shape, strict=True)
-    )
-    return rows, columns
+def _sides(shape: ModuleShape) -> tuple[int, int]:
+    return shape.out_features, shape.in_features
 
 
-def _placed(matrix: Tensor, rows: slice, k: int) -> Tensor:
-    """With zero rows before and after."""
-    return torch.nn.functional.pad(matrix, (0, 0, rows.start, k - rows.stop))
+def _too_wide(columns: int, shape: ModuleShape) -> str:
+    return f"{columns} columns, more than any matrix of {shape} has directions"
 
 
-def layer_update(layer: LayerSubspace, value: Coefficients) -> LayerUpdate:
-    """One module's update: up = left_basis E (n x p), down = (right_basis F)^T (p x d), scaling 1.
-
-    In the compute dtype: a model stored in 16 bits is multiplied out in float32.
-    """
-    dtype = compute_dtype(layer.left_basis.dtype)
-    if not isinstance(value, Factors | Core):
-        return LayerUpdate(value.left.to(dtype), value.right.mT.to(dtype))
-    e, f = factor_pair(value)
-    up = layer.left_basis.double() @ e.double()
-    down = (layer.right_basis.double() @ f.double()).mT
-    return LayerUpdate(up.to(dtype), down.to(dtype))
+def _odd_shapes(value: Coefficients, wanted: list[tuple[int, int]], dtype: torch.dtype) -> str:
+    """Why its tensors are not of these shapes and this dtype; empty where they are."""
+    shapes = [tuple(tensor.shape) for tensor in value.tensors]
+    if shapes != wanted:
+        return f"{type(value).__name__} of shapes {shapes} where {wanted} belongs"
+    dtypes = {tensor.dtype for tensor in value.tensors} - {dtype}
+    return f"dtype {dtypes.pop()} in a model of {dtype}" if dtypes else ""
 
 
-def reconstruct(model: ShareModel, name: str) -> Mapping[str, LayerUpdate]:
-    """A task's updates by module, in the compute dtype.
+def _row_counts(pair: CoefficientPair) -> tuple[int, int]:
+    return pair[0].shape[0], pair[1].shape[0]
+
+
+def _fitting(module: str, pair: CoefficientPair, rows: tuple[int, int]) -> CoefficientPair:
+    """The pair.
 
     Raises:
-        TaskNotFoundError: there is no such task.
+        MismatchError: its rows are others, or its factors have not as many columns.
     """
-    task = model.task(name)
-    return {m: layer_update(model.layers[m], c) for m, c in task.coefficients.items()}
+    left, right = pair
+    if _row_counts(pair) != rows or left.shape[1] != right.shape[1]:
+        raise MismatchError(
+            f"module {module!r}",
+            f"coefficients of {tuple(left.shape)} and {tuple(right.shape)} for bases of {rows}",
+            "Train them in this version of the Share model, with phi=0",
+        )
+    return pair
 
 
-def as_adapter(model: ShareModel, task: Task) -> Adapter:
-    """A task as an adapter again, read layer by layer; it carries all that came with the task."""
-    ranks = {m: rank(c) for m, c in task.coefficients.items()}
-    return Adapter(
-        name=task.name,
-        base=model.base,
-        shapes={m: model.layers[m].shape for m in task.coefficients},
-        ranks=ranks,
-        dtype=model.dtype,
-        layer=lambda module: layer_update(model.layers[module], task.coefficients[module]),
-        kept=task.kept,
-        config=task.config,
-        provenance=task.provenance,
-        nbytes=task.adapter_bytes,
-    )
-
-
-def rank(value: Coefficients) -> int:
-    """Of the update as it is stored."""
-    if isinstance(value, Core):
-        rows, columns = (int(part.stop - part.start) for part in _block(value))
-        return min(rows, columns)
-    return value.left.shape[1]
+def _own_rows(
+    pair: CoefficientPair, offset: tuple[int, int], k: tuple[int, int]
+) -> CoefficientPair:
+    """The rows of one group where all others are zero; else the pair as it is."""
+    own = []
+    for matrix, first, count in zip(pair, offset, k, strict=True):
+        if matrix[:first].any() or matrix[first + count :].any():
+            return pair
+        own.append(matrix[first : first + count])
+    return own[0], own[1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -16,8 +16,10 @@ from sharespace.linalg.frames import errors as residual_errors
 from sharespace.linalg.updates import CanonicalUpdates
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build_layer import read_updates
-from sharespace.subspace.coefficients import dense_cores, rank, size_at
-from sharespace.subspace.state import Coefficients, PerTask, ShareModel, Task, tensor_bytes
+from sharespace.subspace.coefficients import Coefficients
+from sharespace.subspace.layer import LayerDimensions, group_size, tensor_bytes
+from sharespace.subspace.project import dense_cores
+from sharespace.subspace.state import ShareModel, Task
 
 _CPU = torch.device("cpu")
 
@@ -164,16 +166,13 @@ def _layer_errors(
 ) -> list[float]:
     layer = model.layers[module]
     values = [model.tasks[a.name].coefficients[module] for a in members]
-    shared = residual_errors(
-        updates, layer.left_basis, layer.right_basis, dense_cores(values, layer)
-    )
-    result = shared.tolist()
+    cores = dense_cores(values, layer)
+    result: list[float] = residual_errors(
+        updates, layer.left_basis, layer.right_basis, cores
+    ).tolist()
     for i, value in enumerate(values):
-        if isinstance(value, PerTask):
-            core = torch.eye(value.left.shape[1], dtype=torch.float64)[None]
-            result[i] = float(
-                residual_errors(updates.select([i]), value.left, value.right, core)[0]
-            )
+        if not value.is_shared:
+            result[i] = float(residual_errors(updates.select([i]), *value.framed(layer))[0])
     return result
 
 
@@ -251,29 +250,19 @@ class ModelStorage:
         return sum(self.layers.values(), StorageTally())
 
 
-class Dimensions(Protocol):
-    """What is asked of a layer, whether it is read or only named in a manifest."""
-
-    @property
-    def k(self) -> tuple[int, int]: ...
-
-    @property
-    def groups(self) -> tuple[tuple[int, int], ...]: ...
-
-
-def storage_kind(value: Coefficients, layer: Dimensions) -> StorageKind:
+def storage_kind(value: Coefficients, layer: LayerDimensions) -> StorageKind:
     """How an update is stored."""
-    if not value.nbytes or not rank(value):
+    if not value.nbytes or not value.rank:
         return "nothing"
-    if isinstance(value, PerTask):
+    if not value.is_shared:
         return "per_task"
     if not all(value.used):
         return "nothing"
-    own = size_at(layer.groups or (layer.k,), value.offset)
+    own = group_size(layer, value.offset)
     return "whole" if value.used in (own, layer.k) else "leading"
 
 
-def tally_storage(tasks: Iterable[Task], dimensions: Mapping[str, Dimensions]) -> ModelStorage:
+def tally_storage(tasks: Iterable[Task], dimensions: Mapping[str, LayerDimensions]) -> ModelStorage:
     """Count how the updates of these tasks are stored; no task is held.
 
     Args:

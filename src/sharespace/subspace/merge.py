@@ -29,18 +29,15 @@ from sharespace.subspace.build import (
     new_task,
 )
 from sharespace.subspace.build_layer import Build, LayerResult
-from sharespace.subspace.coefficients import as_adapter, factor_pair
 from sharespace.subspace.executor import LOCAL, Executor
+from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.merge_layer import MergeSide, merge_layer
 from sharespace.subspace.state import (
     BuildSettings,
-    Core,
-    Factors,
-    LayerSubspace,
     Ledger,
-    PerTask,
     ShareModel,
     Task,
+    as_adapter,
     check_new_names,
 )
 
@@ -153,19 +150,14 @@ def merged(job: MergeJob) -> LayerResult:
         shape = members[0].shapes[module]
         if build.settings.method == "share":
             return make_layer(module, shape, members, build)
-        model = replace(model, layers={module: empty_layer(model, shape)})
+        model = replace(model, layers={module: _empty_layer(model, shape)})
     return merge_one_layer(model, module, members, build)
 
 
-def empty_layer(model: ShareModel, shape: ModuleShape) -> LayerSubspace:
+def _empty_layer(model: ShareModel, shape: ModuleShape) -> LayerSubspace:
     """A layer that the model does not have yet: no directions, the model's cap."""
     cap = model.settings.cap
-    return LayerSubspace(
-        shape,
-        torch.zeros(shape.out_features, 0, dtype=model.dtype),
-        torch.zeros(shape.in_features, 0, dtype=model.dtype),
-        cap=None if cap is None else (cap, cap),
-    )
+    return LayerSubspace.empty(shape, model.dtype, None if cap is None else (cap, cap))
 
 
 def merge_under_budget(
@@ -224,7 +216,7 @@ def union(first: ShareModel, second: ShareModel, *, cap: int | None = None) -> S
         ledgers = {t.name: t.ledger for _, t in newcomers}
         return merge_under_budget(first, adapters, "union", ledgers)
     room = {
-        m: empty_layer(first, layer.shape)
+        m: _empty_layer(first, layer.shape)
         for m, layer in second.layers.items()
         if m not in first.layers
     }
@@ -237,43 +229,32 @@ def widened(model: ShareModel, dtype: torch.dtype) -> ShareModel:
     """The same numbers in a dtype that holds them all exactly."""
     if dtype == model.dtype:
         return model
-    layers = {
-        m: replace(x, left_basis=x.left_basis.to(dtype), right_basis=x.right_basis.to(dtype))
-        for m, x in model.layers.items()
-    }
-    tasks = [_widened_task(t, dtype) for t in model.tasks.values()]
+    layers = {m: layer.cast(dtype) for m, layer in model.layers.items()}
+    tasks = [
+        replace(t, coefficients={m: c.cast(dtype) for m, c in t.coefficients.items()})
+        for t in model.tasks.values()
+    ]
     return replace(model, dtype=dtype, layers=layers).with_tasks(tasks)
 
 
-def _widened_task(task: Task, dtype: torch.dtype) -> Task:
-    def widen(value: Factors | Core | PerTask) -> Factors | Core | PerTask:
-        if isinstance(value, Core):
-            return replace(value, matrix=value.matrix.to(dtype))
-        return replace(value, left=value.left.to(dtype), right=value.right.to(dtype))
-
-    return replace(task, coefficients={m: widen(c) for m, c in task.coefficients.items()})
-
-
 def _merge_module(first: ShareModel, second: ShareModel, module: str) -> LayerResult:
-    """The second model's tasks at one layer; private updates come along as they are."""
+    """The second model's tasks at one layer; updates stored per task come along as they are."""
     layer = second.layers[module]
-    tasks = [t for t in second.tasks.values() if module in t.coefficients]
-    private = {t.name: c for t in tasks if isinstance(c := t.coefficients[module], PerTask)}
-    shared = [(t, c) for t in tasks if isinstance(c := t.coefficients[module], Factors | Core)]
-    norms = {t.name: t.ledger.norm(module) for t in tasks}
+    tasks = {n: t for n, t in second.tasks.items() if module in t.coefficients}
+    values = {n: t.coefficients[module] for n, t in tasks.items()}
+    norms = {n: t.ledger.norm(module) for n, t in tasks.items()}
+    shared = {n: c for n, c in values.items() if c.is_shared}
+    per_task = {n: c for n, c in values.items() if not c.is_shared}
+    lost = dict.fromkeys(per_task, 0.0)
     if not shared:
-        return LayerResult(first.layers[module], private, dict.fromkeys(private, 0.0), norms)
+        return LayerResult(first.layers[module], per_task, lost, norms)
+    factors = [c.factors() for c in shared.values()]
     side = MergeSide(
-        tuple(t.name for t, _ in shared),
-        framed_coefficients(
-            layer.left_basis, layer.right_basis, [factor_pair(c) for _, c in shared]
-        ),
-        torch.tensor([norms[t.name] for t, _ in shared], dtype=torch.float64),
+        tuple(shared),
+        framed_coefficients(layer.left_basis, layer.right_basis, factors),
+        torch.tensor([norms[n] for n in shared], dtype=torch.float64),
     )
     result = merge_layer(first, module, side)
     return LayerResult(
-        result.layer,
-        {**result.coefficients, **private},
-        {**result.lost, **dict.fromkeys(private, 0.0)},
-        norms,
+        result.layer, {**result.coefficients, **per_task}, {**result.lost, **lost}, norms
     )

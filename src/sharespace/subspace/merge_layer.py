@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad as pad_matrix
 
 from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.frames import (
@@ -27,22 +26,15 @@ from sharespace.linalg.precision import (
 from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.updates import seen_by, weights
 from sharespace.subspace.build_layer import LayerResult, certify, stored_basis
-from sharespace.subspace.coefficients import (
+from sharespace.subspace.coefficients import Coefficients
+from sharespace.subspace.layer import Certificate, LayerSubspace
+from sharespace.subspace.project import (
     coefficients_of,
-    factor_pair,
     factor_rows,
     frame_turns,
     split_coefficients,
 )
-from sharespace.subspace.state import (
-    BuildSettings,
-    Certificate,
-    Coefficients,
-    Core,
-    Factors,
-    LayerSubspace,
-    ShareModel,
-)
+from sharespace.subspace.state import BuildSettings, ShareModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +63,7 @@ class Known:
     """The tasks that live in a layer's subspace."""
 
     side: MergeSide
-    coefficients: tuple[Factors | Core, ...]
+    coefficients: tuple[Coefficients, ...]
 
 
 def merge_layer(model: ShareModel, module: str, new: MergeSide) -> LayerResult:
@@ -106,22 +98,22 @@ def _needed(old: MergeSide, new: MergeSide, p: int | None = None) -> list[NewDir
 
 
 def known_tasks(model: ShareModel, module: str, device: torch.device) -> Known:
-    """The known tasks that live in the layer's subspace (private updates stay as they are)."""
+    """The known tasks in the layer's subspace; updates stored per task stay as they are."""
     found = {
         t.name: (c, t.ledger.norm(module))
         for t in model.tasks.values()
-        if isinstance(c := t.coefficients.get(module), Factors | Core)
+        if (c := t.coefficients.get(module)) is not None and c.is_shared
     }
     return known_of(model.layers[module], found, device)
 
 
 def known_of(
     layer: LayerSubspace,
-    found: Mapping[str, tuple[Factors | Core, float]],
+    found: Mapping[str, tuple[Coefficients, float]],
     device: torch.device,
 ) -> Known:
     """Tasks of a layer from their coefficients and norms at entry."""
-    pairs = [factor_pair(c) for c, _ in found.values()]
+    pairs = [c.factors() for c, _ in found.values()]
     framed = framed_coefficients(
         layer.left_basis.to(device),
         layer.right_basis.to(device),
@@ -149,7 +141,8 @@ def _grow(
         certificate=_with_tail(layer.certificate, new, settings.p),
     )
     padded = {
-        name: pad(value, grown.k) for name, value in zip(old.names, known.coefficients, strict=True)
+        name: value.grown(grown.k)
+        for name, value in zip(old.names, known.coefficients, strict=True)
     }
     newcomers = express(new.framed, grown, settings)
     lost = lost_by(new, grown, newcomers)
@@ -171,22 +164,6 @@ def _with_tail(known: Certificate | None, new: MergeSide, p: int | None) -> Cert
     if known is None:
         return Certificate(0.0, 0.0, tail) if tail else None
     return replace(known, rank_tail=known.rank_tail + tail)
-
-
-def pad(value: Factors | Core, k: tuple[int, int]) -> Factors | Core:
-    """Coefficients in a basis that only gained directions at its end."""
-    if isinstance(value, Factors):
-        return Factors(_with_rows(value.left, k[0]), _with_rows(value.right, k[1]))
-    rows, columns = value.matrix.shape
-    if (k[0] + k[1]) * columns < k[0] * k[1]:
-        # C = C I exactly: as factors it does not grow with k^2.
-        identity = torch.eye(columns, dtype=value.matrix.dtype)
-        return Factors(_with_rows(value.matrix, k[0]), _with_rows(identity, k[1]))
-    return Core(pad_matrix(value.matrix, (0, k[1] - columns, 0, k[0] - rows)))
-
-
-def _with_rows(matrix: Tensor, rows: int) -> Tensor:
-    return pad_matrix(matrix, (0, 0, 0, rows - matrix.shape[0]))
 
 
 def _truncate(

@@ -22,9 +22,8 @@ from sharespace.linalg.budget.allocate import LayerOptions, own_svd_options, spl
 from sharespace.linalg.updates import CanonicalUpdates, captured, seen_by, weights
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build_layer import read_updates
-from sharespace.subspace.coefficients import rank
 from sharespace.subspace.fidelity import Bytes, Fidelity, fidelity, measure, sizes, tally_storage
-from sharespace.subspace.state import PerTask, ShareModel
+from sharespace.subspace.state import ShareModel
 
 PlanVerdict = Literal["worth it", "marginal", "not worth it"]
 
@@ -120,7 +119,7 @@ def storage(model: ShareModel) -> StorageSummary:
     """What each update became."""
     found = tally_storage(model.tasks.values(), model.layers)
     parts = [len(layer.groups) for layer in model.layers.values()]
-    ranks = [rank(c) for t in model.tasks.values() for c in t.coefficients.values()]
+    ranks = [c.rank for t in model.tasks.values() for c in t.coefficients.values()]
     return StorageSummary(
         updates=found.total.total.updates,
         per_task=found.total.per_task.updates,
@@ -138,7 +137,7 @@ def storage(model: ShareModel) -> StorageSummary:
 def paper_count(model: ShareModel) -> PaperCount:
     """Coefficients only; the basis and all else are left out, as the paper does."""
     values = [c for t in model.tasks.values() for c in t.coefficients.values()]
-    nbytes = sum(c.nbytes for c in values if not isinstance(c, PerTask))
+    nbytes = sum(c.nbytes for c in values if c.is_shared)
     return PaperCount(nbytes // model.dtype.itemsize, nbytes)
 
 
@@ -187,8 +186,8 @@ def _no_gain(fraction: float, share: float, own: float) -> str:
 
 def _is_per_task(model: ShareModel, module: str) -> bool:
     values = [t.coefficients.get(module) for t in model.tasks.values()]
-    found = [isinstance(v, PerTask) for v in values if v is not None]
-    return bool(found) and all(found)
+    shared = [v.is_shared for v in values if v is not None]
+    return bool(shared) and not any(shared)
 
 
 def _mean(values: Mapping[str, float]) -> float:
@@ -377,9 +376,9 @@ def _columns(model: ShareModel, module: str) -> int:
     shape = model.layers[module].shape
     left, right = model.layers[module].k
     private = sum(
-        c.left.shape[1]
+        c.rank
         for t in model.tasks.values()
-        if isinstance(c := t.coefficients.get(module), PerTask)
+        if (c := t.coefficients.get(module)) is not None and not c.is_shared
     )
     return (left * shape.out_features + right * shape.in_features) // shape.sides + private
 

@@ -10,20 +10,9 @@ from torch import Tensor
 
 from sharespace.errors import MismatchError
 from sharespace.linalg.frames import frame_difference
-from sharespace.subspace.coefficients import dense_cores, part_of, placed, stored
-from sharespace.subspace.state import (
-    CALIBRATE,
-    FINETUNE,
-    Coefficients,
-    Core,
-    LayerSubspace,
-    PerTask,
-    ShareModel,
-    Task,
-)
-
-CoefficientPair = tuple[Tensor, Tensor]
-"""(E, F), k_left x p and k_right x p; of a private update its factors, n x q and d x q."""
+from sharespace.subspace.coefficients import CoefficientPair, Coefficients
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.state import CALIBRATE, FINETUNE, ShareModel, Task
 
 
 def retrained(
@@ -41,7 +30,7 @@ def retrained(
     its update was moved.
 
     Args:
-        pairs: module -> (E, F); modules that are not named stay as they are. Of a family's task
+        pairs: module -> (E, F); modules that are not named stay as they are. Of a group's task
             in the directions of its own subspace, or of all.
         kept: what the task carries besides, by the key in the adapter's file.
         event: ``FINETUNE`` or ``CALIBRATE``.
@@ -51,11 +40,14 @@ def retrained(
         MismatchError: a pair does not fit its module's bases, or is of a module the task lacks.
     """
     known = model.task(task)
-    new = {module: _stored(model, known, module, pair) for module, pair in pairs.items()}
+    new = {m: _stored(model, known, m, pair, model.dtype) for m, pair in pairs.items()}
     if event == CALIBRATE:
-        lost = {m: _distance(model.layers[m], known.coefficients[m], new[m]) for m in new}
+        before: Mapping[str, Coefficients] = known.coefficients
     else:
-        lost = {m: _cast_loss(model.layers[m], new[m], pairs[m]) for m in new}
+        # What was trained, unrounded: only the cast to the stored dtype is lost.
+        exact = {m: (e.double().cpu(), f.double().cpu()) for m, (e, f) in pairs.items()}
+        before = {m: _stored(model, known, m, pair, torch.float64) for m, pair in exact.items()}
+    lost = {m: _distance(model.layers[m], before[m], new[m]) for m in new}
     changed = replace(
         known,
         coefficients={**known.coefficients, **new},
@@ -65,8 +57,10 @@ def retrained(
     return model.with_tasks(changed if t == task else model.tasks[t] for t in model.tasks)
 
 
-def _stored(model: ShareModel, task: Task, module: str, pair: CoefficientPair) -> Coefficients:
-    """One module's coefficients as the model stores them.
+def _stored(
+    model: ShareModel, task: Task, module: str, pair: CoefficientPair, dtype: torch.dtype
+) -> Coefficients:
+    """One module's new coefficients in a dtype.
 
     Raises:
         MismatchError: see ``retrained``.
@@ -75,66 +69,9 @@ def _stored(model: ShareModel, task: Task, module: str, pair: CoefficientPair) -
         raise MismatchError(
             f"module {module!r}", f"task {task.name!r} does not adapt it", "Leave it out"
         )
-    layer, known = model.layers[module], task.coefficients[module]
-    if isinstance(known, PerTask):
-        left, right = _fitting(module, pair, (layer.shape.out_features, layer.shape.in_features))
-        return PerTask(left.to(model.dtype, copy=True), right.to(model.dtype, copy=True))
-    part = part_of(layer, known)
-    if part is not None and _rows(pair) == layer.k:
-        pair = _own_rows(pair, known.offset, part.k)
-    own = part is not None and _rows(pair) == part.k
-    left, right = _fitting(module, pair, _rows(pair) if own else layer.k)
-    return placed(stored(left, right, model.dtype), known.offset if own else (0, 0), layer.k)
-
-
-def _rows(pair: CoefficientPair) -> tuple[int, int]:
-    return pair[0].shape[0], pair[1].shape[0]
-
-
-def _fitting(module: str, pair: CoefficientPair, rows: tuple[int, int]) -> CoefficientPair:
-    """The pair.
-
-    Raises:
-        MismatchError: see ``retrained``.
-    """
-    left, right = pair
-    if _rows(pair) != rows or left.shape[1] != right.shape[1]:
-        raise MismatchError(
-            f"module {module!r}",
-            f"coefficients of {tuple(left.shape)} and {tuple(right.shape)} for bases of {rows}",
-            "Train them in this version of the Share model, with phi=0",
-        )
-    return pair
-
-
-def _own_rows(
-    pair: CoefficientPair, offset: tuple[int, int], k: tuple[int, int]
-) -> CoefficientPair:
-    """The rows of one subspace, where the others are zero."""
-    found = []
-    for matrix, first, count in zip(pair, offset, k, strict=True):
-        if matrix[:first].any() or matrix[first + count :].any():
-            return pair
-        found.append(matrix[first : first + count])
-    return found[0], found[1]
-
-
-def _cast_loss(layer: LayerSubspace, value: Coefficients, pair: CoefficientPair) -> float:
-    """Frobenius norm of what the cast to the stored dtype took away."""
-    left, right = (factor.double().cpu() for factor in pair)
-    if isinstance(value, PerTask):
-        return _distance(layer, PerTask(left, right), value)
-    offset = (0, 0) if _rows(pair) == layer.k else value.offset
-    return _distance(layer, placed(Core(left @ right.mT), offset, layer.k), value)
+    return task.coefficients[module].with_factors(module, pair, model.layers[module], dtype)
 
 
 def _distance(layer: LayerSubspace, old: Coefficients, new: Coefficients) -> float:
-    """Frobenius norm of the difference of two updates of one module, both private or both not."""
-    return float(frame_difference(_framed(layer, old), _framed(layer, new))[0])
-
-
-def _framed(layer: LayerSubspace, value: Coefficients) -> tuple[Tensor, Tensor, Tensor]:
-    if isinstance(value, PerTask):
-        core = torch.eye(value.left.shape[1], dtype=torch.float64)
-        return value.left, value.right, core[None]
-    return layer.left_basis, layer.right_basis, dense_cores([value], layer)
+    """Frobenius norm of the difference of two updates of one module."""
+    return float(frame_difference(old.framed(layer), new.framed(layer))[0])

@@ -6,12 +6,11 @@ Which bases a Share model has, as one name that changes when a number in them do
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,78 +18,20 @@ from torch import Tensor
 
 from sharespace.errors import OptionError, TaskExistsError, TaskNotFoundError
 from sharespace.options import check_options, option
-from sharespace.subspace.adapter import LEARNED, BaseModel, ModuleShape, Provenance, fingerprint
+from sharespace.subspace.adapter import (
+    LEARNED,
+    Adapter,
+    BaseModel,
+    LayerUpdate,
+    ModuleShape,
+    Provenance,
+    fingerprint,
+)
+from sharespace.subspace.coefficients import Coefficients
+from sharespace.subspace.layer import LayerSubspace
 
 BasisMethod = Literal["joint", "share"]
 
-
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """A task in coordinates of the subspace: core C = left @ right.T."""
-
-    left: Tensor
-    """E, k_left x p."""
-    right: Tensor
-    """F, k_right x p."""
-    offset: tuple[int, int] = field(default=(0, 0), kw_only=True)
-    """Directions (left, right) before those that it uses, of families before its own: zero rows
-    that are not stored."""
-
-    @property
-    def p(self) -> int:
-        """The pseudo-rank."""
-        return self.left.shape[1]
-
-    @property
-    def used(self) -> tuple[int, int]:
-        """Directions (left, right) that it uses, from ``offset`` on; the other rows are zero."""
-        return _used_rows(self.left, self.offset[0]), _used_rows(self.right, self.offset[1])
-
-    @property
-    def nbytes(self) -> int:
-        """As stored."""
-        return sum(self.used) * self.p * self.left.element_size()
-
-
-@dataclass(frozen=True, eq=False)
-class Core:
-    """A task in coordinates of the subspace, where p = min(k_left, k_right)."""
-
-    matrix: Tensor
-    """C, k_left x k_right."""
-    offset: tuple[int, int] = field(default=(0, 0), kw_only=True)
-    """Directions (left, right) before those that it uses; see ``Factors.offset``."""
-
-    @property
-    def used(self) -> tuple[int, int]:
-        """Directions (left, right) that it uses, from ``offset`` on; all else is zero."""
-        return (
-            _used_rows(self.matrix, self.offset[0]),
-            _used_rows(self.matrix.mT, self.offset[1]),
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """As stored."""
-        rows, columns = self.used
-        return rows * columns * self.matrix.element_size()
-
-
-@dataclass(frozen=True, eq=False)
-class PerTask:
-    """A module of a task kept outside the subspace: dW = left @ right.T (its own SVD)."""
-
-    left: Tensor
-    """P, n x q."""
-    right: Tensor
-    """Q, d x q."""
-
-    @property
-    def nbytes(self) -> int:
-        return tensor_bytes(self.left, self.right)
-
-
-Coefficients: TypeAlias = Factors | Core | PerTask
 
 FINETUNE = "finetune"
 """Event of a ledger after which a task is what was trained then, and not what it came as."""
@@ -102,71 +43,6 @@ _NEGLIGIBLE = 1e-5
 """Of a module's norm: what an exact merge may round away."""
 
 _KNOWN: WeakKeyDictionary[ShareModel, str] = WeakKeyDictionary()
-
-
-def tensor_bytes(*tensors: Tensor) -> int:
-    """Bytes of the tensors in the dtype they are stored in."""
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _used_rows(matrix: Tensor, offset: int) -> int:
-    """Rows from ``offset`` up to the last that is not zero.
-
-    An exact merge only appends zero rows to the known tasks' coefficients; they are not stored.
-    """
-    used = matrix[offset:].any(dim=1).nonzero()
-    return int(used[-1]) + 1 if len(used) else 0
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """An upper bound on a layer's weighed error, known from energies alone.
-
-    All three are sums of squares, with every task of weight 1 / |dW_i| (so a task whose update
-    is lost entirely counts 1). method.md, "Error, exactly".
-    """
-
-    discarded_left: float
-    """Energy of the weighed updates outside the left basis."""
-    discarded_right: float
-    """Energy of the weighed updates outside the right basis."""
-    rank_tail: float
-    """Energy of the cores beyond the pseudo-rank p."""
-
-    @property
-    def bound(self) -> float:
-        """Root of the sum: the weighed error of all tasks together is at most this."""
-        return math.sqrt(self.discarded_left + self.discarded_right + self.rank_tail)
-
-
-@dataclass(frozen=True, eq=False)
-class LayerSubspace:
-    """The subspace of one adapted module, common to all tasks; or one for each family of tasks."""
-
-    shape: ModuleShape
-    left_basis: Tensor
-    """n x k_left, orthonormal columns (to the rounding of its dtype). With ``groups``: their bases
-    side by side; only the columns of one part are orthonormal."""
-    right_basis: Tensor
-    """d x k_right, likewise."""
-    cap: tuple[int, int] | None = None
-    """Largest (k_left, k_right) that a merge may grow to; None: as many as needed."""
-    certificate: Certificate | None = None
-    """Of the build or of the last merge that truncated; None where there was none."""
-    streamed: bool = False
-    """Adapters came into it out of core, because they did not fit in the memory given."""
-    groups: tuple[tuple[int, int], ...] = ()
-    """(left, right) directions of each family's subspace, in order, k in sum; none: there is one
-    subspace for all tasks."""
-
-    @property
-    def k(self) -> tuple[int, int]:
-        """(k_left, k_right)."""
-        return self.left_basis.shape[1], self.right_basis.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        return tensor_bytes(self.left_basis, self.right_basis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,6 +253,33 @@ class ShareModel:
         self.task(old)
         check_new_names([new], [n for n in self.tasks if n != old])
         return self.with_tasks(t.with_name(new) if n == old else t for n, t in self.tasks.items())
+
+
+def reconstruct(model: ShareModel, name: str) -> Mapping[str, LayerUpdate]:
+    """A task's updates by module, in the compute dtype.
+
+    Raises:
+        TaskNotFoundError: there is no such task.
+    """
+    task = model.task(name)
+    return {m: c.as_update(model.layers[m]) for m, c in task.coefficients.items()}
+
+
+def as_adapter(model: ShareModel, task: Task) -> Adapter:
+    """A task as an adapter again, read layer by layer; it carries all that came with the task."""
+    ranks = {m: c.rank for m, c in task.coefficients.items()}
+    return Adapter(
+        name=task.name,
+        base=model.base,
+        shapes={m: model.layers[m].shape for m in task.coefficients},
+        ranks=ranks,
+        dtype=model.dtype,
+        layer=lambda module: task.coefficients[module].as_update(model.layers[module]),
+        kept=task.kept,
+        config=task.config,
+        provenance=task.provenance,
+        nbytes=task.adapter_bytes,
+    )
 
 
 def check_new_names(new: Iterable[str], known: Iterable[str]) -> None:

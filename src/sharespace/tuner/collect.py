@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sharespace.errors import MismatchError
 from sharespace.formats.components import COMPONENTS
 from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, LayerUpdate, ModuleShape
-from sharespace.subspace.state import PerTask, Task
+from sharespace.subspace.state import Task
 from sharespace.tuner.layer import SubspaceConv, SubspaceLayer
 from sharespace.tuner.modules import PREFIX
 
@@ -100,7 +100,8 @@ def trained_coefficients(model: Any, adapter: str, task: Task) -> dict[str, tupl
     component = f"{settings.component}." if settings.component else ""
     for module, layer in layers_of(model, adapter).items():
         name = component + module
-        if isinstance(task.coefficients.get(name), PerTask):
+        stored = task.coefficients.get(name)
+        if stored is not None and not stored.is_shared:
             update = layer.update(adapter)
             found[name] = (update.up, update.down.mT)
         else:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from sharespace.errors import CorruptAdapterError, MismatchError, OptionError
 from sharespace.subspace.adapter import ModuleShape
-from sharespace.subspace.state import LayerSubspace, ShareModel, Task
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.state import ShareModel, Task
 from sharespace.tuner.bases import find
 from sharespace.tuner.config import DEFAULT_P, SHARESPACE, ShareConfig
 from sharespace.tuner.layer import BASE, Routing, SubspaceConv, SubspaceLayer, SubspaceLinear, sides

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import OptionError, TaskNotFoundError
-from sharespace.subspace.coefficients import dense_cores, factor_pair, part_of
-from sharespace.subspace.state import Coefficients, Core, LayerSubspace, PerTask, ShareModel
+from sharespace.subspace.coefficients import Coefficients
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.project import dense_cores
+from sharespace.subspace.state import ShareModel
 
 TEMPORARY_SCALE = 0.02
 """Norm of a column of beta' at the start."""
@@ -42,22 +44,22 @@ def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: i
         OptionError: p is less than the task's own.
     """
     n, d = layer.shape.out_features, layer.shape.in_features
-    if isinstance(value, PerTask):
-        q = value.left.shape[1]
+    if not value.is_shared:
+        q = value.rank
+        up, down = value.factors()
         left = torch.cat([torch.zeros(layer.k[0], q), torch.eye(q)])
         right = torch.cat([torch.zeros(layer.k[1], q), torch.eye(q)])
-        return Values(left, right, value.left.float(), value.right.float())
-    part = part_of(layer, value)
-    if isinstance(value, Core) and p is None and part is not None and part.k[0] == part.k[1]:
+        return Values(left, right, up.float(), down.float())
+    subspace = value.subspace_in(layer)
+    core = value.own_core(subspace.k) if subspace is not None and p is None else None
+    if core is not None and core.shape[0] == core.shape[1]:
         # Trained as it is stored: k^2 numbers, where its factors would be 2 k^2.
-        rows, columns = value.offset
-        core = value.matrix[rows : rows + part.k[0], columns : columns + part.k[1]].float()
         left, right = (
-            torch.eye(k)[:, offset : offset + part.k[0]]
+            torch.eye(k)[:, offset : offset + len(core)]
             for k, offset in zip(layer.k, value.offset, strict=True)
         )
-        return Values(left, right, torch.zeros(n, 0), torch.zeros(d, 0), core)
-    left, right = (factor.float() for factor in factor_pair(value))
+        return Values(left, right, torch.zeros(n, 0), torch.zeros(d, 0), core.float())
+    left, right = (factor.float() for factor in value.factors())
     own = left.shape[1]
     if p is not None and p < own:
         raise OptionError(f"p={p}", f"the task has p={own}", "Leave p out, or give at least that")
@@ -181,5 +183,5 @@ def starting_core(model: ShareModel, start: str, module: str) -> Tensor | None:
         )
     tasks = model.tasks.values() if start == "mean" else [model.tasks[start]]
     found = [t.coefficients[module] for t in tasks if module in t.coefficients]
-    shared = [c for c in found if not isinstance(c, PerTask)]
+    shared = [c for c in found if c.is_shared]
     return dense_cores(shared, model.layers[module]).mean(0) if shared else None

@@ -26,8 +26,8 @@ from transformers import (
 from sharespace import Share
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
 from sharespace.serve.mixed import MixedTasks
-from sharespace.subspace.coefficients import layer_update, reconstruct
-from sharespace.subspace.state import Core, Factors, PerTask, ShareModel, Task
+from sharespace.subspace.coefficients import Core, Factors, PerTask
+from sharespace.subspace.state import ShareModel, Task, reconstruct
 from sharespace.tuner import applied
 from tuner.spaces import seeded, space
 
@@ -430,7 +430,7 @@ def test_coefficients_are_those_of_the_task() -> None:
         found = layer(x)
         for i, name in enumerate(("c", "a", "b")):
             task: Task = share.task(name)
-            update = layer_update(share.model.layers["0"], task.coefficients["0"])
+            update = task.coefficients["0"].as_update(share.model.layers["0"])
             dense = layer[0].weight.double() + update.up.double() @ update.down.double()
             expected = x[i].double() @ dense.mT + layer[0].bias.double()
             torch.testing.assert_close(found[i].double(), expected, rtol=1e-5, atol=1e-5)

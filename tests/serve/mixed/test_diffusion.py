@@ -20,8 +20,7 @@ from serve.mixed.test_batch import check_rows
 from sharespace import Share
 from sharespace.errors import MismatchError, OptionError
 from sharespace.serve.mixed import MixedTasks
-from sharespace.subspace.coefficients import reconstruct
-from sharespace.subspace.state import ShareModel
+from sharespace.subspace.state import ShareModel, reconstruct
 from sharespace.tuner import applied
 from tuner.spaces import seeded, space
 

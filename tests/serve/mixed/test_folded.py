@@ -19,7 +19,8 @@ from sharespace.serve.mixed.row_layout import Chosen
 from sharespace.serve.mixed.rows import with_own, with_updates
 from sharespace.serve.mixed.stacks import Stack
 from sharespace.subspace.adapter import ModuleShape
-from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, PerTask
+from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTask
+from sharespace.subspace.layer import LayerSubspace
 from tuner.spaces import space
 
 CPU = torch.device("cpu")

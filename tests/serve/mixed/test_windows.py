@@ -16,8 +16,8 @@ from sharespace.serve.mixed.row_layout import Chosen
 from sharespace.serve.mixed.rows import with_own, with_updates
 from sharespace.serve.mixed.stacks import Stack
 from sharespace.subspace.adapter import ModuleShape
-from sharespace.subspace.coefficients import group_offsets, layer_update, placed
-from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, PerTask
+from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTask
+from sharespace.subspace.layer import LayerSubspace, group_offsets
 
 N, D = 12, 10
 PARTS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=2, max_size=4)
@@ -40,7 +40,7 @@ def value_of(kind: str, layer: LayerSubspace, part: int, seed: int) -> Coefficie
     mine: Factors | Core = Factors(gauss(seed, left, 2).float(), gauss(seed + 1, right, 2).float())
     if kind == "core":
         mine = Core(gauss(seed, left, right).float())
-    return placed(mine, group_offsets(layer.groups)[part], layer.k)
+    return mine.placed(group_offsets(layer.groups)[part], layer.k)
 
 
 def filled(layer: LayerSubspace, values: Sequence[Coefficients]) -> Stack:
@@ -51,7 +51,7 @@ def filled(layer: LayerSubspace, values: Sequence[Coefficients]) -> Stack:
 
 
 def dense(layer: LayerSubspace, value: Coefficients) -> Tensor:
-    found = layer_update(layer, value)
+    found = value.as_update(layer)
     return found.up @ found.down
 
 

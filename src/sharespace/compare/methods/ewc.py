@@ -16,7 +16,7 @@ from sharespace.compare.job import Outcome, TaskJob
 from sharespace.compare.methods.sequential import Models, in_sequence
 from sharespace.compare.trainers import DEFAULT, collate, lora_layers, penalised
 from sharespace.learn import Fit, fit
-from sharespace.subspace.state import tensor_bytes
+from sharespace.subspace.layer import tensor_bytes
 
 
 def ewc(bench: Workbench) -> Outcome:

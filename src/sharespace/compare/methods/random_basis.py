@@ -18,7 +18,8 @@ from sharespace.learn import Adapted
 from sharespace.share import Share
 from sharespace.subspace.adapter import BaseModel
 from sharespace.subspace.fidelity import sizes
-from sharespace.subspace.state import BuildSettings, LayerSubspace, ShareModel
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.state import BuildSettings, ShareModel
 
 
 def random_basis(bench: Workbench) -> Outcome:

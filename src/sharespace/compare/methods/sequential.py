@@ -12,7 +12,7 @@ from sharespace.compare.trainers import add_lora, count, lora_layers, tie
 from sharespace.extras import require
 from sharespace.learn import Fit
 from sharespace.stream.measures import ScoreMatrix
-from sharespace.subspace.state import tensor_bytes
+from sharespace.subspace.layer import tensor_bytes
 
 Models = dict[str, Any]
 """Task -> ``PeftModel`` with its own head; all have the same LoRA parameters."""

@@ -26,7 +26,6 @@ from sharespace.learn import (
 from sharespace.share import Share
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.fidelity import sizes
-from sharespace.subspace.state import Factors, PerTask
 
 
 def projection(bench: Workbench) -> Outcome:
@@ -183,12 +182,8 @@ def _outcome(
 
 
 def _coefficients(share: Share, name: str) -> int:
-    """Numbers of a task's coefficients, private updates left out."""
-    return sum(
-        c.left.numel() + c.right.numel() if isinstance(c, Factors) else c.matrix.numel()
-        for c in share.task(name).coefficients.values()
-        if not isinstance(c, PerTask)
-    )
+    """Numbers of a task's coefficients, updates stored per task left out."""
+    return sum(c.numbers for c in share.task(name).coefficients.values() if c.is_shared)
 
 
 def _stored(bench: Workbench, share: Share) -> StoredBytes:

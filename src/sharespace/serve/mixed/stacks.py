@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sharespace.subspace.coefficients import factor_pair
-from sharespace.subspace.state import Coefficients, Core, Factors, LayerSubspace, PerTask
+from sharespace.subspace.coefficients import Coefficients
+from sharespace.subspace.layer import LayerSubspace
 
 BASE_SLOT = 0
 """Of the base model without any task: its coefficients are zero, for ever."""
@@ -75,31 +75,31 @@ class Stack:
         self.left[slot] = 0
         if self.right is not None:
             self.right[slot] = 0
-        if isinstance(value, PerTask):
-            self.private[slot] = value.left.to(self.left), value.right.to(self.left)
-        elif value is not None:
+        if value is None:
+            return
+        if value.is_shared:
             self._fill(slot, value)
+        else:
+            left, right = value.factors()
+            self.private[slot] = left.to(self.left), right.to(self.left)
 
     def _fill(self, slot: int, value: Coefficients) -> None:
-        if isinstance(value, PerTask):
-            return
-        wanted = min(value.used) if isinstance(value, Core) else value.p
         if self.windows is not None and not self.windows.fits(value):
             self._open()
-        if self.right is not None and wanted > self.left.shape[1]:
-            self._widen(wanted)
+        if self.right is not None and value.rank > self.left.shape[1]:
+            self._widen(value.rank)
         if self.windows is not None:
             self.windows.move(slot, value.offset)
         if self.right is None:
-            core = value.matrix if isinstance(value, Core) else value.left @ value.right.mT
+            core = value.core((self.left_basis.shape[1], self.right_basis.shape[1]))
             inner = self._cut(core, LEFT, value)
             self.left[slot] = self._cut(inner.mT, RIGHT, value).to(self.left)
             return
-        e, f = factor_pair(value)
+        e, f = value.factors()
         self.left[slot, : e.shape[1]] = self._cut(e, LEFT, value).mT.to(self.left)
         self.right[slot, : f.shape[1]] = self._cut(f, RIGHT, value).mT.to(self.right)
 
-    def _cut(self, matrix: Tensor, side: int, value: Factors | Core) -> Tensor:
+    def _cut(self, matrix: Tensor, side: int, value: Coefficients) -> Tensor:
         """The rows of a slot's window."""
         if self.windows is None:
             return matrix
@@ -196,7 +196,7 @@ class Windows:
         sizes = max(left for left, _ in layer.groups), max(right for _, right in layer.groups)
         return cls(torch.zeros(2, slots, dtype=torch.long, device=device), sizes, layer.k)
 
-    def fits(self, value: Factors | Core) -> bool:
+    def fits(self, value: Coefficients) -> bool:
         """Whether the coefficients are in one window; those of several subspaces are not."""
         return all(used <= size for used, size in zip(value.used, self.sizes, strict=True))
 
