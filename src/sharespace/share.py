@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,10 +15,11 @@ from sharespace.extras import require
 from sharespace.formats import ExportOptions, PlainLora, write_adapter
 from sharespace.formats.registry import AdapterSources, open_adapters
 from sharespace.linalg.dimension import Dimension
+from sharespace.options import Limits, OptionType, check_option
 from sharespace.store import Checkout, Operation, checkout, commit
 from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace import plan as _plan
-from sharespace.subspace.adapter import BaseModel, LayerUpdate
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 from sharespace.subspace.build import Progress, initialise, refuse_erased
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.merge import merge, union
@@ -28,6 +29,9 @@ from sharespace.subspace.state import BasisMethod, BuildSettings, ShareModel, Ta
 
 if TYPE_CHECKING:
     from torch.nn import Module
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What bases, coefficients and exported factors may be stored in."""
 
 DEFAULT_VARIANCE = 0.99
 """Explained variance that ``from_adapters`` keeps when it is not told otherwise."""
@@ -96,7 +100,7 @@ class Share:
         method: BasisMethod = "joint",
         centred: bool = False,
         base: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str = "cpu",
         seed: int = 0,
         progress: Progress | None = None,
@@ -118,7 +122,7 @@ class Share:
             method: "joint" (default), or "share": the paper's SVD of the factors.
             centred: method "share" only: centre the columns, as published.
             base: id of the base model, where the adapters do not say or disagree.
-            dtype: stored dtype; None: follows the adapters.
+            dtype: stored dtype, as ``torch.float16`` or ``"float16"``; None: follows the adapters.
             device: where to compute.
             seed: of the randomised range finder.
             progress: called as (module, modules done, modules in all).
@@ -139,16 +143,17 @@ class Share:
         # Options first: a mistake in them is told before any adapter is read.
         dimension = _dimension(k, variance, error, budget)
         settings = BuildSettings(method=method, centred=centred, p=p, seed=seed)
+        stored, memory = _checked_dtype(dtype), _checked("memory", memory)
         model = initialise(
             open_adapters(adapters),
             dimension,
             settings,
             base=BaseModel(base) if base else None,
-            dtype=dtype,
+            dtype=stored,
             device=device,
             progress=progress,
             executor=executor,
-            memory=_checked_memory(memory),
+            memory=memory,
         )
         refuse_erased(model)
         return cls(model, pending=(Operation("init", tuple(model.tasks)),))
@@ -160,8 +165,16 @@ class Share:
         Bytes now and as Share, break-even, expected error and shared fraction of each task, own
         SVDs at the same bytes, and a verdict.
         """
-        originals = open_adapters(adapters)
-        return _plan.plan(cls.from_adapters(originals, **options).model, originals)
+        originals: list[Adapter] = []
+
+        def opened() -> Iterator[Adapter]:
+            # Run by ``from_adapters`` after its options are checked; the originals are then
+            # compared with what was built.
+            originals.extend(open_adapters(adapters))
+            yield from originals
+
+        model = cls.from_adapters(opened(), **options).model
+        return _plan.plan(model, originals)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], version: int | None = None) -> Share:
@@ -239,6 +252,7 @@ class Share:
             executor: where the layers are computed.
             memory: bytes that one layer of all newcomers may take, as in ``from_adapters``.
         """
+        cap, memory = _checked("cap", cap), _checked("memory", memory)
         new = open_adapters(adapters)
         merged = merge(
             self._model,
@@ -248,7 +262,7 @@ class Share:
             device=device,
             progress=progress,
             executor=executor,
-            memory=_checked_memory(memory),
+            memory=memory,
         )
         refuse_erased(merged)
         return self._then(merged, "merge", [a.name for a in new])
@@ -327,7 +341,7 @@ class Share:
         *,
         to: str = "peft",
         rank: int | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         base: str | None = None,
         overwrite: bool = False,
     ) -> list[Path]:
@@ -350,9 +364,10 @@ class Share:
             OptionError: no such format, or an option has no usable value.
             UnsupportedAdapterError: the format has no place for something in the task.
         """
-        found, model = self.task(task), self._model
-        plain = PlainLora(self.updates(task), model.shapes, found.kept, found.config, model.base)
-        options = ExportOptions(rank, dtype or model.dtype, base, overwrite=overwrite)
+        stored = self.task(task)
+        model, written = self._model, _checked_dtype(dtype) or self._model.dtype
+        plain = PlainLora(self.updates(task), model.shapes, stored.kept, stored.config, model.base)
+        options = ExportOptions(rank, written, base, overwrite=overwrite)
         return write_adapter(path, plain, options, to=to)
 
     def merge_into_base(self, model: Module, task: str) -> Module:
@@ -391,7 +406,20 @@ def _dimension(
     return Dimension(k=k, variance=variance, error=error, budget=budget)
 
 
-def _checked_memory(memory: int | None) -> int | None:
-    if memory is not None and memory < 1:
-        raise OptionError(f"memory of {memory} bytes", "it must be above 0", "Give more, or none")
-    return memory
+def _checked(name: str, number: int | None) -> int | None:
+    """The number, which must be None or a whole number of at least 1."""
+    check_option(name, number, OptionType(int, optional=True), Limits(least=1))
+    return number
+
+
+def _checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The dtype, or the one of that name."""
+    known = {str(one).removeprefix("torch."): one for one in DTYPES}
+    wanted = known.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and wanted not in DTYPES:
+        raise OptionError(
+            f"dtype {str(dtype).removeprefix('torch.')!r}",
+            "Share models and adapters are not stored in it",
+            f"Choose one of {', '.join(known)}",
+        )
+    return wanted

@@ -48,7 +48,7 @@ def test_what_fits_is_as_without_the_option(run: Run, adapters: Path, tmp_path: 
         (["--budget", "20k"], "byte budget"),
         (["--k", "2", "--method", "share"], "method 'share'"),
         (["--k", "2", "--memory", "lots"], "lots"),
-        (["--k", "2", "--memory", "0"], "above 0"),
+        (["--k", "2", "--memory", "0"], "at least 1"),
     ],
 )
 def test_what_cannot_be_is_one_error_and_nothing_is_written(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
-from sharespace.cli.options import adapter_paths, dtype_named, size_in_bytes
+from sharespace.cli.options import adapter_paths, size_in_bytes
 from sharespace.errors import OptionError, TaskExistsError
 
 
@@ -52,10 +51,3 @@ def test_a_relative_glob_stays_relative(tmp_path: Path, monkeypatch: pytest.Monk
 def test_two_adapters_of_one_name(tmp_path: Path) -> None:
     with pytest.raises(TaskExistsError, match="NAME=PATH"):
         adapter_paths([f"{tmp_path}/p/a", f"{tmp_path}/q/a"])
-
-
-def test_dtypes() -> None:
-    assert dtype_named(None) is None
-    assert dtype_named("bfloat16") is torch.bfloat16
-    with pytest.raises(OptionError, match="int8"):
-        dtype_named("int8")

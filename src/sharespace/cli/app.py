@@ -57,7 +57,7 @@ def _build_options(
     seed: int,
 ) -> dict[str, Any]:
     """The keyword arguments of ``Share.from_adapters``."""
-    from sharespace.cli.options import dtype_named, optional_size
+    from sharespace.cli.options import optional_size
 
     return {
         "method": method,
@@ -68,7 +68,7 @@ def _build_options(
         "budget": optional_size(budget),
         "p": p,
         "base": base,
-        "dtype": dtype_named(dtype),
+        "dtype": dtype,
         "device": device,
         "seed": seed,
     }
@@ -289,7 +289,6 @@ def export(
 ) -> None:
     """Write a task as plain LoRA: for PEFT, diffusers, web UIs, vLLM, SGLang or llama.cpp."""
     from sharespace.cli import output
-    from sharespace.cli.options import dtype_named
     from sharespace.formats import server_options
     from sharespace.share import Share
 
@@ -298,7 +297,7 @@ def export(
         out,
         to=to,
         rank=rank,
-        dtype=dtype_named(dtype),
+        dtype=dtype,
         base=base,
         overwrite=overwrite,
     )

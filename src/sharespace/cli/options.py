@@ -21,8 +21,6 @@ import typer
 from sharespace.errors import OptionError, TaskExistsError
 
 if TYPE_CHECKING:
-    import torch
-
     from sharespace.subspace.executor import Executor
 
 
@@ -175,23 +173,6 @@ def size_in_bytes(text: str) -> int:
     if match is None:
         raise OptionError(f"size {text!r}", "not a number of bytes", "For example 500k, 2MB, 1GiB")
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
-
-
-def dtype_named(name: str | None) -> torch.dtype | None:
-    """The dtype of that name; None stays None.
-
-    Raises:
-        OptionError: unknown name.
-    """
-    import torch
-
-    known = {"float32", "float16", "bfloat16", "float64"}
-    if name is None:
-        return None
-    if name not in known:
-        raise OptionError(f"dtype {name!r}", "unknown", f"Known: {', '.join(sorted(known))}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ from sharespace.linalg.frames import errors
 from sharespace.linalg.joint import hosvd, joint
 from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.updates import cores, seen_by
+from sharespace.options import Limits, OptionType, check_option, check_options, option
 
 _FIRST_GUESS = 64
 
@@ -30,26 +30,24 @@ class Dimension:
     k: int | Mapping[str, int | tuple[int, int]] | None = None
     """A fixed k for both sides of every module, or module name pattern -> k or (left, right);
     the first pattern that matches counts."""
-    variance: float | None = None
+    variance: float | None = option(None, above=0, most=1)
     """Smallest k whose two-sided explained variance reaches this fraction; 1 keeps everything."""
-    error: float | None = None
+    error: float | None = option(None, above=0, most=1)
     """Smallest k with which no task's relative error in the module exceeds this."""
-    budget: int | None = None
+    budget: int | None = option(None, least=1)
     """Bytes for bases, coefficients and private updates of all modules together."""
 
     def __post_init__(self) -> None:
+        check_options(self)
         given = [n for n in ("k", "variance", "error", "budget") if getattr(self, n) is not None]
         if len(given) != 1:
             met = " and ".join(given) or "nothing"
             raise OptionError(
                 "the dimension", f"got {met}", "Give one of k, variance, error, budget"
             )
-        _check_range("variance", self.variance, 0.0, 1.0)
-        _check_range("error", self.error, 0.0, 1.0)
-        _check_range("budget", self.budget, 0, math.inf)
         for value in self.k.values() if isinstance(self.k, Mapping) else [self.k]:
             for side in value if isinstance(value, tuple) else [value]:
-                _check_range("k", side, 0, math.inf)
+                check_option("k", side, OptionType(int, optional=self.k is None), Limits(least=1))
 
     def cap(self, module: str) -> tuple[int, int] | None:
         """(k_left, k_right) where k is fixed; None under the other rules.
@@ -67,12 +65,6 @@ class Dimension:
         raise OptionError(
             f"k for module {module!r}", "no pattern matches it", "Add '*' as the last pattern"
         )
-
-
-def _check_range(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low < value <= high:
-        limit = f"in ({low}, {high}]" if math.isfinite(high) else f"above {low}"
-        raise OptionError(f"{name}={value}", f"it must be {limit}", "Choose another value")
 
 
 def smallest_bases(problem: UpdateProblem, dimension: Dimension) -> BasisPair:
