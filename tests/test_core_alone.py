@@ -21,8 +21,8 @@ import sharespace
 ROOT = Path(__file__).resolve().parents[1]
 
 NEEDS_TRAIN = {
-    *("MixedTasks", "ShareConfig", "adapt", "calibrate", "collect", "finetune", "merge_from"),
-    *("publish", "release"),
+    *("MixedTasks", "ShareConfig", "TaskMethod", "TrainingSettings", "adapt", "calibrate"),
+    *("collect", "finetune", "merge_from", "publish", "release"),
 }
 
 HIDE = """

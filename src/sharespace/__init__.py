@@ -45,7 +45,14 @@ if TYPE_CHECKING:
     )
     from sharespace.formats import read_adapter
     from sharespace.gather import pull, push
-    from sharespace.learn import adapt, calibrate, finetune, merge_from
+    from sharespace.learn import (
+        TaskMethod,
+        TrainingSettings,
+        adapt,
+        calibrate,
+        finetune,
+        merge_from,
+    )
     from sharespace.linalg.dimension import Dimension
     from sharespace.serve.mixed import MixedTasks
     from sharespace.share import Share
@@ -91,7 +98,9 @@ _HOMES = {
     "StoreNotFoundError": "sharespace.errors",
     "Task": "sharespace.subspace.state",
     "TaskExistsError": "sharespace.errors",
+    "TaskMethod": "sharespace.learn",
     "TaskNotFoundError": "sharespace.errors",
+    "TrainingSettings": "sharespace.learn",
     "UnavailableError": "sharespace.errors",
     "UnsupportedAdapterError": "sharespace.errors",
     "adapt": "sharespace.learn",
@@ -148,7 +157,9 @@ __all__ = [
     "StoreNotFoundError",
     "Task",
     "TaskExistsError",
+    "TaskMethod",
     "TaskNotFoundError",
+    "TrainingSettings",
     "UnavailableError",
     "UnsupportedAdapterError",
     "__version__",
