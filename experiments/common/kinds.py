@@ -4,32 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
-from sharespace import Share
-from sharespace.compare import Workbench
-from sharespace.compare.methods.own import own_lora
-from sharespace.compare.methods.shared import build, learn
-from sharespace.learn import load_task
-from sharespace.stream.measures import ScoreMatrix
+from sharespace.compare import Workbench, run_share_stream
+from sharespace.stream.loop import Arrival
 from sharespace.subspace.fidelity import sizes
-from sharespace.tuner import release
-
-Comes = Literal["adapter", "data"]
 
 
-def adapters_only(tasks: Sequence[str]) -> dict[str, Comes]:
+def adapters_only(tasks: Sequence[str]) -> dict[str, Arrival]:
     """Every task comes as its own LoRA; no data is read."""
     return dict.fromkeys(tasks, "adapter")
 
 
-def hybrid(tasks: Sequence[str], initial: int) -> dict[str, Comes]:
+def hybrid(tasks: Sequence[str], initial: int) -> dict[str, Arrival]:
     """After the first tasks, which come as adapters: data, adapter, data, and so on."""
-    later = {t: "data" if at % 2 == 0 else "adapter" for at, t in enumerate(tasks[initial:])}
-    return {**dict.fromkeys(tasks[:initial], "adapter"), **later}  # type: ignore[dict-item]
+    comes = adapters_only(tasks)
+    return comes | dict.fromkeys(tasks[initial::2], "data")
 
 
-def stream(bench: Workbench, comes: Mapping[str, Comes]) -> dict[str, Any]:
+def stream(bench: Workbench, comes: Mapping[str, Arrival]) -> dict[str, Any]:
     """One stream from end to end; every known task is scored after every step.
 
     Args:
@@ -40,38 +33,14 @@ def stream(bench: Workbench, comes: Mapping[str, Comes]) -> dict[str, Any]:
         JSON values: ``matrix`` (percent), ``came``, ``trained`` (task -> numbers trained in the
         stream, 0 for an adapter), ``bytes`` of the Share model.
     """
-    first = bench.tasks[: bench.settings.initial]
-    share = build(bench, {name: own_lora(bench, name) for name in first})
-    matrix = ScoreMatrix(bench.tasks)
-    matrix = matrix.with_step("+".join(first), _scores(bench, share), learned=first)
-    trained = dict.fromkeys(bench.tasks, 0)
-    for name in bench.tasks[len(first) :]:
-        if comes[name] == "adapter":
-            share = share.merge(own_lora(bench, name).adapter)
-        else:
-            settings = bench.settings
-            found = learn(bench, share, name, phi=settings.phi, start=settings.start)
-            release(found.model)
-            trained[name] = found.trainable.coefficients + found.trainable.temporary
-            share = share.merge(found.adapter)
-        matrix = matrix.with_step(name, _scores(bench, share), learned=[name])
-    size = sizes(share.model)
+    ran = run_share_stream(bench, comes)
+    size = sizes(ran.share.model)
     return {
-        "matrix": matrix.to_record(),
+        "matrix": ran.matrix.to_record(),
         "came": dict(comes),
-        "trained": trained,
+        "trained": ran.trained,
         "bytes": size.basis + size.coefficients,
     }
-
-
-def _scores(bench: Workbench, share: Share) -> dict[str, float]:
-    """Of every task that the Share model holds."""
-    found = {}
-    for name in share.tasks:
-        model = load_task(bench.fresh(name), share, name)
-        found[name] = bench.score(name, model)
-        release(model)
-    return found
 
 
 def mean_trained(record: Mapping[str, Any]) -> float | None:

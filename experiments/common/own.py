@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from sharespace.compare import Own
+from sharespace.compare import OwnLora
 from sharespace.formats import ExportOptions, PlainLora, read_adapter, write_adapter
 from sharespace.learn import Fit
 
 _RESULT = "own.json"
 
 
-def load(folder: Path) -> dict[str, Own]:
+def load(folder: Path) -> dict[str, OwnLora]:
     """Task -> own LoRA, of all that are in the folder."""
     return {found.parent.name: _load(found.parent) for found in folder.glob(f"*/{_RESULT}")}
 
 
-def save(folder: Path, own: Mapping[str, Own]) -> None:
+def save(folder: Path, own: Mapping[str, OwnLora]) -> None:
     """Write those that are not there yet."""
     for name, found in own.items():
         place = folder / name
@@ -35,7 +35,7 @@ def save(folder: Path, own: Mapping[str, Own]) -> None:
             (place / _RESULT).write_text(text)
 
 
-def _load(place: Path) -> Own:
+def _load(place: Path) -> OwnLora:
     record = json.loads((place / _RESULT).read_text())
     fit = Fit(**{**record["fit"], "history": ()})
-    return Own(read_adapter(place, place.name), record["score"], fit, record["trainable"])
+    return OwnLora(read_adapter(place, place.name), record["score"], fit, record["trainable"])

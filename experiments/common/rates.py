@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from experiments.common.transfer import core_curve, lora_curve
 from sharespace import Share
-from sharespace.compare import Settings, TaskJob
+from sharespace.compare import ComparisonSettings, TaskJob
 
 Scores = dict[str, dict[str, float]]
 """``"head"``, ``"lora"``, ``"core"`` -> learning rate -> score."""
@@ -16,7 +16,7 @@ Scores = dict[str, dict[str, float]]
 
 def by_rate(
     job: TaskJob,
-    numbers: Settings,
+    numbers: ComparisonSettings,
     share: Share | None,
     steps: int,
     *,
@@ -60,7 +60,11 @@ def add_options(
 
 
 def by_size(
-    job: TaskJob, numbers: Settings, share: Share | None, steps: int, chosen: argparse.Namespace
+    job: TaskJob,
+    numbers: ComparisonSettings,
+    share: Share | None,
+    steps: int,
+    chosen: argparse.Namespace,
 ) -> Scores:
     """The head alone, and each rank of LoRA and size of the core at each rate.
 
@@ -87,7 +91,7 @@ def _size(text: str) -> tuple[int, int]:
     return int(p), int(phi)
 
 
-def _rated(numbers: Settings, rate: float) -> Settings:
+def _rated(numbers: ComparisonSettings, rate: float) -> ComparisonSettings:
     """With another rate of LoRA and core."""
     return replace(
         numbers,

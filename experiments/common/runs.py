@@ -17,7 +17,7 @@ from benchmarks.common import environment
 
 from experiments.common import own as own_files
 from experiments.common.methods import ORDER_FREE
-from sharespace.compare import Outcome, Settings, TaskJob, Workbench, method
+from sharespace.compare import ComparisonSettings, Outcome, TaskJob, Workbench, method
 from sharespace.subspace.similarity import adapters_cka, settling
 
 
@@ -30,7 +30,7 @@ class Run:
     order: str
     tasks: tuple[str, ...]
     base: str
-    settings: Settings
+    settings: ComparisonSettings
     own: Path
     """Folder where the own LoRAs of this seed are kept."""
     size: Mapping[str, Any] = field(default_factory=dict)

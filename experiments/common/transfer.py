@@ -14,9 +14,9 @@ from torch import nn
 
 from experiments.common.tables import numbers, spread
 from sharespace import Share
-from sharespace.compare import Own, Settings, TaskJob, Workbench
+from sharespace.compare import ComparisonSettings, OwnLora, TaskJob, Workbench
+from sharespace.compare.lora import add_lora
 from sharespace.compare.methods.random_basis import random_model
-from sharespace.compare.trainers import add_lora
 from sharespace.learn import TaskMethod, TrainingSettings, adapt, fit
 from sharespace.tuner import release
 
@@ -56,7 +56,7 @@ class Watch(transformers.TrainerCallback):
 
 
 def measure(
-    job: TaskJob, settings: Settings, earlier: Mapping[str, Own], every: int
+    job: TaskJob, settings: ComparisonSettings, earlier: Mapping[str, OwnLora], every: int
 ) -> dict[str, Any]:
     """All curves of one new task.
 
@@ -80,14 +80,14 @@ def measure(
     }
 
 
-def subspace(job: TaskJob, settings: Settings, earlier: Sequence[Own]) -> Share:
+def subspace(job: TaskJob, settings: ComparisonSettings, earlier: Sequence[OwnLora]) -> Share:
     """Of the earlier tasks' own LoRAs; without any, a random basis of the same size."""
     if not earlier:
         return Share(random_model(Workbench([job], settings)))
     return Share.from_adapters([o.adapter for o in earlier], k=settings.k, seed=settings.seed)
 
 
-def lora_curve(job: TaskJob, settings: Settings, every: int) -> Curve:
+def lora_curve(job: TaskJob, settings: ComparisonSettings, every: int) -> Curve:
     """The task's own LoRA from scratch."""
     model = add_lora(job.model().requires_grad_(False), settings, job.heads)
     watch = Watch(model, job.score, every)
@@ -96,7 +96,7 @@ def lora_curve(job: TaskJob, settings: Settings, every: int) -> Curve:
     return watch.curve
 
 
-def core_curve(job: TaskJob, share: Share, settings: Settings, every: int) -> Curve:
+def core_curve(job: TaskJob, share: Share, settings: ComparisonSettings, every: int) -> Curve:
     """The task learned in a subspace."""
     method = TaskMethod(
         p=settings.p,

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from sharespace.compare import Settings
+from sharespace.compare import ComparisonSettings
 
 _CHANGES = ("k", "p", "phi", "rank", "lora", "core_rate")
 
@@ -26,7 +26,9 @@ def is_varied(chosen: argparse.Namespace) -> bool:
     return any(getattr(chosen, name) is not None for name in _CHANGES)
 
 
-def vary(settings: Settings, chosen: argparse.Namespace, tasks: int) -> Settings:
+def vary(
+    settings: ComparisonSettings, chosen: argparse.Namespace, tasks: int
+) -> ComparisonSettings:
     """The settings with what was changed; k has room for all tasks, unless it is given.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sharespace.compare import Settings
+from sharespace.compare import ComparisonSettings
 from sharespace.learn import TrainingSettings
 
 TARGETS = ("q_proj", "k_proj", "v_proj")
@@ -124,7 +124,7 @@ LEARN_QUICK = ("rule-last-2", "dbpedia-0", "banking77-0", "agnews")
 INITIAL = 3
 
 
-def settings(size: Size, seed: int) -> Settings:
+def settings(size: Size, seed: int) -> ComparisonSettings:
     """All methods' numbers in the learning stream."""
 
     def training(rate: float, steps: int = size.learn_steps) -> TrainingSettings:
@@ -137,7 +137,7 @@ def settings(size: Size, seed: int) -> Settings:
             lr_scheduler_type="cosine",
         )
 
-    return Settings(
+    return ComparisonSettings(
         head=training(1e-6, steps=1),
         lora=training(LORA_RATE),
         coefficients=training(CORE_RATE),

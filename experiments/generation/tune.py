@@ -27,16 +27,15 @@ from experiments.generation.script import Ready
 from experiments.generation.settings import INITIAL, LEARN, LEARN_QUICK, settings
 
 from sharespace import Share
-from sharespace.compare import Settings, Workbench
-from sharespace.compare.methods.own import own_lora
-from sharespace.compare.methods.shared import learn
+from sharespace.compare import ComparisonSettings, Workbench
+from sharespace.compare.methods.share_stream import learn_in_subspace
 from sharespace.tuner import release
 
 HELD_OUT = 64
 TASKS = ("banking77-1", "clinc150-1", "rule-rotate")
 
 
-def with_trial(numbers: Settings, trial: Trial) -> Settings:
+def with_trial(numbers: ComparisonSettings, trial: Trial) -> ComparisonSettings:
     """The experiment's numbers with those of the trial."""
     training = replace(numbers.lora, learning_rate=trial.rate, max_steps=trial.steps)
     if trial.p is None:
@@ -74,8 +73,8 @@ def percent(ready: Ready, share: Share, task: str, trial: Trial, held_out: int) 
     numbers = with_trial(settings(ready.size, 0), trial)
     bench = Workbench(make_jobs(ready, [task], held_out=held_out), numbers)
     if trial.p is None:
-        return own_lora(bench, task).score
-    found = learn(bench, share, task, phi=numbers.phi, start="zero")
+        return bench.own_lora(task).score
+    found = learn_in_subspace(bench, share, task, phi=numbers.phi, start="zero")
     score = bench.score(task, found.model)
     release(found.model)
     return score

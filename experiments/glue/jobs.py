@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from sharespace.compare import Settings, TaskJob
+from sharespace.compare import ComparisonSettings, TaskJob
 from sharespace.errors import RecipeError
 from sharespace.learn import TrainingSettings
 from sharespace.stream.models import BaseModels, heads_of, setup_for, skeleton, training_for
@@ -26,7 +26,7 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
     return replace(recipe, seed=seed, tasks=tasks)
 
 
-def make(recipe: Recipe) -> tuple[list[TaskJob], Settings]:
+def make(recipe: Recipe) -> tuple[list[TaskJob], ComparisonSettings]:
     """The jobs of a comparison, in the order of the recipe, and the numbers of all methods.
 
     Learning rates of tasks differ by one factor for LoRA, head and coefficients. Trackers are for
@@ -72,12 +72,12 @@ def _training(spec: TaskSpec, data: TaskData) -> TrainingSettings:
     return training_for(spec, data, Path())
 
 
-def _settings(recipe: Recipe, first: TrainingSettings) -> Settings:
+def _settings(recipe: Recipe, first: TrainingSettings) -> ComparisonSettings:
     """Of the first task; the jobs have the others' steps and rates."""
     subspace = recipe.tasks[0].subspace
     targets = recipe.target_modules or ()
     rate, steps = recipe.finetune_learning_rate, recipe.finetune_max_steps
-    return Settings(
+    return ComparisonSettings(
         head=first,
         lora=replace(first, learning_rate=recipe.lora_learning_rate),
         coefficients=first,

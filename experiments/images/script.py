@@ -15,7 +15,7 @@ from experiments.images.mobile import mobilenet
 from experiments.images.settings import FULL, QUICK, STREAMS, Size, settings
 from experiments.images.vit import small_vit
 
-from sharespace.compare import Settings
+from sharespace.compare import ComparisonSettings
 
 RESULTS = Path(__file__).parent / "results"
 WEIGHTS = Path("backbones") / "mobilenet_v1_025_128"
@@ -52,7 +52,7 @@ def begin(chosen: argparse.Namespace) -> tuple[Base, Size]:
     return small_vit(teacher, chosen.data / IMAGES, size, chosen.cache), size
 
 
-def numbers(base: Base, name: str, size: Size, seed: int, tasks: int) -> Settings:
+def numbers(base: Base, name: str, size: Size, seed: int, tasks: int) -> ComparisonSettings:
     """The settings of a stream of so many tasks."""
     return settings(name, size, seed, tasks, base.targets, base.bf16)
 

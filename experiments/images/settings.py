@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from experiments.images.sets import Source
 
-from sharespace.compare import Settings
+from sharespace.compare import ComparisonSettings
 from sharespace.learn import TrainingSettings
 
 ANIMALS = (3, 15, 19, 21, 31, 43, 55, 65, 75, 97)
@@ -128,7 +128,7 @@ RANK = 8
 
 def settings(
     base: str, size: Size, seed: int, tasks: int, targets: tuple[str, ...], bf16: bool
-) -> Settings:
+) -> ComparisonSettings:
     """All methods' numbers.
 
     Args:
@@ -151,7 +151,7 @@ def settings(
             lr_scheduler_type="cosine",
         )
 
-    return Settings(
+    return ComparisonSettings(
         # The jobs' heads are trained already (heads.train_head): this is as good as nothing.
         head=training(1e-6, steps=1),
         lora=training(chosen.lora),

@@ -21,8 +21,7 @@ from experiments.images.base import Base
 from experiments.images.jobs import make_job, make_jobs
 from experiments.images.settings import INITIAL, STREAMS, Size
 
-from sharespace.compare import Own, Workbench
-from sharespace.compare.methods.own import own_lora
+from sharespace.compare import OwnLora, Workbench
 
 HELD_OUT = 300
 LORA = (2e-3, 4e-3, 8e-3)
@@ -51,7 +50,7 @@ def held_out(chosen: argparse.Namespace) -> int:
     return 8 if chosen.quick else HELD_OUT
 
 
-def begun(base: Base, size: Size, chosen: argparse.Namespace) -> list[Own]:
+def begun(base: Base, size: Size, chosen: argparse.Namespace) -> list[OwnLora]:
     """Own LoRAs of the tasks that begin the first stream."""
     stream = next(iter(STREAMS[chosen.base].values()))
     folder = script.own_folder(chosen.cache, base, size, 0)
@@ -59,12 +58,14 @@ def begun(base: Base, size: Size, chosen: argparse.Namespace) -> list[Own]:
     jobs = make_jobs(base, images, stream[:INITIAL], size, 0, cache)
     numbers = script.numbers(base, chosen.base, size, 0, len(stream))
     bench = Workbench(jobs, numbers, own_files.load(folder))
-    found = [own_lora(bench, name) for name in bench.tasks]
+    found = [bench.own_lora(name) for name in bench.tasks]
     own_files.save(folder, bench.own)
     return found
 
 
-def rates(base: Base, size: Size, task: str, own: list[Own], chosen: argparse.Namespace) -> Scores:
+def rates(
+    base: Base, size: Size, task: str, own: list[OwnLora], chosen: argparse.Namespace
+) -> Scores:
     """Percent of the held-out examples, by kind and rate."""
     images, cache = chosen.data / script.IMAGES, chosen.cache / "features"
     job = make_job(base, images, task, size, 0, cache, held_out=held_out(chosen))

@@ -21,7 +21,7 @@ from experiments.pose.hub import HubBase, hub_model, load_hub
 from experiments.pose.pascal3d import CATEGORIES, LEVELS, Photographs, occluded, split
 from experiments.pose.settings import FULL, settings
 from experiments.pose.task import PoseTask
-from sharespace.compare import Settings
+from sharespace.compare import ComparisonSettings
 
 MAIN = ("head_only", "per_task_lora", "share_strict")
 
@@ -85,7 +85,7 @@ def make_task(base: HubBase, name: str, seed: int, chosen: argparse.Namespace) -
     return PoseTask(name, train, tests, hub_model(base, train, seed))
 
 
-def numbers(seed: int, chosen: argparse.Namespace) -> Settings:
+def numbers(seed: int, chosen: argparse.Namespace) -> ComparisonSettings:
     """Those of the rendered experiment, but for what the command line says."""
     size = replace(FULL, steps=chosen.steps, batch_size=chosen.batch_size)
     found = settings(size, seed)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from experiments.pose.model import AngleBins
 from experiments.pose.views import Range
-from sharespace.compare import Settings
+from sharespace.compare import ComparisonSettings
 from sharespace.learn import TrainingSettings
 
 ORDERS = {
@@ -77,7 +77,7 @@ QUICK = Size(
 """For tests: nothing is learned."""
 
 
-def settings(size: Size, seed: int) -> Settings:
+def settings(size: Size, seed: int) -> ComparisonSettings:
     """All methods' numbers."""
 
     def training(rate: float, steps: int = size.steps) -> TrainingSettings:
@@ -91,7 +91,7 @@ def settings(size: Size, seed: int) -> Settings:
             lr_scheduler_type="cosine",
         )
 
-    return Settings(
+    return ComparisonSettings(
         # The jobs' heads are trained already (model.train_head): this is as good as nothing.
         head=training(1e-6, steps=1),
         lora=training(1.2e-2),

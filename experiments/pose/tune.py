@@ -21,8 +21,7 @@ from experiments.common.transfer import subspace
 from experiments.pose import script
 from experiments.pose.jobs import Base, make_task, make_tasks
 from experiments.pose.settings import INITIAL, ORDERS, settings
-from sharespace.compare import Own, Workbench
-from sharespace.compare.methods.own import own_lora
+from sharespace.compare import OwnLora, Workbench
 
 HELD_OUT = 200
 LORA = (4e-3, 8e-3, 2e-2)
@@ -49,19 +48,19 @@ def held_out(chosen: argparse.Namespace) -> int:
     return 8 if chosen.quick else HELD_OUT
 
 
-def begun(base: Base, chosen: argparse.Namespace) -> list[Own]:
+def begun(base: Base, chosen: argparse.Namespace) -> list[OwnLora]:
     """Own LoRAs of the categories that begin the first stream."""
     size = script.size_of(chosen)
     folder = script.own_folder(chosen.cache, size, 0)
     first = next(iter(ORDERS.values()))[:INITIAL]
     jobs = [task.job() for task in make_tasks(base, first, size, 0)]
     bench = Workbench(jobs, settings(size, 0), own_files.load(folder))
-    found = [own_lora(bench, name) for name in bench.tasks]
+    found = [bench.own_lora(name) for name in bench.tasks]
     own_files.save(folder, bench.own)
     return found
 
 
-def rates(base: Base, task: str, own: list[Own], chosen: argparse.Namespace) -> Scores:
+def rates(base: Base, task: str, own: list[OwnLora], chosen: argparse.Namespace) -> Scores:
     """Percent of the held-out views, by kind and rate."""
     size = script.size_of(chosen)
     job = make_task(base, task, size, 0, held_out=held_out(chosen)).job()

@@ -18,7 +18,7 @@ from experiments.text_stream import script
 from experiments.text_stream.jobs import Base, make_jobs
 from experiments.text_stream.settings import FULL, ORDERS, QUICK, Size, settings
 
-from sharespace.compare import Settings
+from sharespace.compare import ComparisonSettings
 
 
 def options() -> argparse.Namespace:
@@ -58,7 +58,7 @@ def run(base: Base, order: str, seed: int, chosen: argparse.Namespace) -> None:
     run_methods(found, jobs, chosen.methods)
 
 
-def _numbers(size: Size, seed: int, chosen: argparse.Namespace) -> Settings:
+def _numbers(size: Size, seed: int, chosen: argparse.Namespace) -> ComparisonSettings:
     """The settings, but for what the command line changes."""
     changed = {n: getattr(chosen, n) for n in ("k", "phi") if getattr(chosen, n) is not None}
     return replace(settings(size, seed), **changed)

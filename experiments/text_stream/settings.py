@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sharespace.compare import Settings
+from sharespace.compare import ComparisonSettings
 from sharespace.learn import TrainingSettings
 
 ORDERS = {
@@ -38,7 +38,7 @@ QUICK = Size(lower=5, length=16, train=48, test=24, steps=3, batch_size=8)
 """For tests: nothing is learned."""
 
 
-def settings(size: Size, seed: int) -> Settings:
+def settings(size: Size, seed: int) -> ComparisonSettings:
     """All methods' numbers; learning rates were tuned for each on seed 0."""
 
     def training(rate: float, steps: int = size.steps) -> TrainingSettings:
@@ -54,7 +54,7 @@ def settings(size: Size, seed: int) -> Settings:
             lr_scheduler_type="cosine",
         )
 
-    return Settings(
+    return ComparisonSettings(
         # The jobs' heads are trained already (model.train_head): this is as good as nothing.
         head=training(1e-6, steps=1),
         lora=training(4e-3),

@@ -15,14 +15,16 @@ from experiments.text_to_image.settings import steps
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from sharespace.compare import Settings
+from sharespace.compare import ComparisonSettings
 from sharespace.learn import Fit, fit
 
 NOISES = 2
 """Sets of images of each own LoRA, which differ in the noise alone."""
 
 
-def make(studio: Studio, style: str, numbers: Settings, folder: Path, images: Path) -> None:
+def make(
+    studio: Studio, style: str, numbers: ComparisonSettings, folder: Path, images: Path
+) -> None:
     """Train a style's LoRA, write it as a pipeline's LoRA file, load it again and score it.
 
     Beside the file stands ``own.json``, as ``experiments.common.own`` reads it.
@@ -50,7 +52,7 @@ def make(studio: Studio, style: str, numbers: Settings, folder: Path, images: Pa
     _record(folder, score, sum(p.numel() for p in trained), done)
 
 
-def with_lora(unet: Any, numbers: Settings) -> Any:
+def with_lora(unet: Any, numbers: ComparisonSettings) -> Any:
     config = LoraConfig(
         r=numbers.rank,
         lora_alpha=numbers.alpha,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sharespace.compare import Settings
+from sharespace.compare import ComparisonSettings
 from sharespace.learn import TrainingSettings
 
 TASKS = ("outlined", "striped", "bold", "embossed", "framed", "blurred", "rotated")
@@ -81,7 +81,7 @@ def steps(style: str, size: Size) -> int:
     return size.slow_steps if style in SLOW else size.steps
 
 
-def settings(size: Size, seed: int) -> Settings:
+def settings(size: Size, seed: int) -> ComparisonSettings:
     """All methods' numbers."""
 
     def training(rate: float) -> TrainingSettings:
@@ -94,7 +94,7 @@ def settings(size: Size, seed: int) -> Settings:
             lr_scheduler_type="cosine",
         )
 
-    return Settings(
+    return ComparisonSettings(
         head=training(1e-3),  # there are no heads: never used
         lora=training(4e-3),
         coefficients=training(1e-2),

@@ -33,7 +33,7 @@ from experiments.text_to_image.styles import styled
 from torch import Tensor
 
 from sharespace import Share
-from sharespace.compare import Settings
+from sharespace.compare import ComparisonSettings
 from sharespace.formats import read_adapter
 from sharespace.learn import TaskMethod, adapt, fit
 
@@ -102,7 +102,7 @@ def finished(studio: Studio, folder: Path, style: str) -> tuple[Any, int]:
 
 
 def trained(
-    studio: Studio, share: Share, numbers: Settings, trial: Trial, style: str
+    studio: Studio, share: Share, numbers: ComparisonSettings, trial: Trial, style: str
 ) -> tuple[Any, int]:
     """A UNet trained as the trial says, likewise."""
     changed = with_trial(numbers, trial)
@@ -111,7 +111,7 @@ def trained(
     return trained_core(studio, share, style, changed)
 
 
-def with_trial(numbers: Settings, trial: Trial) -> Settings:
+def with_trial(numbers: ComparisonSettings, trial: Trial) -> ComparisonSettings:
     """The experiment's numbers with those of one trial."""
     training = replace(numbers.lora, learning_rate=trial.rate, max_steps=trial.steps, seed=0)
     if trial.p is None:
@@ -119,7 +119,7 @@ def with_trial(numbers: Settings, trial: Trial) -> Settings:
     return replace(numbers, coefficients=training, p=trial.p, phi=trial.phi)
 
 
-def trained_lora(studio: Studio, style: str, numbers: Settings) -> tuple[Any, int]:
+def trained_lora(studio: Studio, style: str, numbers: ComparisonSettings) -> tuple[Any, int]:
     """A UNet with a LoRA in its weights, and how many numbers were trained."""
     unet = lora.with_lora(studio.unet(), numbers)
     count = sum(p.numel() for p in unet.parameters() if p.requires_grad)
@@ -129,7 +129,9 @@ def trained_lora(studio: Studio, style: str, numbers: Settings) -> tuple[Any, in
     return unet, count
 
 
-def trained_core(studio: Studio, share: Share, style: str, numbers: Settings) -> tuple[Any, int]:
+def trained_core(
+    studio: Studio, share: Share, style: str, numbers: ComparisonSettings
+) -> tuple[Any, int]:
     """A UNet with the learned update in its weights, likewise."""
     method = TaskMethod(
         p=numbers.p,

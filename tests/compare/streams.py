@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from sharespace.compare import Settings, TaskJob
+from sharespace.compare import ComparisonSettings, TaskJob
 from sharespace.learn import TrainingSettings
 
 SHAPES = {"first": (24, 10), "second": (20, 24)}
@@ -87,7 +87,7 @@ def jobs(count: int = 3) -> list[TaskJob]:
     return [job(seed, labels=2 + seed) for seed in range(count)]
 
 
-def settings(**changes: Any) -> Settings:
+def settings(**changes: Any) -> ComparisonSettings:
     lora = TrainingSettings(
         max_steps=50,
         learning_rate=1e-1,
@@ -97,7 +97,7 @@ def settings(**changes: Any) -> Settings:
         lr_scheduler_type="cosine",
     )
     slower = replace(lora, learning_rate=3e-2)
-    base = Settings(
+    base = ComparisonSettings(
         head=replace(slower, max_steps=40),
         lora=lora,
         coefficients=slower,

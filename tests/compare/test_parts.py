@@ -12,17 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
 from compare.conftest import Everything
 from compare.streams import Net, Points, job, jobs, net, settings
-from sharespace.compare import Settings, TaskJob, Workbench, method, run
-from sharespace.compare.methods import olora
+from sharespace.compare import ComparisonSettings, TaskJob, Workbench, method, run
+from sharespace.compare.lora import add_lora, lora_layers, trained_head
 from sharespace.compare.methods.ewc import Quadratic, factors, fisher
-from sharespace.compare.methods.post_hoc import _by_peft
-from sharespace.compare.methods.replay import _bytes
-from sharespace.compare.trainers import MixedPart, TaskBatches, add_lora, lora_layers, trained_head
+from sharespace.compare.methods.replay import ReplayBuffer
+from sharespace.compare.trainers import MixedPart, TaskBatches
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
-from sharespace.learn import fit
+from sharespace.learn import Setup, fit
+from sharespace.subspace.adapter import LayerUpdate
 
 
 def test_own_lora_is_plain_peft(everything: Everything) -> None:
@@ -96,19 +97,24 @@ def test_fisher_is_the_mean_of_single_squared_gradients() -> None:
     assert torch.allclose(found[0], expected, rtol=1e-4)
 
 
-def test_o_lora_makes_new_factors_orthogonal(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[dict[str, list[Tensor]]] = []
-    remember = olora._remember
+class Factors(TrainerCallback):  # type: ignore[misc]
+    """Reads each task's A of a module when its training ends."""
 
-    def watched(wrapped: Any, downs: dict[str, list[Tensor]]) -> None:
-        kept.append(downs)
-        remember(wrapped, downs)
+    def __init__(self) -> None:
+        self.downs: list[Tensor] = []
 
-    monkeypatch.setattr(olora, "_remember", watched)
+    def on_train_end(self, _args: Any, _state: Any, _control: Any, **kwargs: Any) -> None:
+        (down,) = (p for n, p in kwargs["model"].named_parameters() if "second.lora_A" in n)
+        self.downs.append(torch.nn.functional.normalize(down.detach().clone()))
+
+
+def test_o_lora_makes_new_factors_orthogonal() -> None:
     overlaps = []
     for weight in (0.0, 0.5):
-        run(jobs(2), settings(orthogonality=weight), ["o_lora"])
-        first, second = (torch.nn.functional.normalize(a) for a in kept[-1]["second"])
+        read = Factors()
+        stream = [replace(task, setup=Setup(callbacks=[read])) for task in jobs(2)]
+        run(stream, settings(orthogonality=weight), ["o_lora"])
+        first, second = read.downs
         overlaps.append(float((first @ second.mT).abs().max()))
     assert overlaps[1] < 0.05 < overlaps[0]
 
@@ -169,13 +175,17 @@ def test_batches_have_one_task_and_go_through_all_examples() -> None:
 
 
 def test_task_arithmetic_is_the_sum_of_the_updates(everything: Everything) -> None:
-    merged = _by_peft(everything.bench, "cat", 0.4)
-    adapters = everything.outcomes["per_task_lora"].adapters.values()
-    for module in ("first", "second"):
-        layers = [a.layer(module) for a in adapters]
-        summed = torch.stack([u.up @ u.down for u in layers]).sum(0)
-        update = merged[module]
-        assert torch.allclose(update.scaling * update.up @ update.down, 0.4 * summed, atol=1e-5)
+    adapters = everything.outcomes["per_task_lora"].adapters
+    summed = {
+        module: LayerUpdate(
+            torch.cat([0.4 * a.layer(module).up for a in adapters.values()], dim=1),
+            torch.cat([a.layer(module).down for a in adapters.values()]),
+        )
+        for module in ("first", "second")
+    }
+    bench = everything.bench
+    scores = {name: bench.score_updates(name, summed, a) for name, a in adapters.items()}
+    assert everything.outcomes["task_arithmetic"].matrix.last == scores
 
 
 class Picture(nn.Module):
@@ -231,7 +241,7 @@ def test_jobs_may_have_steps_and_rates_of_their_own() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(OptionError, match=r"unknown.*share_strict"):
+    with pytest.raises(OptionError, match=r"is not known.*share_strict"):
         run(jobs(1), settings(), ["share_srict"])
     with pytest.raises(OptionError, match="twice"):
         Workbench([job(0), job(0)], settings())
@@ -242,7 +252,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(OptionError, match="replay"):
         settings(replay=0.0)
     with pytest.raises(OptionError, match="ties"):
-        Settings(settings().head, settings().lora, settings().lora, ties="linear")
+        ComparisonSettings(settings().head, settings().lora, settings().lora, ties="linear")
 
     def other() -> Net:
         made = net(3)
@@ -261,4 +271,8 @@ def test_replay_counts_examples_of_any_kind() -> None:
         prompt: int
 
     example = {"x": torch.zeros(3), "text": "dé", "tokens": Tokens((1, 2, 3), 1), "label": 4}
-    assert _bytes(example) == 3 * 4 + 3 + 4 * 8 + 8
+    task = job(0, data=[example] * 100)
+    buffer = ReplayBuffer(Workbench([task], settings()))
+    buffer.add(task)
+    # 2 % of the examples; numbers have 8 bytes each.
+    assert buffer.nbytes() == 2 * (3 * 4 + 3 + 4 * 8 + 8)

@@ -12,7 +12,7 @@ from experiments.common import rates, sizes, slower, variant
 from experiments.common.runs import write
 from experiments.common.tables import scores
 
-from sharespace.compare import Settings
+from sharespace.compare import ComparisonSettings
 from sharespace.learn import TrainingSettings
 from sharespace.stream.measures import ScoreMatrix
 
@@ -94,9 +94,11 @@ def options(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def numbers() -> Settings:
+def numbers() -> ComparisonSettings:
     training = TrainingSettings(max_steps=1, learning_rate=1e-3)
-    return Settings(head=training, lora=training, coefficients=training, k=40, p=16, phi=4)
+    return ComparisonSettings(
+        head=training, lora=training, coefficients=training, k=40, p=16, phi=4
+    )
 
 
 def test_a_variant_has_room_for_all_tasks() -> None:

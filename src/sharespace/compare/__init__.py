@@ -5,21 +5,27 @@
     outcomes = run(jobs, settings, ["head_only", "per_task_lora", "share_strict"])
 
 The task is known when it is used, and every task has its own head: figures are task-incremental.
+Importing this registers the methods of ``sharespace.compare.methods``; ``compared_method``
+registers one from elsewhere.
 """
 
-from sharespace.compare.bench import Own, Workbench
-from sharespace.compare.job import Outcome, Settings, StoredBytes, TaskJob
-from sharespace.compare.runner import Run, method, methods, run
+from sharespace.compare.bench import OwnLora, Workbench
+from sharespace.compare.job import ComparisonSettings, Outcome, StoredBytes, TaskJob
+from sharespace.compare.methods.share_stream import ShareStream, run_share_stream
+from sharespace.compare.registry import ComparedMethod, compared_method, method, methods, run
 
 __all__ = [
+    "ComparedMethod",
+    "ComparisonSettings",
     "Outcome",
-    "Own",
-    "Run",
-    "Settings",
+    "OwnLora",
+    "ShareStream",
     "StoredBytes",
     "TaskJob",
     "Workbench",
+    "compared_method",
     "method",
     "methods",
     "run",
+    "run_share_stream",
 ]

@@ -1,30 +1,46 @@
-"""The models of all tasks on one backbone, and the own LoRAs that several methods start from."""
+"""The tasks of a comparison on one backbone, and what all methods share.
+
+That is the models of all tasks, training and scoring, and the own LoRAs that several methods start
+from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from sharespace.compare.job import Settings, TaskJob
+from sharespace.compare.job import ComparisonSettings, Outcome, StoredBytes, TaskJob
+from sharespace.compare.lora import (
+    PREFIX,
+    add_lora,
+    count_trained,
+    in_heads,
+    plain_name,
+    read_adapter,
+    shapes_of,
+)
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
-from sharespace.learn import Fit
-from sharespace.subspace.adapter import Adapter
+from sharespace.extras import require
+from sharespace.learn import Fit, TrainingSettings, fit
+from sharespace.stream.measures import ScoreMatrix
+from sharespace.subspace.adapter import Adapter, LayerUpdate, ModuleShape
 from sharespace.subspace.layer import tensor_bytes
 
 
 @dataclass(frozen=True, eq=False)
-class Own:
+class OwnLora:
     """A task's own LoRA."""
 
     adapter: Adapter
+    """With the task's heads."""
     score: float
+    """Percent of the task, by its job."""
     fit: Fit | None
-    """None where the adapter was given."""
+    """How it was trained; None where the adapter was given."""
     trainable: int
     """Numbers of the factors."""
 
@@ -38,7 +54,7 @@ class Workbench:
 
     Args:
         jobs: in the order of the stream.
-        settings: of all methods.
+        settings: numbers of all methods.
         own: own LoRAs that are there already, for example of another order of the same tasks
             with the same seed.
 
@@ -48,17 +64,20 @@ class Workbench:
     """
 
     def __init__(
-        self, jobs: Sequence[TaskJob], settings: Settings, own: Mapping[str, Own] | None = None
+        self,
+        jobs: Sequence[TaskJob],
+        settings: ComparisonSettings,
+        own: Mapping[str, OwnLora] | None = None,
     ) -> None:
         names = [job.name for job in jobs]
         if not jobs or len(set(names)) < len(names):
             raise OptionError("jobs", f"{names} has no task or one twice", "Name each once")
         self.settings = settings
         self.jobs = {job.name: job for job in jobs}
-        self.own: dict[str, Own] = dict(own or {})
-        """Filled by ``sharespace.compare.methods.own``."""
-        self.strict: Any = None
-        """The strict Share stream, once it was run (``sharespace.compare.methods.shared``)."""
+        self.own: dict[str, OwnLora] = dict(own or {})
+        """Task -> own LoRA, of those that were given or trained so far."""
+        self.strict: Outcome | None = None
+        """Outcome of the strict Share stream, once it was run: Share-full goes on from it."""
         self._models: dict[str, nn.Module] = {}
         self._fresh: dict[str, dict[str, Tensor]] = {}
         for job in jobs:
@@ -89,6 +108,7 @@ class Workbench:
 
     @property
     def tasks(self) -> tuple[str, ...]:
+        """Names of all tasks, in the order of the stream."""
         return tuple(self.jobs)
 
     def head_tensors(self, name: str) -> dict[str, Tensor]:
@@ -103,7 +123,7 @@ class Workbench:
 
     @property
     def head_bytes(self) -> int:
-        """Of all tasks' heads."""
+        """Bytes of all tasks' heads."""
         return sum(tensor_bytes(*self.head_tensors(name).values()) for name in self.jobs)
 
     @property
@@ -130,37 +150,115 @@ class Workbench:
     def restore_buffers(self, name: str, model: nn.Module) -> None:
         """Running statistics outside the heads as the base model has them (no adapter has them)."""
         heads = self.job(name).heads
-        found = {_plain(key): value for key, value in model.named_buffers()}
+        buffers = {plain_name(key): value for key, value in model.named_buffers()}
         for key, value in self._fresh[name].items():
-            if key in found and not in_heads(key, heads):
-                found[key].copy_(value)
+            if key in buffers and not in_heads(key, heads):
+                buffers[key].copy_(value)
 
     @torch.no_grad()
     def score(self, name: str, model: nn.Module) -> float:
         """Percent of a task by its job."""
         return float(self.job(name).score(model.to(self.device).eval()))
 
+    def train(self, name: str, model: nn.Module, training: TrainingSettings) -> Fit:
+        """Train a task's model on its data, in place; running statistics do not stay."""
+        job = self.job(name)
+        result = fit(model, job.data, self.settings.training(training, job), job.setup)
+        self.restore_buffers(name, model)
+        return result
+
+    def own_lora(self, name: str) -> OwnLora:
+        """A task's own LoRA and heads, by PEFT: trained at the first call, unless it was given."""
+        if name not in self.own:
+            job, settings = self.job(name), self.settings
+            wrapped = add_lora(self.fresh(name), settings, job.heads)
+            try:
+                numbers = count_trained(wrapped, job.heads)
+                fitted = self.train(name, wrapped, settings.lora)
+                score = self.score(name, wrapped)
+                adapter = read_adapter(wrapped, job, settings)
+                self.own[name] = OwnLora(adapter, score, fitted, numbers)
+            finally:
+                require("sharespace.tuner", "train").release(wrapped)
+        return self.own[name]
+
+    def own_loras(self) -> dict[str, OwnLora]:
+        """Task -> own LoRA, of all tasks in the order of the stream."""
+        return {name: self.own_lora(name) for name in self.tasks}
+
+    def target_shapes(self) -> dict[str, ModuleShape]:
+        """Modules that the settings' targets mean -> shape."""
+        name = self.tasks[0]
+        wrapped = add_lora(self.fresh(name), self.settings, self.job(name).heads)
+        try:
+            return shapes_of(wrapped)
+        finally:
+            require("sharespace.tuner", "train").release(wrapped)
+
+    def score_updates(
+        self, name: str, updates: Mapping[str, LayerUpdate], adapter: Adapter
+    ) -> float:
+        """Percent of a task with these updates in the base weights, and an adapter's own heads."""
+        model, heads = self.fresh(name), self.job(name).heads
+        parameters = dict(model.named_parameters())
+        tensors = {key.removeprefix(PREFIX): value for key, value in adapter.kept.items()}
+        of_heads = {k: v for k, v in tensors.items() if k in parameters and in_heads(k, heads)}
+        with require("sharespace.tuner", "train").applied(model, updates, of_heads) as adapted:
+            return self.score(name, adapted)
+
+    def learn_in_order(
+        self, models: Mapping[str, nn.Module], learn: Callable[[TaskJob], Fit]
+    ) -> tuple[ScoreMatrix, list[Fit]]:
+        """Learn the tasks one after the other; score all known ones after each.
+
+        Args:
+            models: task -> the model that it is scored by, looked up when it is scored.
+            learn: learns one task.
+        """
+        matrix, fits = ScoreMatrix(self.tasks), []
+        for number, (name, job) in enumerate(self.jobs.items(), 1):
+            fits.append(learn(job))
+            scores = {known: self.score(known, models[known]) for known in self.tasks[:number]}
+            matrix = matrix.with_step(name, scores, learned=[name])
+        return matrix, fits
+
+    def outcome(
+        self,
+        matrix: ScoreMatrix,
+        trainable: Mapping[str, int],
+        fits: Iterable[Fit | None],
+        stored: StoredBytes,
+    ) -> Outcome:
+        """An outcome with the time and steps of all trainings, and all tasks' heads.
+
+        Args:
+            matrix: percent.
+            trainable: task -> numbers trained for it, heads excluded.
+            fits: all trainings; None counts nothing (an adapter that was given).
+            stored: without the heads.
+        """
+        known = [fitted for fitted in fits if fitted is not None]
+        return Outcome(
+            matrix=matrix,
+            trainable=trainable,
+            heads=self.head_numbers,
+            stored=replace(stored, heads=self.head_bytes),
+            seconds=sum(fitted.seconds for fitted in known),
+            steps=sum(fitted.steps for fitted in known),
+        )
+
     @contextmanager
     def changing_backbone(self, modules: Iterable[str]) -> Iterator[None]:
         """For methods that write into the weights of these modules: they are as before after it."""
         model = next(iter(self._models.values()))
         weights = [model.get_parameter(f"{module}.weight") for module in modules]
-        kept = [(weight, weight.detach().clone()) for weight in weights]
+        before = [(weight, weight.detach().clone()) for weight in weights]
         try:
             yield
         finally:
             with torch.no_grad():
-                for parameter, value in kept:
-                    parameter.copy_(value)
-
-
-def in_heads(name: str, heads: Sequence[str]) -> bool:
-    """True for the name of a tensor inside one of the heads, PEFT's prefix or not."""
-    return any(_plain(name).startswith(f"{head}.") for head in heads)
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("base_model.model.")
+                for weight, value in before:
+                    weight.copy_(value)
 
 
 def _own_tensors(model: nn.Module, heads: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
@@ -179,16 +277,16 @@ def _share_parameters(first: tuple[TaskJob, nn.Module], new: tuple[TaskJob, nn.M
     Raises:
         MismatchError: they are not equal to its own.
     """
-    (other, base), (job, model) = first, new
+    (first_job, base), (job, model) = first, new
     known = dict(base.named_parameters(remove_duplicate=False))
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if in_heads(name, job.heads):
             continue
         shared = known.get(name)
-        if shared is None or in_heads(name, other.heads) or not _equal(shared, parameter):
+        if shared is None or in_heads(name, first_job.heads) or not _equal(shared, parameter):
             raise MismatchError(
                 f"model of task {job.name!r}",
-                f"{name} is not that of task {other.name!r}",
+                f"{name} is not that of task {first_job.name!r}",
                 "All jobs need the same base model; name what differs in heads",
             )
         module, _, attribute = name.rpartition(".")

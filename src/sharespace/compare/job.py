@@ -53,7 +53,7 @@ class TaskJob:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ComparisonSettings:
     """Numbers that all methods of one comparison have in common.
 
     Raises OptionError where one is out of range.
@@ -177,7 +177,6 @@ class StoredBytes:
 class Outcome:
     """One run of one method over a stream of tasks."""
 
-    method: str
     matrix: ScoreMatrix
     """Percent; one step for methods that do not depend on the order."""
     trainable: Mapping[str, int]
@@ -190,7 +189,10 @@ class Outcome:
     steps: int
     """Optimizer steps of all tasks together, counted like ``seconds``."""
     paper_count: float | None = None
-    """Coefficients that a task trains, mean; None for methods without."""
+    """Coefficients only (as the paper counts): numbers that a task trains, mean; None for methods
+    without."""
+    method: str = ""
+    """Name of the method, from its registration; likewise ``uses_old_data``."""
     uses_old_data: bool = False
     """True where a step reads examples of earlier tasks."""
     adapters: Mapping[str, Adapter] = field(default_factory=dict)

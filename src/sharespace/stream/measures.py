@@ -83,6 +83,15 @@ class ScoreMatrix:
                 remedy = "Say by which rule they were made, or which step learned the task"
                 raise OptionError("zero_shot", why, remedy)
 
+    @classmethod
+    def of_one_step(cls, scores: Mapping[str, float]) -> ScoreMatrix:
+        """The matrix of what learns all tasks at once, or each alone.
+
+        Args:
+            scores: task -> score.
+        """
+        return cls(tuple(scores), ("all",), (tuple(scores.values()),))
+
     def with_step(
         self, name: str, scores: Mapping[str, float | None], learned: Iterable[str] = ()
     ) -> ScoreMatrix:

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from sharespace.compare.bench import Workbench
 from sharespace.compare.job import Outcome, TaskJob
-from sharespace.compare.methods.sequential import Models, in_sequence
-from sharespace.compare.trainers import DEFAULT, collate, lora_layers, penalised
+from sharespace.compare.lora import DEFAULT, lora_layers
+from sharespace.compare.methods.sequential import TaskModels, in_sequence
+from sharespace.compare.registry import compared_method
+from sharespace.compare.trainers import collate, penalised
 from sharespace.learn import Fit, fit
 from sharespace.subspace.layer import tensor_bytes
 
 
+@compared_method("ewc", paper="https://arxiv.org/abs/1612.00796")
 def ewc(bench: Workbench) -> Outcome:
     """Sequential LoRA with a penalty for moving what earlier tasks' losses are sensitive to.
 
@@ -29,33 +32,33 @@ def ewc(bench: Workbench) -> Outcome:
     """
     memory = Quadratic()
 
-    def train_one(job: TaskJob, models: Models) -> Fit:
+    def train_one(job: TaskJob, models: TaskModels) -> Fit:
         parameters = factors(models[job.name])
         settings, setup = bench.settings, job.setup
         if memory.precision:
             trainer = penalised(setup.trainer, lambda: settings.ewc * memory.value(parameters))
             setup = replace(setup, trainer=trainer)
         training = settings.training(settings.lora, job)
-        result = fit(models[job.name], job.data, training, setup)
+        fitted = fit(models[job.name], job.data, training, setup)
         bench.restore_buffers(job.name, models[job.name])
-        found = fisher(models[job.name], job, settings.fisher_examples, settings.seed)
-        memory.add(found, parameters)
-        return result
+        information = fisher(models[job.name], job, settings.fisher_examples, settings.seed)
+        memory.add(information, parameters)
+        return fitted
 
-    return in_sequence(bench, "ewc", train_one, state=memory.nbytes)
+    return in_sequence(bench, train_one, state=memory.nbytes)
 
 
 class Quadratic:
-    """1/2 sum_ij F_ij (theta_j - theta*_ij)^2, as P = sum_i F_i and m = sum_i F_i theta*_i / P.
+    """The quadratic 1/2 sum_ij F_ij (theta_j - theta*_ij)^2, up to a constant.
 
-    Where P is 0, m is anything.
+    It is kept as P = sum_i F_i and m = sum_i F_i theta*_i / P; where P is 0, m is anything.
     """
 
     def __init__(self) -> None:
         self.precision: list[Tensor] = []
         """P, in the shapes of the parameters; empty before the first task."""
         self.centre: list[Tensor] = []
-        """m."""
+        """m, in the same shapes."""
 
     def value(self, parameters: list[nn.Parameter]) -> Tensor:
         """The penalty, with a gradient, without its constant."""
@@ -71,14 +74,16 @@ class Quadratic:
         if not self.precision:
             self.precision = [torch.zeros_like(f) for f in information]
             self.centre = [q.detach().clone() for q in parameters]
-        for i, (found, q) in enumerate(zip(information, parameters, strict=True)):
-            total = self.precision[i] + found
-            moved = found / total.clamp_min(torch.finfo(total.dtype).tiny) * (q - self.centre[i])
+        for i, (new, q) in enumerate(zip(information, parameters, strict=True)):
+            total = self.precision[i] + new
+            # Where no task's loss depends on a parameter, 0 / 0 would make the centre NaN, and
+            # 0 * NaN the penalty.
+            moved = new / total.clamp_min(torch.finfo(total.dtype).tiny) * (q - self.centre[i])
             self.centre[i] = self.centre[i] + moved
             self.precision[i] = total
 
     def nbytes(self) -> int:
-        """Of both."""
+        """Bytes of P and m."""
         return tensor_bytes(*self.precision, *self.centre)
 
 
@@ -96,13 +101,13 @@ def fisher(wrapped: nn.Module, job: TaskJob, examples: int, seed: int) -> list[T
     parameters = factors(wrapped.eval())
     total = [torch.zeros_like(q) for q in parameters]
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(job.data), generator=generator)[:examples].tolist()
+    rows = torch.randperm(len(job.data), generator=generator)[:examples].tolist()
     device = parameters[0].device
-    for index in chosen:
+    for index in rows:
         batch = collate(job, wrapped, [job.data[index]])
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         output = wrapped(**moved)
         loss = output["loss"] if isinstance(output, dict) else output[0]
         for squares, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
             squares += gradient.square()
-    return [squares / max(len(chosen), 1) for squares in total]
+    return [squares / max(len(rows), 1) for squares in total]

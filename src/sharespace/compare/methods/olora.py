@@ -11,26 +11,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sharespace.compare.bench import Workbench
 from sharespace.compare.job import Outcome, StoredBytes, TaskJob
-from sharespace.compare.methods.sequential import lora_bytes
-from sharespace.compare.trainers import (
-    DEFAULT,
-    add_lora,
-    count,
-    lora_layers,
-    penalised,
-    target_shapes,
-)
+from sharespace.compare.lora import DEFAULT, add_lora, count_trained, lora_bytes, lora_layers
+from sharespace.compare.registry import compared_method
+from sharespace.compare.trainers import penalised
 from sharespace.learn import Fit, fit
-from sharespace.stream.measures import ScoreMatrix
-
-Downs = dict[str, list[Tensor]]
-"""Module -> the earlier tasks' A, each r x d."""
 
 
+@compared_method("o_lora", paper="https://arxiv.org/abs/2310.14152")
 def o_lora(bench: Workbench) -> Outcome:
     """Loss + lambda_1 sum_{i<t} sum |A_i A_t^T| over the modules; earlier LoRAs frozen and summed.
 
@@ -39,58 +30,51 @@ def o_lora(bench: Workbench) -> Outcome:
     run, as the paper proposes to save memory. Every old task is used with all LoRAs, later ones
     included, so it can be forgotten. The model grows by a LoRA a task: all are counted.
     """
-    downs: Downs = {}
-    matrix, stored = ScoreMatrix(bench.tasks), 0
-    fits: list[Fit] = []
-    numbers: dict[str, int] = {}
-    models = {name: bench.fresh(name) for name in bench.tasks}
-    with bench.changing_backbone(target_shapes(bench)):
-        for name, job in bench.jobs.items():
-            wrapped = add_lora(models[name], _settings_of(bench, len(fits)), job.heads)
-            numbers[name], stored = count(wrapped, job.heads), stored + lora_bytes(wrapped)
-            fits.append(_train(bench, job, wrapped, downs))
-            _remember(wrapped, downs)
-            models[name] = wrapped.merge_and_unload()
-            scores = {known: bench.score(known, models[known]) for known in numbers}
-            matrix = matrix.with_step(name, scores, learned=[name])
-    return Outcome(
-        method="o_lora",
-        matrix=matrix,
-        trainable=numbers,
-        heads=bench.head_numbers,
-        stored=StoredBytes(adapters=stored, heads=bench.head_bytes),
-        seconds=sum(f.seconds for f in fits),
-        steps=sum(f.steps for f in fits),
-    )
+    downs: dict[str, list[Tensor]] = {}
+    models: dict[str, nn.Module] = {name: bench.fresh(name) for name in bench.tasks}
+    trainable: dict[str, int] = {}
+    nbytes = 0
+
+    def learn(job: TaskJob) -> Fit:
+        nonlocal nbytes
+        # A new start for each task: the same A again would be as far from orthogonal as can be.
+        settings = replace(bench.settings, seed=bench.settings.seed + len(trainable))
+        wrapped = add_lora(models[job.name], settings, job.heads)
+        trainable[job.name] = count_trained(wrapped, job.heads)
+        nbytes += lora_bytes(wrapped)
+        fitted = _train(bench, job, wrapped, downs)
+        for name, layer in lora_layers(wrapped).items():
+            down = layer.lora_A[DEFAULT].weight.detach().flatten(1).clone()
+            downs.setdefault(name, []).append(down)
+        models[job.name] = wrapped.merge_and_unload()
+        return fitted
+
+    with bench.changing_backbone(bench.target_shapes()):
+        matrix, fits = bench.learn_in_order(models, learn)
+    return bench.outcome(matrix, trainable, fits, StoredBytes(adapters=nbytes))
 
 
-def _settings_of(bench: Workbench, step: int) -> Any:
-    """A new start for each task: the same A again would be as far from orthogonal as can be."""
-    return replace(bench.settings, seed=bench.settings.seed + step)
-
-
-def _train(bench: Workbench, job: TaskJob, wrapped: Any, downs: Downs) -> Fit:
+def _train(bench: Workbench, job: TaskJob, wrapped: Any, downs: Mapping[str, list[Tensor]]) -> Fit:
+    """Train a new LoRA, kept away from the earlier tasks' A (module -> r x d each)."""
     setup, weight = job.setup, bench.settings.orthogonality
     if downs:
         trainer = penalised(setup.trainer, lambda: weight * overlap(wrapped, downs))
         setup = replace(setup, trainer=trainer)
-    training = bench.settings.training(bench.settings.lora, job)
-    result = fit(wrapped, job.data, training, setup)
+    fitted = fit(wrapped, job.data, bench.settings.training(bench.settings.lora, job), setup)
     bench.restore_buffers(job.name, wrapped)
-    return result
+    return fitted
 
 
 def overlap(wrapped: Any, downs: Mapping[str, list[Tensor]]) -> Tensor:
-    """sum over modules and earlier tasks of sum_jk |A_i A_t^T|_jk."""
+    """The sum over modules and earlier tasks of sum_jk |A_i A_t^T|_jk, with a gradient.
+
+    Args:
+        wrapped: the ``PeftModel`` of the new task, whose A_t is trained.
+        downs: module -> the earlier tasks' A_i, each r x d.
+    """
     terms = []
     for name, layer in lora_layers(wrapped).items():
         new = layer.lora_A[DEFAULT].weight.flatten(1)
         earlier = torch.cat([down.to(new.device) for down in downs[name]])
         terms.append((earlier @ new.mT).abs().sum())
     return torch.stack(terms).sum()
-
-
-def _remember(wrapped: Any, downs: Downs) -> None:
-    for name, layer in lora_layers(wrapped).items():
-        down = layer.lora_A[DEFAULT].weight.detach().flatten(1).clone()
-        downs.setdefault(name, []).append(down)

@@ -8,15 +8,15 @@ from torch import nn
 
 from sharespace.compare.bench import Workbench
 from sharespace.compare.job import Outcome, StoredBytes, TaskJob
-from sharespace.compare.methods.own import train
-from sharespace.compare.trainers import count, target_shapes
+from sharespace.compare.lora import count_trained
+from sharespace.compare.registry import compared_method
 from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.learn import Fit
-from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import ModuleShape
 
 
+@compared_method("osf", paper="https://arxiv.org/abs/2504.07097")
 def osf(bench: Workbench) -> Outcome:
     """Each task trains the weights' lower singular directions; the upper ones are frozen.
 
@@ -28,43 +28,35 @@ def osf(bench: Workbench) -> Outcome:
     Raises:
         OptionError: a target is not linear (OSF has nothing for convolutions).
     """
-    shapes = target_shapes(bench)
-    if odd := [m for m, s in shapes.items() if s.kernel]:
-        raise OptionError(f"target {odd[0]!r}", "OSF adapts linear modules only", "Leave osf out")
-    matrix = ScoreMatrix(bench.tasks)
-    fits: list[Fit] = []
-    numbers: dict[str, int] = {}
+    shapes = bench.target_shapes()
+    if convolutions := [module for module, shape in shapes.items() if shape.kernel]:
+        why = "OSF adapts linear modules only"
+        raise OptionError(f"target {convolutions[0]!r}", why, "Leave osf out")
     models: dict[str, nn.Module] = {name: bench.fresh(name) for name in bench.tasks}
+    trainable: dict[str, int] = {}
+
+    def learn(job: TaskJob) -> Fit:
+        wrapped = _wrap(models[job.name], shapes, len(trainable) / len(bench.jobs), job)
+        trainable[job.name] = count_trained(wrapped, job.heads)
+        fitted = bench.train(job.name, wrapped, bench.settings.osf or bench.settings.lora)
+        models[job.name] = wrapped.merge_and_unload()
+        return fitted
+
     with bench.changing_backbone(shapes):
-        for step, (name, job) in enumerate(bench.jobs.items()):
-            wrapped = _wrap(models[name], shapes, step / len(bench.jobs), job)
-            numbers[name] = count(wrapped, job.heads)
-            fits.append(_train(bench, job, wrapped))
-            models[name] = wrapped.merge_and_unload()
-            scores = {known: bench.score(known, models[known]) for known in numbers}
-            matrix = matrix.with_step(name, scores, learned=[name])
+        matrix, fits = bench.learn_in_order(models, learn)
     whole = sum(4 * s.out_features * s.in_features for s in shapes.values())
-    return Outcome(
-        method="osf",
-        matrix=matrix,
-        trainable=numbers,
-        heads=bench.head_numbers,
-        stored=StoredBytes(adapters=whole, heads=bench.head_bytes),
-        seconds=sum(f.seconds for f in fits),
-        steps=sum(f.steps for f in fits),
-    )
-
-
-def _train(bench: Workbench, job: TaskJob, wrapped: Any) -> Fit:
-    return train(bench, job, wrapped, bench.settings.osf or bench.settings.lora)
+    return bench.outcome(matrix, trainable, fits, StoredBytes(adapters=whole))
 
 
 def _wrap(model: nn.Module, shapes: dict[str, ModuleShape], frozen: float, job: TaskJob) -> Any:
+    """The model as PEFT's OSF has it, that part of the upper directions frozen."""
     peft = require("peft", "train")
-    kept = {m: max(1, int(frozen * min(s.out_features, s.in_features))) for m, s in shapes.items()}
+    ranks = {m: max(1, int(frozen * min(s.out_features, s.in_features))) for m, s in shapes.items()}
     config = peft.OSFConfig(
         target_modules=list(shapes),
         modules_to_save=list(job.heads) or None,
-        rank_pattern={rf"^{name}$".replace(".", r"\."): rank for name, rank in kept.items()},
+        # PEFT matches a pattern with the end of a name: unanchored, one module's name would match
+        # that of others that end alike.
+        rank_pattern={rf"^{name}$".replace(".", r"\."): rank for name, rank in ranks.items()},
     )
     return peft.get_peft_model(model, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -10,18 +11,18 @@ from torch import Tensor
 
 from sharespace.compare.bench import Workbench
 from sharespace.compare.job import Outcome, StoredBytes
-from sharespace.compare.methods.own import one_step
-from sharespace.compare.methods.shared import learn
-from sharespace.compare.trainers import target_shapes
+from sharespace.compare.methods.share_stream import learn_in_subspace
+from sharespace.compare.registry import compared_method
 from sharespace.extras import require
-from sharespace.learn import Adapted
 from sharespace.share import Share
+from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import BaseModel
 from sharespace.subspace.fidelity import sizes
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import BuildSettings, ShareModel
 
 
+@compared_method("random_basis")
 def random_basis(bench: Workbench) -> Outcome:
     """Coefficients trained in random orthonormal bases of the same k and p; no stream, no merge.
 
@@ -30,34 +31,26 @@ def random_basis(bench: Workbench) -> Outcome:
     each task stores its own. The basis is counted as stored, though its seed would do.
     """
     share = Share(random_model(bench))
-    scores, learned, coefficients, temporary = {}, {}, 0, 0
+    phi = bench.settings.phi if bench.settings.form == "core" else 0
+    scores, trainable, fits = {}, {}, []
+    coefficients = temporary = 0
     for name in bench.tasks:
-        phi = bench.settings.phi if bench.settings.form == "core" else 0
-        learned[name] = learn(bench, share, name, phi=phi, start="zero")
-        coefficients += _held(learned[name].model, "_coefficients.")
-        temporary += _held(learned[name].model, "_temporary.")
-        scores[name] = _score_learned(bench, name, learned[name])
-    stored = StoredBytes(
-        adapters=temporary,
-        basis=sizes(share.model).basis,
-        coefficients=coefficients,
-        heads=bench.head_bytes,
-    )
-    return Outcome(
-        method="random_basis",
-        matrix=one_step(scores),
-        trainable={name: a.trainable.coefficients for name, a in learned.items()},
-        heads=bench.head_numbers,
-        stored=stored,
-        seconds=sum(a.fit.seconds for a in learned.values()),
-        steps=sum(a.fit.steps for a in learned.values()),
-        paper_count=fmean(a.trainable.coefficients for a in learned.values()),
-    )
+        adapted = learn_in_subspace(bench, share, name, phi=phi, start="zero")
+        coefficients += _bytes_of(adapted.model, "_coefficients.")
+        temporary += _bytes_of(adapted.model, "_temporary.")
+        scores[name] = bench.score(name, adapted.model)
+        require("sharespace.tuner", "train").release(adapted.model)
+        trainable[name] = adapted.trainable.coefficients
+        fits.append(adapted.fit)
+    basis = sizes(share.model).basis
+    stored = StoredBytes(adapters=temporary, basis=basis, coefficients=coefficients)
+    outcome = bench.outcome(ScoreMatrix.of_one_step(scores), trainable, fits, stored)
+    return replace(outcome, paper_count=fmean(trainable.values()))
 
 
 def random_model(bench: Workbench) -> ShareModel:
     """A Share model without tasks: random orthonormal bases (Haar) of dimension min(k, side)."""
-    shapes = target_shapes(bench)
+    shapes = bench.target_shapes()
     generator = torch.Generator().manual_seed(bench.settings.seed)
     k = bench.settings.k
     layers = {
@@ -73,19 +66,16 @@ def random_model(bench: Workbench) -> ShareModel:
 
 
 def _orthonormal(side: int, k: int, generator: torch.Generator) -> Tensor:
+    """float32 [side, min(k, side)]: orthonormal columns, uniformly at random."""
     draw = torch.randn(side, min(k, side), generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(draw)
-    # QR alone is not uniform: R's signs decide.
+    # QR alone is not uniform over the rotations: it is once the signs of R are taken along.
     return torch.mul(q, torch.diagonal(r).sign()).float()
 
 
-def _held(model: Any, kind: str) -> int:
-    """Bytes of a task's coefficients or temporary directions, trained or not (the p x p core of the
-    form "core" is multiplied into the coefficients)."""
+def _bytes_of(model: Any, kind: str) -> int:
+    """Bytes of a task's coefficients or temporary directions, trained or not.
+
+    The p x p core of the form "core" is none: it is multiplied into the coefficients.
+    """
     return sum(p.numel() * p.element_size() for n, p in model.named_parameters() if kind in n)
-
-
-def _score_learned(bench: Workbench, name: str, found: Adapted) -> float:
-    score = bench.score(name, found.model)
-    require("sharespace.tuner", "train").release(found.model)
-    return score

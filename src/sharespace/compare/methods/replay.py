@@ -11,75 +11,74 @@ import torch
 
 from sharespace.compare.bench import Workbench
 from sharespace.compare.job import Outcome, TaskJob
-from sharespace.compare.methods.own import train
-from sharespace.compare.methods.sequential import Models, in_sequence
-from sharespace.compare.trainers import MixedPart, fit_together, train_heads
+from sharespace.compare.lora import train_heads
+from sharespace.compare.methods.sequential import TaskModels, in_sequence
+from sharespace.compare.registry import compared_method
+from sharespace.compare.trainers import MixedPart, fit_together
 from sharespace.learn import Fit
 
 
+@compared_method("replay", paper="https://arxiv.org/abs/1811.11682", uses_old_data=True)
 def replay(bench: Workbench) -> Outcome:
-    """Sequential LoRA with ``Settings.replay`` of every earlier task's examples. Uses old data.
+    """Sequential LoRA with ``ComparisonSettings.replay`` of every earlier task's examples.
 
     Old examples come as batches of their own, as often as their part of all examples says (one a
-    task at least), beside all the new task's steps. Heads of earlier tasks stay as they were.
-    Kept examples are counted as state: the bytes of their tensors, numbers and texts.
+    task at least), beside all the new task's steps. Heads of earlier tasks stay as they were. The
+    examples of the buffer are counted as state: the bytes of their tensors, numbers and texts.
     """
-    buffer = Buffer(bench)
+    buffer = ReplayBuffer(bench)
 
-    def train_one(job: TaskJob, models: Models) -> Fit:
+    def train_one(job: TaskJob, models: TaskModels) -> Fit:
         training = bench.settings.training(bench.settings.lora, job)
-        if not buffer.kept:
-            buffer.add(job)
-            return train(bench, job, models[job.name], bench.settings.lora)
         parts = [MixedPart(job, training.max_steps), *buffer.parts(job, training.max_steps)]
-        for name in buffer.kept:
+        for name in buffer.rows:
             train_heads(models[name], bench.job(name).heads, on=False)
-        result = fit_together({p.job.name: models[p.job.name] for p in parts}, parts, training)
-        for part in parts:
-            bench.restore_buffers(part.job.name, models[part.job.name])
+        if len(parts) == 1:
+            fitted = bench.train(job.name, models[job.name], bench.settings.lora)
+        else:
+            of_parts = {part.job.name: models[part.job.name] for part in parts}
+            fitted = fit_together(of_parts, parts, training)
+            for name, model in of_parts.items():
+                bench.restore_buffers(name, model)
         buffer.add(job)
-        return result
+        return fitted
 
-    return in_sequence(bench, "replay", train_one, state=buffer.nbytes, uses_old_data=True)
+    return in_sequence(bench, train_one, state=buffer.nbytes)
 
 
-class Buffer:
-    """The examples that are kept of earlier tasks."""
+class ReplayBuffer:
+    """The examples of earlier tasks that replay keeps."""
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
-        self.kept: dict[str, list[int]] = {}
-        """Task -> indices of its examples."""
+        self.rows: dict[str, list[int]] = {}
+        """Earlier task -> numbers of its examples that are kept."""
 
     def add(self, job: TaskJob) -> None:
         """Keep some of a task's examples, chosen at random."""
         count = math.ceil(self.bench.settings.replay * len(job.data))
         generator = torch.Generator().manual_seed(self.bench.settings.seed)
         order = torch.randperm(len(job.data), generator=generator)
-        self.kept[job.name] = order[:count].tolist()
+        self.rows[job.name] = order[:count].tolist()
 
     def parts(self, job: TaskJob, steps: int) -> list[MixedPart]:
-        """Of the earlier tasks, beside so many steps of a new one."""
+        """The earlier tasks' parts of a training that has so many steps of a new task."""
         return [
-            MixedPart(
-                self.bench.job(name),
-                max(1, round(steps * len(indices) / len(job.data))),
-                indices,
-            )
-            for name, indices in self.kept.items()
+            MixedPart(self.bench.job(name), max(1, round(steps * len(rows) / len(job.data))), rows)
+            for name, rows in self.rows.items()
         ]
 
     def nbytes(self) -> int:
-        """Of all kept examples."""
+        """Bytes of all examples that are kept."""
         return sum(
-            _bytes(self.bench.job(name).data[i])
-            for name, indices in self.kept.items()
-            for i in indices
+            _bytes(self.bench.job(name).data[row])
+            for name, rows in self.rows.items()
+            for row in rows
         )
 
 
 def _bytes(example: Any) -> int:
-    """Of a tensor, a number or a text, and of mappings and dataclasses of them."""
+    """Bytes of a tensor, a number or a text, and of mappings and dataclasses of them."""
     if isinstance(example, str):
         return len(example.encode())
     if isinstance(example, Mapping):

@@ -7,69 +7,49 @@ from typing import Any
 
 from sharespace.compare.bench import Workbench
 from sharespace.compare.job import Outcome, StoredBytes, TaskJob
-from sharespace.compare.methods.own import train
-from sharespace.compare.trainers import add_lora, count, lora_layers, tie
+from sharespace.compare.lora import add_lora, count_trained, lora_bytes, tie
+from sharespace.compare.registry import compared_method
 from sharespace.extras import require
 from sharespace.learn import Fit
-from sharespace.stream.measures import ScoreMatrix
-from sharespace.subspace.layer import tensor_bytes
 
-Models = dict[str, Any]
+TaskModels = dict[str, Any]
 """Task -> ``PeftModel`` with its own head; all have the same LoRA parameters."""
-TrainOne = Callable[[TaskJob, Models], Fit]
-"""Train the LoRA and one task's head."""
+
+TrainOne = Callable[[TaskJob, TaskModels], Fit]
+"""Trains the LoRA and one task's head."""
 
 
+@compared_method("sequential_lora")
 def sequential_lora(bench: Workbench) -> Outcome:
     """Plain fine-tuning, one task after the other: what continual learning is measured against."""
 
-    def train_one(job: TaskJob, models: Models) -> Fit:
-        return train(bench, job, models[job.name], bench.settings.lora)
+    def train_one(job: TaskJob, models: TaskModels) -> Fit:
+        return bench.train(job.name, models[job.name], bench.settings.lora)
 
-    return in_sequence(bench, "sequential_lora", train_one)
+    return in_sequence(bench, train_one)
 
 
 def in_sequence(
-    bench: Workbench,
-    method: str,
-    train_one: TrainOne,
-    *,
-    state: Callable[[], int] = lambda: 0,
-    uses_old_data: bool = False,
+    bench: Workbench, train_one: TrainOne, *, state: Callable[[], int] = lambda: 0
 ) -> Outcome:
     """Learn the tasks in order with one LoRA; score all known ones after each.
 
     Args:
-        method: its name.
+        bench: the tasks.
         train_one: learns one task.
         state: bytes that learning further tasks needs, asked for at the end.
-        uses_old_data: for the outcome.
     """
     models = tied_models(bench)
-    numbers = {n: count(m, bench.job(n).heads) for n, m in models.items()}
-    matrix, fits, known = ScoreMatrix(bench.tasks), [], []
+    trainable = {name: count_trained(m, bench.job(name).heads) for name, m in models.items()}
     try:
-        for name, job in bench.jobs.items():
-            fits.append(train_one(job, models))
-            known.append(name)
-            scores = {other: bench.score(other, models[other]) for other in known}
-            matrix = matrix.with_step(name, scores, learned=[name])
-        stored = lora_bytes(models[bench.tasks[0]])
+        matrix, fits = bench.learn_in_order(models, lambda job: train_one(job, models))
+        stored = StoredBytes(adapters=lora_bytes(models[bench.tasks[0]]), state=state())
     finally:
         release_all(models)
-    return Outcome(
-        method=method,
-        matrix=matrix,
-        trainable=numbers,
-        heads=bench.head_numbers,
-        stored=StoredBytes(adapters=stored, heads=bench.head_bytes, state=state()),
-        seconds=sum(f.seconds for f in fits),
-        steps=sum(f.steps for f in fits),
-        uses_old_data=uses_old_data,
-    )
+    return bench.outcome(matrix, trainable, fits, stored)
 
 
-def tied_models(bench: Workbench) -> Models:
+def tied_models(bench: Workbench) -> TaskModels:
     """All tasks' models with one LoRA between them, and fresh heads."""
     models = {
         name: add_lora(bench.fresh(name), bench.settings, job.heads)
@@ -79,15 +59,7 @@ def tied_models(bench: Workbench) -> Models:
     return models
 
 
-def release_all(models: Models) -> None:
-    """Take the LoRA out of all of them."""
+def release_all(models: TaskModels) -> None:
+    """Take the LoRA out of all models."""
     for model in models.values():
         require("sharespace.tuner", "train").release(model)
-
-
-def lora_bytes(wrapped: Any) -> int:
-    """Of one LoRA's factors."""
-    return sum(
-        tensor_bytes(layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-        for layer in lora_layers(wrapped).values()
-    )

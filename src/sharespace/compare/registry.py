@@ -1,0 +1,134 @@
+"""The compared methods by name, and the way to run them.
+
+A method is one function from a ``Workbench`` to an ``Outcome``, registered where it is defined::
+
+    @compared_method("ties", paper="https://arxiv.org/abs/2306.01708")
+    def ties(bench: Workbench) -> Outcome:
+        '''What it does, in one sentence.'''
+
+``sharespace.compare.methods`` has those of the package; one from elsewhere is registered by the
+same decorator and runs beside them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sharespace.compare.bench import OwnLora, Workbench
+from sharespace.compare.job import ComparisonSettings, Outcome, TaskJob
+from sharespace.errors import OptionError
+
+RunMethod = Callable[[Workbench], Outcome]
+
+
+@dataclass(frozen=True)
+class ComparedMethod:
+    """A method that can be run on the tasks of a workbench."""
+
+    name: str
+    learn: RunMethod
+    """Learns and scores all tasks; ``__call__`` puts name and use of old data into its outcome."""
+    paper: str | None
+    """Address of the paper that describes it; None: a control, or plain practice."""
+    uses_old_data: bool
+    """True where a step of its stream reads examples of earlier tasks."""
+
+    @property
+    def description(self) -> str:
+        """What it does: the docstring of its function."""
+        return inspect.getdoc(self.learn) or ""
+
+    def __call__(self, bench: Workbench) -> Outcome:
+        """Run it.
+
+        Args:
+            bench: the tasks, and what methods share.
+        """
+        return replace(self.learn(bench), method=self.name, uses_old_data=self.uses_old_data)
+
+
+_METHODS: dict[str, ComparedMethod] = {}
+
+
+def compared_method(
+    name: str, *, paper: str | None = None, uses_old_data: bool = False
+) -> Callable[[RunMethod], RunMethod]:
+    """Register a method under a name; the function itself stays as it is.
+
+    Args:
+        name: what comparisons call it.
+        paper: address of the paper that describes it.
+        uses_old_data: True where a step of its stream reads examples of earlier tasks.
+
+    Raises:
+        OptionError: another method has the name.
+    """
+
+    def register(learn: RunMethod) -> RunMethod:
+        known = _METHODS.get(name)
+        # A module that is loaded again may register its own method anew.
+        if known and known.learn.__module__ != learn.__module__:
+            raise OptionError(f"method {name!r}", "is registered already", "Give it another name")
+        _METHODS[name] = ComparedMethod(name, learn, paper, uses_old_data)
+        return learn
+
+    return register
+
+
+def methods() -> Mapping[str, ComparedMethod]:
+    """Name -> method, in the order in which they were registered."""
+    return dict(_METHODS)
+
+
+def method(name: str) -> ComparedMethod:
+    """The method of that name.
+
+    Args:
+        name: as it is registered.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if name not in _METHODS:
+        known = ", ".join(_METHODS)
+        raise OptionError(f"method {name!r}", "is not known", f"Choose one of {known}")
+    return _METHODS[name]
+
+
+def run(
+    jobs: Sequence[TaskJob],
+    settings: ComparisonSettings,
+    names: Iterable[str] | None = None,
+    *,
+    own: Mapping[str, OwnLora] | None = None,
+    done: Callable[[Outcome], None] | None = None,
+) -> dict[str, Outcome]:
+    """Run methods on the same tasks; nothing is trained twice.
+
+    Args:
+        jobs: the tasks, in the order of the stream.
+        settings: numbers of all methods.
+        names: the methods to run; None: all.
+        own: own LoRAs of these tasks and this seed (``Workbench.own``), so that another order of
+            the tasks does not train them again.
+        done: called after each method.
+
+    Returns:
+        Method -> outcome.
+
+    Raises:
+        OptionError: an unknown method, or jobs that do not fit together.
+        MismatchError: the jobs' models differ outside their heads.
+        MissingExtraError: PEFT or transformers is not installed.
+    """
+    # All names are looked up before the first method is run.
+    chosen = [method(name) for name in (methods() if names is None else names)]
+    bench = Workbench(jobs, settings, own)
+    outcomes = {}
+    for compared in chosen:
+        outcomes[compared.name] = compared(bench)
+        if done is not None:
+            done(outcomes[compared.name])
+    return outcomes
