@@ -1,7 +1,10 @@
-"""The paper's bases: SVD of the stacked LoRA factors, each side alone (arXiv 2602.06043, step 1).
+"""The bases of method share: an SVD of the stacked LoRA factors on each side alone.
 
-For reproduction and comparison. It depends on how an update happens to be split between B and A,
-and on the adapters' norms; ``joint`` does not.
+The paper's step 1 (arXiv 2602.06043; docs/method.md, "Method share"), for reproduction and
+comparison: the bases depend on how an update happens to be split between B and A, and on the
+adapters' norms; those of ``joint`` do not. They differ from the paper's in one thing: where columns
+are centred, the mean is kept as one of the k directions, because without it no adapter can be
+reconstructed.
 """
 
 from __future__ import annotations
@@ -23,14 +26,13 @@ def factor_bases(
     centred: bool = False,
     seed: int = 0,
 ) -> BasisPair:
-    """Leading left singular vectors of [B_1 ... B_t] and of [A_1^T ... A_t^T].
+    """Leading left singular vectors of [s_1 B_1 ... s_T B_T] and of [A_1^T ... A_T^T].
 
     Args:
-        pairs: for each task (B_i, n x r_i) and (A_i^T, d x r_i).
+        pairs: for each task (s_i B_i, n x r_i) and (A_i^T, d x r_i).
         k: (k_left, k_right); None: as ``variance`` needs.
         variance: explained variance of each side alone (the paper's rule, at least 0.6 there).
-        centred: subtract the mean column; it is then kept as one of the k directions (without it
-            an adapter cannot be reconstructed even where k would suffice).
+        centred: subtract the mean column; it is then kept as the first of the k directions.
         seed: of the randomised range finder.
     """
     sides = [torch.cat([pair[side] for pair in pairs], dim=1) for side in (0, 1)]
@@ -40,24 +42,31 @@ def factor_bases(
 
 
 def _side(stack: Tensor, k: int | None, variance: float | None, centred: bool, seed: int) -> Tensor:
+    """One basis: the leading left singular vectors of a stack of columns, n x c."""
     stack = stack.to(compute_dtype(stack.dtype))
+    columns = stack.shape[1]
     mean = stack.mean(dim=1, keepdim=True)
+    # A mean of zero has no direction: nothing is centred then.
     centre = mean if centred and bool(mean.norm() > 0) else mean[:, :0]
     rest = stack - mean if centre.shape[1] else stack
     limit = min(rest.shape) if k is None else max(k - centre.shape[1], 0)
-    found = leading(
-        CanonicalUpdates(rest, torch.ones(rest.shape[1]).to(rest), rest[:0], (rest.shape[1],)),
-        torch.eye(rest.shape[1]).to(rest)[None],
+    # ``leading`` takes tasks; the stack is one task whose directions are its columns.
+    one_task = CanonicalUpdates(rest, torch.ones(columns).to(rest), rest[:0], (columns,))
+    directions = leading(
+        one_task,
+        torch.eye(columns).to(rest)[None],
         limit,
-        dropped=tolerance(rest.dtype) ** 2 * float(stack.square().sum()) / rest.shape[1],
+        # Rounding of an average column, of the stack as it was before the mean was taken off.
+        dropped=tolerance(rest.dtype) ** 2 * float(stack.square().sum()) / columns,
         generator=torch.Generator().manual_seed(seed),
     )
-    keep = _explained(found.energies, variance, float(rest.double().square().sum()))
-    basis = found.basis[:, :keep].to(stack.dtype)
+    keep = _explained(directions.energies, variance, float(rest.double().square().sum()))
+    basis = directions.basis[:, :keep].to(stack.dtype)
     return orthonormal(torch.cat([centre, basis], dim=1)) if centre.shape[1] else basis
 
 
 def _explained(energies: Tensor, variance: float | None, total: float) -> int:
+    """How many of the directions explain so much of the total energy."""
     if variance is None or variance == 1.0:
         return len(energies)
     return min(int((energies.cumsum(0) < variance * total).sum()) + 1, len(energies))

@@ -1,12 +1,12 @@
-"""Canonical form of low-rank updates: dW_i = Y_i diag(s_i) Z_i^T.
+"""Low-rank updates in canonical form, dW_i = Y_i S_i Z_i^T, and their cores in a subspace.
 
-Two thin Householder QRs and one small SVD an update, O((n + d) r^2). Cholesky-QR would be faster
-but loses orthogonality in float32 (3e-2 at condition 1e3).
+The canonical form takes two thin Householder QRs and one small SVD an update, O((n + d) r^2)
+(docs/method.md, "Method joint"). Cholesky-QR would be faster but loses orthogonality in float32
+(3e-2 at condition 1e3).
 
-Tasks in coordinates of a subspace: C_i = (left^T Y_i) diag(s_i) (Z_i^T right), batched.
-
-``seen`` arguments are what one basis sees of each task's own directions: tasks x r x k, the rows of
-Y_i^T left (or Z_i^T right). All results are float64.
+In coordinates of a subspace an update is its core C_i = (L^T Y_i) S_i (Z_i^T R), batched over the
+tasks. ``seen`` arguments are what one basis sees of each task's own directions: tasks x r x k, the
+rows of Y_i^T L (or Z_i^T R). What is computed from cores is float64.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from torch import Tensor
 from sharespace.linalg.precision import compute_dtype
 
 _Pair: TypeAlias = tuple[Tensor, Tensor]
-
 _Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 _BATCH_NUMBERS = 1 << 20
 """Numbers in a batch of factors: 4 MiB in float32, times the copies that LAPACK makes."""
-
 SLICE_NUMBERS, SLICE_TASKS = 1 << 17, 16
 """Numbers of the directions in a slice of tasks, and tasks at least: they stay in the processor's
 cache, and what is computed on the way takes little memory, however many tasks there are."""
@@ -36,19 +34,20 @@ cache, and what is computed on the way takes little memory, however many tasks t
 
 @dataclass(frozen=True, eq=False)
 class CanonicalUpdates:
-    """The updates of several tasks to one module, side by side.
+    """The updates of several tasks to one layer, side by side.
 
-    Block i of the columns belongs to task i: dW_i = left_i diag(sigma_i) right_i^T.
+    Block i of the columns belongs to task i: dW_i = Y_i S_i Z_i^T.
     """
 
     left: Tensor
-    """n x c, orthonormal columns within a block; c = sum of the ranks. Column by column in memory
-    (the transpose is contiguous), where ``canonicalise`` made it."""
+    """n x c, [Y_1 ... Y_T], orthonormal columns within a block; c = sum of the ranks. Column by
+    column in memory (the transpose is contiguous), where ``canonicalise`` made it."""
     sigma: Tensor
-    """c, not negative, descending within a block."""
+    """[c], the diagonals of S_i: not negative, descending within a block."""
     right: Tensor
-    """d x c, like ``left``."""
+    """d x c, [Z_1 ... Z_T], like ``left``."""
     ranks: tuple[int, ...]
+    """r_i, columns of each task's block."""
 
     @property
     def flipped(self) -> CanonicalUpdates:
@@ -67,7 +66,7 @@ class CanonicalUpdates:
 
     def blocks(self, rows: Tensor) -> Tensor:
         """c x m rows as tasks x largest rank x m, shorter blocks padded with zeros."""
-        if len(set(self.ranks)) == 1:
+        if len(set(self.ranks)) == 1:  # A view, without a copy.
             return rows.reshape(len(self.ranks), self.ranks[0], *rows.shape[1:])
         index, real = self.padding
         return rows[index] * real.reshape(*real.shape, *[1] * (rows.dim() - 1))
@@ -84,7 +83,10 @@ class CanonicalUpdates:
         return self.blocks(self.sigma.double().square()).sum(1).sqrt()
 
     def slices(self) -> Iterator[tuple[slice, CanonicalUpdates]]:
-        """(where they are, the tasks): consecutive ones together, as views."""
+        """(where they are, the tasks): consecutive tasks together, as views.
+
+        What is computed slice by slice stays in the processor's cache; see ``SLICE_NUMBERS``.
+        """
         sides = self.left.shape[0] + self.right.shape[0]
         ends = [0, *accumulate(self.ranks)]
         first = 0
@@ -106,16 +108,14 @@ class CanonicalUpdates:
         )
 
     def double(self) -> CanonicalUpdates:
-        """In float64."""
+        """The same updates in float64."""
         # Of the transposes, which are contiguous: the copies are then, too.
         left, right = self.left.mT.double().mT, self.right.mT.double().mT
         return CanonicalUpdates(left, self.sigma.double(), right, self.ranks)
 
     def select(self, tasks: Sequence[int]) -> CanonicalUpdates:
         """Only these tasks, in this order."""
-        starts = [0]
-        for r in self.ranks:
-            starts.append(starts[-1] + r)
+        starts = [0, *accumulate(self.ranks)]
         columns = [c for t in tasks for c in range(starts[t], starts[t + 1])]
         index = torch.tensor(columns, dtype=torch.long, device=self.sigma.device)
         ranks = tuple(self.ranks[t] for t in tasks)
@@ -123,13 +123,13 @@ class CanonicalUpdates:
 
 
 def canonicalise(pairs: Sequence[_Pair]) -> CanonicalUpdates:
-    """The canonical form of updates left_i @ right_i^T of one module.
+    """The canonical form of updates of one layer, dW_i = B_i A_i.
 
     Args:
-        pairs: for each task (n x r_i, d x r_i), any floating dtype, scaling folded in.
+        pairs: for each task (B_i, n x r_i; A_i^T, d x r_i), any floating dtype, scaling folded in.
 
     Returns:
-        Updates in the compute dtype. Rank is kept as it comes: r_i columns, of which some have
+        The updates in the compute dtype. Rank is kept as it comes: r_i columns, of which some have
         sigma = 0 where the update is of lower rank.
     """
     dtype = compute_dtype(*(t.dtype for pair in pairs for t in pair))
@@ -140,10 +140,11 @@ def canonicalise(pairs: Sequence[_Pair]) -> CanonicalUpdates:
 def canonicalise_stream(
     pairs: Iterable[_Pair], ranks: Sequence[int], dtype: torch.dtype
 ) -> CanonicalUpdates:
-    """The same for factors that come one after the other: only a batch is in memory at once.
+    """``canonicalise`` for factors that come one after the other: only a batch of them is in
+    memory at once.
 
     Args:
-        pairs: at least one.
+        pairs: (B_i, A_i^T) of each task, at least one.
         ranks: min(n, d, r_i) of each pair.
         dtype: compute dtype.
     """
@@ -152,23 +153,23 @@ def canonicalise_stream(
     for batch in _batches(pairs):
         # As rows: column by column is how LAPACK takes the factors.
         stacks = (torch.stack([p[side].mT.to(dtype) for _, p in batch]).mT for side in (0, 1))
-        found = _canonical(*stacks)
-        whole = whole or [part.new_empty(ends[-1], *part.shape[2:]) for part in found]
-        _put([i for i, _ in batch], found, whole, ends)
+        blocks = _canonical(*stacks)
+        whole = whole or [part.new_empty(ends[-1], *part.shape[2:]) for part in blocks]
+        _put([i for i, _ in batch], blocks, whole, ends)
     left, sigma, right = whole
     return CanonicalUpdates(left.mT, sigma, right.mT, tuple(ranks))
 
 
 def _put(
-    tasks: Sequence[int], found: _Triple, whole: Sequence[Tensor], ends: Sequence[int]
+    tasks: Sequence[int], blocks: _Triple, whole: Sequence[Tensor], ends: Sequence[int]
 ) -> None:
     """Put a batch's rows in their places; of tasks that follow each other in one piece."""
-    first, last, rank = tasks[0], tasks[-1], found[1].shape[1]
+    first, last, rank = tasks[0], tasks[-1], blocks[1].shape[1]
     if last - first + 1 == len(tasks):
-        for target, part in zip(whole, found, strict=True):
+        for target, part in zip(whole, blocks, strict=True):
             target[ends[first] - rank : ends[last]] = part.flatten(0, 1)
         return
-    for i, *rows in zip(tasks, *found, strict=True):
+    for i, *rows in zip(tasks, *blocks, strict=True):
         for target, part in zip(whole, rows, strict=True):
             target[ends[i] - rank : ends[i]] = part
 
@@ -187,6 +188,7 @@ def _batches(pairs: Iterable[_Pair]) -> Iterator[list[tuple[int, _Pair]]]:
 
 def _canonical(left: Tensor, right: Tensor) -> _Triple:
     """Batched: tasks x n x r and tasks x d x r; the directions come as rows."""
+    # Small matrices are float64 (``precision``); the large ones stay in the dtype that computes.
     q_left, r_left = torch.linalg.qr(left)
     q_right, r_right = torch.linalg.qr(right)
     u, s, vh = torch.linalg.svd(r_left.double() @ r_right.double().mT, full_matrices=False)
@@ -194,23 +196,26 @@ def _canonical(left: Tensor, right: Tensor) -> _Triple:
 
 
 def weights(norms: Tensor) -> Tensor:
-    """1 / |dW_i|, and 0 for an update that is zero (it has nothing to lose)."""
+    """w_i = 1 / |dW_i|, and 0 for an update that is zero (it has nothing to lose)."""
     return torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class CoreSvd:
-    """Singular value decompositions of the cores, tasks x (k_left or k_right) x q."""
+    """Singular value decompositions of the cores, C_i = U S V^T, float64."""
 
     left: Tensor
+    """tasks x k_left x q, U."""
     values: Tensor
+    """tasks x q, the diagonals of S."""
     right: Tensor
+    """tasks x k_right x q, V."""
 
     def factors(self, p: int | None = None) -> tuple[Tensor, Tensor]:
         """E = U S^1/2 and F = V S^1/2 of the p leading directions, tasks x k x p.
 
-        A core that is zero gives E = 0 and F orthonormal, so that later training does not start
-        on a saddle.
+        A core that is zero gives E = 0 and F orthonormal: with both 0 neither would have a
+        gradient, and later training would stay there.
         """
         q = self.values.shape[1] if p is None else min(p, self.values.shape[1])
         root = self.values[:, :q].sqrt()
@@ -219,12 +224,12 @@ class CoreSvd:
         return self.left[..., :q] * root[:, None], torch.where(zero, self.right[..., :q], scaled)
 
     def tail(self, p: int | None) -> Tensor:
-        """Energy beyond the p leading directions, per task."""
+        """[tasks]: energy beyond the p leading directions, sum_{j > p} sigma_j(C_i)^2."""
         return self.values[:, p:].square().sum(1) if p is not None else self.values.new_zeros(())
 
 
 def seen_by(updates: CanonicalUpdates, left: Tensor) -> Tensor:
-    """Y_i^T left: tasks x r x k, zero rows where a task's rank is smaller."""
+    """Y_i^T L: tasks x r x k, zero rows where a task's rank is smaller than the largest."""
     # The wide side last: a quarter faster than the product the other way round.
     seen = left.to(updates.left.dtype).mT @ updates.left
     return updates.blocks(seen.mT.contiguous())
@@ -234,9 +239,9 @@ def core_svd(seen_left: Tensor, sigma: Tensor, seen_right: Tensor) -> CoreSvd:
     """SVDs of all cores through r x r matrices, never k x k.
 
     Args:
-        seen_left: tasks x r x k_left.
-        sigma: tasks x r.
-        seen_right: tasks x r x k_right.
+        seen_left: tasks x r x k_left, Y_i^T L.
+        sigma: tasks x r, the diagonals of S_i.
+        seen_right: tasks x r x k_right, Z_i^T R.
     """
     q_left, r_left = torch.linalg.qr(seen_left.double().mT)
     q_right, r_right = torch.linalg.qr(seen_right.double().mT)
@@ -249,9 +254,15 @@ def core_factors(
 ) -> tuple[Tensor, Tensor]:
     """E and F of every core, as ``CoreSvd.factors``; faster where nothing is truncated.
 
-    From one QR and one eigendecomposition: with seen_right^T = Q R and M = seen_left^T S R^T, the
+    From one QR and one eigendecomposition: with seen_right^T = Q T and M = seen_left^T S T^T, the
     eigenvectors V of M^T M give E F^T = (M V)(Q V)^T, exact however small a singular value is. Only
     how orthogonal the faintest columns of E are to each other suffers.
+
+    Args:
+        seen_left: tasks x r x k_left, Y_i^T L.
+        sigma: tasks x r, the diagonals of S_i.
+        seen_right: tasks x r x k_right, Z_i^T R.
+        p: pseudo-rank; None: the rank of the task.
     """
     rank = seen_left.shape[1]
     if rank > min(seen_left.shape[2], seen_right.shape[2]) or (p is not None and p < rank):
@@ -269,12 +280,16 @@ def core_factors(
 
 
 def cores(seen_left: Tensor, sigma: Tensor, seen_right: Tensor) -> Tensor:
-    """The cores themselves: tasks x k_left x k_right."""
+    """C_i = L^T dW_i R themselves: float64, tasks x k_left x k_right."""
     return (seen_left.double().mT * sigma.double()[:, None]) @ seen_right.double()
 
 
 def captured(seen_left: Tensor, sigma: Tensor, seen_right: Tensor, p: int | None) -> Tensor:
-    """Energy of each task's core, of its p leading directions: [tasks]."""
+    """float64 [tasks]: energy of each task's core, of its p leading directions.
+
+    Without truncation from r x r Gram matrices, |C_i|^2 = trace(S Y^T L L^T Y S Z^T R R^T Z), which
+    is faster than any decomposition and is no difference of squares.
+    """
     ranks = min(seen_left.shape[1], seen_left.shape[2], seen_right.shape[2])
     if p is not None and p < ranks:
         return core_svd(seen_left, sigma, seen_right).values[:, :p].square().sum(1)

@@ -14,7 +14,7 @@ from sharespace.linalg.frames import (
     FramedTasks,
     NewDirections,
     framed_coefficients,
-    together,
+    in_enlarged_bases,
 )
 from sharespace.linalg.joint import joint
 from sharespace.linalg.precision import (
@@ -179,7 +179,7 @@ def _truncate(
         torch.cat([basis, more.beyond(rounding**2)], dim=1)
         for basis, more in zip((old.framed.left, old.framed.right), needed, strict=True)
     )
-    everyone = together(old.framed, new.framed, left, right)
+    everyone = in_enlarged_bases(old.framed, new.framed, left, right)
     norms = torch.cat([old.norms, new.norms])
     problem = UpdateProblem(everyone.core, weights(norms), settings.p, settings.seed)
     bases = _bases(everyone, problem, layer.cap or layer.k, settings)

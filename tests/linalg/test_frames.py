@@ -1,4 +1,4 @@
-"""Enlarging a basis: only what is new, orthogonal, and nothing for what lies in the span."""
+"""Enlarging a basis takes only what is new; errors between frames agree with dense arithmetic."""
 
 from __future__ import annotations
 
@@ -8,14 +8,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from builders import canonical, dense_tasks, frame, gauss, law, orthonormality, update
+from builders import (
+    Family,
+    canonical,
+    dense_tasks,
+    families,
+    frame,
+    gauss,
+    law,
+    orthonormality,
+    update,
+)
 from sharespace.linalg.frames import (
+    FrameChange,
     FramedTasks,
     NewDirections,
+    errors,
+    frame_difference,
     framed_coefficients,
     framed_updates,
-    together,
+    in_enlarged_bases,
 )
+from sharespace.linalg.updates import CanonicalUpdates
 
 SEEDS = st.integers(0, 999)
 
@@ -116,14 +130,98 @@ def test_weighed_frames_have_no_noise_of_missing_ranks() -> None:
     assert float(torch.linalg.svdvals(left)[2]) <= 1e-14
 
 
-def test_together_puts_both_in_one_frame() -> None:
+def test_both_sets_of_tasks_are_put_in_one_frame() -> None:
     one = canonical([update(9, 7, 2, 1, dtype=torch.float64)])
     two = canonical([update(9, 7, 3, 2, dtype=torch.float64)])
     left, right = (
         torch.linalg.qr(torch.cat([a, b], dim=1))[0]
         for a, b in ((one.left, two.left), (one.right, two.right))
     )
-    both = together(framed_updates(one), framed_updates(two), left, right)
+    both = in_enlarged_bases(framed_updates(one), framed_updates(two), left, right)
     wanted = [*dense_tasks(one), *dense_tasks(two)]
     for found, dense in zip(_dense(both), wanted, strict=True):
         torch.testing.assert_close(found, dense, rtol=0, atol=1e-12)
+
+
+def _inside(updates: CanonicalUpdates, left: Tensor, right: Tensor) -> list[Tensor]:
+    """The updates, of m x m', in frames."""
+    return [left @ task @ right.mT for task in dense_tasks(updates)]
+
+
+@law()
+@given(seed=st.integers(0, 999), m=st.integers(1, 5), k=st.integers(0, 5), p=st.integers(0, 4))
+def test_differences_are_what_dense_arithmetic_says(seed: int, m: int, k: int, p: int) -> None:
+    old = frame(9, m, seed), frame(8, m, seed + 1)
+    new = gauss(seed, 9, k), gauss(seed + 1, 8, k)
+    tasks = canonical([update(m, m, r, seed + r, dtype=torch.float64) for r in (1, min(2, m))])
+    e, f = gauss(seed + 2, 2, p * k).reshape(2, p, k), gauss(seed + 3, 2, p * k).reshape(2, p, k)
+    lost, stray = FrameChange.of(old, new).differences(tasks, e, f)
+    for i, before in enumerate(_inside(tasks, *old)):
+        after = new[0] @ e[i].mT @ f[i] @ new[1].mT
+        inside = old[0] @ old[0].mT @ after @ old[1] @ old[1].mT
+        assert float(lost[i]) == pytest.approx(float((before - after).norm()), rel=1e-9, abs=1e-12)
+        assert float(stray[i]) == pytest.approx(float((after - inside).norm()), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rounding_of_a_core_is_measured_and_not_lost_in_gram_matrices(seed: int) -> None:
+    """The parts of the new frames outside of the old ones cancel over the rows of E and F."""
+    new = frame(9, 5, seed), frame(8, 5, seed + 1)
+    inner = frame(5, 2, seed + 2), frame(5, 2, seed + 3)
+    old = new[0] @ inner[0], new[1] @ inner[1]
+    tasks = canonical([update(2, 2, 2, seed, dtype=torch.float64)])
+    core = inner[0] @ dense_tasks(tasks)[0] @ inner[1].mT
+    rounded = core.float().double()
+    change = FrameChange.of(old, new)
+    lost, _ = change.differences(tasks, rounded.mT[None], torch.eye(5, dtype=torch.float64)[None])
+    assert float(lost[0]) == pytest.approx(float((core - rounded).norm()), rel=1e-6)
+
+
+K = st.tuples(st.integers(0, 6), st.integers(0, 6))
+MANY = st.tuples(st.integers(0, 14), st.integers(0, 14))
+"""Group subspaces side by side may have more directions than the side."""
+
+
+@law()
+@given(
+    family=families(),
+    k=K,
+    cast=st.sampled_from([torch.float64, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_errors_agree_with_dense_arithmetic_in_any_frame(
+    family: Family, k: tuple[int, int], cast: torch.dtype, seed: int
+) -> None:
+    updates = canonical(family.updates)
+    left, right = frame(family.n, k[0], seed).to(cast), frame(family.d, k[1], seed).to(cast)
+    shape = (len(family.updates), left.shape[1], right.shape[1])
+    cores = gauss(seed, *shape)
+    found = errors(updates, left, right, cores)
+    for i, dense in enumerate(dense_tasks(updates)):
+        wanted = float((dense - left.double() @ cores[i] @ right.double().mT).norm())
+        assert float(found[i]) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiny_errors_are_not_lost_in_a_difference_of_squares(dtype: torch.dtype) -> None:
+    """1e-5 in float32 and 1e-12 in float64, where differences of squares end at sqrt(eps)."""
+    tiny = 1e-5 if dtype == torch.float32 else 1e-12
+    updates = canonical([update(12, 9, 3, 1, dtype=torch.float64)], dtype)
+    core = torch.diag(updates.sigma.double()).clone()
+    core[0, 0] += tiny
+    found = errors(updates, updates.left, updates.right, core[None])
+    assert float(found[0]) == pytest.approx(tiny, rel=0.05)
+
+
+@law()
+@given(seed=st.integers(0, 999), k=MANY, other=MANY)
+def test_frame_difference_agrees_with_dense_arithmetic(
+    seed: int, k: tuple[int, int], other: tuple[int, int]
+) -> None:
+    old = (gauss(seed, 9, k[0]), gauss(seed + 1, 8, k[1]), gauss(seed + 2, 3, *k))
+    new = (gauss(seed + 3, 9, other[0]), gauss(seed + 4, 8, other[1]), gauss(seed + 5, 3, *other))
+    found = frame_difference(old, new)
+    for i in range(3):
+        before, after = (x[0] @ x[2][i] @ x[1].mT for x in (old, new))
+        assert float(found[i]) == pytest.approx(float((before - after).norm()), rel=1e-9, abs=1e-12)
+    assert float(frame_difference(old, old).max()) <= 1e-12 * float(old[2].norm() + 1) * 100
