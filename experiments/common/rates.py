@@ -79,8 +79,8 @@ def by_size(
     for rank in chosen.ranks or [numbers.rank]:
         tried = by_rate(job, replace(numbers, rank=rank), None, steps, lora=chosen.lora, core=())
         found |= {"head": tried["head"], f"lora, rank {rank}": tried["lora"]}
-    for p, phi in chosen.sizes or [(numbers.p, numbers.phi)]:
-        sized = replace(numbers, p=p, phi=phi)
+    for p, phi in chosen.sizes or [(numbers.method.p, numbers.method.phi)]:
+        sized = replace(numbers, method=replace(numbers.method, p=p, phi=phi))
         tried = by_rate(job, sized, share, steps, lora=(), core=chosen.core)
         found |= {f"core, p {p}, phi {phi}": tried.get("core", {})}
     return found

@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def _begin(run: Run) -> dict[str, Any]:
         "tasks": list(run.tasks),
         "base": run.base,
         "size": dict(run.size),
-        "settings": json.loads(json.dumps(asdict(run.settings), default=str)),
+        "settings": json.loads(json.dumps(run.settings.to_record(), default=str)),
         "environment": environment(run.settings.seed),
         "methods": {},
     }

@@ -17,7 +17,7 @@ from sharespace import Share
 from sharespace.compare import ComparisonSettings, OwnLora, TaskJob, Workbench
 from sharespace.compare.lora import add_lora
 from sharespace.compare.methods.random_basis import random_model
-from sharespace.learn import TaskMethod, TrainingSettings, adapt, fit
+from sharespace.learn import TrainingSettings, adapt, fit
 from sharespace.tuner import release
 
 EARLIER = (0, 1, 3, 6)
@@ -98,14 +98,7 @@ def lora_curve(job: TaskJob, settings: ComparisonSettings, every: int) -> Curve:
 
 def core_curve(job: TaskJob, share: Share, settings: ComparisonSettings, every: int) -> Curve:
     """The task learned in a subspace."""
-    method = TaskMethod(
-        p=settings.p,
-        phi=settings.phi,
-        form=settings.form,
-        directions=settings.directions,
-        heads=job.heads,
-        seed=settings.seed,
-    )
+    method = replace(settings.method, heads=job.heads, seed=settings.seed)
     training: TrainingSettings = replace(settings.coefficients, seed=settings.seed)
     model = job.model()
     watch = Watch(model, job.score, every)

@@ -34,10 +34,12 @@ def vary(
     Args:
         tasks: of the stream.
     """
-    numbers = {n: getattr(chosen, n) for n in ("k", "p", "phi", "rank")}
-    found = replace(settings, **{n: value for n, value in numbers.items() if value is not None})
+    given = {n: getattr(chosen, n) for n in ("k", "p", "phi", "rank")}
+    given = {name: value for name, value in given.items() if value is not None}
+    method = {name: given.pop(name) for name in ("p", "phi") if name in given}
+    found = replace(settings, method=replace(settings.method, **method), **given)
     if chosen.k is None:
-        room = found.initial * settings.rank + max(tasks - found.initial, 0) * found.phi
+        room = found.initial * settings.rank + max(tasks - found.initial, 0) * found.method.phi
         found = replace(found, k=room)
     lora, core = chosen.lora, chosen.core_rate
     if lora is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sharespace.compare import ComparisonSettings
-from sharespace.learn import TrainingSettings
+from sharespace.learn import TaskMethod, TrainingSettings
 
 TARGETS = ("q_proj", "k_proj", "v_proj")
 """Adapted in every layer, as the Lots-of-LoRAs adapters do."""
@@ -147,10 +147,7 @@ def settings(size: Size, seed: int) -> ComparisonSettings:
         rank=RANK,
         lora_alpha=ALPHA,
         k=56,
-        p=12,
-        phi=6,
-        form="core",
-        directions="gradient",
+        method=TaskMethod(p=12, phi=6, form="core", directions="gradient"),
         initial=INITIAL,
         seed=seed,
     )

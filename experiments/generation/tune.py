@@ -41,7 +41,9 @@ def with_trial(numbers: ComparisonSettings, trial: Trial) -> ComparisonSettings:
     if trial.p is None:
         scale = (numbers.lora_alpha or 1) / numbers.rank
         return replace(numbers, lora=training, rank=trial.rank, lora_alpha=scale * trial.rank)
-    return replace(numbers, coefficients=training, p=trial.p, phi=trial.phi)
+    return replace(
+        numbers, coefficients=training, method=replace(numbers.method, p=trial.p, phi=trial.phi)
+    )
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -74,7 +76,7 @@ def percent(ready: Ready, share: Share, task: str, trial: Trial, held_out: int) 
     bench = Workbench(make_jobs(ready, [task], held_out=held_out), numbers)
     if trial.p is None:
         return bench.own_lora(task).score
-    found = learn_in_subspace(bench, share, task, phi=numbers.phi, start="zero")
+    found = learn_in_subspace(bench, share, task)
     score = bench.score(task, found.model)
     release(found.model)
     return score

@@ -86,11 +86,7 @@ def _settings(recipe: Recipe, first: TrainingSettings) -> ComparisonSettings:
         rank=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,
         k=subspace.k,
-        p=subspace.p,
-        phi=subspace.phi,
-        form=subspace.form,
-        directions=subspace.directions,
-        start=subspace.start,
+        method=subspace,
         initial=recipe.initial,
         seed=recipe.seed,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from experiments.images.sets import Source
 
 from sharespace.compare import ComparisonSettings
-from sharespace.learn import TrainingSettings
+from sharespace.learn import TaskMethod, TrainingSettings
 
 ANIMALS = (3, 15, 19, 21, 31, 43, 55, 65, 75, 97)
 """Bear, camel, cattle, chimpanzee, elephant, lion, otter, rabbit, skunk, wolf."""
@@ -162,10 +162,7 @@ def settings(
         rank=RANK,
         lora_alpha=16,
         k=INITIAL * RANK + max(tasks - INITIAL, 0) * chosen.phi,
-        p=chosen.p,
-        phi=chosen.phi,
-        form="core",
-        directions="gradient",
+        method=TaskMethod(p=chosen.p, phi=chosen.phi, form="core", directions="gradient"),
         initial=INITIAL,
         seed=seed,
     )

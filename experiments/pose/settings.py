@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from experiments.pose.model import AngleBins
 from experiments.pose.views import Range
 from sharespace.compare import ComparisonSettings
-from sharespace.learn import TrainingSettings
+from sharespace.learn import TaskMethod, TrainingSettings
 
 ORDERS = {
     "animals-first": (
@@ -101,10 +101,7 @@ def settings(size: Size, seed: int) -> ComparisonSettings:
         rank=8,
         lora_alpha=16,
         k=INITIAL * 8 + 5 * 16,  # room for three LoRAs and five learned categories
-        p=32,
-        phi=16,
-        form="core",
-        directions="gradient",
+        method=TaskMethod(p=32, phi=16, form="core", directions="gradient"),
         initial=INITIAL,
         seed=seed,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sharespace.compare import ComparisonSettings
-from sharespace.learn import TrainingSettings
+from sharespace.learn import TaskMethod, TrainingSettings
 
 ORDERS = {
     "glue-first": ("qnli", "mnli", "boolq", "amazon5", "yelp5", "imdb", "wic"),
@@ -66,10 +66,7 @@ def settings(size: Size, seed: int) -> ComparisonSettings:
         rank=8,
         lora_alpha=16,
         k=48,
-        p=17,
-        phi=6,
-        form="core",
-        directions="gradient",
+        method=TaskMethod(p=17, phi=6, form="core", directions="gradient"),
         initial=3,
         seed=seed,
     )

@@ -21,7 +21,7 @@ from experiments.text_stream.jobs import Base, make_job
 from experiments.text_stream.settings import FULL, ORDERS, settings
 
 from sharespace import Share
-from sharespace.learn import TaskMethod, adapt
+from sharespace.learn import adapt
 from sharespace.tuner import release
 
 TASKS = {"amazon5": "glue-first", "yelp5": "glue-first", "qnli": "reviews-first"}
@@ -86,14 +86,8 @@ def score(
     numbers = settings(FULL, 0)
     job = make_job(base, chosen.data / task, FULL, 0, chosen.cache)
     rate = changed.get("rate", numbers.coefficients.learning_rate)
-    method = TaskMethod(
-        p=changed.get("p", numbers.p),
-        phi=changed.get("phi", numbers.phi),
-        form=changed.get("form", numbers.form),
-        directions=changed.get("directions", numbers.directions),
-        start=changed.get("start", "zero"),
-        heads=job.heads,
-    )
+    own = {name: value for name, value in changed.items() if name != "rate"}
+    method = replace(numbers.method, heads=job.heads, **own)
     training = replace(numbers.coefficients, learning_rate=rate, seed=0)
     learned = adapt(
         job.model(), share, job.data, training, task=task, method=method, setup=job.setup

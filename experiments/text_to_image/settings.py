@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sharespace.compare import ComparisonSettings
-from sharespace.learn import TrainingSettings
+from sharespace.learn import TaskMethod, TrainingSettings
 
 TASKS = ("outlined", "striped", "bold", "embossed", "framed", "blurred", "rotated")
 """Styles, in the order of the stream. The first three come as finished LoRAs, the others are
@@ -102,10 +102,7 @@ def settings(size: Size, seed: int) -> ComparisonSettings:
         rank=8,
         lora_alpha=8,
         k=72,
-        p=24,
-        phi=12,
-        form="core",
-        directions="gradient",
+        method=TaskMethod(p=24, phi=12, form="core", directions="gradient"),
         initial=INITIAL,
         seed=seed,
     )

@@ -35,7 +35,7 @@ from torch import Tensor
 from sharespace import Share
 from sharespace.compare import ComparisonSettings
 from sharespace.formats import read_adapter
-from sharespace.learn import TaskMethod, adapt, fit
+from sharespace.learn import adapt, fit
 
 NOISES = (2, 3)
 """Seeds of the noise; the reported images have 0 and 1."""
@@ -116,7 +116,9 @@ def with_trial(numbers: ComparisonSettings, trial: Trial) -> ComparisonSettings:
     training = replace(numbers.lora, learning_rate=trial.rate, max_steps=trial.steps, seed=0)
     if trial.p is None:
         return replace(numbers, lora=training, rank=trial.rank, lora_alpha=trial.rank)
-    return replace(numbers, coefficients=training, p=trial.p, phi=trial.phi)
+    return replace(
+        numbers, coefficients=training, method=replace(numbers.method, p=trial.p, phi=trial.phi)
+    )
 
 
 def trained_lora(studio: Studio, style: str, numbers: ComparisonSettings) -> tuple[Any, int]:
@@ -133,13 +135,7 @@ def trained_core(
     studio: Studio, share: Share, style: str, numbers: ComparisonSettings
 ) -> tuple[Any, int]:
     """A UNet with the learned update in its weights, likewise."""
-    method = TaskMethod(
-        p=numbers.p,
-        phi=numbers.phi,
-        form=numbers.form,
-        directions=numbers.directions,
-        heads=(),
-    )
+    method = replace(numbers.method, heads=())
     learned = adapt(
         studio.denoiser(),
         share,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sharespace.compare import ComparisonSettings, TaskJob
-from sharespace.learn import TrainingSettings
+from sharespace.learn import TaskMethod, TrainingSettings
 
 SHAPES = {"first": (24, 10), "second": (20, 24)}
 """Adapted modules -> n x d."""
@@ -104,8 +104,7 @@ def settings(**changes: Any) -> ComparisonSettings:
         targets=("first", "second"),
         rank=2,
         k=6,
-        p=4,
-        phi=1,
+        method=TaskMethod(p=4, phi=1),
         initial=2,
         fisher_examples=32,
     )

@@ -252,7 +252,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(OptionError, match="replay"):
         settings(replay=0.0)
     with pytest.raises(OptionError, match="ties"):
-        ComparisonSettings(settings().head, settings().lora, settings().lora, ties="linear")
+        ComparisonSettings(settings().head, settings().lora, settings().lora, ties="linear")  # type: ignore[arg-type]
 
     def other() -> Net:
         made = net(3)

@@ -13,7 +13,7 @@ from experiments.common.runs import write
 from experiments.common.tables import scores
 
 from sharespace.compare import ComparisonSettings
-from sharespace.learn import TrainingSettings
+from sharespace.learn import TaskMethod, TrainingSettings
 from sharespace.stream.measures import ScoreMatrix
 
 TASKS = ("a", "b")
@@ -97,14 +97,14 @@ def options(*arguments: str) -> argparse.Namespace:
 def numbers() -> ComparisonSettings:
     training = TrainingSettings(max_steps=1, learning_rate=1e-3)
     return ComparisonSettings(
-        head=training, lora=training, coefficients=training, k=40, p=16, phi=4
+        head=training, lora=training, coefficients=training, k=40, method=TaskMethod(p=16, phi=4)
     )
 
 
 def test_a_variant_has_room_for_all_tasks() -> None:
     assert variant.vary(numbers(), options(), tasks=7) == numbers(), "24 and four times four"
     found = variant.vary(numbers(), options("--p", "8", "--phi", "2", "--core-rate", "3e-2"), 7)
-    assert (found.p, found.phi, found.k) == (8, 2, 24 + 4 * 2)
+    assert (found.method.p, found.method.phi, found.k) == (8, 2, 24 + 4 * 2)
     assert found.coefficients.learning_rate == 3e-2
     assert found.lora.learning_rate == 1e-3
     assert variant.vary(numbers(), options("--k", "12", "--lora", "1"), 7).k == 12

@@ -1,12 +1,13 @@
-"""What a method is given: tasks with data, models and scores, and the numbers of the training.
+"""What a compared method is given and what it gives back.
 
-What a method gives back: scores, what was trained, what is stored.
+It is given tasks (``TaskJob``: data, model, score) and the numbers of all trainings
+(``ComparisonSettings``), and gives back an ``Outcome``: scores, what was trained, what is stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from torch import nn
 
 from sharespace.compare.comparison import ComparisonRow, Cost
 from sharespace.errors import OptionError
-from sharespace.learn import Setup, TrainingSettings
+from sharespace.learn import Setup, TaskMethod, TrainingSettings
+from sharespace.options import check_options, option
 from sharespace.share import Share
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import Adapter
@@ -25,7 +27,10 @@ class TaskJob:
     """One task: its data, the model that it adapts, and how it is scored.
 
     Whatever the modality: the model takes the examples' fields and returns a loss, as the Trainer
-    wants it. Raises OptionError for an empty name or a rate that is not above 0.
+    wants it.
+
+    Raises:
+        OptionError: the name is empty, or steps or rate are not above 0.
     """
 
     name: str
@@ -38,9 +43,9 @@ class TaskJob:
     """A model in evaluation mode -> percent on held-out examples; higher is better."""
     heads: tuple[str, ...] = ("classifier",)
     """Modules of the model that belong to this task and are trained whole; may be none."""
-    steps: int | None = None
+    steps: int | None = option(None, least=1)
     """Steps of its training; None: those of each ``TrainingSettings``."""
-    rate: float = 1.0
+    rate: float = option(1.0, above=0)
     """Factor on the learning rates of each ``TrainingSettings``."""
     setup: Setup = field(default_factory=Setup)
     """Collator, evaluation data, callbacks and the like."""
@@ -48,7 +53,7 @@ class TaskJob:
     def __post_init__(self) -> None:
         if not self.name:
             raise OptionError("task ''", "a task's name must not be empty", "Give it a name")
-        _require(self.rate > 0, "rate", self.rate, "above 0")
+        check_options(self)
         object.__setattr__(self, "heads", tuple(self.heads))
 
 
@@ -56,76 +61,64 @@ class TaskJob:
 class ComparisonSettings:
     """Numbers that all methods of one comparison have in common.
 
-    Raises OptionError where one is out of range.
+    Raises:
+        OptionError: one is out of range, or a training counts by epochs.
     """
 
-    head: TrainingSettings
-    """Of the head alone, which learns at its ``learning_rate`` (no ``head_learning_rate``)."""
-    lora: TrainingSettings
-    """Of everything that trains LoRA factors: own, joint, sequential, O-LoRA, EWC, replay."""
-    coefficients: TrainingSettings
-    """Of coefficients in the subspace (Share, random basis)."""
-    finetune: TrainingSettings | None = None
-    """Of Share-full's last step: steps and rate are these for every job. None: as
-    ``coefficients``, where a job may have its own."""
-    held_out: float = 0.0
+    head: TrainingSettings = option()
+    """Training of the head alone, at its ``learning_rate`` (without ``head_learning_rate``)."""
+    lora: TrainingSettings = option()
+    """Training of LoRA factors: own, joint, sequential, O-LoRA, EWC, replay."""
+    coefficients: TrainingSettings = option()
+    """Training of coefficients in the subspace (Share, random basis)."""
+    finetune: TrainingSettings | None = option(None)
+    """Share-full's last step: steps and rate are these for every job. None: as ``coefficients``,
+    where a job may have its own."""
+    held_out: float = option(0.0, least=0, below=1)
     """Part of a task's examples that Share-full's last step sets aside; what it trains is kept only
     where it is better on them. 0: always kept."""
-    osf: TrainingSettings | None = None
-    """Of OSF, which trains whole weights and wants a smaller learning rate; None: as ``lora``."""
+    osf: TrainingSettings | None = option(None)
+    """OSF, which trains whole weights and wants a smaller learning rate; None: as ``lora``."""
+    method: TaskMethod = option(TaskMethod(phi=2))
+    """What a task that is learned in the subspace trains; its heads and seed are those of each job
+    and of this comparison."""
     targets: Sequence[str] | str = "all-linear"
     """PEFT's ``target_modules``; heads are left out whatever it says."""
-    rank: int = 8
-    lora_alpha: float | None = None
+    rank: int = option(8, least=1)
+    """r of LoRA."""
+    lora_alpha: float | None = option(None, above=0)
     """None: as the rank (scaling 1)."""
-    dropout: float = 0.0
-    """Of LoRA and of coefficients."""
-    k: int = 32
+    lora_dropout: float = option(0.0, least=0, below=1)
+    """Dropout before LoRA; before coefficients it is ``method.dropout``."""
+    k: int = option(32, least=1)
     """Cap of the subspace's dimension, every module and side."""
-    p: int = 8
-    """Pseudo-rank of tasks learned in the subspace."""
-    phi: int = 2
-    """Temporary directions a side."""
-    start: str = "zero"
-    """Where a task in the subspace starts (``sharespace.learn.TaskMethod``)."""
-    form: Literal["factors", "core"] = "factors"
-    """What a task in the subspace trains (``sharespace.learn.TaskMethod``)."""
-    directions: Literal["random", "gradient"] = "random"
-    """How the directions of the form "core" are chosen."""
-    initial: int = 3
-    """Tasks that Share is built from, by their own LoRAs; the first of the stream."""
-    seed: int = 0
-    """Of everything random; wins over the seeds of each ``TrainingSettings``."""
-    orthogonality: float = 0.5
+    initial: int = option(3, least=1)
+    """Number of tasks that Share is built from, by their own LoRAs; the first of the stream."""
+    seed: int = option(0, least=0)
+    """Seed of everything random; goes before the seeds of the trainings and of ``method``."""
+    orthogonality: float = option(0.5, least=0)
     """O-LoRA's lambda_1."""
-    ewc: float = 1000.0
+    ewc: float = option(1000.0, least=0)
     """EWC's lambda."""
-    fisher_examples: int = 200
+    fisher_examples: int = option(200, least=1)
     """Examples of each task that its Fisher information is taken over."""
-    replay: float = 0.02
+    replay: float = option(0.02, above=0, most=1)
     """Part of every earlier task's examples that experience replay keeps."""
-    arithmetic: float = 0.4
+    arithmetic: float = option(0.4)
     """Task arithmetic's lambda."""
-    density: float = 0.2
+    density: float = option(0.2, above=0, most=1)
     """Part of the entries that TIES keeps."""
-    ties: str = "ties_svd"
+    ties: Literal["ties", "ties_svd"] = option("ties_svd")
     """PEFT's combination: ``"ties_svd"`` (of the updates, cut to the rank) or ``"ties"`` (of the
     factors A and B, each alone: cheap, not what the paper of TIES means)."""
 
     def __post_init__(self) -> None:
+        check_options(self)
         for name in ("head", "lora", "coefficients", "finetune", "osf"):
             training = getattr(self, name)
-            if training is not None:
+            if training is not None and training.max_steps < 1:
                 # Several methods divide the steps among tasks, before any Trainer counts epochs.
-                _require(training.max_steps > 0, f"{name}.max_steps", -1, "given, not by epochs")
-        for name in ("rank", "k", "p", "initial", "fisher_examples"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("phi", "orthogonality", "ewc"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("replay", "density"):
-            _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "in (0, 1]")
-        _require(0 <= self.held_out < 1, "held_out", self.held_out, "in [0, 1)")
-        _require(self.ties in ("ties", "ties_svd"), "ties", self.ties, "'ties' or 'ties_svd'")
+                raise OptionError(f"{name}.max_steps", "counts by epochs", "Give a number of steps")
 
     @property
     def alpha(self) -> float:
@@ -145,10 +138,15 @@ class ComparisonSettings:
             head_learning_rate=None if head is None else head * job.rate,
         )
 
+    def to_record(self) -> dict[str, Any]:
+        """The numbers as JSON values, those of ``method`` beside the others."""
+        record = asdict(self)
+        method = record.pop("method")
+        return {**record, **{n: method[n] for n in _RECORDED}}
 
-def _require(good: bool, name: str, value: object, wanted: str) -> None:
-    if not good:
-        raise OptionError(f"{name}={value!r}", f"it must be {wanted}", "Change it")
+
+_RECORDED = ("p", "phi", "form", "directions", "head_steps", "start", "dropout")
+"""Fields of ``TaskMethod`` in a record: all that no job has for itself."""
 
 
 @dataclass(frozen=True)
@@ -159,17 +157,20 @@ class StoredBytes:
     """
 
     adapters: int = 0
-    """LoRA factors, private factors, changed weights."""
+    """LoRA factors, factors of layers that are stored per task, changed weights."""
     basis: int = 0
     """Bases of the subspace."""
     coefficients: int = 0
+    """Coefficients of all tasks in the subspace."""
     heads: int = 0
+    """Heads of all tasks."""
     state: int = 0
     """What only the learning of further tasks needs (Fisher information, kept examples); not in
     the total."""
 
     @property
     def total(self) -> int:
+        """All of them, ``state`` left out."""
         return self.adapters + self.basis + self.coefficients + self.heads
 
 
@@ -203,7 +204,7 @@ class Outcome:
 
     @property
     def cost(self) -> Cost:
-        """For the table of an experiment."""
+        """What the method takes, for the table of a comparison."""
         numbers = {t: n + self.heads[t] for t, n in self.trainable.items()}
         return Cost(
             trainable=fmean(self.trainable.values()),
@@ -220,7 +221,7 @@ class Outcome:
         seed: int = 0,
         order: str = "",
     ) -> ComparisonRow:
-        """The run as a row of ``evaluate.Comparison``.
+        """The run as a row of ``Comparison``.
 
         Args:
             own: task -> score of own LoRA.
@@ -233,14 +234,13 @@ class Outcome:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """JSON values, without adapters and the Share model."""
-        stored = {name: getattr(self.stored, name) for name in StoredBytes.__dataclass_fields__}
+        """The outcome as JSON values, without adapters and the Share model."""
         return {
             "method": self.method,
             "matrix": self.matrix.to_record(),
             "trainable": dict(self.trainable),
             "heads": dict(self.heads),
-            "stored": {**stored, "total": self.stored.total},
+            "stored": {**asdict(self.stored), "total": self.stored.total},
             "seconds": self.seconds,
             "steps": self.steps,
             "paper_count": self.paper_count,

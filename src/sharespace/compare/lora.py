@@ -29,7 +29,7 @@ def add_lora(model: nn.Module, settings: ComparisonSettings, heads: Sequence[str
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
+        lora_dropout=settings.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         exclude_modules=_pattern(heads),
         modules_to_save=list(heads) or None,

@@ -31,11 +31,13 @@ def random_basis(bench: Workbench) -> Outcome:
     each task stores its own. The basis is counted as stored, though its seed would do.
     """
     share = Share(random_model(bench))
-    phi = bench.settings.phi if bench.settings.form == "core" else 0
+    method = replace(bench.settings.method, start="zero")
+    if method.form == "factors":
+        method = replace(method, phi=0)
     scores, trainable, fits = {}, {}, []
     coefficients = temporary = 0
     for name in bench.tasks:
-        adapted = learn_in_subspace(bench, share, name, phi=phi, start="zero")
+        adapted = learn_in_subspace(bench, share, name, method)
         coefficients += _bytes_of(adapted.model, "_coefficients.")
         temporary += _bytes_of(adapted.model, "_temporary.")
         scores[name] = bench.score(name, adapted.model)

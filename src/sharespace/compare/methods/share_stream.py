@@ -155,7 +155,7 @@ def build_share(bench: Workbench, own: Mapping[str, OwnLora]) -> Share:
 
 
 def learn_in_subspace(
-    bench: Workbench, share: Share, name: str, *, phi: int | None = None, start: str | None = None
+    bench: Workbench, share: Share, name: str, method: TaskMethod | None = None
 ) -> Adapted:
     """A task learned in the subspace; its model is still with it.
 
@@ -163,20 +163,10 @@ def learn_in_subspace(
         bench: the tasks and numbers.
         share: has the subspace; does not change.
         name: of the task.
-        phi: temporary directions a side; None: those of the settings.
-        start: what it is learned from; None: that of the settings.
+        method: what it trains; None: that of the settings.
     """
     job, settings = bench.job(name), bench.settings
-    method = TaskMethod(
-        p=settings.p,
-        phi=settings.phi if phi is None else phi,
-        start=start or settings.start,
-        form=settings.form,
-        directions=settings.directions,
-        heads=job.heads,
-        dropout=settings.dropout,
-        seed=settings.seed,
-    )
+    method = replace(method or settings.method, heads=job.heads, seed=settings.seed)
     training = settings.training(settings.coefficients, job)
     model = bench.fresh(name)
     adapted = adapt(model, share, job.data, training, task=name, method=method, setup=job.setup)
