@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sharespace import Adapter, LayerUpdate, Share
-from sharespace.report import write
+from sharespace.report import write_report
 from sharespace.subspace.adapter import BaseModel, Provenance
 
 SIDE, RANK, COMMON = 48, 4, 3
@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
     for at in range(9, len(made), 5):
         share = share.merge(made[at : at + 5])
         share.save()
-    write(folder / "desks.share", folder / "report.html")
+    write_report(folder / "desks.share", folder / "report.html")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_plan_says_what_a_budget_chose_for_each_update(run: Run, adapters: Path)
     out = " ".join(run("plan", f"{adapters}/*", "--budget", "0.6kB").out.split())
     assert "because they share nothing that pays" in out
     assert f"of {storage['nothing']} nothing is kept" in out
-    assert "the budget chose" not in run("plan", f"{adapters}/*", "--k", 3).out
+    assert "The budget chose" not in run("plan", f"{adapters}/*", "--k", 3).out
 
 
 def test_names_can_be_given(run: Run, adapters: Path, tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_info_says_what_a_budget_chose(run: Run, adapters: Path, tmp_path: Path)
     out = " ".join(run("info", kept).out.split())
     size = found["stored"]["per_task"]["bytes"]
     assert (
-        f"9 updates, as a budget of 600 B chose: 7 stored per task, outside of any ({size} B)"
+        f"9 updates, as a budget of 600 B chose: 7 stored per task, outside of any subspace ({size} B)"
         in out
     )
     assert "2 not kept (0 B)" in out

@@ -38,7 +38,7 @@ def expected() -> dict[str, torch.Tensor]:
 def test_folders_of_peft(to: str, run: Run, share: Path, tmp_path: Path) -> None:
     ran = run("export", share, "ink", tmp_path / "x", "--to", to, "--rank", 9)
     assert ran.code == 0
-    assert ("start the server with --enable-lora --max-lora-rank 16" in ran.out) == (to == "vllm")
+    assert ("Start the server with --enable-lora --max-lora-rank 16" in ran.out) == (to == "vllm")
     found = read_adapter(tmp_path / "x")
     assert set(found.ranks.values()) == {9}
     for module, update in expected().items():

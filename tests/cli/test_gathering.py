@@ -26,8 +26,7 @@ def test_hand_in_and_gather(run: Run, share: Path, adapters: Path, tmp_path: Pat
     inbox = tmp_path / "inbox"
     said = run("submit", adapters / "rte", inbox)
     assert said.code == 0
-    assert "rte: " in said.out
-    assert "plain factors" in said.out
+    assert said.out.startswith("Handed in rte as plain factors (")
     sent = run("submit", adapters / "mrpc", inbox, "--task", "paraphrase", "--json").json
     assert (sent["task"], sent["version"]) == ("paraphrase", None)
     found = run("gather", share, inbox, "--json").json
@@ -55,7 +54,7 @@ def test_a_bad_one_is_named_and_does_not_fail_the_command(
         run("submit", path, inbox)
     said = run("gather", share, inbox)
     assert said.code == 0
-    assert "version 2: merged 1 task (rte); quarantined 1" in said.out
+    assert "Version 2: merged 1 task (rte), quarantined 1." in said.out
     assert "another/base" in said.err
     (reason,) = (inbox / "quarantine").glob("*.json")
     assert json.loads(reason.read_bytes())["task"] == "other"
@@ -94,8 +93,8 @@ def test_push_brings_new_versions_once(
     (tmp_path / "cache").mkdir()
     hub = FakeHub(tmp_path / "cache")
     monkeypatch.setattr("sharespace.gather.hub_store.HfApi", lambda: hub)
-    assert run("push", share, REPO).out == f"{REPO}: commit\n"
-    assert run("push", share, REPO).out == f"{REPO}: up to date\n"
+    assert run("push", share, REPO).out == f"Pushed to {REPO}: commit\n"
+    assert run("push", share, REPO).out == f"{REPO} is up to date.\n"
     assert run("push", share, REPO, "--json").json == {"repository": REPO, "url": None}
     run("merge", share, adapters / "rte")
     found = run("push", share, REPO, "--pull-request", "--json").json
@@ -137,8 +136,8 @@ def test_pull_makes_a_copy_and_brings_it_forwards(
     monkeypatch.setattr("sharespace.gather.hub_store.download_store", snapshot)
     run("push", share, REPO)
     copy = tmp_path / "copy.share"
-    assert run("pull", REPO, copy).out == f"{copy} version 1: 1 task\n"
-    assert run("pull", REPO, copy).out == f"{copy}: up to date\n"
+    assert run("pull", REPO, copy).out == f"{copy} is at version 1 now: 1 task.\n"
+    assert run("pull", REPO, copy).out == f"{copy} is up to date.\n"
     run("merge", share, adapters / "rte")
     run("push", share, REPO)
     assert run("pull", REPO, copy, "--json").json == {"version": 2}

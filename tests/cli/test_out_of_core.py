@@ -18,11 +18,11 @@ def test_init_add_and_info_say_what_was_built_out_of_core(
     out = tmp_path / "s"
     built = run("init", out, adapters / "sst2", adapters / "rte", "--k", 2, "--memory", "100B")
     assert built.code == 0
-    assert "out of core: 3 of 3 layers" in built.out
+    assert "3 of 3 layers were built out of core" in built.out
     added = run("merge", out, adapters / "mrpc", "--memory", "1B")
     assert added.code == 0
-    assert "out of core: 3 of 3 layers" in added.out
-    assert "out of core: 3 of 3 layers" in run("info", out).out
+    assert "3 of 3 layers were built out of core" in added.out
+    assert "3 of 3 layers were built out of core" in run("info", out).out
     layers = run("info", out, "--json").json["layers"]
     assert all(layer["out_of_core"] for layer in layers.values())
     assert run("verify", out).code == 0

@@ -22,7 +22,7 @@ def test_it_writes_a_page_and_says_what_it_warns_of(run: Run, share: Path, tmp_p
     out = tmp_path / "r.html"
     said = run("report", share, "-o", out)
     assert said.code == 0
-    assert "report of version 1" in said.out
+    assert "the report of version 1" in said.out
     assert "The cap is reached" in said.out
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
 

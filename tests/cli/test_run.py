@@ -33,7 +33,16 @@ def test_a_stream_for_people_and_again_as_json(run: Run, folder: Path) -> None:
         assert word in said.out
     assert "legal: no training data was at hand: the router sends nothing to it" in said.out
     assert "router saved: 3 tasks" in said.err
-    for word in ("colour", "legal", "size", "mood", "accuracy", "acc ", "bwt 0.00", "version 4"):
+    for word in (
+        "colour",
+        "legal",
+        "size",
+        "mood",
+        "accuracy",
+        "acc ",
+        "bwt 0.00",
+        "out.share, version 4",
+    ):
         assert word in said.out
     assert "mood: committed as version 4" in said.err
     again = run("run", recipe, "--json")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sharespace.cli.options import adapter_paths, size_in_bytes
+from sharespace.cli.arguments import adapter_paths, size_in_bytes
 from sharespace.errors import OptionError, TaskExistsError
 
 

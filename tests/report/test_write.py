@@ -9,7 +9,7 @@ import pytest
 
 from report.samples import two_steps
 from sharespace.errors import MissingExtraError, OptionError, StoreNotFoundError
-from sharespace.report import write
+from sharespace.report import write_report
 
 
 @pytest.fixture
@@ -19,23 +19,23 @@ def share(tmp_path: Path) -> Path:
 
 def test_it_is_written_once(share: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.html"
-    written = write(share, out)
+    written = write_report(share, out)
     assert written.bytes == out.stat().st_size
     assert written.version == 2
     before = out.read_bytes()
     with pytest.raises(OptionError, match="there already"):
-        write(share, out, version=1)
+        write_report(share, out, version=1)
     assert out.read_bytes() == before
-    assert write(share, out, version=1, overwrite=True).version == 1
+    assert write_report(share, out, version=1, overwrite=True).version == 1
     assert out.read_bytes() != before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.html", "s"]
 
 
 def test_places_that_take_no_file(share: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="directory"):
-        write(share, tmp_path, overwrite=True)
+        write_report(share, tmp_path, overwrite=True)
     with pytest.raises(OptionError, match="not there"):
-        write(share, tmp_path / "no" / "r.html")
+        write_report(share, tmp_path / "no" / "r.html")
 
 
 def test_a_failed_write_leaves_nothing(
@@ -46,13 +46,13 @@ def test_a_failed_write_leaves_nothing(
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OptionError, match="No space left"):
-        write(share, tmp_path / "r.html")
+        write_report(share, tmp_path / "r.html")
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
 def test_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError):
-        write(tmp_path / "nothing", tmp_path / "r.html")
+        write_report(tmp_path / "nothing", tmp_path / "r.html")
     assert not list(tmp_path.iterdir())
 
 
@@ -61,5 +61,5 @@ def test_without_the_extra_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "scipy.cluster.hierarchy", None)
     with pytest.raises(MissingExtraError, match=r"sharespace\[report\]"):
-        write(share, tmp_path / "r.html")
+        write_report(share, tmp_path / "r.html")
     assert [p.name for p in tmp_path.iterdir()] == ["s"]

@@ -1,27 +1,18 @@
-"""All commands. Heavy imports are inside them, so that ``--help`` is instant.
-
-The command ``export``.
-
-The command ``report``.
-
-The commands ``demo`` and ``run``: a whole stream of tasks.
-
-The command ``serve``.
-"""
+"""All commands. Heavy imports are inside them, so that ``--help`` does not wait for torch."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from threading import Event
+from types import FrameType
+from typing import Annotated
 
 import typer
 
-from sharespace.cli import options as o
-from sharespace.cli.gathering import gather, pull, push, submit
-
-if TYPE_CHECKING:
-    from sharespace.share import Share
-
+from sharespace.cli import arguments as a
 
 app = typer.Typer(
     name="sharespace",
@@ -43,70 +34,49 @@ def _main(
         raise typer.Exit
 
 
-def _build_options(
-    method: o.Method,
-    centred: bool,
-    k: int | None,
-    variance: float | None,
-    error: float | None,
-    budget: str | None,
-    p: int | None,
-    base: str | None,
-    dtype: str | None,
-    device: str,
-    seed: int,
-) -> dict[str, Any]:
-    """The keyword arguments of ``Share.from_adapters``."""
-    from sharespace.cli.options import optional_size
-
-    return {
-        "method": method,
-        "centred": centred,
-        "k": k,
-        "variance": variance,
-        "error": error,
-        "budget": optional_size(budget),
-        "p": p,
-        "base": base,
-        "dtype": dtype,
-        "device": device,
-        "seed": seed,
-    }
-
-
 @app.command()
 def init(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the Share model goes.")],
-    adapters: o.Adapters,
-    method: o.MethodOption = "joint",
-    centred: o.Centred = False,
-    k: o.K = None,
-    variance: o.Variance = None,
-    error: o.Error = None,
-    budget: o.Budget = None,
-    p: o.PseudoRank = None,
-    base: o.Base = None,
-    dtype: o.DType = None,
-    device: o.Device = "cpu",
-    seed: o.Seed = 0,
-    workers: o.Workers = None,
-    memory: o.Memory = None,
-    as_json: o.AsJson = False,
+    adapters: a.AdapterArguments,
+    method: a.MethodOption = "joint",
+    centred: a.CentredFlag = False,
+    k: a.KOption = None,
+    variance: a.VarianceOption = None,
+    error: a.ErrorOption = None,
+    budget: a.BudgetOption = None,
+    p: a.PseudoRankOption = None,
+    base: a.BaseOption = None,
+    dtype: a.DTypeOption = None,
+    device: a.DeviceOption = "cpu",
+    seed: a.SeedOption = 0,
+    workers: a.WorkersOption = None,
+    memory: a.MemoryOption = None,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """Build a Share model from LoRA adapters and say what it keeps of each."""
     from sharespace.cli import output
-    from sharespace.cli.options import adapter_paths, executor, layers, optional_size
     from sharespace.share import Share
     from sharespace.store import refuse_existing
 
     refuse_existing(out)
-    arguments = _build_options(
-        method, centred, k, variance, error, budget, p, base, dtype, device, seed
-    )
-    arguments["memory"] = optional_size(memory)
-    with executor(workers) as where, layers("building") as progress:
+    paths = a.adapter_paths(adapters)
+    with a.layer_executor(workers) as executor, a.layer_progress("building") as progress:
         share = Share.from_adapters(
-            adapter_paths(adapters), progress=progress, executor=where, **arguments
+            paths,
+            method=method,  # type: ignore[arg-type]  # BuildSettings refuses other names
+            centred=centred,
+            k=k,
+            variance=variance,
+            error=error,
+            budget=a.optional_size(budget),
+            p=p,
+            base=base,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+            progress=progress,
+            executor=executor,
+            memory=a.optional_size(memory),
         )
     share.save(out)
     output.built(share, out, as_json)
@@ -114,57 +84,74 @@ def init(
 
 @app.command()
 def plan(
-    adapters: o.Adapters,
-    method: o.MethodOption = "joint",
-    centred: o.Centred = False,
-    k: o.K = None,
-    variance: o.Variance = None,
-    error: o.Error = None,
-    budget: o.Budget = None,
-    p: o.PseudoRank = None,
-    base: o.Base = None,
-    dtype: o.DType = None,
-    device: o.Device = "cpu",
-    seed: o.Seed = 0,
-    as_json: o.AsJson = False,
+    adapters: a.AdapterArguments,
+    method: a.MethodOption = "joint",
+    centred: a.CentredFlag = False,
+    k: a.KOption = None,
+    variance: a.VarianceOption = None,
+    error: a.ErrorOption = None,
+    budget: a.BudgetOption = None,
+    p: a.PseudoRankOption = None,
+    base: a.BaseOption = None,
+    dtype: a.DTypeOption = None,
+    device: a.DeviceOption = "cpu",
+    seed: a.SeedOption = 0,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """Say what init would give, and whether it is worth it; nothing is written."""
     from sharespace.cli import output
-    from sharespace.cli.options import adapter_paths, layers
     from sharespace.share import Share
 
-    arguments = _build_options(
-        method, centred, k, variance, error, budget, p, base, dtype, device, seed
-    )
-    with layers("planning") as progress:
-        found = Share.plan(adapter_paths(adapters), progress=progress, **arguments)
-    output.plan(found, as_json)
+    with a.layer_progress("planning") as progress:
+        worth = Share.plan(
+            a.adapter_paths(adapters),
+            method=method,
+            centred=centred,
+            k=k,
+            variance=variance,
+            error=error,
+            budget=a.optional_size(budget),
+            p=p,
+            base=base,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
+    output.plan(worth, as_json)
 
 
 @app.command()
 def merge(
-    share: o.SharePath,
-    adapters: o.Adapters,
-    cap: o.Cap = None,
-    base: o.Base = None,
-    device: o.Device = "cpu",
-    workers: o.Workers = None,
-    memory: o.Memory = None,
-    as_json: o.AsJson = False,
+    share: a.ShareArgument,
+    adapters: a.AdapterArguments,
+    cap: a.CapOption = None,
+    base: a.BaseOption = None,
+    device: a.DeviceOption = "cpu",
+    workers: a.WorkersOption = None,
+    memory: a.MemoryOption = None,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """Merge adapters into a Share model; the old adapters are not needed."""
     from sharespace.cli import output
-    from sharespace.cli.options import adapter_paths, executor, layers, optional_size
+    from sharespace.share import Share
 
-    before, new, room = _load(share), adapter_paths(adapters), optional_size(memory)
-    with executor(workers) as where, layers("merging") as progress:
+    before, paths = Share.load(share), a.adapter_paths(adapters)
+    with a.layer_executor(workers) as executor, a.layer_progress("merging") as progress:
         after = before.merge(
-            new, cap=cap, base=base, device=device, progress=progress, executor=where, memory=room
+            paths,
+            cap=cap,
+            base=base,
+            device=device,
+            progress=progress,
+            executor=executor,
+            memory=a.optional_size(memory),
         )
     after.save()
     output.merged(before, after, share, as_json)
 
 
+# The verb's name before `merge`; scripts go on working, and `--help` does not list it.
 app.command("add", hidden=True)(merge)
 
 
@@ -174,59 +161,60 @@ def union(
     shares: Annotated[
         list[Path], typer.Argument(metavar="SHARE SHARE...", help="Share models of one base.")
     ],
-    cap: o.Cap = None,
-    as_json: o.AsJson = False,
+    cap: a.CapOption = None,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """Put the tasks of several Share models of one base into one."""
     from sharespace.cli import output
     from sharespace.errors import OptionError
+    from sharespace.share import Share
     from sharespace.store import refuse_existing
 
     if len(shares) < 2:
         raise OptionError("union", f"got {len(shares)} Share model", "Name at least two")
     refuse_existing(out)
-    result = _load(shares[0])
-    for other in shares[1:]:
-        result = result.union(_load(other), cap=cap)
-    result.save(out)
-    output.built(result, out, as_json)
+    joined = Share.load(shares[0])
+    for path in shares[1:]:
+        joined = joined.union(Share.load(path), cap=cap)
+    joined.save(out)
+    output.built(joined, out, as_json)
 
 
 @app.command()
 def remove(
-    share: o.SharePath,
+    share: a.ShareArgument,
     tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Names of tasks.")],
-    as_json: o.AsJson = False,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """Remove tasks; the others stay as they are, bit for bit."""
     from sharespace.cli import output
     from sharespace.store import remove as remove_tasks
 
-    output.changed(remove_tasks(share, tasks), f"removed {', '.join(tasks)}", as_json)
+    output.changed(remove_tasks(share, tasks), f"Removed {', '.join(tasks)}", as_json)
 
 
 @app.command()
 def rename(
-    share: o.SharePath,
+    share: a.ShareArgument,
     old: Annotated[str, typer.Argument(metavar="OLD")],
     new: Annotated[str, typer.Argument(metavar="NEW")],
-    as_json: o.AsJson = False,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """Give a task another name."""
     from sharespace.cli import output
     from sharespace.store import rename as rename_task
 
-    output.changed(rename_task(share, old, new), f"renamed {old} to {new}", as_json)
+    output.changed(rename_task(share, old, new), f"Renamed {old} to {new}", as_json)
 
 
 @app.command()
 def info(
-    share: o.SharePath,
+    share: a.ShareArgument,
     version: Annotated[int | None, typer.Option(help="An earlier version.")] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="How the updates of each layer are stored, too.")
     ] = False,
-    as_json: o.AsJson = False,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """What is in a Share model."""
     from sharespace.cli import output
@@ -237,8 +225,8 @@ def info(
 
 @app.command()
 def fidelity(
-    share: o.SharePath,
-    more: Annotated[list[str] | None, typer.Argument(metavar="ADAPTER...", hidden=True)] = None,
+    share: a.ShareArgument,
+    further: Annotated[list[str] | None, typer.Argument(metavar="ADAPTER...", hidden=True)] = None,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -250,25 +238,27 @@ def fidelity(
         typer.Option("--baselines", help="With --against: mean adapter, random basis, own SVD."),
     ] = False,
     version: Annotated[int | None, typer.Option(help="An earlier version.")] = None,
-    as_json: o.AsJson = False,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """How well every task is kept: errors, bounds, bytes."""
     from sharespace.cli import output
-    from sharespace.cli.options import adapter_paths
     from sharespace.errors import OptionError
+    from sharespace.share import Share
 
-    originals = adapter_paths([*(against or []), *(more or [])])
+    # An option takes one value, so a shell's glob after --against ends in the hidden argument.
+    originals = a.adapter_paths([*(against or []), *(further or [])])
     if with_baselines and not originals:
         raise OptionError(
             "--baselines", "they need the original adapters", "Add --against ADAPTER..."
         )
-    loaded = _load(share, version)
+    loaded = Share.load(share, version)
     baselines = loaded.baselines(originals) if with_baselines else None
     output.fidelity(loaded.fidelity(originals), baselines, as_json)
 
 
+@app.command()
 def export(
-    share: o.SharePath,
+    share: a.ShareArgument,
     task: Annotated[str, typer.Argument(metavar="TASK")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
     to: Annotated[str, typer.Option(help="peft, diffusers, kohya, vllm, sglang or gguf.")] = "peft",
@@ -285,7 +275,7 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
     version: Annotated[int | None, typer.Option(help="From an earlier version.")] = None,
-    as_json: o.AsJson = False,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """Write a task as plain LoRA: for PEFT, diffusers, web UIs, vLLM, SGLang or llama.cpp."""
     from sharespace.cli import output
@@ -304,27 +294,24 @@ def export(
     output.exported(task, written, server_options(to, written), as_json)
 
 
-app.command()(export)
-
-
 @app.command()
 def verify(
-    share: o.SharePath,
+    share: a.ShareArgument,
     every: Annotated[bool, typer.Option("--all", help="All versions, not only the last.")] = False,
-    as_json: o.AsJson = False,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """Check every file's hash, shape and values; exit code 2 where something is damaged."""
     from sharespace.cli import EXIT_BAD_INPUT, output
-    from sharespace.store import verify as check
+    from sharespace.store import verify as verify_store
 
-    report = check(share, all_versions=every)
-    output.report(report, as_json)
-    if not report.ok:
+    found = verify_store(share, all_versions=every)
+    output.verified(found, as_json)
+    if not found.ok:
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
 @app.command()
-def history(share: o.SharePath, as_json: o.AsJson = False) -> None:
+def history(share: a.ShareArgument, as_json: a.JsonFlag = False) -> None:
     """The versions of a Share model."""
     from sharespace.cli import output
     from sharespace.store import history as read_history
@@ -334,9 +321,9 @@ def history(share: o.SharePath, as_json: o.AsJson = False) -> None:
 
 @app.command()
 def prune(
-    share: o.SharePath,
+    share: a.ShareArgument,
     keep: Annotated[int, typer.Option("--keep", help="How many of the last versions stay.")],
-    as_json: o.AsJson = False,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """Remove all but the last versions, and the files that only they need, for good."""
     from sharespace.cli import output
@@ -347,9 +334,9 @@ def prune(
 
 @app.command()
 def rollback(
-    share: o.SharePath,
+    share: a.ShareArgument,
     version: Annotated[int, typer.Argument(metavar="VERSION", help="See history.")],
-    as_json: o.AsJson = False,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """Make an earlier version the current one; the history stays."""
     from sharespace.cli import output
@@ -358,34 +345,33 @@ def rollback(
     output.rolled_back(go_back(share, version), version, as_json)
 
 
+@app.command()
 def report(
-    share: o.SharePath,
+    share: a.ShareArgument,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="Where the page goes.")
     ] = Path("report.html"),
     version: Annotated[int | None, typer.Option(help="Of an earlier version.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
     show: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
-    as_json: o.AsJson = False,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """One HTML page of it all: what is kept, similarity, sizes, history, warnings."""
     from sharespace.cli import output
-    from sharespace.report import write
+    from sharespace.report import write_report
 
-    written = write(share, out, version=version, overwrite=overwrite)
-    output.page(written, as_json)
+    written = write_report(share, out, version=version, overwrite=overwrite)
+    output.reported(written, as_json)
     if show:
         typer.launch(str(out.absolute()))
 
 
-app.command()(report)
-
-
+@app.command()
 def demo(
     out: Annotated[Path, typer.Argument(metavar="[OUT]", help="Where results go.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Of data, training and subspace.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny version.")] = False,
-    as_json: o.AsJson = False,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """The whole method on real data in two minutes: handwritten digits and a small ViT."""
     from sharespace.cli import output
@@ -395,25 +381,20 @@ def demo(
     output.demo(result, out, as_json)
 
 
-app.command()(demo)
-
-
+@app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see Recipe.")],
-    as_json: o.AsJson = False,
+    as_json: a.JsonFlag = False,
 ) -> None:
     """Learn a stream of tasks from a recipe; run it again to go on where it was stopped."""
     from sharespace.cli import output
-    from sharespace.cli.options import on_terminal
     from sharespace.stream import run as run_stream
 
     tell = None if as_json else output.stream_progress
-    output.stream(run_stream(recipe, observe=tell, bars=on_terminal() and not as_json), as_json)
+    output.stream(run_stream(recipe, observe=tell, bars=a.on_terminal() and not as_json), as_json)
 
 
-app.command()(run)
-
-
+@app.command()
 def serve(
     share: Annotated[Path, typer.Argument(metavar="SHARE", help="A stored Share model.")],
     base: Annotated[
@@ -449,29 +430,114 @@ def serve(
     """Serve the base model and every task over HTTP, as OpenAI's API has it."""
     from sharespace.extras import require
 
-    ours = require("sharespace.serve.process", "serve")
-    rules = ours.Rules(seconds=seconds, body=body, api_key=api_key, admin_token=admin_token)
-    limits = ours.Limits(batch=batch, queue=queue)
-    options = ours.Options(base, name, host, port, dtype, slots, limits, rules, drain, device)
-    ours.serve(share, options)
+    process = require("sharespace.serve.process", "serve")
+    rules = process.Rules(seconds=seconds, body=body, api_key=api_key, admin_token=admin_token)
+    limits = process.Limits(batch=batch, queue=queue)
+    options = process.Options(base, name, host, port, dtype, slots, limits, rules, drain, device)
+    process.serve(share, options)
 
 
-app.command()(serve)
+@app.command()
+def submit(
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="What save_pretrained wrote.")],
+    inbox: a.InboxArgument,
+    task: Annotated[
+        str | None, typer.Option(help="Its name; default that of the ShareConfig, or the folder's.")
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Whole factors: larger, independent of the history.")
+    ] = False,
+    pull_request: Annotated[
+        bool, typer.Option("--pull-request", help="INBOX hf://USER/REPO/FOLDER: propose it there.")
+    ] = False,
+    as_json: a.JsonFlag = False,
+) -> None:
+    """Hand in a trained task as one small file, for gather to merge."""
+    from sharespace.cli import output
+    from sharespace.gather import submit as submit_adapter
+
+    submission = submit_adapter(adapter, inbox, task=task, plain=plain, pull_request=pull_request)
+    output.submitted(submission, as_json)
 
 
-app.command()(submit)
+@app.command()
+def gather(
+    share: a.ShareArgument,
+    inbox: a.InboxArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until SIGINT or SIGTERM.")] = False,
+    interval: Annotated[
+        float, typer.Option(help="With --watch: seconds between two looks.")
+    ] = 10.0,
+    batch: Annotated[int, typer.Option(help="Contributions that one version takes in.")] = 32,
+    on_conflict: a.ConflictOption = "refuse",
+    device: a.DeviceOption = "cpu",
+    as_json: a.JsonFlag = False,
+) -> None:
+    """Merge what was handed in, each contribution once; bad ones are set aside with a reason."""
+    from sharespace.cli import output
+    from sharespace.gather import Gatherer, GatherSettings, open_inbox
+    from sharespace.gather import watch as watch_inbox
+
+    settings = GatherSettings(batch, on_conflict, device=device)
+    gatherer = Gatherer(share, open_inbox(inbox), settings)
+    if not watch:
+        outcome = gatherer.run(None if as_json else output.gathered_batch)
+        output.gathered(outcome, inbox, as_json)
+        return
+    observe = output.watched_record if as_json else output.watched_batch
+    with _stopped_by_signals() as stop:
+        watch_inbox(gatherer, stop, interval=interval, observe=observe, failed=output.watch_failed)
 
 
-app.command()(gather)
+@contextmanager
+def _stopped_by_signals() -> Iterator[Event]:
+    """An event that SIGINT and SIGTERM set; a second signal acts as it always does."""
+    stop = Event()
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        # The batch that was begun is brought to its end; who cannot wait signals again.
+        signal.signal(number, before[signal.Signals(number)])
+
+    for one in before:
+        signal.signal(one, handle)
+    try:
+        yield stop
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
-app.command()(push)
+@app.command()
+def push(
+    share: a.ShareArgument,
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="USER/REPO on the Hugging Face Hub; it exists.")
+    ],
+    pull_request: Annotated[
+        bool, typer.Option("--pull-request", help="Propose it, instead of committing.")
+    ] = False,
+    as_json: a.JsonFlag = False,
+) -> None:
+    """Bring a Share model's new versions to the Hub, in one commit."""
+    from sharespace.cli import output
+    from sharespace.gather import push as push_versions
+
+    url = push_versions(share, repository, pull_request=pull_request)
+    output.pushed(repository, url, as_json)
 
 
-app.command()(pull)
+@app.command()
+def pull(
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="USER/REPO[@REVISION] on the Hugging Face Hub.")
+    ],
+    share: Annotated[Path, typer.Argument(metavar="SHARE", help="A copy of it, or a new path.")],
+    as_json: a.JsonFlag = False,
+) -> None:
+    """Bring a copy of a Share model to the version on the Hub, or make one."""
+    from sharespace.cli import output
+    from sharespace.gather import pull as pull_versions
 
-
-def _load(path: Path, version: int | None = None) -> Share:
-    from sharespace.share import Share
-
-    return Share.load(path, version)
+    output.pulled(share, pull_versions(repository, share), as_json)

@@ -1,13 +1,18 @@
-"""Print results: tables for people, JSON for programs."""
+"""What the commands print: sentences and tables for people, or the records of ``json_records``.
+
+One function a result, in the order of the commands; each takes ``as_json``.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,250 +21,223 @@ from rich.table import Table
 from sharespace.cli import json_records
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
-from sharespace.subspace import fidelity as _fidelity
+from sharespace.store.layout import LayerEntry
+from sharespace.subspace.fidelity import Fidelity, ModelStorage, StorageTally, UpdateTally
 from sharespace.subspace.plan import Baselines, BuildPlan, StorageSummary
 from sharespace.words import count, human, percent
 
 if TYPE_CHECKING:
     from sharespace.demo import DemoResult
-    from sharespace.report import Written
-    from sharespace.stream import Event, StreamResult
-    from sharespace.subspace.fidelity import ModelStorage
+    from sharespace.errors import SharespaceError
+    from sharespace.gather import Gathered, Refusal, Submission
+    from sharespace.report import WrittenReport
+    from sharespace.stream import Event, RouterResult, StreamResult
 
 _console = Console(highlight=False)
 
-
-def _json(record: Mapping[str, Any]) -> None:
-    print(json.dumps(record, indent=2, allow_nan=False))
-
-
-def _say(text: str) -> None:
-    _console.print(text, soft_wrap=True)
+_STORAGE_KINDS = {
+    "whole": ("all of k", "in all directions of their subspace"),
+    "leading": ("leading", "in its leading directions only"),
+    "per_task": ("per task", "stored per task, outside of any subspace"),
+    "nothing": ("not kept", "not kept"),
+}
+"""How an update may be stored -> head of its column, and words for it."""
 
 
 def built(share: Share, path: Path, as_json: bool) -> None:
     if as_json:
         return _json(json_records.built_record(share, str(path)))
-    _say(f"[bold]{escape(str(path))}[/]: {escape(repr(share))}")
-    _out_of_core(layer.streamed for layer in share.model.layers.values())
-    found = share.fidelity()
-    _fidelity_table(found)
-    return _sizes(json_records.bytes_record(found.bytes))
+    model = share.model
+    _say(
+        f"Built [bold]{escape(str(path))}[/]: {count(len(model.tasks), 'task')} in "
+        f"{count(len(model.layers), 'layer')} of {_base(model.base.id)}, "
+        f"{_k_span(layer.k for layer in model.layers.values())}, method {model.settings.method}."
+    )
+    _out_of_core(layer.streamed for layer in model.layers.values())
+    return _kept(share.fidelity())
 
 
 def merged(before: Share, after: Share, path: Path, as_json: bool) -> None:
-    new = [n for n in after.tasks if n not in before.tasks]
-    found = after.fidelity()
-    grown = {
-        m: (before.model.layers[m].k if m in before.model.layers else (0, 0), layer.k)
-        for m, layer in after.model.layers.items()
+    added = [name for name in after.tasks if name not in before.tasks]
+    k_before = {
+        module: before.model.layers[module].k if module in before.model.layers else (0, 0)
+        for module in after.model.layers
     }
     if as_json:
         record = json_records.built_record(after, str(path))
-        return _json(
-            {**record, "added": new, "k_before": {m: list(k[0]) for m, k in grown.items()}}
-        )
+        k_record = {module: list(k) for module, k in k_before.items()}
+        return _json({**record, "added": added, "k_before": k_record})
+    layers = after.model.layers
+    grown = sum(layers[module].k != k for module, k in k_before.items())
+    largest = max((max(layer.k) for layer in layers.values()), default=0)
+    growth = f"{grown} of {count(len(layers), 'layer')} grew; the largest k is {largest}"
     _say(
-        f"[bold]{escape(str(path))}[/] version {after.version}: added {_names(new)}; "
-        f"{count(len(after.tasks), 'task')}; {_growth(grown)}"
+        f"Merged {_names(added)} into [bold]{escape(str(path))}[/]: version {after.version} has "
+        f"{count(len(after.tasks), 'task')}. {growth}{' (--cap N limits it)' if grown else ''}."
     )
-    _out_of_core(after.model.layers[m].streamed for m in grown)
-    _fidelity_table(found)
-    return _sizes(json_records.bytes_record(found.bytes))
-
-
-def _out_of_core(layers: Iterable[bool]) -> None:
-    """Which layers took in adapters that did not fit in memory together; nothing where none did."""
-    found = list(layers)
-    if any(found):
-        _say(f"out of core: {sum(found)} of {count(len(found), 'layer')}")
-
-
-def _growth(k: Mapping[str, tuple[tuple[int, int], tuple[int, int]]]) -> str:
-    """What a merge did to the subspaces."""
-    grown = sum(old != now for old, now in k.values())
-    largest = max((max(now) for _, now in k.values()), default=0)
-    text = f"{grown} of {count(len(k), 'layer')} grew (largest k {largest})"
-    return f"{text}; --cap N caps it" if grown else text
+    _out_of_core(layer.streamed for layer in layers.values())
+    return _kept(after.fidelity())
 
 
 def changed(version: Version, what: str, as_json: bool) -> None:
     if as_json:
         return _json(json_records.version_record(version))
-    return _say(f"version {version.number}: {escape(what)}; {count(version.task_count, 'task')}")
+    return _say(
+        f"{escape(what)}: version {version.number} has {count(version.task_count, 'task')}."
+    )
 
 
-def plan(found: BuildPlan, as_json: bool) -> None:
+def plan(worth: BuildPlan, as_json: bool) -> None:
     if as_json:
-        return _json(json_records.plan_record(found))
-    colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[found.verdict]
-    _fidelity_table(found.fidelity, found.baselines)
-    _sizes(json_records.bytes_record(found.fidelity.bytes))
-    paper = found.paper_count
-    _say(f"the paper's count (coefficients only): {paper.parameters:,} = {human(paper.nbytes)}")
-    when = f"{count(found.break_even, 'adapter')} like these" if found.break_even else "never"
-    _say(f"break-even: {when}; layers stored per task: {found.per_task_modules}")
-    if found.budget is not None:
-        _say(_storage(found.storage))
-    return _say(f"[bold {colour}]{found.verdict}[/]: {escape(found.reason)}")
+        return _json(json_records.plan_record(worth))
+    _kept(worth.fidelity, worth.baselines)
+    paper = worth.paper_count
+    _say(
+        f"Coefficients only (as the paper counts): {count(paper.parameters, 'number')}, "
+        f"{human(paper.nbytes)}."
+    )
+    if worth.break_even:
+        adapters = count(worth.break_even, "adapter")
+        _say(f"The Share model is the smaller one from {adapters} like these on.")
+    else:
+        _say("The Share model is not the smaller one, however many adapters like these there are.")
+    if worth.per_task_modules:
+        _say(f"{count(worth.per_task_modules, 'layer')} would be stored per task.")
+    if worth.budget is not None:
+        _say(_budget_choice(worth.storage))
+    colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[worth.verdict]
+    return _say(f"Verdict: [bold {colour}]{worth.verdict}[/], because {escape(worth.reason)}.")
 
 
-def _storage(found: StorageSummary) -> str:
-    """What a byte budget chose, and why."""
-    inside = found.updates - found.per_task - found.nothing
-    low, high = found.ranks
-    text = f"the budget chose a rank for each of {count(found.updates, 'update')} ({low} to {high})"
+def _budget_choice(storage: StorageSummary) -> str:
+    """How a byte budget stores the updates, and why."""
+    inside = storage.updates - storage.per_task - storage.nothing
+    low, high = storage.ranks
+    updates = count(storage.updates, "update")
+    text = f"The budget chose a rank for each of {updates} ({low} to {high})"
     if inside:
         text += f"; {inside:,} share directions"
-    if found.leading:
-        text += f" ({found.leading:,} of them only the leading ones, all that pays)"
-    if found.per_task:
-        text += f"; {found.per_task:,} are stored per task, because they share nothing that pays"
-    if found.wholly_per_task:
-        text += f" ({count(found.wholly_per_task, 'task')} wholly)"
-    if found.grouped_modules:
-        text += f"; in {count(found.grouped_modules, 'module')} groups of tasks have subspaces of "
-        text += f"their own (up to {found.subspaces})"
-    if found.nothing:
-        text += f"; of {found.nothing:,} nothing is kept"
-    return text
+    if storage.leading:
+        text += f" ({storage.leading:,} of them only the leading ones, all that pays)"
+    if storage.per_task:
+        text += f"; {storage.per_task:,} are stored per task, because they share nothing that pays"
+    if storage.wholly_per_task:
+        text += f" ({count(storage.wholly_per_task, 'task')} wholly)"
+    if storage.grouped_modules:
+        text += f"; in {count(storage.grouped_modules, 'layer')} groups of tasks have subspaces of "
+        text += f"their own (up to {storage.subspaces})"
+    if storage.nothing:
+        text += f"; of {storage.nothing:,} nothing is kept"
+    return f"{text}."
 
 
-def fidelity(found: _fidelity.Fidelity, baselines: Baselines | None, as_json: bool) -> None:
+def fidelity(kept: Fidelity, baselines: Baselines | None, as_json: bool) -> None:
     if as_json:
-        return _json(json_records.fidelity_record(found, baselines))
-    _fidelity_table(found, baselines)
-    return _sizes(json_records.bytes_record(found.bytes))
+        return _json(json_records.fidelity_record(kept, baselines))
+    return _kept(kept, baselines)
 
 
-def _fidelity_table(found: _fidelity.Fidelity, baselines: Baselines | None = None) -> None:
-    last = ("own SVD", "mean adapter", "shared") if baselines else ("worst layer's name",)
-    table = _table("task", "error", "bound", "worst layer", *last)
-    for name, task in found.tasks.items():
-        error = percent(task.relative_error)
-        row = [_name(name), error if task.measured else f"~{error}", percent(task.bound)]
-        row += [percent(task.worst_layer_error)]
-        if baselines:
-            row += [percent(baselines.own_svd[name]), percent(baselines.mean_adapter[name])]
-            row += [f"{baselines.shared_fraction[name]:.0%}"]
-        else:
-            row += [escape(task.worst_layer)]
-        table.add_row(*row)
-    _console.print(table)
-    if not all(t.measured for t in found.tasks.values()):
-        _say("~ estimated from the ledger; only the bound is certain (--against measures)")
-
-
-def _table(first: str, *others: str) -> Table:
-    """Names whole on the left, figures flush right."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold", no_wrap=len(others) > 3)
-    for title in others:
-        table.add_column(title, justify="right", overflow="fold")
-    return table
-
-
-def _sizes(sizes: Mapping[str, int]) -> None:
-    parts = ", ".join(f"{name} {human(sizes[name])}" for name in ("basis", "coefficients", "other"))
-    share = sizes["total"] / sizes["adapters"] if sizes["adapters"] else 1.0
-    _say(
-        f"{human(sizes['adapters'])} of adapters as {human(sizes['total'])} ({share:.0%}): {parts}"
-    )
-
-
-def info(found: Checkout, with_layers: bool, as_json: bool) -> None:
-    budget = found.manifest.content.settings.budget
-    storing = json_records.storing_of(found) if with_layers or budget is not None else None
-    record = json_records.info_record(found, storing)
+def info(opened: Checkout, with_layers: bool, as_json: bool) -> None:
+    content = opened.manifest.content
+    budget = content.settings.budget
+    wanted = with_layers or budget is not None
+    storage = json_records.model_storage(opened) if wanted else None
     if as_json:
-        return _json(record)
-    base = record["base_model"]["id"] or "not stated"
+        return _json(json_records.info_record(opened, storage))
+    dtype = str(content.dtype).removeprefix("torch.")
     _say(
-        f"[bold]{escape(record['share'])}[/] version {record['version']} ({record['created']}): "
-        f"base {escape(base)}, method {record['method']}, {record['dtype']}, {_k_span(record)}, "
-        f"{count(len(record['layers']), 'layer')}, {count(len(record['tasks']), 'task')}"
+        f"[bold]{escape(str(opened.path))}[/], version {opened.version.number} of "
+        f"{opened.version.created}: {count(len(content.tasks), 'task')} in "
+        f"{count(len(content.layers), 'layer')} of {_base(content.base.id)}, "
+        f"{_k_span(layer.k for layer in content.layers)}, method {content.settings.method}, "
+        f"stored as {dtype}."
     )
-    _out_of_core(layer["out_of_core"] for layer in record["layers"].values())
-    if storing and with_layers:
-        _console.print(_layer_table(record, storing))
-    _console.print(_task_table(record, storing))
-    if storing:
-        _say(json_records.sentence(storing.total, budget))
-    return _sizes(record["bytes"])
+    _out_of_core(layer.streamed for layer in content.layers)
+    if storage and with_layers:
+        _console.print(_layer_table(content.layers, storage, content.dtype.itemsize))
+    _console.print(_task_table(opened, storage))
+    if storage:
+        _say(_storage_sentence(storage.total, budget))
+    return _sizes(json_records.disk_bytes(opened))
 
 
-def _task_table(record: Mapping[str, Any], storing: ModelStorage | None) -> Table:
-    private = bool(storing and storing.total.per_task.updates)
-    table = _table(
-        *("task", "format", "layers", *(["per task"] if private else [])),
-        *("bound", "coefficients", "adapter"),
-    )
-    for name, task in record["tasks"].items():
-        alone = [str(task["stored"]["per_task"]["updates"])] if private else []
+def _task_table(opened: Checkout, storage: ModelStorage | None) -> Table:
+    per_task = storage.tasks if storage and storage.total.per_task.updates else {}
+    extra = ["per task"] if per_task else []
+    table = _table("task", "format", "layers", *extra, "bound", "coefficients", "adapter")
+    for entry in opened.manifest.content.tasks:
+        summary = entry.summary
         table.add_row(
-            _name(name),
-            task["format"],
-            str(task["layers"]),
-            *alone,
-            percent(task["bound"]),
-            human(task["coefficient_bytes"]),
-            human(task["adapter_bytes"]),
+            _name(entry.name),
+            summary.format,
+            str(summary.modules),
+            *([str(per_task[entry.name].per_task.updates)] if per_task else []),
+            percent(summary.bound),
+            human(summary.coefficient_bytes),
+            human(summary.adapter_bytes),
         )
     return table
 
 
-def _layer_table(record: Mapping[str, Any], storing: ModelStorage) -> Table:
-    every = storing.total
-    table = _table("layer", "k", *json_records.heads(every), "bases")
-    for module, layer in record["layers"].items():
-        mine = storing.layers[module]
+def _layer_table(layers: Sequence[LayerEntry], storage: ModelStorage, itemsize: int) -> Table:
+    """A column for each way in which the model stores updates."""
+    kinds = [kind for kind, tally in _tallies(storage.total).items() if tally.updates]
+    table = _table("layer", "k", *(_STORAGE_KINDS[kind][0] for kind in kinds), "bases")
+    for layer in layers:
+        tallies = _tallies(storage.layers[layer.module])
+        groups = f" in {len(layer.groups)}" if layer.groups else ""
         table.add_row(
-            _name(module),
-            "×".join(map(str, layer["k"])) + _subspaces(layer),
-            *json_records.cells(mine, every),
-            human(layer["basis_bytes"]),
+            _name(layer.module),
+            "×".join(map(str, layer.k)) + groups,
+            *(_tally_cell(tallies[kind]) for kind in kinds),
+            human(json_records.basis_bytes(layer, itemsize)),
         )
     return table
 
 
-def _subspaces(layer: Mapping[str, Any]) -> str:
-    return f" in {len(layer['groups'])}" if layer["groups"] else ""
+def _tallies(storage: StorageTally) -> dict[str, UpdateTally]:
+    return {kind: getattr(storage, kind) for kind in _STORAGE_KINDS}
 
 
-def _k_span(record: Mapping[str, Any]) -> str:
-    sides = [k for layer in record["layers"].values() for k in layer["k"]]
-    return f"k {min(sides)} to {max(sides)}" if sides else "no layers"
+def _tally_cell(tally: UpdateTally) -> str:
+    return f"{tally.updates:,} ({human(tally.nbytes)})" if tally.updates else "-"
+
+
+def _storage_sentence(total: StorageTally, budget: int | None) -> str:
+    ways = [
+        f"{tally.updates:,} {_STORAGE_KINDS[kind][1]} ({human(tally.nbytes)})"
+        for kind, tally in _tallies(total).items()
+        if tally.updates
+    ]
+    why = "" if budget is None else f", as a budget of {human(budget)} chose"
+    return f"{count(total.total.updates, 'update')}{why}: {', '.join(ways) or 'none'}."
 
 
 def exported(
     task: str, written: Sequence[Path], server_options: Sequence[str], as_json: bool
 ) -> None:
     if as_json:
-        paths = [str(p) for p in written]
+        paths = [str(path) for path in written]
         return _json({"task": task, "written": paths, "server_options": list(server_options)})
-    _say(f"{_name(task)} -> {', '.join(escape(str(p)) for p in written)}")
+    _say(f"Exported {_name(task)} to {', '.join(escape(str(path)) for path in written)}.")
     if server_options:
-        _say(f"start the server with {escape(shlex.join(server_options))}")
+        _say(f"Start the server with {escape(shlex.join(server_options))}")
     return None
 
 
-def report(found: Report, as_json: bool) -> None:
+def verified(report: Report, as_json: bool) -> None:
     if as_json:
-        return _json(json_records.report_record(found))
-    for finding in found.damaged:
+        return _json(json_records.verification_record(report))
+    for finding in report.damaged:
+        where = "" if finding.version is None else f" (version {finding.version})"
         _say(
-            f"[red]{finding.status}[/] {escape(finding.file)} (version {finding.version}): "
-            f"{escape(finding.detail)}"
+            f"{escape(finding.file)}{where} is [red]{finding.status}[/]: {escape(finding.detail)}."
         )
-    verdict = "[green]all well[/]" if found.ok else f"[red]{len(found.damaged)} damaged[/]"
-    versions = ", ".join(map(str, found.versions)) or "none"
-    return _say(f"{len(found.findings)} files of version {versions}: {verdict}")
-
-
-def pruned(removed: Pruned, as_json: bool) -> None:
-    if as_json:
-        return _json(json_records.pruned_record(removed))
-    return _say(f"removed {count(len(removed.versions), 'version')} and {human(removed.bytes)}")
+    files = count(len(report.findings), "file")
+    versions = f"version {', '.join(map(str, report.versions)) or 'none'}"
+    if report.ok:
+        return _say(f"{files} of {versions}: [green]all are as they were written[/].")
+    return _say(f"{files} of {versions}: [red]{len(report.damaged)} damaged[/].")
 
 
 def history(versions: Sequence[Version], as_json: bool) -> None:
@@ -268,30 +246,36 @@ def history(versions: Sequence[Version], as_json: bool) -> None:
     table = _table("version", "when", "tasks", "what")
     for version in versions:
         operation = version.operation
-        names = operation.tasks
-        to = f"to {operation.version}" if operation.version else _names(names)
-        if operation.verb == "rename" and len(names) == 2:
-            to = f"{_name(names[0])} to {_name(names[1])}"
-        what = f"{operation.verb} {to}"
+        about = f"to {operation.version}" if operation.version else _names(operation.tasks)
+        if operation.verb == "rename" and len(operation.tasks) == 2:
+            about = " to ".join(map(_name, operation.tasks))
+        what = f"{operation.verb} {about}"
         table.add_row(str(version.number), version.created, str(version.task_count), what)
     return _console.print(table)
 
 
-def rolled_back(now: Version, to: int, as_json: bool) -> None:
+def rolled_back(current: Version, to: int, as_json: bool) -> None:
     if as_json:
-        return _json(json_records.version_record(now))
-    return _say(f"version {now.number} is version {to} again; {count(now.task_count, 'task')}")
+        return _json(json_records.version_record(current))
+    tasks = count(current.task_count, "task")
+    return _say(f"Version {current.number} has the contents of version {to} again: {tasks}.")
 
 
-def page(written: Written, as_json: bool) -> None:
+def pruned(removed: Pruned, as_json: bool) -> None:
     if as_json:
-        return _json(json_records.page_record(written))
+        return _json(json_records.pruned_record(removed))
+    return _say(f"Removed {count(len(removed.versions), 'version')} and {human(removed.bytes)}.")
+
+
+def reported(written: WrittenReport, as_json: bool) -> None:
+    if as_json:
+        return _json(json_records.report_record(written))
     for notice in written.notices:
         colour = "yellow" if notice.level == "serious" else "dim"
-        _say(f"[{colour}]{escape(notice.title)}[/]")
+        _say(f"[{colour}]{escape(notice.title)}.[/]")
     return _say(
-        f"[bold]{escape(str(written.path))}[/]: report of version {written.version}, "
-        f"{human(written.bytes)}"
+        f"Wrote [bold]{escape(str(written.path))}[/], the report of version {written.version}: "
+        f"{human(written.bytes)}."
     )
 
 
@@ -306,8 +290,9 @@ def demo(result: DemoResult, out: Path, as_json: bool) -> None:
     from sharespace.demo.result import tables
 
     _console.print(tables(result))
-    _say(f"picture: {escape(str(out / 'demo.png'))}, numbers: {escape(str(out / 'results.json'))}")
-    return _say(f"go on with: sharespace info {escape(str(out / 'share'))}")
+    picture, numbers = escape(str(out / "demo.png")), escape(str(out / "results.json"))
+    _say(f"The picture is in {picture}, the numbers are in {numbers}.")
+    return _say(f"Go on with: sharespace info {escape(str(out / 'share'))}")
 
 
 def stream_progress(event: Event) -> None:
@@ -317,50 +302,183 @@ def stream_progress(event: Event) -> None:
     Console(stderr=True, highlight=False).print(text, style=style, soft_wrap=True)
 
 
-def stream(found: StreamResult, as_json: bool) -> None:
-    record = json_records.stream_record(found)
+def stream(result: StreamResult, as_json: bool) -> None:
     if as_json:
-        return _json(record)
+        return _json(json_records.stream_record(result))
     table = _table("task", "came as", "metric", "first", "last", "trained", "LoRA", "head")
-    for name, task in record["tasks"].items():
-        scored = record["scores"].get(name) or {"metric": "", "first": None, "last": None}
-        trained = task["coefficients"] + task["temporary"] + task["lora"]
+    for learned in result.learned:
+        score = result.scores.get(learned.task)
         table.add_row(
-            _name(name),
-            task["how"],
-            scored["metric"],
-            _score(scored["first"]),
-            _score(scored["last"]),
-            f"{trained:,}",
-            f"{task['own_lora']:,}",
-            f"{task['heads']:,}",
+            _name(learned.task),
+            learned.how,
+            score.metric if score else "",
+            _score(score.first if score else None),
+            _score(score.last if score else None),
+            f"{learned.coefficients + learned.temporary + learned.lora:,}",
+            f"{learned.own_lora:,}",
+            f"{learned.heads:,}",
         )
     _console.print(table)
-    measures = ", ".join(f"{n} {_score(v)}" for n, v in record["measures"].items())
-    _say(f"after {count(len(record['steps']), 'step')}: {measures}")
-    if record["router"]:
-        _router(record["router"])
-    for notice in record["notices"]:
+    measures = ", ".join(f"{name} {_score(value)}" for name, value in result.measures.items())
+    _say(f"After {count(len(result.steps), 'step')}: {measures}.")
+    if result.router:
+        _router(result.router)
+    for notice in result.notices:
         _say(f"[yellow]{escape(notice)}[/]")
-    _say(f"[bold]{escape(record['share'])}[/] version {record['version']}")
-    return _sizes(record["bytes"])
+    _say(f"The Share model is [bold]{escape(str(result.share))}[/], version {result.version}.")
+    return _sizes(result.steps[-1].bytes)
 
 
-def _router(record: Mapping[str, Any]) -> None:
+def _router(router: RouterResult) -> None:
     """Percentages of the evaluation data; see ``RoutedTask``."""
     table = _table("task", "routed right", "to base", "oracle", "with router", "among all classes")
-    rows = {**{_name(n): s for n, s in record["scores"].items()}, "[bold]mean[/]": record["means"]}
     columns = ("routing", "fallback", "oracle", "routed", "class_incremental")
-    for name, scores in rows.items():
-        table.add_row(name, *(_score(scores[column]) for column in columns))
+    for name, scores in router.scores.items():
+        table.add_row(_name(name), *(_score(getattr(scores, column)) for column in columns))
+    table.add_row("[bold]mean[/]", *(_score(router.means[column]) for column in columns))
     _console.print(table)
-    margin, rate = _score(record["margin"]), percent(record["fallback_rate"])
-    size = human(record["bytes"])
-    _say(f"router: {escape(record['path'])} ({size}), margin {margin} for a fallback of {rate}")
+    _say(
+        f"The router is {escape(str(router.path))} ({human(router.bytes)}); its margin of "
+        f"{_score(router.margin)} leaves {percent(router.fallback_rate)} of the inputs to the base "
+        "model."
+    )
 
 
 def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def submitted(submission: Submission, as_json: bool) -> None:
+    if as_json:
+        return _json(asdict(submission))
+    form = "as plain factors"
+    if submission.version is not None:
+        form = f"in the bases of version {submission.version}"
+    place = f"{submission.inbox}/{submission.file}"
+    print(f"Handed in {submission.task} {form} ({human(submission.bytes)}):\n{place}")
+    return None
+
+
+def gathered(outcome: Gathered, inbox: str, as_json: bool) -> None:
+    """All that one run of ``gather`` did; people were told of its batches by ``gathered_batch``."""
+    if as_json:
+        return _json(json_records.gathered_record(outcome))
+    if not (outcome.merged or outcome.refused or outcome.repeated):
+        print(f"There is nothing to gather in {inbox}: version {outcome.version} stays.")
+    return None
+
+
+def gathered_batch(outcome: Gathered, *, prefix: str = "") -> None:
+    """A line for a batch, and one on standard error for each contribution that was set aside."""
+    print(f"{prefix}{_gathered_line(outcome)}", flush=True)
+    for refusal in outcome.refused:
+        print(f"{prefix}{_refusal_line(refusal)}", file=sys.stderr, flush=True)
+
+
+def watched_batch(outcome: Gathered) -> None:
+    """The same with the time, for the log of ``gather --watch``."""
+    gathered_batch(outcome, prefix=f"{_now()} ")
+
+
+def watched_record(outcome: Gathered) -> None:
+    """A batch as one line of JSON with the time, for ``gather --watch --json``."""
+    record = {"time": _now(), **json_records.gathered_record(outcome)}
+    print(json.dumps(record, allow_nan=False), flush=True)
+
+
+def watch_failed(error: SharespaceError) -> None:
+    """A look that failed; the watch goes on and looks again."""
+    print(f"{_now()} Not gathered now: {error}", file=sys.stderr, flush=True)
+
+
+def _gathered_line(outcome: Gathered) -> str:
+    text = f"Version {outcome.version}: merged {count(len(outcome.merged), 'task')}"
+    if outcome.merged:
+        text += f" ({_plain_names(sorted(arrival.task for arrival in outcome.merged))})"
+    if outcome.refused:
+        text += f", quarantined {len(outcome.refused)}"
+    if outcome.repeated:
+        text += f", skipped {len(outcome.repeated)} that had been merged before"
+    return f"{text}."
+
+
+def _refusal_line(refusal: Refusal) -> str:
+    reason = f"{refusal.what}: {refusal.why}. {refusal.remedy}"
+    return f"Quarantined {refusal.file[:26]}...: {reason}"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def pushed(repository: str, url: str | None, as_json: bool) -> None:
+    if as_json:
+        return _json({"repository": repository, "url": url})
+    print(f"Pushed to {repository}: {url}" if url else f"{repository} is up to date.")
+    return None
+
+
+def pulled(share: Path, version: Version | None, as_json: bool) -> None:
+    """The version that is current now, or that there was nothing new."""
+    if as_json:
+        return _json({"version": version.number if version else None})
+    if version is None:
+        print(f"{share} is up to date.")
+    else:
+        print(f"{share} is at version {version.number} now: {count(version.task_count, 'task')}.")
+    return None
+
+
+def _kept(fidelity: Fidelity, baselines: Baselines | None = None) -> None:
+    """The table of tasks and the bytes."""
+    extra = ("own SVD", "mean adapter", "shared") if baselines else ("worst layer's name",)
+    table = _table("task", "error", "bound", "worst layer", *extra)
+    for name, task in fidelity.tasks.items():
+        error = percent(task.relative_error)
+        row = [_name(name), error if task.measured else f"~{error}", percent(task.bound)]
+        row += [percent(task.worst_layer_error)]
+        if baselines:
+            row += [percent(baselines.own_svd[name]), percent(baselines.mean_adapter[name])]
+            row += [percent(baselines.shared_fraction[name])]
+        else:
+            row += [escape(task.worst_layer)]
+        table.add_row(*row)
+    _console.print(table)
+    if not all(task.measured for task in fidelity.tasks.values()):
+        _say("~ marks an estimate from the ledger; only the bound is certain. --against measures.")
+    _sizes(json_records.bytes_record(fidelity.bytes))
+
+
+def _sizes(sizes: Mapping[str, int]) -> None:
+    parts = ", ".join(f"{name} {human(sizes[name])}" for name in ("basis", "coefficients", "other"))
+    share = sizes["total"] / sizes["adapters"] if sizes["adapters"] else 1.0
+    adapters, total = human(sizes["adapters"]), human(sizes["total"])
+    _say(f"The adapters take {adapters}, the Share model {total} ({percent(share)}): {parts}.")
+
+
+def _out_of_core(streamed: Iterable[bool]) -> None:
+    """How many layers took in adapters that did not fit in memory together; or nothing."""
+    layers = list(streamed)
+    if any(layers):
+        _say(f"{sum(layers)} of {count(len(layers), 'layer')} were built out of core.")
+
+
+def _base(base: str | None) -> str:
+    return escape(base) if base else "a base model that is not stated"
+
+
+def _k_span(dimensions: Iterable[tuple[int, int]]) -> str:
+    sides = [k for pair in dimensions for k in pair]
+    return f"k {min(sides)} to {max(sides)}" if sides else "no layers"
+
+
+def _table(first: str, *others: str) -> Table:
+    """Names whole on the left, figures flush right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold", no_wrap=len(others) > 3)
+    for title in others:
+        table.add_column(title, justify="right", overflow="fold")
+    return table
 
 
 def _name(name: str) -> str:
@@ -369,5 +487,18 @@ def _name(name: str) -> str:
 
 
 def _names(names: Sequence[str], most: int = 4) -> str:
-    shown = ", ".join(_name(n) for n in names[:most])
+    return escape(_plain_names(names, most))
+
+
+def _plain_names(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _json(record: Mapping[str, object]) -> None:
+    print(json.dumps(record, indent=2, allow_nan=False))
+
+
+def _say(text: str) -> None:
+    _console.print(text, soft_wrap=True)

@@ -107,7 +107,7 @@ def _footer() -> Html:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenReport:
     """A report that was written."""
 
     path: Path
@@ -118,13 +118,13 @@ class Written:
     """What it warns of."""
 
 
-def write(
+def write_report(
     share: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     version: int | None = None,
     overwrite: bool = False,
-) -> Written:
+) -> WrittenReport:
     """Write the report of a stored Share model.
 
     Args:
@@ -147,7 +147,7 @@ def write(
     except OSError as error:
         why = f"cannot be written ({error.strerror or error})"
         raise OptionError(str(target), why, "Check the path") from error
-    return Written(target, len(data), facts.version, notices(facts))
+    return WrittenReport(target, len(data), facts.version, notices(facts))
 
 
 def _refuse(target: Path, overwrite: bool) -> None:

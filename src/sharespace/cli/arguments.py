@@ -1,11 +1,4 @@
-"""Options that several commands share.
-
-Values as people type them: adapters with globs and names, sizes, dtypes.
-
-``--workers``: where layers are computed.
-
-Progress on a terminal, and nowhere else.
-"""
+"""Arguments and options that several commands share, and their values as people type them."""
 
 from __future__ import annotations
 
@@ -14,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,12 +16,7 @@ from sharespace.errors import OptionError, TaskExistsError
 if TYPE_CHECKING:
     from sharespace.subspace.executor import Executor
 
-
-Method: TypeAlias = Literal["joint", "share"]
-
-OnConflict: TypeAlias = Literal["refuse", "rename", "replace"]
-
-Adapters = Annotated[
+AdapterArguments = Annotated[
     list[str],
     typer.Argument(
         metavar="ADAPTER...",
@@ -38,43 +26,48 @@ Adapters = Annotated[
     ),
 ]
 
-SharePath = Annotated[Path, typer.Argument(metavar="SHARE", help="A stored Share model.")]
+ShareArgument = Annotated[Path, typer.Argument(metavar="SHARE", help="A stored Share model.")]
 
-Inbox = Annotated[
+InboxArgument = Annotated[
     str,
     typer.Argument(metavar="INBOX", help="A folder, or a URL such as s3://bucket/inbox."),
 ]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 MethodOption = Annotated[
-    Method, typer.Option(help="joint: HOSVD + HOOI of the updates; share: the paper's factor SVD.")
+    str,
+    typer.Option(
+        metavar="NAME", help="joint: HOSVD + HOOI of the updates; share: the paper's factor SVD."
+    ),
 ]
 
-Centred = Annotated[bool, typer.Option("--centred", help="Method share: centre the columns.")]
+CentredFlag = Annotated[bool, typer.Option("--centred", help="Method share: centre the columns.")]
 
-K = Annotated[int | None, typer.Option("--k", help="Subspace dimension of every layer and side.")]
+KOption = Annotated[
+    int | None, typer.Option("--k", help="Subspace dimension of every layer and side.")
+]
 
-Variance = Annotated[
+VarianceOption = Annotated[
     float | None,
     typer.Option(help="Or the smallest k that explains this fraction; 1 keeps all. Default 0.99."),
 ]
 
-Error = Annotated[
+ErrorOption = Annotated[
     float | None,
     typer.Option(help="Or the smallest k that leaves no task a larger error in any layer."),
 ]
 
-Budget = Annotated[
+BudgetOption = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Or bytes for bases and coefficients: 500k, 2MB, 1GiB."),
 ]
 
-PseudoRank = Annotated[
+PseudoRankOption = Annotated[
     int | None, typer.Option("--p", help="Pseudo-rank of the tasks; default min(k, r), exact.")
 ]
 
-Memory = Annotated[
+MemoryOption = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
@@ -83,18 +76,18 @@ Memory = Annotated[
     ),
 ]
 
-Base = Annotated[
+BaseOption = Annotated[
     str | None,
     typer.Option(metavar="ID", help="Base model, where the adapters do not say or disagree."),
 ]
 
-DType = Annotated[
+DTypeOption = Annotated[
     str | None, typer.Option(help="Stored dtype: float32, float16, bfloat16, float64.")
 ]
 
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")]
 
-Workers = Annotated[
+WorkersOption = Annotated[
     str | None,
     typer.Option(
         metavar="N|ADDRESS",
@@ -102,10 +95,15 @@ Workers = Annotated[
     ),
 ]
 
-Seed = Annotated[int, typer.Option(help="Of the randomised range finder.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the randomised range finder.")]
 
-Cap = Annotated[
+CapOption = Annotated[
     int | None, typer.Option("--cap", help="A new cap on the subspace dimension of every layer.")
+]
+
+ConflictOption = Annotated[
+    Literal["refuse", "rename", "replace"],
+    typer.Option(help="What to do where other content has the task's name."),
 ]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -122,19 +120,19 @@ def adapter_paths(arguments: Iterable[str]) -> dict[str, str]:
     """
     from sharespace.formats import default_name
 
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for argument in arguments:
         name, path = _split_name(argument)
         for match in _expanded(path):
             task = name if name is not None else default_name(match)
-            if task in found:
+            if task in paths:
                 raise TaskExistsError(
                     f"task {task!r}",
-                    f"two adapters have that name: {found[task]} and {match}",
+                    f"two adapters have that name: {paths[task]} and {match}",
                     "Name one of them yourself: NAME=PATH",
                 )
-            found[task] = match
-    return found
+            paths[task] = match
+    return paths
 
 
 def _split_name(argument: str) -> tuple[str | None, str]:
@@ -176,8 +174,8 @@ def size_in_bytes(text: str) -> int:
 
 
 @contextmanager
-def executor(workers: str | None) -> Iterator[Executor]:
-    """Here where nothing is said; else so many processes, or the cluster at an address.
+def layer_executor(workers: str | None) -> Iterator[Executor]:
+    """Where layers are computed: here for None, else in processes or on the cluster at an address.
 
     Raises:
         OptionError: neither a number nor an address.
@@ -189,8 +187,8 @@ def executor(workers: str | None) -> Iterator[Executor]:
     if workers is None:
         yield LOCAL
         return
-    with Dask(_parsed(workers)) as found:
-        yield found
+    with Dask(_parsed(workers)) as cluster:
+        yield cluster
 
 
 def _parsed(workers: str) -> int | str:
@@ -206,12 +204,12 @@ def _parsed(workers: str) -> int | str:
 
 
 def on_terminal() -> bool:
-    """Standard error is read by a person."""
+    """True where a person reads standard error."""
     return sys.stderr.isatty()
 
 
 @contextmanager
-def layers(doing: str) -> Iterator[Callable[[str, int, int], None] | None]:
+def layer_progress(doing: str) -> Iterator[Callable[[str, int, int], None] | None]:
     """A progress bar over layers on standard error; None where that is not a terminal."""
     if not on_terminal():
         yield None
