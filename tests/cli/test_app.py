@@ -306,10 +306,8 @@ def test_info_says_what_a_budget_chose(run: Run, adapters: Path, tmp_path: Path)
         assert sum(part["bytes"] for part in parts) == found["stored"]["per_task"]["bytes"]
     out = " ".join(run("info", kept).out.split())
     size = found["stored"]["per_task"]["bytes"]
-    assert (
-        f"9 updates, as a budget of 600 B chose: 7 stored per task, outside of any subspace ({size} B)"
-        in out
-    )
+    assert "9 updates, as a budget of 600 B chose: 7 stored per task, outside of any" in out
+    assert f"subspace ({size} B)" in out
     assert "2 not kept (0 B)" in out
     assert "encoder.0.q" not in out
     assert "encoder.0.q" in run("info", kept, "--layers").out
