@@ -83,7 +83,7 @@ def test_sigkill_at_any_step_of_a_write(folder: Path, undisturbed: Undisturbed) 
     recipe = world.recipe(folder, router=True)
     draw = random.Random(int(os.environ.get("SHARESPACE_TEST_SEED", "0")))
     for _ in range(5):
-        if run_and_kill(lambda: run(recipe), draw.randrange(1, 150)):
+        if run_and_kill(lambda: run(recipe), draw.randrange(1, 70)):
             break
     assert_same(folder / "out.share", run(recipe), undisturbed)
 

@@ -1,6 +1,6 @@
 """The directory of a store: its HEAD, its manifests, and what a crash may have left in it.
 
-The last step of every write: a manifest, and then HEAD.
+Every write ends here, in ``publish``: a manifest, and then HEAD (``share.json``).
 """
 
 from __future__ import annotations
@@ -68,21 +68,21 @@ def read_head(root: Path) -> ManifestRef:
 
 
 def versions_on_disk(root: Path) -> dict[int, ManifestRef]:
-    """Number -> manifest, ascending; of an unfinished commit, too.
+    """Number -> manifest, ascending, including that of an unfinished commit.
 
     Raises:
         CorruptStoreError: a number stands there twice.
     """
-    found: dict[int, ManifestRef] = {}
+    refs: dict[int, ManifestRef] = {}
     for name in sorted(names_in(root / VERSIONS)):
         match = MANIFEST_NAME.fullmatch(name)
         if not match:
             continue
         ref = ManifestRef(int(match["number"]), match["sha256"])
-        if ref.number in found:
+        if ref.number in refs:
             raise corrupt(str(root / VERSIONS), f"version {ref.number} stands there twice")
-        found[ref.number] = ref
-    return dict(sorted(found.items()))
+        refs[ref.number] = ref
+    return dict(sorted(refs.items()))
 
 
 def committed_versions(root: Path) -> dict[int, ManifestRef]:
@@ -143,70 +143,6 @@ def read_manifest(root: Path, ref: ManifestRef) -> Manifest:
     return manifest
 
 
-def refuse_existing(root: Path) -> None:
-    """Refuse to make a store where there is something, except what a crashed ``init`` left.
-
-    Raises:
-        StoreExistsError: there is a Share model, or something that is not ours.
-    """
-    if not os.path.lexists(root):
-        return
-    if not root.is_dir():
-        raise StoreExistsError(str(root), "there is a file already", "Choose another path")
-    if os.path.lexists(root / HEAD):
-        raise StoreExistsError(str(root), "there is a Share model already", _ELSEWHERE)
-    foreign = next(_foreign(root), None)
-    if foreign is not None:
-        why = f"the directory is not empty: {foreign.name!r}"
-        raise StoreExistsError(str(root), why, "Choose an empty or a new directory")
-    if any(number > 1 for number in versions_on_disk(root)):
-        why = f"a Share model that lost its {HEAD}"
-        raise StoreExistsError(str(root), why, "`sharespace rollback` to one of its versions")
-
-
-def _foreign(root: Path) -> Iterator[Path]:
-    """What no ``init`` of ours made."""
-    patterns = {OBJECTS: OBJECT_NAME, VERSIONS: MANIFEST_NAME}
-    for name in names_in(root):
-        if name not in (OBJECTS, VERSIONS, LOCK) and not name.startswith(TEMPORARY):
-            yield root / name
-    for directory, pattern in patterns.items():
-        for name in names_in(root / directory):
-            if not pattern.fullmatch(name) and not name.startswith(TEMPORARY):
-                yield root / directory / name
-
-
-def make_directories(root: Path) -> None:
-    """Create a store's directories."""
-    for path in (root, root / OBJECTS, root / VERSIONS):
-        make_directory(path)
-
-
-def refuse_links(root: Path) -> None:
-    """Refuse to write where a link leads out of the store.
-
-    Raises:
-        StoreError: a directory of the store is a symbolic link.
-    """
-    for name in (OBJECTS, VERSIONS):
-        if (root / name).is_symlink():
-            why = "a symbolic link; writing would change files outside of the store"
-            raise StoreError(str(root / name), why, "Copy the store to a place of its own")
-
-
-def clear_unfinished(root: Path, current: int) -> None:
-    """Remove what a crashed writer left: temporary files, manifests that HEAD never named.
-
-    Only for the holder of the lock. Objects without a manifest stay; the next commit may use
-    them, and ``prune`` removes them.
-    """
-    for directory in (root, root / OBJECTS, root / VERSIONS):
-        remove_temporary(directory)
-    unnamed = [ref.name for n, ref in versions_on_disk(root).items() if n > current]
-    if unnamed:
-        remove_files(root / VERSIONS, unnamed)
-
-
 def publish(
     root: Path,
     number: int,
@@ -225,6 +161,8 @@ def publish(
     manifest = Manifest(number, parent, created, tool, operation, content, contributions)
     data = manifest_to_json(manifest)
     ref = ManifestRef(number, sha256(data).hexdigest())
+    # HEAD last: until it is renamed, every reader still sees the parent, and a crash in between
+    # leaves a manifest that nobody names and that the next writer removes.
     write_files(root / VERSIONS, [(ref.name, [data])])
     write_files(root, [(HEAD, [head_to_json(ref)])])
     return summary_of(ref, manifest)
@@ -234,3 +172,68 @@ def summary_of(ref: ManifestRef, manifest: Manifest) -> Version:
     """What ``history`` shows of a manifest."""
     count = len(manifest.content.tasks)
     return Version(ref.number, ref.sha256, manifest.created, manifest.operation, count)
+
+
+def refuse_existing(root: Path) -> None:
+    """Refuse to make a store where there is something, except what a crashed ``init`` left.
+
+    Raises:
+        StoreExistsError: there is a Share model, or something else.
+    """
+    if not os.path.lexists(root):
+        return
+    if not root.is_dir():
+        raise StoreExistsError(str(root), "there is a file already", "Choose another path")
+    if os.path.lexists(root / HEAD):
+        raise StoreExistsError(str(root), "there is a Share model already", _ELSEWHERE)
+    foreign = next(_foreign(root), None)
+    if foreign is not None:
+        why = f"the directory is not empty: {foreign.name!r}"
+        raise StoreExistsError(str(root), why, "Choose an empty or a new directory")
+    # A crashed ``init`` leaves at most the manifest of version 1.
+    if any(number > 1 for number in versions_on_disk(root)):
+        why = f"a Share model that lost its {HEAD}"
+        raise StoreExistsError(str(root), why, "`sharespace rollback` to one of its versions")
+
+
+def _foreign(root: Path) -> Iterator[Path]:
+    """Paths in the directory that no ``init`` makes."""
+    patterns = {OBJECTS: OBJECT_NAME, VERSIONS: MANIFEST_NAME}
+    for name in names_in(root):
+        if name not in (OBJECTS, VERSIONS, LOCK) and not name.startswith(TEMPORARY):
+            yield root / name
+    for directory, pattern in patterns.items():
+        for name in names_in(root / directory):
+            if not pattern.fullmatch(name) and not name.startswith(TEMPORARY):
+                yield root / directory / name
+
+
+def refuse_links(root: Path) -> None:
+    """Refuse to write where a link leads out of the store.
+
+    Raises:
+        StoreError: a directory of the store is a symbolic link.
+    """
+    for name in (OBJECTS, VERSIONS):
+        if (root / name).is_symlink():
+            why = "a symbolic link; writing would change files outside of the store"
+            raise StoreError(str(root / name), why, "Copy the store to a place of its own")
+
+
+def make_directories(root: Path) -> None:
+    """Create a store's directories."""
+    for path in (root, root / OBJECTS, root / VERSIONS):
+        make_directory(path)
+
+
+def clear_unfinished(root: Path, current: int) -> None:
+    """Remove what a crashed writer left: temporary files, manifests that HEAD never named.
+
+    Only for the holder of the lock. Objects without a manifest stay; the next commit may use
+    them, and ``prune`` removes them.
+    """
+    for directory in (root, root / OBJECTS, root / VERSIONS):
+        remove_temporary(directory)
+    unnamed = [ref.name for n, ref in versions_on_disk(root).items() if n > current]
+    if unnamed:
+        remove_files(root / VERSIONS, unnamed)

@@ -1,10 +1,8 @@
-"""New versions made from manifests alone: no tensor file is read or written.
+"""Verbs that make a version from manifests alone, and those that remove or receive whole versions.
 
-They work in the time of one manifest, and also where a task's file is damaged.
-
-Remove old versions and the files that no version needs any more.
-
-Versions of another copy of the same store, brought here as they are.
+``remove``, ``rename`` and ``rollback`` read and write no tensor file: they work in the time of one
+manifest, and also where a task's file is damaged. ``prune`` removes old versions and the files that
+no version needs any more. ``receive`` brings the versions of another copy of the same store here.
 """
 
 from __future__ import annotations
@@ -53,7 +51,7 @@ from sharespace.store.schema import head_to_json
 from sharespace.store.store import StorePath, check_writable
 from sharespace.subspace.state import check_new_names
 
-Entries: TypeAlias = tuple[TaskEntry, ...]
+_Tasks: TypeAlias = tuple[TaskEntry, ...]
 
 
 def remove(path: StorePath, names: Iterable[str], *, timeout: float = 0.0) -> Version:
@@ -63,14 +61,14 @@ def remove(path: StorePath, names: Iterable[str], *, timeout: float = 0.0) -> Ve
         TaskNotFoundError: one of them is not in the current version.
         StoreNotFoundError, StoreLockedError, CorruptStoreError: as ``commit`` does.
     """
-    gone = tuple(names)
+    removed = tuple(names)
 
-    def change(entries: Entries) -> Entries:
-        for name in gone:
-            _find(entries, name)
-        return tuple(entry for entry in entries if entry.name not in gone)
+    def change(entries: _Tasks) -> _Tasks:
+        for name in removed:
+            _require_task(entries, name)
+        return tuple(entry for entry in entries if entry.name not in removed)
 
-    return _edit(Path(path), Operation("remove", gone), change, timeout)
+    return _edit(Path(path), Operation("remove", removed), change, timeout)
 
 
 def rename(path: StorePath, old: str, new: str, *, timeout: float = 0.0) -> Version:
@@ -82,22 +80,22 @@ def rename(path: StorePath, old: str, new: str, *, timeout: float = 0.0) -> Vers
         StoreNotFoundError, StoreLockedError, CorruptStoreError: as ``commit`` does.
     """
 
-    def change(entries: Entries) -> Entries:
-        _find(entries, old)
+    def change(entries: _Tasks) -> _Tasks:
+        _require_task(entries, old)
         check_new_names([new], [entry.name for entry in entries if entry.name != old])
         return tuple(replace(e, name=new) if e.name == old else e for e in entries)
 
     return _edit(Path(path), Operation("rename", (old, new)), change, timeout)
 
 
-def _find(entries: Entries, name: str) -> None:
-    if all(entry.name != name for entry in entries):
-        known = ", ".join(repr(entry.name) for entry in entries[:10]) or "none"
+def _require_task(tasks: _Tasks, name: str) -> None:
+    if all(entry.name != name for entry in tasks):
+        known = ", ".join(repr(entry.name) for entry in tasks[:10]) or "none"
         raise TaskNotFoundError(f"task {name!r}", "not in this store", f"Known tasks: {known}")
 
 
 def _edit(
-    root: Path, operation: Operation, change: Callable[[Entries], Entries], timeout: float
+    root: Path, operation: Operation, change: Callable[[_Tasks], _Tasks], timeout: float
 ) -> Version:
     with disk_errors(root, "writing the Share model"):
         refuse_links(root)
@@ -151,7 +149,7 @@ def _committed(root: Path, number: int) -> tuple[ManifestRef | None, ManifestRef
         if not known:
             raise
     except CorruptStoreError:
-        pass  # what a rollback repairs
+        pass  # a damaged HEAD is what a rollback repairs
     if number not in known:
         raise no_version(root, number, known)
     return head, known[number]
@@ -162,10 +160,11 @@ class Pruned:
     """What ``prune`` removed."""
 
     versions: tuple[int, ...]
+    """Numbers of the removed versions."""
     files: int
     """Tensor files, those of crashed commits included."""
     bytes: int
-    """Of the tensor files."""
+    """Of the removed tensor files."""
 
 
 def prune(path: StorePath, *, keep: int, timeout: float = 0.0) -> Pruned:
@@ -193,8 +192,8 @@ def prune(path: StorePath, *, keep: int, timeout: float = 0.0) -> Pruned:
 
 def _prune(root: Path, keep: int) -> Pruned:
     refs = list(committed_versions(root).values())
-    old, kept = refs[:-keep], refs[-keep:]
-    needed = {f for ref in kept for f in read_manifest(root, ref).content.files}
+    old, remaining = refs[:-keep], refs[-keep:]
+    needed = {file for ref in remaining for file in read_manifest(root, ref).content.files}
     # Manifests go first: a version whose manifest is there has all its files.
     remove_files(root / VERSIONS, [ref.name for ref in old])
     unused = {
@@ -226,50 +225,50 @@ def receive(path: StorePath, source: StorePath, *, timeout: float = 0.0) -> Vers
         StoreNotFoundError: there is no store at the source.
         CorruptStoreError, StoreError: a file of the copy is damaged, or the disk refused.
     """
-    root, other = Path(path), Path(source)
+    root, copy = Path(path), Path(source)
     with disk_errors(root, "receiving versions"):
-        theirs = committed_versions(other)
+        copied = committed_versions(copy)
         refuse_links(root)
-        if not _is_behind(root, theirs):
+        if not _is_behind(root, copied):
             return None
         make_directories(root)
         with lock(root / LOCK, timeout):
-            if not _is_behind(root, theirs):
+            if not _is_behind(root, copied):
                 return None
             clear_unfinished(root, read_head(root).number if os.path.lexists(root / HEAD) else 0)
-            return _copy(root, other, list(theirs.values()))
+            return _copy_versions(root, copy, list(copied.values()))
 
 
-def _is_behind(root: Path, theirs: dict[int, ManifestRef]) -> bool:
+def _is_behind(root: Path, copied: dict[int, ManifestRef]) -> bool:
     """Whether the copy has something new for the store here."""
     if not os.path.lexists(root / HEAD):
-        left = set(versions_on_disk(root).values())
+        leftovers = set(versions_on_disk(root).values())
         # What a killed ``receive`` of the same copy left is no reason to refuse.
-        if not left or not left <= set(theirs.values()):
+        if not leftovers or not leftovers <= set(copied.values()):
             refuse_existing(root)
         return True
-    ours, head = committed_versions(root), max(theirs)
-    current = max(ours)
-    if ours.get(head) == theirs[head]:
+    local, copied_head = committed_versions(root), max(copied)
+    head = max(local)
+    if local.get(copied_head) == copied[copied_head]:
         return False
-    if theirs.get(current) != ours[current]:
+    if copied.get(head) != local[head]:
         raise StoreConflictError(
             str(root),
-            f"version {current} here and version {head} there do not follow from each other",
+            f"version {head} here and version {copied_head} there do not follow from each other",
             "Bring what is there to a new directory, then `sharespace union`",
         )
     return True
 
 
-def _copy(root: Path, other: Path, refs: list[ManifestRef]) -> Version:
-    """Objects, then manifests, then HEAD; what is here already is not written again."""
+def _copy_versions(root: Path, copy: Path, refs: list[ManifestRef]) -> Version:
+    """Copy objects, then manifests, then HEAD; what is here already is not written again."""
     payloads: dict[str, Payload] = {}
     for ref in refs:
-        files = read_manifest(other, ref).content.files
-        payloads.update({path: StoredFile(other, file) for path, file in files.items()})
+        files = read_manifest(copy, ref).content.files
+        payloads.update({path: StoredFile(copy, file) for path, file in files.items()})
     write_objects(root, payloads)
-    here = set(versions_on_disk(root).values())
-    new = [(ref.name, [manifest_bytes(other, ref)]) for ref in refs if ref not in here]
-    write_files(root / VERSIONS, new)
+    present = set(versions_on_disk(root).values())
+    missing = [(ref.name, [manifest_bytes(copy, ref)]) for ref in refs if ref not in present]
+    write_files(root / VERSIONS, missing)
     write_files(root, [(HEAD, [head_to_json(refs[-1])])])
     return summary_of(refs[-1], read_manifest(root, refs[-1]))

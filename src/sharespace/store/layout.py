@@ -17,8 +17,8 @@ from sharespace.subspace.state import BuildSettings
 
 FORMAT = "sharespace"
 SCHEMA_VERSION = 2
-"""The highest that is read. A manifest is written in the lowest that can say it: 2 where a layer
-has a subspace for each family, else 1."""
+"""The highest that is read. A manifest is written in the lowest that can say it, so that older
+releases read it: 2 where a layer has a subspace for each group of tasks, else 1."""
 
 HEAD = "share.json"
 LOCK = "lock"

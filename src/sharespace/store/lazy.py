@@ -1,4 +1,8 @@
-"""Mappings that read a store's files when they are asked, and remember where they came from."""
+"""Mappings that read a store's files when they are asked, and remember where they came from.
+
+A model of thousands of tasks is opened without reading one of them; and what was not replaced since
+is committed again as the files that it came from, unread.
+"""
 
 from __future__ import annotations
 
@@ -18,34 +22,15 @@ LEFT_BASIS = "left_basis"
 RIGHT_BASIS = "right_basis"
 
 
-class StoredKept(Mapping[str, Tensor]):
-    """What a task keeps: one tensor is read at a time, and none is held here."""
-
-    def __init__(self, root: Path, ref: FileRef, *, verify: bool) -> None:
-        self.stored = StoredFile(root, ref)
-        self._unverified = verify
-        self._names: list[str] | None = None
-
-    def _open(self) -> OpenedFile:
-        opened = OpenedFile(self.stored.root, self.stored.ref, hashed=self._unverified)
-        self._unverified = False
-        return opened
-
-    def _known(self) -> list[str]:
-        if self._names is None:
-            self._names = self._open().names
-        return self._names
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._known():
-            raise KeyError(name)
-        return self._open().tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known())
-
-    def __len__(self) -> int:
-        return len(self._known())
+def lazy_model(root: Path, content: Content, *, verify: bool) -> ShareModel:
+    """The model of a version; reads no tensor file yet."""
+    return ShareModel(
+        base=content.base,
+        settings=content.settings,
+        dtype=content.dtype,
+        layers=StoredLayers(root, content, verify=verify),
+        tasks=StoredTasks(root, content, verify=verify),
+    )
 
 
 class StoredLayers(Mapping[str, LayerSubspace]):
@@ -81,6 +66,39 @@ class StoredLayers(Mapping[str, LayerSubspace]):
         return len(self.entries)
 
 
+def basis_names(module: str) -> tuple[str, str]:
+    """Keys of a module's bases in the basis file."""
+    return f"{module}.{LEFT_BASIS}", f"{module}.{RIGHT_BASIS}"
+
+
+def check_basis_names(opened: OpenedFile, layers: Iterable[str]) -> None:
+    """Refuse a basis file that has not exactly the tensors of these modules.
+
+    Raises:
+        CorruptStoreError: it has others, or lacks some.
+    """
+    wanted = {name for module in layers for name in basis_names(module)}
+    differing = wanted.symmetric_difference(opened.names)
+    if differing:
+        raise corrupt(str(opened.path), f"missing or unknown tensors: {sorted(differing)[:5]}")
+
+
+def read_layer(opened: OpenedFile, entry: LayerEntry, dtype: torch.dtype) -> LayerSubspace:
+    """One module's subspace from the basis file.
+
+    Raises:
+        CorruptStoreError: shapes or dtypes are not those of the manifest.
+    """
+    left, right = (opened.matrix(name, dtype) for name in basis_names(entry.module))
+    wanted = [(entry.shape.out_features, entry.k[0]), (entry.shape.in_features, entry.k[1])]
+    shapes = [tuple(left.shape), tuple(right.shape)]
+    if shapes != wanted:
+        raise corrupt(str(opened.path), f"module {entry.module!r}: {shapes} instead of {wanted}")
+    return LayerSubspace(
+        entry.shape, left, right, entry.cap, entry.certificate, entry.streamed, entry.groups
+    )
+
+
 class StoredTasks(Mapping[str, Task]):
     """The tasks; each task's file is read and checked at the first access."""
 
@@ -104,7 +122,8 @@ class StoredTasks(Mapping[str, Task]):
 
     def _load(self, entry: TaskEntry) -> Task:
         if not self._read:
-            # Zero rows are added up to k, and it is the basis that shows that k is real.
+            # Reading adds zero rows up to k: with a k of billions in a forged manifest that would
+            # fill the memory. A basis file of the size that k needs shows that k is real.
             check_file(self.root, self._basis, hashed=False)
         opened = OpenedFile(self.root, entry.coefficients, hashed=self._verify)
         kept: Mapping[str, Tensor] = {}
@@ -122,45 +141,31 @@ class StoredTasks(Mapping[str, Task]):
         return len(self.entries)
 
 
-def lazy_model(root: Path, content: Content, *, verify: bool) -> ShareModel:
-    """The model of a version; reads no tensor file yet."""
-    return ShareModel(
-        base=content.base,
-        settings=content.settings,
-        dtype=content.dtype,
-        layers=StoredLayers(root, content, verify=verify),
-        tasks=StoredTasks(root, content, verify=verify),
-    )
+class StoredKept(Mapping[str, Tensor]):
+    """What a task keeps: one tensor is read at a time, and none is held here."""
 
+    def __init__(self, root: Path, ref: FileRef, *, verify: bool) -> None:
+        self.stored = StoredFile(root, ref)
+        self._unverified = verify
+        self._names: list[str] | None = None
 
-def basis_names(module: str) -> tuple[str, str]:
-    """Keys of a module's bases in the basis file."""
-    return f"{module}.{LEFT_BASIS}", f"{module}.{RIGHT_BASIS}"
+    def _open(self) -> OpenedFile:
+        opened = OpenedFile(self.stored.root, self.stored.ref, hashed=self._unverified)
+        self._unverified = False
+        return opened
 
+    def _known(self) -> list[str]:
+        if self._names is None:
+            self._names = self._open().names
+        return self._names
 
-def check_basis_names(opened: OpenedFile, layers: Iterable[str]) -> None:
-    """Refuse a basis file that has not exactly the tensors of these modules.
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._known():
+            raise KeyError(name)
+        return self._open().tensor(name)
 
-    Raises:
-        CorruptStoreError: it has others, or lacks some.
-    """
-    wanted = {name for module in layers for name in basis_names(module)}
-    odd = wanted.symmetric_difference(opened.names)
-    if odd:
-        raise corrupt(str(opened.path), f"missing or unknown tensors: {sorted(odd)[:5]}")
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
 
-
-def read_layer(opened: OpenedFile, entry: LayerEntry, dtype: torch.dtype) -> LayerSubspace:
-    """One module's subspace from the basis file.
-
-    Raises:
-        CorruptStoreError: shapes or dtypes are not those of the manifest.
-    """
-    left, right = (opened.matrix(name, dtype) for name in basis_names(entry.module))
-    wanted = [(entry.shape.out_features, entry.k[0]), (entry.shape.in_features, entry.k[1])]
-    found = [tuple(left.shape), tuple(right.shape)]
-    if found != wanted:
-        raise corrupt(str(opened.path), f"module {entry.module!r}: {found} instead of {wanted}")
-    return LayerSubspace(
-        entry.shape, left, right, entry.cap, entry.certificate, entry.streamed, entry.groups
-    )
+    def __len__(self) -> int:
+        return len(self._known())

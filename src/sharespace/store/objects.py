@@ -1,4 +1,4 @@
-"""Tensor files, by content: a deterministic writer of safetensors, and a checked reader.
+"""Tensor files, named by their content: a deterministic writer and a checked reader.
 
 The writer is our own because a file's name is the hash of its bytes: the same tensors must give
 the same bytes in every release of every library. The reader is the safetensors library's.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,51 +41,11 @@ class Payload(Protocol):
         """The file's bytes, in order."""
 
 
-@dataclass(frozen=True, eq=False)
-class TensorFile:
-    """Tensors on their way to a file; read one at a time, so a lazy mapping stays lazy."""
-
-    role: str
-    tensors: Mapping[str, Tensor]
-    order: tuple[str, ...]
-    header: bytes
-
-    def blocks(self) -> Iterator[bytes | memoryview]:
-        yield self.header
-        for name in self.order:
-            yield tensor_bytes_of(self.tensors[name])
-
-    @cached_property
-    def ref(self) -> FileRef:
-        digest, size = hashlib.sha256(), 0
-        for block in self.blocks():
-            digest.update(block)
-            size += len(block)
-        return object_ref(self.role, digest.hexdigest(), size)
-
-
-@dataclass(frozen=True, eq=False)
-class StoredFile:
-    """An object that a store has already; copied byte by byte where another store needs it."""
-
-    root: Path
-    ref: FileRef
-
-    def blocks(self) -> Iterator[bytes]:
-        check_file(self.root, self.ref, hashed=False)
-        with (self.root / self.ref.file).open("rb") as file:
-            while block := file.read(_READ_BLOCK):
-                yield block
-
-
-def tensor_bytes_of(tensor: Tensor) -> memoryview:
-    """A tensor's values in row-major order, little-endian."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
-
-
 def tensor_file(role: str, tensors: Mapping[str, Tensor], metadata: str | None) -> TensorFile:
     """Plan a file: header and order of the data; widest dtype first, then by name.
+
+    In this order every tensor lies at a multiple of its element's size, as readers that map a file
+    want it.
 
     Args:
         role: ``basis``, ``task`` or ``kept``.
@@ -128,6 +88,49 @@ def _header_bytes(header: Mapping[str, object]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+@dataclass(frozen=True, eq=False)
+class TensorFile:
+    """Tensors on their way to a file; read one at a time, so a lazy mapping stays lazy."""
+
+    role: str
+    tensors: Mapping[str, Tensor]
+    order: tuple[str, ...]
+    header: bytes
+
+    def blocks(self) -> Iterator[bytes | memoryview]:
+        yield self.header
+        for name in self.order:
+            yield tensor_bytes_of(self.tensors[name])
+
+    @cached_property
+    def ref(self) -> FileRef:
+        digest, size = hashlib.sha256(), 0
+        for block in self.blocks():
+            digest.update(block)
+            size += len(block)
+        return object_ref(self.role, digest.hexdigest(), size)
+
+
+def tensor_bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's values in row-major order, little-endian."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFile:
+    """An object that a store has already; copied byte by byte where another store needs it."""
+
+    root: Path
+    ref: FileRef
+
+    def blocks(self) -> Iterator[bytes]:
+        check_file(self.root, self.ref, hashed=False)
+        with (self.root / self.ref.file).open("rb") as file:
+            while block := file.read(_READ_BLOCK):
+                yield block
+
+
 def write_objects(root: Path, payloads: Mapping[str, Payload]) -> None:
     """Write the objects (by path) that the store does not have whole, and make all durable.
 
@@ -140,10 +143,14 @@ def write_objects(root: Path, payloads: Mapping[str, Payload]) -> None:
 
 
 def _is_whole(root: Path, payload: Payload) -> bool:
-    """Bytes are compared where they are known anew, so that a commit repairs a damaged object."""
-    known_from_here = isinstance(payload, StoredFile) and payload.root == root
+    """Whether the store has the object already.
+
+    Its bytes are hashed where the payload brings them anew, so that a commit repairs a damaged
+    object. Where the payload is the object itself there is nothing to repair it with.
+    """
+    from_this_store = isinstance(payload, StoredFile) and payload.root == root
     try:
-        check_file(root, payload.ref, hashed=not known_from_here)
+        check_file(root, payload.ref, hashed=not from_this_store)
     except CorruptStoreError:
         return False
     return True
@@ -193,7 +200,7 @@ class OpenedFile:
         self.path = check_file(root, ref, hashed=hashed)
         try:
             # A context manager in name only: it holds a mapping, which the tensors share.
-            self._file: Any = safe_open(self.path, framework="pt")
+            self._file: _SafeOpen = safe_open(self.path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise corrupt(str(self.path), f"not a safetensors file: {error}") from error
 
@@ -204,20 +211,31 @@ class OpenedFile:
     @property
     def metadata(self) -> bytes:
         """JSON text of the metadata; empty where there is none."""
-        text: str = (self._file.metadata() or {}).get(METADATA_KEY, "")
+        text = (self._file.metadata() or {}).get(METADATA_KEY, "")
         return text.encode("utf-8")
 
     def tensor(self, name: str) -> Tensor:
         try:
-            tensor: Tensor = self._file.get_tensor(name)
+            return self._file.get_tensor(name)
         except SafetensorError as error:
             raise corrupt(str(self.path), f"tensor {name!r}: {error}") from error
-        return tensor
 
     def matrix(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor that must have two dimensions and this dtype."""
         tensor = self.tensor(name)
         if tensor.dtype != dtype or tensor.ndim != 2:
-            found = f"{tensor.dtype} {list(tensor.shape)}"
-            raise corrupt(str(self.path), f"tensor {name!r}: {found} instead of a {dtype} matrix")
+            described = f"{tensor.dtype} {list(tensor.shape)}"
+            raise corrupt(
+                str(self.path), f"tensor {name!r}: {described} instead of a {dtype} matrix"
+            )
         return tensor
+
+
+class _SafeOpen(Protocol):
+    """What is used of ``safetensors.safe_open``."""
+
+    def keys(self) -> Iterable[str]: ...
+
+    def metadata(self) -> Mapping[str, str] | None: ...
+
+    def get_tensor(self, name: str) -> Tensor: ...

@@ -1,4 +1,8 @@
-"""JSON <-> the values of ``layout``: schema version 1."""
+"""The values of ``layout`` as JSON, and back, in schema versions 1 and 2 (docs/format.md).
+
+Every field is checked while it is read: a manifest that gets through here is one that a writer
+could have written.
+"""
 
 from __future__ import annotations
 
@@ -127,9 +131,9 @@ def _checked(data: bytes, file: str) -> JsonFields:
     make_error = partial(corrupt, file)
     fields = JsonFields(parse_json(data, make_error), make_error)
     fields.one_of("format", FORMAT)
-    found = fields.whole("schema_version", least=1)
-    if found > SCHEMA_VERSION:
-        why = f"written in schema version {found}; this release reads up to {SCHEMA_VERSION}"
+    version = fields.whole("schema_version", least=1)
+    if version > SCHEMA_VERSION:
+        why = f"written in schema version {version}; this release reads up to {SCHEMA_VERSION}"
         raise SchemaVersionError(file, why, "Upgrade: pip install -U sharespace")
     return fields
 
@@ -145,20 +149,21 @@ def _operation(fields: JsonFields) -> Operation:
     return Operation(verb, fields.texts("tasks"), fields.whole_or_null("version", least=1))
 
 
-def _contributions_to_json(found: tuple[str, ...]) -> dict[str, object]:
-    """Left out where there are none: manifests of stores that gather nothing stay as they were."""
-    return {"contributions": list(found)} if found else {}
+def _contributions_to_json(ids: tuple[str, ...]) -> dict[str, object]:
+    # Left out where there are none: manifests of stores that gather nothing keep the bytes that
+    # they had before contributions existed.
+    return {"contributions": list(ids)} if ids else {}
 
 
 def _contributions(fields: JsonFields) -> tuple[str, ...]:
     if not fields.has("contributions"):
         return ()
-    found = fields.texts("contributions")
-    if not all(SHA256.fullmatch(text) for text in found):
+    ids = fields.texts("contributions")
+    if not all(SHA256.fullmatch(text) for text in ids):
         fields.wrong("contributions", "not all of them are a SHA-256")
-    if len(set(found)) != len(found):
+    if len(set(ids)) != len(ids):
         fields.wrong("contributions", "one stands there twice")
-    return found
+    return ids
 
 
 def _content_to_json(content: Content) -> dict[str, object]:
@@ -185,6 +190,7 @@ def _content(fields: JsonFields) -> Content:
     )
     _refuse_duplicates(fields, "layers", [layer.module for layer in content.layers])
     _refuse_duplicates(fields, "tasks", [task.name for task in content.tasks])
+    # A forged k would make readers allocate what no file holds.
     if content.basis_bytes > content.basis.bytes:
         fields.wrong("basis", f"{content.basis.bytes} bytes cannot hold the layers' bases")
     if content.fingerprint != fingerprint({la.module: la.shape for la in content.layers}):
@@ -196,8 +202,8 @@ def _refuse_duplicates(fields: JsonFields, key: str, names: list[str]) -> None:
     if "" in names:
         fields.wrong(key, "a name is empty")
     if len(set(names)) != len(names):
-        double = next(n for n in names if names.count(n) > 1)
-        fields.wrong(key, f"{double!r} stands there twice")
+        repeated = next(n for n in names if names.count(n) > 1)
+        fields.wrong(key, f"{repeated!r} stands there twice")
 
 
 def _settings(fields: JsonFields) -> BuildSettings:
@@ -230,10 +236,10 @@ def _layer(fields: JsonFields) -> LayerEntry:
     cap = None if fields.is_null("cap") else fields.wholes("cap", count=2)
     shape = _shape(fields)
     k = fields.whole("k_left"), fields.whole("k_right")
-    parts = fields.pairs("parts") if fields.has("parts") else ()
-    if parts and k != tuple(sum(side) for side in zip(*parts, strict=True)):
+    groups = fields.pairs("parts") if fields.has("parts") else ()
+    if groups and k != tuple(sum(side) for side in zip(*groups, strict=True)):
         fields.wrong("parts", f"their directions are not {k} in sum")
-    for left, right in parts or (k,):
+    for left, right in groups or (k,):
         if left > shape.out_features or right > shape.in_features:
             fields.wrong("k_left", f"more directions {(left, right)} than {shape} can have")
     return LayerEntry(
@@ -243,7 +249,7 @@ def _layer(fields: JsonFields) -> LayerEntry:
         cap=None if cap is None else (cap[0], cap[1]),
         certificate=None if fields.is_null("certificate") else _certificate(fields),
         streamed=fields.has("streamed") and fields.flag("streamed"),
-        groups=parts,
+        groups=groups,
     )
 
 

@@ -1,9 +1,8 @@
 """A Share model on disk: commit, load, history.
 
 Readers take no lock: what HEAD names never changes. Writers hold the lock, write new files
-beside the old ones, and move HEAD last, in one rename.
-
-What a commit will write, known and checked before the disk is touched.
+beside the old ones, and move HEAD last, in one rename. What a commit will write is planned and
+checked before the disk is touched.
 """
 
 from __future__ import annotations
@@ -160,9 +159,9 @@ def _gathered(root: Path, parent: ManifestRef | None, new: tuple[str, ...]) -> t
         why = "they are not different SHA-256 in lower-case hexadecimal"
         raise StoreError(str(root), f"contributions cannot be recorded: {why}", "Correct them")
     known = read_manifest(root, parent).contributions if parent else ()
-    double = next((x for x in new if x in known), None)
-    if double is not None:
-        why = f"contribution {double[:12]} was gathered before"
+    repeated = next((x for x in new if x in known), None)
+    if repeated is not None:
+        why = f"contribution {repeated[:12]} was gathered before"
         raise StoreConflictError(str(root), why, "Load it again and leave it out")
     return (*known, *new)
 
@@ -204,14 +203,14 @@ def history(path: StorePath) -> list[Version]:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class CommitPlan:
     """The content of a version, and its files by path."""
 
     content: Content
     payloads: Mapping[str, Payload]
 
 
-def plan_commit(model: ShareModel, operation: Operation) -> Plan:
+def plan_commit(model: ShareModel, operation: Operation) -> CommitPlan:
     """Describe a model as the content of a version.
 
     Parts that were read from a store and not replaced since are taken as files, unread.
@@ -235,7 +234,7 @@ def plan_commit(model: ShareModel, operation: Operation) -> Plan:
     )
     check_writable(content, operation)
     payloads = [basis, *(payload for _, files in planned for payload in files)]
-    return Plan(content, {payload.ref.file: payload for payload in payloads})
+    return CommitPlan(content, {payload.ref.file: payload for payload in payloads})
 
 
 def _plan_basis(model: ShareModel) -> tuple[Payload, dict[str, LayerEntry]]:
@@ -267,8 +266,10 @@ def _check_layer(module: str, layer: LayerSubspace, dtype: torch.dtype) -> None:
         (layer.right_basis, shape.in_features),
     ):
         if basis.ndim != 2 or basis.shape[0] != rows or basis.dtype != dtype:
-            found = f"a basis of {basis.dtype} {list(basis.shape)}"
-            raise MismatchError(f"module {module}", f"{found} where {rows} rows of {dtype} belong")
+            described = f"a basis of {basis.dtype} {list(basis.shape)}"
+            raise MismatchError(
+                f"module {module}", f"{described} where {rows} rows of {dtype} belong"
+            )
 
 
 def _plan_tasks(

@@ -1,10 +1,9 @@
-"""A task <-> its tensor file: coefficients, ledger, metadata.
-
-Coefficients <-> the tensors that stand for them on disk.
+"""A task as a tensor file, and back: its coefficients, its ledger and its metadata.
 
 A merge that enlarges the basis adds zero rows to the coefficients of every old task. They are not
 written, and put back on reading, so that such a merge changes no old task's file. Nor are the rows
-before a group's own subspace: where it begins is written instead.
+before the subspace of a task's group written: the offset of that subspace is written instead (key
+``begin``, docs/format.md).
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ from sharespace.subspace.coefficients import KINDS, Coefficients
 from sharespace.subspace.layer import group_size
 from sharespace.subspace.state import Ledger, Task
 
-NORMS = "ledger.norms"
+_NORMS = "ledger.norms"
+_TRUNCATIONS = "ledger.truncations"
 
-TRUNCATIONS = "ledger.truncations"
-
-ALL_PARTS = tuple(key for kind in KINDS for key in kind.keys)
+_KEYS = tuple(key for kind in KINDS for key in kind.keys)
 """Last components of the keys in a task's file."""
 
 
@@ -52,11 +50,11 @@ def task_file(task: Task, layers: Mapping[str, LayerEntry], dtype: torch.dtype) 
 def tensors_of(task: Task) -> dict[str, Tensor]:
     """The tensors of a task's file: coefficients without trailing zero rows, and the ledger."""
     coefficients = {
-        f"{module}.{part}": tensor
-        for module, found in task.coefficients.items()
-        for part, tensor in found.stored_tensors().items()
+        f"{module}.{key}": tensor
+        for module, value in task.coefficients.items()
+        for key, tensor in value.stored_tensors().items()
     }
-    return {**coefficients, NORMS: task.ledger.norms, TRUNCATIONS: task.ledger.truncations}
+    return {**coefficients, _NORMS: task.ledger.norms, _TRUNCATIONS: task.ledger.truncations}
 
 
 def summarise(task: Task) -> TaskSummary:
@@ -114,7 +112,7 @@ def _check_ledger(task: Task) -> None:
 def _metadata(task: Task) -> str:
     value = {
         "modules": list(task.coefficients),
-        **_begins_to_json(task),
+        **_offsets_to_json(task),
         "ledger": {"modules": list(task.ledger.modules), "events": list(task.ledger.events)},
         "config": dict(task.config),
         "provenance": asdict(task.provenance),
@@ -132,24 +130,15 @@ def _metadata(task: Task) -> str:
     return text
 
 
-def _begins_to_json(task: Task) -> dict[str, object]:
-    """Left out where there are none: files of layers with one subspace stay as they were."""
-    found = {
+def _offsets_to_json(task: Task) -> dict[str, object]:
+    # Left out where there are none: files of layers with one subspace keep the bytes that they had
+    # in schema version 1.
+    offsets = {
         module: list(value.offset)
         for module, value in task.coefficients.items()
         if value.offset != (0, 0)
     }
-    return {"begin": found} if found else {}
-
-
-def _read_offsets(metadata: JsonFields) -> dict[str, tuple[int, int]]:
-    if not metadata.has("begin"):
-        return {}
-    fields, found = metadata.child("begin"), {}
-    for module in metadata.mapping("begin"):
-        left, right = fields.wholes(module, count=2)
-        found[module] = left, right
-    return found
+    return {"begin": offsets} if offsets else {}
 
 
 def _not_json(task: str, why: str) -> StoreError:
@@ -181,7 +170,7 @@ def read_task(
         offset = offsets.get(module, (0, 0))
         coefficients[module] = _read_module(opened, names, layers[module], offset, dtype)
     ledger = _read_ledger(opened, metadata.child("ledger"), set(coefficients))
-    rest = names - {NORMS, TRUNCATIONS}
+    rest = names - {_NORMS, _TRUNCATIONS}
     if rest:
         raise corrupt(file, f"tensors that belong to no module: {sorted(rest)[:5]}")
     return Task(
@@ -195,6 +184,16 @@ def read_task(
     )
 
 
+def _read_offsets(metadata: JsonFields) -> dict[str, tuple[int, int]]:
+    if not metadata.has("begin"):
+        return {}
+    fields, offsets = metadata.child("begin"), {}
+    for module in metadata.mapping("begin"):
+        left, right = fields.wholes(module, count=2)
+        offsets[module] = left, right
+    return offsets
+
+
 def _read_module(
     opened: OpenedFile,
     names: set[str],
@@ -202,7 +201,7 @@ def _read_module(
     offset: tuple[int, int],
     dtype: torch.dtype,
 ) -> Coefficients:
-    keys = _take(names, layer.module)
+    keys = _take_keys(names, layer.module)
     tensors = {key: opened.matrix(f"{layer.module}.{key}", dtype) for key in keys}
     if any(max(t.shape) > layer.shape.sides for t in tensors.values()):
         # Refused before padding: a matrix without rows may claim any number of columns.
@@ -220,21 +219,21 @@ def _read_module(
     return coefficients
 
 
-def _take(names: set[str], module: str) -> tuple[str, ...]:
-    """The parts that a module has, taken out of the names."""
-    found = tuple(part for part in ALL_PARTS if f"{module}.{part}" in names)
-    names.difference_update(f"{module}.{part}" for part in found)
-    return found
+def _take_keys(names: set[str], module: str) -> tuple[str, ...]:
+    """The last components of a module's keys, which are taken out of the names."""
+    keys = tuple(key for key in _KEYS if f"{module}.{key}" in names)
+    names.difference_update(f"{module}.{key}" for key in keys)
+    return keys
 
 
 def _read_ledger(opened: OpenedFile, fields: JsonFields, needed: set[str]) -> Ledger:
     modules, events = fields.texts("modules"), fields.texts("events")
-    norms = opened.tensor(NORMS).clone()
-    truncations = opened.matrix(TRUNCATIONS, torch.float64).clone()
+    norms = opened.tensor(_NORMS).clone()
+    truncations = opened.matrix(_TRUNCATIONS, torch.float64).clone()
     if norms.dtype != torch.float64 or tuple(norms.shape) != (len(modules),):
-        raise corrupt(str(opened.path), f"{NORMS}: {norms.dtype} {list(norms.shape)}")
+        raise corrupt(str(opened.path), f"{_NORMS}: {norms.dtype} {list(norms.shape)}")
     if tuple(truncations.shape) != (len(modules), len(events)):
-        raise corrupt(str(opened.path), f"{TRUNCATIONS}: {list(truncations.shape)}")
+        raise corrupt(str(opened.path), f"{_TRUNCATIONS}: {list(truncations.shape)}")
     if len(set(modules)) != len(modules) or needed - set(modules):
         fields.wrong("modules", "not each module once")
     return Ledger(modules, norms, truncations, events)

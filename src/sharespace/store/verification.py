@@ -28,10 +28,10 @@ from sharespace.store.taskfile import read_task, summarise, tensors_of
 from sharespace.subspace.layer import LayerSubspace
 
 Status: TypeAlias = Literal["ok", "missing", "corrupt", "misfit", "not finite", "not orthonormal"]
-Verdict: TypeAlias = tuple[Status, str]
-Inspect: TypeAlias = Callable[[OpenedFile], Verdict]
+FileVerdict: TypeAlias = tuple[Status, str]
+Inspect: TypeAlias = Callable[[OpenedFile], FileVerdict]
 
-_OK: Verdict = ("ok", "")
+_OK: FileVerdict = ("ok", "")
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ def verify(path: StorePath, *, all_versions: bool = False) -> Report:
     root = Path(path)
     with disk_errors(root, "verifying"):
         head, refs = _versions(root)
-        chosen = refs if all_versions else refs[-1:]
+        checked = refs if all_versions else refs[-1:]
         survey = _Survey(root)
-        for ref in chosen:
+        for ref in checked:
             survey.check_version(ref)
     findings = (head, *survey.findings.values())
-    return Report(root, tuple(ref.number for ref in chosen), findings)
+    return Report(root, tuple(ref.number for ref in checked), findings)
 
 
 def _versions(root: Path) -> tuple[Finding, list[ManifestRef]]:
@@ -112,17 +112,18 @@ class _Survey:
         if manifest is None:
             return
         content = manifest.content
-        frame = hash((content.dtype, tuple((la.module, la.shape, la.k) for la in content.layers)))
-        self._check(ref.number, content.basis, frame, partial(_basis, content))
+        layout = hash((content.dtype, tuple((la.module, la.shape, la.k) for la in content.layers)))
+        self._check(ref.number, content.basis, layout, partial(_basis, content))
+        # Reading a task pads it to the manifest's k, which only a whole basis file vouches for.
         k_is_real = self.findings[content.basis.file].status not in ("missing", "corrupt")
         for entry in content.tasks:
-            about = (frame, entry.summary)
+            about = (layout, entry.summary)
             inspect = partial(_task, content, entry) if k_is_real else _readable
             self._check(ref.number, entry.coefficients, about, inspect)
             if entry.kept is not None:
                 self._check(ref.number, entry.kept, None, _readable)
 
-    def _manifest(self, ref: ManifestRef) -> tuple[Manifest | None, Verdict]:
+    def _manifest(self, ref: ManifestRef) -> tuple[Manifest | None, FileVerdict]:
         if not (self._root / ref.file).exists():
             return None, ("missing", "")
         try:
@@ -136,13 +137,13 @@ class _Survey:
         self._seen.add((ref.file, about))
         self._record(number, ref.file, _check_file(self._root, ref, inspect))
 
-    def _record(self, number: int, file: str, verdict: Verdict) -> None:
+    def _record(self, number: int, file: str, verdict: FileVerdict) -> None:
         known = self.findings.get(file)
         if known is None or known.status == "ok":
             self.findings[file] = Finding(number, file, *verdict)
 
 
-def _check_file(root: Path, ref: FileRef, inspect: Inspect) -> Verdict:
+def _check_file(root: Path, ref: FileRef, inspect: Inspect) -> FileVerdict:
     if not (root / ref.file).exists():
         return "missing", ""
     try:
@@ -155,7 +156,7 @@ def _check_file(root: Path, ref: FileRef, inspect: Inspect) -> Verdict:
         return "misfit", error.why
 
 
-def _basis(content: Content, opened: OpenedFile) -> Verdict:
+def _basis(content: Content, opened: OpenedFile) -> FileVerdict:
     check_basis_names(opened, [entry.module for entry in content.layers])
     for entry in content.layers:
         verdict = _layer(entry.module, read_layer(opened, entry, content.dtype))
@@ -164,9 +165,10 @@ def _basis(content: Content, opened: OpenedFile) -> Verdict:
     return _OK
 
 
-def _layer(module: str, layer: LayerSubspace) -> Verdict:
-    for part in layer.subspaces():
-        for side, basis in (("left", part.left_basis), ("right", part.right_basis)):
+def _layer(module: str, layer: LayerSubspace) -> FileVerdict:
+    # Only the columns of one group are orthonormal: the groups' subspaces overlap.
+    for group in layer.subspaces():
+        for side, basis in (("left", group.left_basis), ("right", group.right_basis)):
             if not torch.isfinite(basis).all():
                 return "not finite", f"{side} basis of {module!r}"
             error, allowed = _orthogonality(basis), _tolerance(basis)
@@ -190,7 +192,7 @@ def _tolerance(basis: Tensor) -> float:
     return 4 * torch.finfo(basis.dtype).eps + worked
 
 
-def _task(content: Content, entry: TaskEntry, opened: OpenedFile) -> Verdict:
+def _task(content: Content, entry: TaskEntry, opened: OpenedFile) -> FileVerdict:
     layers = {layer.module: layer for layer in content.layers}
     task = read_task(opened, entry.name, {}, layers, content.dtype)
     for name, tensor in tensors_of(task).items():
@@ -201,7 +203,7 @@ def _task(content: Content, entry: TaskEntry, opened: OpenedFile) -> Verdict:
     return _OK
 
 
-def _readable(opened: OpenedFile) -> Verdict:
+def _readable(opened: OpenedFile) -> FileVerdict:
     for name in opened.names:
         opened.tensor(name)
     return _OK
