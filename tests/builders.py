@@ -304,16 +304,15 @@ def _cast(found: LayerUpdate, dtype: torch.dtype) -> LayerUpdate:
 def _member(
     kind: str, n: int, d: int, rank: int, seed: int, known: Sequence[LayerUpdate]
 ) -> LayerUpdate:
-    fresh = update(n, d, rank, seed, dtype=torch.float64)
-    if kind in ("loud", "quiet"):
-        return update(n, d, rank, seed, norm=1e3 if kind == "loud" else 1e-3, dtype=torch.float64)
+    norm = {"loud": 1e3, "quiet": 1e-3}.get(kind, 1.0)
+    fresh = update(n, d, rank, seed, norm=norm, dtype=torch.float64)
     if kind == "zero":
         return LayerUpdate(torch.zeros_like(fresh.up), fresh.down)
     if kind == "tied":
         # Every direction of the same strength: no gap anywhere.
         q = min(n, d, rank)
         return LayerUpdate(frame(n, q, seed), frame(d, q, seed + 1).mT.contiguous())
-    if not known or kind == "stranger":
+    if not known or kind in ("stranger", "loud", "quiet"):
         return fresh
     last = known[-1]
     if kind == "duplicate":

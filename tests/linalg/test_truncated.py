@@ -12,7 +12,7 @@ from torch import Tensor
 
 from builders import canonical, dense, frame, gauss, law, orthonormality, update
 from sharespace.linalg.truncated import Leading, leading, orthonormal
-from sharespace.linalg.updates import CanonicalUpdates
+from sharespace.linalg.updates import CanonicalUpdates, seen_by
 from sharespace.subspace.adapter import LayerUpdate
 
 ROUNDING = 1e-24
@@ -76,7 +76,8 @@ def test_iteration_never_captures_less_than_its_start(seed: int, k: int, steps: 
     updates = _flat(40, 200, 20, 5, seed=seed)
     found = canonical(updates, torch.float32)
     start = frame(200, k, seed).float()
-    got = leading(found, _gains(found), k, dropped=0.0, start=start, max_iterations=steps)
+    known = start, seen_by(found, start)
+    got = leading(found, _gains(found), k, dropped=0.0, start=known, max_iterations=steps)
     before = float((start.double().mT @ _stack(updates)).square().sum())
     assert _energy(got, updates) >= before * (1 - 1e-5)
 

@@ -41,8 +41,7 @@ def leading(
     k: int,
     *,
     dropped: float,
-    start: Tensor | None = None,
-    seen: Tensor | None = None,
+    start: tuple[Tensor, Tensor] | None = None,
     tol: float = 1e-4,
     max_iterations: int = 24,
     generator: torch.Generator | None = None,
@@ -55,9 +54,8 @@ def leading(
             w_i S_i Z_i^T R_i for a sweep (docs/method.md, "Method joint").
         k: at most so many directions.
         dropped: trailing directions are left out while their energy together is at most this.
-        start: n x k0 orthonormal columns to start from; the captured energy never falls below
-            what they capture.
-        seen: what ``start`` sees of each task, where it is known, to save its cost.
+        start: n x k0 orthonormal columns to start from, and what they see of each task (tasks x r
+            x k0); the captured energy never falls below what they capture.
         tol: stop when an iteration raises the captured energy by less than this fraction.
         max_iterations: and after so many in any case.
         generator: of the random start.
@@ -75,9 +73,10 @@ def leading(
         basis = exact[:, : leading_count(energies, k, dropped)].to(updates.left.dtype)
         return Leading(basis, energies[: basis.shape[1]], seen_by(updates, basis))
     gains = gains.to(updates.left.dtype)
-    if start is None or start.shape[1] < k:
-        start, seen = _random_block(updates, gains, k, start, generator), None
-    block = _iterate(updates, gains, start, seen, k, tol, max_iterations)
+    if start is None or start[0].shape[1] < k:
+        columns = _random_block(updates, gains, k, None if start is None else start[0], generator)
+        start = columns, seen_by(updates, columns)
+    block = _iterate(updates, gains, start, k, tol, max_iterations)
     keep = leading_count(block.energies, k, dropped)
     return Leading(block.basis[:, :keep], block.energies[:keep], block.seen[..., :keep])
 
@@ -150,14 +149,13 @@ def _random_block(
 def _iterate(
     updates: CanonicalUpdates,
     gains: Tensor,
-    block: Tensor,
-    seen: Tensor | None,
+    start: tuple[Tensor, Tensor],
     k: int,
     tol: float,
     max_iterations: int,
 ) -> Leading:
     """Subspace iteration, two products with the stack a step; directions by their energy."""
-    seen = seen_by(updates, block) if seen is None else seen
+    block, seen = start
     energies, vectors = _ritz(gains, seen)
     for _ in range(max_iterations):
         captured = float(energies[:k].sum())
