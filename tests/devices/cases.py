@@ -17,8 +17,7 @@ from serve.conftest import tokenizer
 from serve.mixed import test_batch as batches
 from serve.mixed.test_diffusion import only, unet
 from sharespace import Share
-from sharespace.serve.base_model import Served
-from sharespace.serve.generate import Row, generate
+from sharespace.serve.base_model import GeneratingRow, ServedModel
 from sharespace.serve.mixed import MixedTasks
 from sharespace.serve.requests import Classify, Embed, Generate, Piece, Sampling
 from tuner.spaces import adapted, mlp, points, space
@@ -161,9 +160,10 @@ def versions_and_few_slots(device: torch.device) -> None:
             assert torch.equal(moved(x).logits.cpu(), found["b"])
 
 
-def served(make: Callable[[], Any], head: str, device: torch.device) -> Served:
+def served(make: Callable[[], Any], head: str, device: torch.device) -> ServedModel:
     share = share_of(make(), head)
-    return Served(MixedTasks(make().to(device), share), tokenizer(pad_left=head == "lm_head"), "m")
+    mixed = MixedTasks(make().to(device), share)
+    return ServedModel(mixed, tokenizer(pad_left=head == "lm_head"), "m")
 
 
 def serving(device: torch.device) -> None:
@@ -202,11 +202,10 @@ def written(device: torch.device) -> list[str]:
         Generate("b", (7,), Sampling(max_tokens=5, temperature=1, seed=3)),
     ]
     lines = [
-        Row(r, model.tokenizer, frozenset({39}), s.hear, lambda: False)
+        GeneratingRow(r, model.tokenizer, frozenset({39}), s.hear, lambda: False)
         for r, s in zip(asked, said, strict=True)
     ]
-    with model.mixed.tasks([r.task for r in asked]):
-        generate(model.model, model.tokenizer, lines)
+    model.generate(lines)
     return [s.text for s in said]
 
 

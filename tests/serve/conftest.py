@@ -28,9 +28,10 @@ from transformers import (
 
 from serve.mixed.test_batch import with_heads, without_heads
 from sharespace import Share
-from sharespace.serve.base_model import Served, load_base
-from sharespace.serve.engine import Engine, Limits
-from sharespace.serve.http import Rules, make_app
+from sharespace.serve.base_model import ServedModel
+from sharespace.serve.engine import Engine, EngineLimits
+from sharespace.serve.http import HttpSettings, make_app
+from sharespace.serve.process import load_base
 from tuner.spaces import seeded, space
 
 TASKS = ("a", "b", "c")
@@ -102,7 +103,7 @@ Serve = Callable[..., Any]
 @contextmanager
 def engine_of(folder: Path, share: Share, **limits: Any) -> Iterator[Engine]:
     """An engine that is closed at the end."""
-    engine = Engine(load_base(str(folder), share, name="base"), Limits(**limits))
+    engine = Engine(load_base(str(folder), share, name="base"), EngineLimits(**limits))
     try:
         yield engine
     finally:
@@ -110,9 +111,9 @@ def engine_of(folder: Path, share: Share, **limits: Any) -> Iterator[Engine]:
 
 
 @contextmanager
-def server_of(engine: Engine, path: Path | None = None, **rules: Any) -> Iterator[str]:
+def server_of(engine: Engine, path: Path | None = None, **settings: Any) -> Iterator[str]:
     """The address of a server on a free port, on a real socket."""
-    app = make_app(engine, path=path, rules=Rules(**{"admin_token": ADMIN, **rules}))
+    app = make_app(engine, path=path, settings=HttpSettings(**{"admin_token": ADMIN, **settings}))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
@@ -141,5 +142,5 @@ def text_server(text_engine: Engine) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def served(text_engine: Engine) -> Served:
+def served(text_engine: Engine) -> ServedModel:
     return text_engine.served

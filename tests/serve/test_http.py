@@ -21,8 +21,11 @@ import torch
 from serve.conftest import ADMIN, TASKS, engine_of, server_of
 from serve.mixed.test_batch import alone
 from sharespace import Share
-from sharespace.serve.base_model import Served
-from sharespace.serve.engine import Engine
+from sharespace.errors import OptionError
+from sharespace.serve.base_model import ServedModel
+from sharespace.serve.engine import Engine, EngineLimits
+from sharespace.serve.http import HttpSettings
+from sharespace.serve.process import ServeSettings
 from sharespace.serve.requests import Generate, Piece, Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -34,7 +37,7 @@ def client(text_server: str) -> Iterator[openai.OpenAI]:
         yield found
 
 
-def greedy(served: Served, share: Share, task: str | None, text: str, count: int) -> str:
+def greedy(served: ServedModel, share: Share, task: str | None, text: str, count: int) -> str:
     """What the model with changed weights gives, once the engine has left it alone."""
     ids = torch.tensor([served.tokenizer(text)["input_ids"]])
 
@@ -45,7 +48,7 @@ def greedy(served: Served, share: Share, task: str | None, text: str, count: int
 
     with served.mixed.tasks([None]):
         tokens = alone(served.model, share, task, run)[0, ids.shape[1] :]
-    return str(served.tokenizer.decode(tokens, skip_special_tokens=True))
+    return str(served.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
 
 
 def test_models(client: openai.OpenAI) -> None:
@@ -56,7 +59,7 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_completions_are_those_of_the_task(
-    client: openai.OpenAI, served: Served, texts: Share
+    client: openai.OpenAI, served: ServedModel, texts: Share
 ) -> None:
     for task in ("base", *TASKS):
         found = client.completions.create(
@@ -72,7 +75,7 @@ def test_completions_are_those_of_the_task(
         assert found.usage.prompt_tokens == len("one") + len("another one")
 
 
-def test_chat_and_its_stream(client: openai.OpenAI, served: Served, texts: Share) -> None:
+def test_chat_and_its_stream(client: openai.OpenAI, served: ServedModel, texts: Share) -> None:
     messages: Any = [{"role": "user", "content": "say it"}]
     options: dict[str, Any] = {"model": "b", "messages": messages, "max_tokens": 9}
     whole = client.chat.completions.create(**options, temperature=0)
@@ -98,7 +101,7 @@ def test_a_seed_gives_the_same_answer_and_choices_differ(client: openai.OpenAI) 
     assert len(set(texts)) == 3
 
 
-def test_stop(client: openai.OpenAI, served: Served, texts: Share) -> None:
+def test_stop(client: openai.OpenAI, served: ServedModel, texts: Share) -> None:
     text = greedy(served, texts, "a", "one", 12)
     stop = text[4:6]
     options: dict[str, Any] = {"model": "a", "prompt": "one", "max_tokens": 12, "temperature": 0}
@@ -124,7 +127,7 @@ def test_embeddings(client: openai.OpenAI) -> None:
 
 
 def test_a_hundred_requests_over_all_tasks_at_once(
-    client: openai.OpenAI, served: Served, texts: Share, text_server: str
+    client: openai.OpenAI, served: ServedModel, texts: Share, text_server: str
 ) -> None:
     expected = {t: greedy(served, texts, t, f"to {t}", 5) for t in TASKS}
 
@@ -158,6 +161,12 @@ def test_a_hundred_requests_over_all_tasks_at_once(
         ("/v1/completions", b'{"model": "a", "prompt": [9999]}', 400, "token 9999"),
         ("/v1/completions", b'{"model": "a", "prompt": "a", "temperature": 9}', 400, "temperature"),
         ("/v1/completions", b'{"model": "a", "prompt": "a", "n": 99}', 400, "n"),
+        (
+            "/v1/completions",
+            b'{"model": "a", "prompt": "a", "seed": 9999999999999999999}',
+            400,
+            "64",
+        ),
         ("/v1/completions", b'{"model": "a", "prompt": "a", "best_of": 3}', 400, "best_of"),
         ("/v1/completions", b'{"model": "a", "prompt": "a", "what": 3}', 400, "what"),
         ("/v1/completions", b'{"model": "a", "prompt": "a", "max_tokens": 999}', 400, "longer"),
@@ -182,7 +191,7 @@ def test_an_unknown_task_is_refused_before_a_stream_begins(client: openai.OpenAI
 
 
 def test_bodies_that_are_too_large_or_too_slow(text_engine: Engine) -> None:
-    with server_of(text_engine, body=1000, body_seconds=0.3) as address:
+    with server_of(text_engine, body_bytes=1000, body_seconds=0.3) as address:
         found = httpx.post(f"{address}/v1/completions", content=b"x" * 5000)
         assert found.status_code == 413
         host, port = address.removeprefix("http://").split(":")
@@ -203,7 +212,7 @@ def test_a_full_queue_and_an_answer_that_takes_too_long(llama: Path, texts: Shar
 
         job = engine.submit(Generate("a", (5,), Sampling(max_tokens=2)), hold)
         assert started.wait(30)
-        with server_of(engine, seconds=0.5) as address, ThreadPoolExecutor(8) as pool:
+        with server_of(engine, answer_seconds=0.5) as address, ThreadPoolExecutor(8) as pool:
             body = {"model": "a", "prompt": "x", "max_tokens": 2}
             ask = lambda _: httpx.post(f"{address}/v1/completions", json=body)  # noqa: E731
             found = list(pool.map(ask, range(6)))
@@ -253,6 +262,22 @@ def test_keys(text_engine: Engine) -> None:
         assert httpx.get(f"{address}/v1/models", headers=headers).status_code == 200
         assert httpx.post(f"{address}/v1/reload", headers=headers).status_code == 403
         assert httpx.get(f"{address}/health").status_code == 200
+
+
+def test_settings_are_checked_where_they_are_made() -> None:
+    """An empty token would let everybody in: it equals that of a request without one."""
+    for settings, said in (
+        ({"admin_token": ""}, "admin_token: it is empty"),
+        ({"api_key": ""}, "api_key: it is empty"),
+        ({"body_bytes": 0}, "body_bytes=0"),
+        ({"answer_seconds": float("nan")}, "answer_seconds=nan"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            HttpSettings(**settings)
+    with pytest.raises(OptionError, match="batch=0"):
+        EngineLimits(batch=0)
+    with pytest.raises(OptionError, match="dtype='float8'"):
+        ServeSettings(dtype="float8")  # type: ignore[arg-type]
 
 
 def test_draining(llama: Path, texts: Share) -> None:

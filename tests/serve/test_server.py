@@ -16,7 +16,7 @@ import pytest
 from serve.conftest import ADMIN
 from sharespace import Share
 from sharespace.errors import SharespaceError
-from sharespace.serve.process import Options, serve
+from sharespace.serve.process import ServeSettings, serve
 
 
 def free_port() -> int:
@@ -64,10 +64,10 @@ def test_what_is_refused_before_it_listens(
     store = tmp_path / "s.share"
     texts.save(store)
     for options, said in (
-        (Options(), "does not say which"),
-        (Options(base=str(llama), name="a"), "is named as the base model"),
-        (Options(base=str(bert)), "in this model"),
-        (Options(base=str(llama), device="nowhere"), "device 'nowhere'"),
+        (ServeSettings(), "does not say which"),
+        (ServeSettings(base=str(llama), name="a"), "is named as the base model"),
+        (ServeSettings(base=str(bert)), "in this model"),
+        (ServeSettings(base=str(llama), device="nowhere"), "device 'nowhere'"),
     ):
         with pytest.raises(SharespaceError, match=said):
             serve(store, options)

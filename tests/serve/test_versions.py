@@ -18,7 +18,7 @@ from serve.conftest import TASKS, engine_of
 from serve.mixed.test_batch import alone
 from sharespace import Share
 from sharespace.errors import OptionError, TaskNotFoundError
-from sharespace.serve.base_model import Served
+from sharespace.serve.base_model import ServedModel
 from sharespace.serve.engine import Engine
 from sharespace.serve.requests import Embed, Generate, Piece, Sampling
 from sharespace.subspace.coefficients import Factors
@@ -56,7 +56,7 @@ def ask(engine: Engine, task: str | None, length: int = LENGTH) -> str:
             return text
 
 
-def expected(served: Served, share: Share, task: str | None) -> str:
+def expected(served: ServedModel, share: Share, task: str | None) -> str:
     ids = torch.tensor([PROMPT])
 
     def run() -> torch.Tensor:
@@ -66,7 +66,7 @@ def expected(served: Served, share: Share, task: str | None) -> str:
 
     with served.mixed.tasks([None]):
         tokens = alone(served.model, share, task, run)[0, len(PROMPT) :]
-    return str(served.tokenizer.decode(tokens, skip_special_tokens=True))
+    return str(served.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
 
 
 def test_every_answer_is_of_one_version(llama: Path, texts: Share) -> None:
@@ -163,7 +163,7 @@ def test_tasks_that_come_and_go_while_requests_run(llama: Path, texts: Share) ->
         assert wrong == []
 
 
-def test_a_block_inside_a_block_is_an_error_not_a_deadlock(served: Served) -> None:
+def test_a_block_inside_a_block_is_an_error_not_a_deadlock(served: ServedModel) -> None:
     with served.mixed.tasks(["a"]):
         with pytest.raises(OptionError, match="inside a block"), served.mixed.tasks(["b"]):
             pass

@@ -431,10 +431,23 @@ def serve(
     from sharespace.extras import require
 
     process = require("sharespace.serve.process", "serve")
-    rules = process.Rules(seconds=seconds, body=body, api_key=api_key, admin_token=admin_token)
-    limits = process.Limits(batch=batch, queue=queue)
-    options = process.Options(base, name, host, port, dtype, slots, limits, rules, drain, device)
-    process.serve(share, options)
+    http = process.HttpSettings(
+        answer_seconds=seconds, body_bytes=body, api_key=api_key, admin_token=admin_token
+    )
+    limits = process.EngineLimits(batch=batch, queue=queue)
+    settings = process.ServeSettings(
+        base=base,
+        name=name,
+        host=host,
+        port=port,
+        dtype=dtype,
+        slots=slots,
+        limits=limits,
+        http=http,
+        drain=drain,
+        device=device,
+    )
+    process.serve(share, settings)
 
 
 @app.command()

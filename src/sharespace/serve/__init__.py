@@ -1,5 +1,5 @@
-"""Serve every task of a Share model from one base model: engine, and OpenAI-compatible HTTP.
+"""Serve every task of a Share model from one base model: ``mixed``, an HTTP server, and vLLM.
 
-This package imports nothing by itself: ``mixed`` needs the extra ``train``,
-``http`` the extra ``serve``, and ``vllm`` neither.
+This package imports nothing by itself: ``mixed`` needs the extra ``train``, ``process`` the extra
+``serve``, and ``vllm`` neither.
 """

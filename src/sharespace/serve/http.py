@@ -6,17 +6,19 @@ import asyncio
 import hmac
 import logging
 import math
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from sharespace.errors import (
+    OptionError,
     QueueFullError,
     SharespaceError,
     StoreConflictError,
@@ -25,24 +27,44 @@ from sharespace.errors import (
     TaskNotFoundError,
     UnavailableError,
 )
+from sharespace.options import check_options, option
 from sharespace.serve import openai
-from sharespace.serve.ask import merged, one, pieces, unless_gone, whole
-from sharespace.serve.engine import Engine
-from sharespace.serve.guard import Admin, BodyGuard, Counted, Numbers
+from sharespace.serve.body_guard import BodyGuard
+from sharespace.serve.engine import (
+    Engine,
+    check_task,
+    merge_streams,
+    single_answer,
+    stream_text,
+    whole_text,
+)
+from sharespace.serve.metrics import AnswerCounter, ServerMetrics
 from sharespace.serve.openai import (
     AdapterBody,
     ChatBody,
     ClassifyBody,
     CompletionBody,
+    CompletionForm,
     EmbeddingBody,
-    Sampled,
+    Json,
+    SamplingBody,
     chat_tokens,
-    sampling,
     token_lists,
 )
-from sharespace.serve.requests import Classify, Embed, Generate, Piece, Scores, Vector
+from sharespace.serve.requests import (
+    Classify,
+    ClassLogits,
+    Embed,
+    EngineAnswer,
+    Generate,
+    Piece,
+    Vector,
+)
+from sharespace.share import Share
 
 _LOG = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
 STATUS: tuple[tuple[type[Exception], int], ...] = (
     (TaskNotFoundError, 404),
     (TaskExistsError, 409),
@@ -53,75 +75,89 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (asyncio.TimeoutError, 504),
     (SharespaceError, 400),
 )
-"""The first that fits; anything else is 500."""
+"""HTTP status by class of the error; the first that fits, and 500 for anything else."""
 
 
 @dataclass(frozen=True)
-class Rules:
-    """Of the app."""
+class HttpSettings:
+    """Limits and keys of the app. Raises OptionError where a value is out of its limits."""
 
-    seconds: float = 120.0
-    """That an answer may take, the time in the queue included; then 504."""
-    body: int = 2**20
-    """Bytes of a body; then 413."""
-    body_seconds: float = 20.0
-    """That a body may take to arrive; then 408."""
-    answer: int = 128
+    answer_seconds: float = option(120.0, above=0)
+    """Most seconds of an answer, the time in the queue included; then 504."""
+    body_bytes: int = option(2**20, least=1)
+    """Most bytes of a body; then 413."""
+    body_seconds: float = option(20.0, above=0)
+    """Most seconds in which a body arrives; then 408."""
+    answer_tokens: int = option(128, least=1)
     """Tokens of an answer where a request does not say; fewer where the model has no room."""
-    api_key: str | None = None
-    """Wanted as a bearer token by everything under /v1; None: nothing is."""
-    admin_token: str | None = None
-    """Wanted by what changes tasks; None: nobody can."""
+    api_key: str | None = option(None)
+    """Wanted as a bearer token by everything under /v1; None: nobody needs one."""
+    admin_token: str | None = option(None)
+    """Wanted as a bearer token by what changes tasks; None: nobody can change them."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for name in ("api_key", "admin_token"):
+            # An empty token equals the one of a request that sends none: it would open the server.
+            if getattr(self, name) == "":
+                raise OptionError(name, "it is empty", "Give a token, or leave it out")
 
 
-def make_app(engine: Engine, *, path: Path | None = None, rules: Rules | None = None) -> FastAPI:
+def make_app(
+    engine: Engine, *, path: Path | None = None, settings: HttpSettings | None = None
+) -> FastAPI:
     """The app over an engine.
 
     Args:
         engine: runs the model.
         path: of the store, so that changes are committed there; None: they are lost at the end.
-        rules: None: the defaults.
+        settings: None: the defaults.
     """
-    rules = rules or Rules()
+    settings = settings or HttpSettings()
+    # Without FastAPI's pages of documentation: their scripts come from somebody else's server.
     app = FastAPI(title="sharespace", docs_url=None, redoc_url=None)
-    numbers = Numbers()
-    engine.watch = numbers.batch
-    ends = Endpoints(engine, Admin(engine, path), rules, numbers)
-    for kind in (Exception, RequestValidationError, HTTPException):
+    metrics = ServerMetrics()
+    engine.watch = metrics.count_batch
+    endpoints = Endpoints(engine, TaskAdmin(engine, path), settings, metrics)
+    for kind in (Exception, RequestValidationError, HTTPException, *(kind for kind, _ in STATUS)):
         app.add_exception_handler(kind, _failed)
-    for kind, _ in STATUS:
-        app.add_exception_handler(kind, _failed)
-    app.add_middleware(BodyGuard, size=rules.body, seconds=rules.body_seconds)
-    app.add_middleware(Counted, count=numbers.answered)
-    _routes(app, ends, rules)
+    # The last that is added is called first: a body that is refused is counted as well.
+    app.add_middleware(BodyGuard, size=settings.body_bytes, seconds=settings.body_seconds)
+    app.add_middleware(AnswerCounter, count=metrics.count_answer)
+    _add_routes(app, endpoints, settings)
     return app
 
 
-def _routes(app: FastAPI, ends: Endpoints, rules: Rules) -> None:
-    user = [Depends(_token(rules.api_key))] if rules.api_key else []
+def _add_routes(app: FastAPI, endpoints: Endpoints, settings: HttpSettings) -> None:
+    user = [Depends(_bearer(settings.api_key))] if settings.api_key else []
     for path, call in (
-        ("/v1/completions", ends.completions),
-        ("/v1/chat/completions", ends.chat),
-        ("/v1/embeddings", ends.embeddings),
-        ("/v1/classify", ends.classify),
+        ("/v1/completions", endpoints.completions),
+        ("/v1/chat/completions", endpoints.chat),
+        ("/v1/embeddings", endpoints.embeddings),
+        ("/v1/classify", endpoints.classify),
     ):
         app.add_api_route(path, call, methods=["POST"], dependencies=user, response_model=None)
-    app.add_api_route("/v1/models", ends.models, dependencies=user)
-    app.add_api_route("/v1/models/{name:path}", ends.model, dependencies=user)
-    admin = [Depends(_token(rules.admin_token))]
-    app.add_api_route("/v1/tasks", ends.add, methods=["POST"], dependencies=admin)
-    app.add_api_route("/v1/tasks/{name:path}", ends.remove, methods=["DELETE"], dependencies=admin)
-    app.add_api_route("/v1/reload", ends.reload, methods=["POST"], dependencies=admin)
-    app.add_api_route("/health", ends.health)
-    app.add_api_route("/ready", ends.ready)
-    app.add_api_route("/metrics", ends.metrics, response_class=Response)
+    app.add_api_route("/v1/models", endpoints.models, dependencies=user)
+    # ":path", because a task's name may hold a slash.
+    app.add_api_route("/v1/models/{name:path}", endpoints.model, dependencies=user)
+    admin = [Depends(_bearer(settings.admin_token))]
+    app.add_api_route("/v1/tasks", endpoints.add, methods=["POST"], dependencies=admin)
+    app.add_api_route(
+        "/v1/tasks/{name:path}", endpoints.remove, methods=["DELETE"], dependencies=admin
+    )
+    app.add_api_route("/v1/reload", endpoints.reload, methods=["POST"], dependencies=admin)
+    app.add_api_route("/health", endpoints.health)
+    app.add_api_route("/ready", endpoints.ready)
+    app.add_api_route("/metrics", endpoints.metrics_text, response_class=Response)
 
 
-def _token(wanted: str | None) -> Callable[[str], None]:
+def _bearer(wanted: str | None) -> Callable[[str], None]:
     def check(authorization: Annotated[str, Header()] = "") -> None:
         given = authorization.removeprefix("Bearer ")
         if wanted is None:
             raise HTTPException(403, "this server was started without an admin token")
+        # In constant time: == ends at the first wrong character, and its time tells how many were
+        # right.
         if not hmac.compare_digest(given.encode(), wanted.encode()):
             raise HTTPException(401, "the bearer token is missing or wrong")
 
@@ -134,11 +170,13 @@ def _failed(request: Request, error: Exception) -> JSONResponse:
     if status == 500:
         _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
     kind = "invalid_request_error" if status < 500 else "server_error"
+    # OpenAI's clients wait this long and try again by themselves.
     headers = {"Retry-After": "1"} if status in (429, 503) else None
-    return JSONResponse(openai.error(text, kind, status), status, headers)
+    return JSONResponse(openai.error_body(text, kind, status), status, headers)
 
 
 def _status(error: Exception) -> tuple[int, str]:
+    """HTTP status and text; what happened inside the server is logged, not told."""
     if isinstance(error, HTTPException):
         return error.status_code, str(error.detail)
     if isinstance(error, RequestValidationError):
@@ -152,130 +190,137 @@ def _status(error: Exception) -> tuple[int, str]:
 
 
 class Endpoints:
-    """One method an endpoint."""
+    """One method for each endpoint."""
 
-    def __init__(self, engine: Engine, admin: Admin, rules: Rules, numbers: Numbers) -> None:
+    def __init__(
+        self, engine: Engine, admin: TaskAdmin, settings: HttpSettings, metrics: ServerMetrics
+    ) -> None:
         self.engine = engine
         self.admin = admin
-        self.rules = rules
-        self.numbers = numbers
+        self.settings = settings
+        self.metrics = metrics
         self.created = int(time.time())
+
+    async def completions(self, body: CompletionBody, request: Request) -> Response:
+        """Continue one or more texts."""
+        prompts = token_lists(self.engine.served.tokenizer, body.prompt)
+        return await self._texts(body, prompts, CompletionForm("text", body.model), request)
+
+    async def chat(self, body: ChatBody, request: Request) -> Response:
+        """Answer a conversation."""
+        prompt = chat_tokens(self.engine.served.tokenizer, body)
+        return await self._texts(body, [prompt], CompletionForm("chat", body.model), request)
+
+    async def _texts(
+        self,
+        body: SamplingBody,
+        prompts: Sequence[tuple[int, ...]],
+        form: CompletionForm,
+        request: Request,
+    ) -> Response:
+        task = self._task(body.model)
+        choices = [
+            Generate(task, tokens, body.sampling(self._default_tokens(tokens), choice))
+            for tokens in prompts
+            for choice in range(body.n)
+        ]
+        read = sum(map(len, prompts))
+        seconds = self.settings.answer_seconds
+        if body.stream:
+            pieces = merge_streams([stream_text(self.engine, one, seconds) for one in choices])
+            # The first piece is waited for, so that what is refused has a status of its own.
+            first = await anext(pieces)
+            events = self._events(first, pieces, form, _Usage(len(choices), read, body.with_usage))
+            return StreamingResponse(events, media_type="text/event-stream")
+        work = [whole_text(self.engine, one, seconds) for one in choices]
+        answers = await _unless_gone(request, asyncio.gather(*work))
+        if answers is None:
+            # Nobody reads it; 499 is what nginx logs where the client has closed the connection.
+            return Response(status_code=499)
+        self.metrics.count_tokens(read, sum(answer.tokens for answer in answers))
+        return JSONResponse(form.whole(answers, read))
 
     def _task(self, model: str) -> str | None:
         """The task that a request names; None: the base model."""
         return None if model == self.engine.served.name else model
 
-    def _room(self, prompt: tuple[int, ...]) -> int:
+    def _default_tokens(self, prompt: tuple[int, ...]) -> int:
         """Tokens of an answer where the request does not say."""
-        return max(1, min(self.rules.answer, self.engine.served.longest - len(prompt)))
-
-    async def completions(self, body: CompletionBody, request: Request) -> Response:
-        """Continue one or more texts."""
-        prompts = token_lists(self.engine.served.tokenizer, body.prompt)
-        return await self._texts(body, prompts, openai.Form("text", body.model), request)
-
-    async def chat(self, body: ChatBody, request: Request) -> Response:
-        """Answer a conversation."""
-        prompt = chat_tokens(self.engine.served.tokenizer, body)
-        return await self._texts(body, [prompt], openai.Form("chat", body.model), request)
-
-    async def _texts(
-        self, body: Sampled, prompts: list[tuple[int, ...]], form: openai.Form, request: Request
-    ) -> Response:
-        asked = [
-            Generate(self._task(body.model), tokens, sampling(body, self._room(tokens), choice))
-            for tokens in prompts
-            for choice in range(body.n)
-        ]
-        read = sum(map(len, prompts))
-        if body.stream:
-            return await self._stream(asked, form, read, body.with_usage)
-        work = [whole(self.engine, one, self.rules.seconds) for one in asked]
-        answers = await unless_gone(request, asyncio.gather(*work))
-        if answers is None:
-            return Response(status_code=499)
-        self.numbers.tokens(read, sum(answer.tokens for answer in answers))
-        return JSONResponse(form.whole(answers, read))
-
-    async def _stream(
-        self, asked: list[Generate], form: openai.Form, read: int, with_usage: bool
-    ) -> Response:
-        found = merged([pieces(self.engine, one, self.rules.seconds) for one in asked])
-        # The first piece is waited for, so that what is refused has a status of its own.
-        first = await anext(found)
-        events = self._events(first, found, form, len(asked), (read, with_usage))
-        return StreamingResponse(events, media_type="text/event-stream")
+        room = self.engine.served.longest - len(prompt)
+        return max(1, min(self.settings.answer_tokens, room))
 
     async def _events(
         self,
         first: tuple[int, Piece],
         rest: AsyncIterator[tuple[int, Piece]],
-        form: openai.Form,
-        choices: int,
-        counted: tuple[int, bool],
+        form: CompletionForm,
+        usage: _Usage,
     ) -> AsyncIterator[bytes]:
-        written = dict.fromkeys(range(choices), 0)
-        for index in range(choices):
+        written = dict.fromkeys(range(usage.choices), 0)
+        for index in range(usage.choices):
             if (opening := form.opening(index)) is not None:
-                yield openai.event(opening)
+                yield openai.server_sent_event(opening)
         try:
-            async for number, piece in _after(first, rest):
+            async for number, piece in _chained(first, rest):
                 written[number] = piece.tokens
-                yield openai.event(form.chunk(number, piece))
+                yield openai.server_sent_event(form.chunk(number, piece))
         except Exception as error:  # noqa: BLE001 - a stream has no other way to say it
             status, text = _status(error)
-            yield openai.event(openai.error(text, "server_error", status))
+            yield openai.server_sent_event(openai.error_body(text, "server_error", status))
             return
-        read, with_usage = counted
-        self.numbers.tokens(read, sum(written.values()))
-        if with_usage:
-            yield openai.event(form.last(read, sum(written.values())))
+        self.metrics.count_tokens(usage.read, sum(written.values()))
+        if usage.wanted:
+            yield openai.server_sent_event(form.last(usage.read, sum(written.values())))
         yield openai.DONE
 
     async def embeddings(self, body: EmbeddingBody, request: Request) -> Response:
         """Mean last hidden states."""
-        texts = token_lists(self.engine.served.tokenizer, body.input)
-        task = self._task(body.model)
-        work = [one(self.engine, Embed(task, text), self.rules.seconds) for text in texts]
-        found = await unless_gone(request, asyncio.gather(*work))
-        rows = [
+        task, texts = self._task(body.model), token_lists(self.engine.served.tokenizer, body.input)
+        answers = await self._rows([Embed(task, text) for text in texts], request)
+        rows: list[Json] = [
             {
                 "object": "embedding",
                 "index": i,
-                "embedding": openai.embedding(vector.values, body.encoding_format),
+                "embedding": openai.encoded_vector(vector.values, body.encoding_format),
             }
-            for i, vector in enumerate(found or ())
+            for i, vector in enumerate(answers)
             if isinstance(vector, Vector)
         ]
-        read = sum(map(len, texts))
-        self.numbers.tokens(read, 0)
-        used = {"prompt_tokens": read, "total_tokens": read}
-        return JSONResponse({"object": "list", "data": rows, "model": body.model, "usage": used})
+        return JSONResponse(openai.row_list(rows, body.model, sum(map(len, texts))))
 
     async def classify(self, body: ClassifyBody, request: Request) -> Response:
         """Probabilities of the task's labels."""
-        texts = token_lists(self.engine.served.tokenizer, body.input)
-        task = self._task(body.model)
-        work = [one(self.engine, Classify(task, text), self.rules.seconds) for text in texts]
-        found = await unless_gone(request, asyncio.gather(*work))
-        rows = [_label(i, s) for i, s in enumerate(found or ()) if isinstance(s, Scores)]
-        read = sum(map(len, texts))
-        self.numbers.tokens(read, 0)
-        used = {"prompt_tokens": read, "total_tokens": read}
-        return JSONResponse({"object": "list", "data": rows, "model": body.model, "usage": used})
+        task, texts = self._task(body.model), token_lists(self.engine.served.tokenizer, body.input)
+        answers = await self._rows([Classify(task, text) for text in texts], request)
+        rows = [
+            _probabilities(i, answer)
+            for i, answer in enumerate(answers)
+            if isinstance(answer, ClassLogits)
+        ]
+        return JSONResponse(openai.row_list(rows, body.model, sum(map(len, texts))))
 
-    async def models(self) -> dict[str, Any]:
+    async def _rows(
+        self, texts: Sequence[Classify | Embed], request: Request
+    ) -> Sequence[EngineAnswer]:
+        """One answer for each text; none where the client went away."""
+        seconds = self.settings.answer_seconds
+        work = [single_answer(self.engine, text, seconds) for text in texts]
+        answers = await _unless_gone(request, asyncio.gather(*work))
+        self.metrics.count_tokens(sum(len(text.tokens) for text in texts), 0)
+        return answers or ()
+
+    async def models(self) -> Json:
         """The base model and every task."""
         names = [self.engine.served.name, *self.engine.share.tasks]
         return {"object": "list", "data": [self._model(name) for name in names]}
 
-    async def model(self, name: str) -> dict[str, Any]:
-        """One of them."""
-        if self._task(name) is not None and name not in self.engine.share.model.tasks:
-            self.engine.share.task(name)
+    async def model(self, name: str) -> Json:
+        """The base model or one task."""
+        if self._task(name) is not None:
+            check_task(self.engine.share, name)
         return self._model(name)
 
-    def _model(self, name: str) -> dict[str, Any]:
+    def _model(self, name: str) -> Json:
         base = self.engine.served.name
         return {
             "id": name,
@@ -286,15 +331,17 @@ class Endpoints:
             "parent": None if name == base else base,
         }
 
-    async def add(self, body: AdapterBody) -> dict[str, Any]:
+    # In threads: a merge takes seconds, in which the event loop must go on answering.
+
+    async def add(self, body: AdapterBody) -> Json:
         """Merge an adapter as a new task."""
         return _version(await asyncio.to_thread(self.admin.add, body.name, body.adapter))
 
-    async def remove(self, name: str) -> dict[str, Any]:
+    async def remove(self, name: str) -> Json:
         """Take a task away."""
         return _version(await asyncio.to_thread(self.admin.remove, name))
 
-    async def reload(self) -> dict[str, Any]:
+    async def reload(self) -> Json:
         """Serve the store's current version."""
         return _version(await asyncio.to_thread(self.admin.reload))
 
@@ -305,32 +352,128 @@ class Endpoints:
         return {"status": "ok"}
 
     async def ready(self) -> dict[str, str]:
-        """Whether new requests are welcome."""
+        """Whether new requests are welcome; unlike ``health``, not while the server drains."""
         if self.engine.draining or not self.engine.alive:
             raise UnavailableError("server", "it is shutting down", "Ask another one")
         return {"status": "ready"}
 
-    async def metrics(self) -> Response:
-        """For Prometheus."""
-        text = self.numbers.text(self.engine.waiting, len(self.engine.share.model.tasks))
+    async def metrics_text(self) -> Response:
+        """The metrics, for Prometheus."""
+        text = self.metrics.text(self.engine.waiting, len(self.engine.share.model.tasks))
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _after(
+@dataclass(frozen=True)
+class _Usage:
+    """What the end of a stream says of it."""
+
+    choices: int
+    read: int
+    """Number of tokens of the prompts."""
+    wanted: bool
+    """True where the client asked for the numbers of tokens."""
+
+
+async def _chained(
     first: tuple[int, Piece], rest: AsyncIterator[tuple[int, Piece]]
 ) -> AsyncIterator[tuple[int, Piece]]:
     yield first
-    async for found in rest:
-        yield found
+    async for following in rest:
+        yield following
 
 
-def _label(index: int, scores: Scores) -> dict[str, Any]:
-    most = max(scores.logits)
-    parts = [math.exp(x - most) for x in scores.logits]
-    chances = [part / sum(parts) for part in parts]
-    best = chances.index(max(chances))
-    return {"index": index, "label": str(best), "probs": chances, "num_classes": len(chances)}
+def _probabilities(index: int, answer: ClassLogits) -> Json:
+    largest = max(answer.logits)
+    # Softmax; less the largest, so that exp cannot overflow.
+    weights = [math.exp(x - largest) for x in answer.logits]
+    probabilities = [weight / sum(weights) for weight in weights]
+    best = probabilities.index(max(probabilities))
+    return {
+        "index": index,
+        "label": str(best),
+        "probs": probabilities,
+        "num_classes": len(probabilities),
+    }
 
 
-def _version(share: Any) -> dict[str, Any]:
+def _version(share: Share) -> Json:
     return {"version": share.version, "tasks": len(share.tasks)}
+
+
+async def _unless_gone(request: Request, work: Awaitable[_Result]) -> _Result | None:
+    """The result; None, and the work is cancelled, where the client went away before.
+
+    Without it the model would go on writing for nobody.
+
+    Args:
+        request: its body read already.
+        work: what answers it.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class TaskAdmin:
+    """Changes the Share model of an engine, one change at a time.
+
+    With a path every change is committed to the store first: what is served is what is stored.
+    """
+
+    def __init__(self, engine: Engine, path: Path | None) -> None:
+        self.engine = engine
+        self.path = path
+        # Of two changes that begin from one version, the second would undo the first.
+        self._lock = threading.Lock()
+
+    def add(self, name: str, adapter: str) -> Share:
+        """Merge an adapter as a new task.
+
+        Raises:
+            TaskExistsError: there is a task of that name.
+            AdapterError: it cannot be read.
+            StoreConflictError: somebody else changed the store; reload first.
+        """
+        with self._lock:
+            return self._changed(self.engine.share.merge({name: adapter}))
+
+    def remove(self, name: str) -> Share:
+        """Take a task away; batches that run go on with it.
+
+        Raises:
+            TaskNotFoundError: there is none of that name.
+            StoreConflictError: somebody else changed the store; reload first.
+        """
+        with self._lock:
+            return self._changed(self.engine.share.remove(name))
+
+    def reload(self) -> Share:
+        """Serve the store's current version.
+
+        Raises:
+            OptionError: the Share model is not of a store.
+            StoreError: it cannot be read; the version before stays in place.
+        """
+        with self._lock:
+            if self.path is None:
+                raise OptionError("reload", "the Share model is of no store", "Serve a path")
+            share = Share.load(self.path)
+            self.engine.replace(share)
+            return share
+
+    def _changed(self, share: Share) -> Share:
+        if self.path is not None:
+            share.save(self.path)
+        self.engine.replace(share)
+        return share

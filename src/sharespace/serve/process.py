@@ -1,41 +1,59 @@
-"""The process: load, listen, and leave in good order."""
+"""The process of ``sharespace serve``: load, listen, and leave in good order."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from sharespace.errors import OptionError, UnavailableError
+import torch
+
+from sharespace.errors import MismatchError, OptionError, UnavailableError
 from sharespace.extras import require
-from sharespace.serve.base_model import load_base
-from sharespace.serve.engine import Engine, Limits
-from sharespace.serve.http import Rules, make_app
+from sharespace.linalg.precision import usable_device
+from sharespace.options import check_options, option
+from sharespace.serve.base_model import ServedModel
+from sharespace.serve.engine import Engine, EngineLimits
+from sharespace.serve.http import HttpSettings, make_app
+from sharespace.serve.mixed import MixedTasks
 from sharespace.share import Share
+
+ModelDtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class Options:
-    """Of ``sharespace serve``."""
+class ServeSettings:
+    """How to serve. Raises OptionError where a value is out of its limits."""
 
-    base: str | None = None
-    """Path or Hub id; None: what the Share model says."""
-    name: str | None = None
+    base: str | None = option(None)
+    """Path or Hub id of the base model; None: what the Share model says."""
+    name: str | None = option(None)
     """What the base model is called in requests; None: as ``base``."""
-    host: str = "127.0.0.1"
-    port: int = 8000
-    dtype: str = "float32"
-    slots: int = 256
-    limits: Limits = field(default_factory=Limits)
-    rules: Rules = field(default_factory=Rules)
-    drain: float = 30.0
+    host: str = option("127.0.0.1")
+    """Address to listen at."""
+    port: int = option(8000, least=0, most=65535)
+    """Port to listen at; 0: any that is free."""
+    dtype: ModelDtype = option("float32")
+    """Dtype of the model, the bases and the coefficients."""
+    slots: int = option(256, least=1)
+    """Tasks in memory at the same time."""
+    limits: EngineLimits = field(default_factory=EngineLimits)
+    http: HttpSettings = field(default_factory=HttpSettings)
+    drain: float = option(30.0, least=0)
     """Seconds that running requests get at the end."""
-    device: str | None = None
+    device: str | None = option(None)
     """Where the model runs; None: the first GPU, or the CPU where there is none."""
 
+    def __post_init__(self) -> None:
+        check_options(self)
 
-def serve(path: Path, options: Options) -> None:
+
+def serve(path: Path, settings: ServeSettings) -> None:
     """Serve a stored Share model until SIGINT or SIGTERM; then finish what was asked.
+
+    Args:
+        path: of the store.
+        settings: how to serve.
 
     Raises:
         OptionError: no base model is known, or a task is named as it.
@@ -45,39 +63,83 @@ def serve(path: Path, options: Options) -> None:
     """
     uvicorn = require("uvicorn", "serve")
     share = Share.load(path)
-    engine = Engine(_base(share, options), options.limits)
-    app = make_app(engine, path=path, rules=options.rules)
+    engine = Engine(_served_model(share, settings), settings.limits)
+    app = make_app(engine, path=path, settings=settings.http)
     config = uvicorn.Config(
         app,
-        host=options.host,
-        port=options.port,
+        host=settings.host,
+        port=settings.port,
         log_level="info",
-        timeout_graceful_shutdown=int(options.drain),
-        # Slow clients: a connection that says nothing is closed.
+        timeout_graceful_shutdown=int(settings.drain),
+        # A client that opens many connections and says nothing on them would use them up.
         timeout_keep_alive=15,
     )
     try:
         uvicorn.Server(config).run()
     finally:
-        ended = engine.close(options.drain)
+        # After the listener: as long as it takes requests, the engine must answer them.
+        ended = engine.close(settings.drain)
     if not ended:
-        raise UnavailableError("engine", f"still busy after {options.drain:g} s", "Raise --drain")
+        raise UnavailableError("engine", f"still busy after {settings.drain:g} s", "Raise --drain")
 
 
-def _base(share: Share, options: Options) -> Any:
-    base = options.base or share.model.base.id
+def _served_model(share: Share, settings: ServeSettings) -> ServedModel:
+    base = settings.base or share.model.base.id
     if not base:
         raise OptionError("base model", "the Share model does not say which", "Give --base")
     served = load_base(
         base,
         share,
-        name=options.name,
-        dtype=options.dtype,
-        slots=options.slots,
-        device=options.device,
+        name=settings.name,
+        dtype=settings.dtype,
+        slots=settings.slots,
+        device=settings.device,
     )
     if served.name in share.model.tasks:
         raise OptionError(
             f"task {served.name!r}", "is named as the base model", "Give the base another --name"
         )
     return served
+
+
+def load_base(
+    base: str,
+    share: Share,
+    *,
+    name: str | None = None,
+    dtype: ModelDtype = "float32",
+    slots: int = 256,
+    device: str | None = None,
+) -> ServedModel:
+    """A base model by path or Hub id, of the class that its own config names.
+
+    Args:
+        base: path or Hub id.
+        share: its tasks.
+        name: what the base model is called in requests; None: as ``base`` says.
+        dtype: of the model, the bases and the coefficients.
+        slots: tasks in memory at the same time.
+        device: where the model runs; None: the first GPU, or the CPU where there is none.
+
+    Raises:
+        OptionError: there is no such device.
+        MissingExtraError: transformers is not installed.
+        MismatchError: it is of no class of transformers, or not the Share model's base.
+    """
+    transformers = require("transformers", "serve")
+    place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    config = transformers.AutoConfig.from_pretrained(base)
+    # The class that saved it, and not AutoModel, which has no head: the head decides whether the
+    # model generates text or classifies.
+    names = getattr(config, "architectures", None) or []
+    architecture = next((getattr(transformers, n) for n in names if hasattr(transformers, n)), None)
+    if architecture is None:
+        raise MismatchError(
+            f"base model {base!r}",
+            f"its config names {names or 'no architecture'}, which transformers does not have",
+            "Give a model that was saved by transformers",
+        )
+    kind = getattr(torch, dtype)
+    model = architecture.from_pretrained(base, dtype=kind).eval().requires_grad_(False).to(place)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    return ServedModel(MixedTasks(model, share, slots=slots, dtype=kind), tokenizer, name or base)

@@ -1,37 +1,46 @@
-"""What is asked of the engine and what it answers, free of HTTP."""
+"""What the engine is asked and what it answers, free of HTTP."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from sharespace.errors import OptionError
+from sharespace.options import check_options, option
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen. Raises OptionError where a number is out of range."""
 
-    max_tokens: int = 16
-    temperature: float = 1.0
+    max_tokens: int = option(16, least=1)
+    """Most tokens of the answer."""
+    temperature: float = option(1.0, least=0, most=2)
     """0: the most probable token."""
-    top_p: float = 1.0
+    top_p: float = option(1.0, above=0, most=1)
     """Tokens are taken from the smallest set that has this probability."""
     stop: tuple[str, ...] = ()
-    """Text that ends the answer; it is left out of it."""
+    """Texts that end the answer, at most four; they are left out of it."""
     seed: int | None = None
-    """The same seed gives the same answer, whatever else is in the batch; None: any."""
+    """The same seed gives the same answer, whatever else is in the batch; None: any answer."""
 
     def __post_init__(self) -> None:
-        _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
-        _require(0 <= self.temperature <= 2, "temperature", self.temperature, "between 0 and 2")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _require(all(self.stop), "stop", list(self.stop), "without an empty text")
-        _require(len(self.stop) <= 4, "stop", list(self.stop), "at most 4 texts")
+        check_options(self)
+        # Each new token is looked for all of them, so their number is the work of one row; four is
+        # also the limit of OpenAI's API.
+        if len(self.stop) > 4:
+            raise OptionError(f"stop={list(self.stop)!r}", "at most 4 texts can be", "Give fewer")
+        # An empty text stands at the beginning of every answer and would end it there.
+        if not all(self.stop):
+            raise OptionError(f"stop={list(self.stop)!r}", "a text is empty", "Leave it out")
+        # torch.Generator takes 64 bits, and would raise only while the batch runs.
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise OptionError(f"seed={self.seed}", "it must fit into 64 bits", "Give a smaller one")
 
 
 @dataclass(frozen=True)
 class Generate:
-    """A text to continue."""
+    """Asks for the continuation of a text."""
 
     task: str | None
     """None: the base model."""
@@ -41,50 +50,50 @@ class Generate:
 
 @dataclass(frozen=True)
 class Classify:
-    """A text to classify by the task's head."""
+    """Asks for the class of a text by the task's head."""
 
     task: str | None
+    """None: the base model."""
     tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Embed:
-    """A text whose mean last hidden state is wanted."""
+    """Asks for the mean last hidden state of a text."""
 
     task: str | None
+    """None: the base model."""
     tokens: tuple[int, ...]
 
 
-Request = Generate | Classify | Embed
+EngineRequest: TypeAlias = Generate | Classify | Embed
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some more text of an answer."""
+    """Answers ``Generate``: some more text."""
 
     text: str
     finish: str | None = None
-    """``"stop"`` or ``"length"`` with the last piece."""
+    """``"stop"`` or ``"length"`` with the last piece, None before it."""
     tokens: int = 0
-    """Generated so far, all pieces together."""
+    """Tokens generated so far, in all pieces up to this one."""
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Logits of a classification."""
+class ClassLogits:
+    """Answers ``Classify``."""
 
     logits: tuple[float, ...]
-    """One a label of the task's own head."""
+    """One logit for each label of the task's own head."""
 
 
 @dataclass(frozen=True)
 class Vector:
-    """An embedding."""
+    """Answers ``Embed``."""
 
     values: tuple[float, ...]
     """Mean of the last hidden states over the text's tokens, of length 1."""
 
 
-def _require(good: bool, name: str, value: object, wanted: str) -> None:
-    if not good:
-        raise OptionError(f"{name}={value!r}", f"it must be {wanted}", "Change it")
+EngineAnswer: TypeAlias = Piece | ClassLogits | Vector

@@ -9,7 +9,10 @@ the environment names a Share model:
 
 A request names ``task`` (the current version, at the first request) or ``task@7``. vLLM keeps what
 a name stood for, so a task that changed is asked for by its version. Adapters lie in folders named
-by their content and are never deleted here: a running server may hold them.
+by their content and are never deleted here, because a running server may hold them.
+
+vLLM imports this module in every one of its processes, so it must load neither fastapi,
+transformers nor peft.
 """
 
 from __future__ import annotations
@@ -37,103 +40,14 @@ SHARE = "SHARESPACE_VLLM_SHARE"
 CACHE = "SHARESPACE_VLLM_CACHE"
 
 
-@dataclass(frozen=True)
-class Written:
-    """A task as a plain LoRA on disk."""
+def register() -> None:
+    """Give vLLM a resolver of task names; nothing happens where no Share model is named.
 
-    path: Path
-    """A PEFT directory, named by the sha256 of its files."""
-    version: int
-    """Of the Share model."""
-
-    @property
-    def number(self) -> int:
-        """vLLM's ``lora_int_id``: positive, and the same for the same content."""
-        return int(self.path.name[:15], 16) % (2**31 - 1) + 1
-
-
-def parse(name: str) -> tuple[str, int | None]:
-    """``task`` or ``task@version``.
-
-    Only a number after the last ``@`` is a version: a task's name may hold one.
-    """
-    task, at, version = name.rpartition("@")
-    if at and task and version.isdecimal():
-        return task, int(version)
-    return name, None
-
-
-def write(store: Path, name: str, cache: Path) -> Written:
-    """The task's adapter in the cache; written whole or not at all, and only where it is missing.
-
-    Args:
-        store: of the Share model.
-        name: ``task`` or ``task@version``.
-        cache: folder of the adapters.
+    vLLM calls this in each of its processes.
 
     Raises:
-        TaskNotFoundError: the Share model has no such task.
-        StoreError: it, or that version of it, cannot be read.
-        UnsupportedAdapterError: the task is more than LoRA of linear layers.
-        OptionError: no rank that vLLM takes.
-        MismatchError: what was written is not what the Share model holds.
+        OptionError: the Share model that the environment names is not there.
     """
-    share, task = _find(store, name)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        (made,) = share.export(task, Path(folder) / "adapter", to="vllm")
-        _check(share, task, made)
-        target = cache / _digest(made)
-        if not target.exists():
-            _move(made, target)
-    return Written(target, share.version or 0)
-
-
-def _find(store: Path, name: str) -> tuple[Share, str]:
-    """The version and the task that a name stands for; a task's own name goes first."""
-    current = Share.load(store)
-    if name in current.model.tasks:
-        return current, name
-    task, version = parse(name)
-    share = current if version is None else Share.load(store, version)
-    return share, share.task(task).name
-
-
-def _check(share: Share, task: str, folder: Path) -> None:
-    """vLLM takes shapes and scales as they come; so they are looked at here."""
-    found = read_adapter(folder, task)
-    expected = share.updates(task)
-    for module, update in expected.items():
-        if module not in found.shapes:
-            raise MismatchError(f"task {task!r}", f"{module} is missing in what was written")
-        again = found.layer(module)
-        dense = update.scaling * update.up.double() @ update.down.double()
-        written = again.scaling * again.up.double() @ again.down.double()
-        if written.shape != dense.shape or (written - dense).norm() > 1e-2 * dense.norm():
-            raise MismatchError(f"task {task!r}", f"{module} was written as another update")
-
-
-def _digest(folder: Path) -> str:
-    """Of names and bytes of all files."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _move(made: Path, target: Path) -> None:
-    """Another process may have been faster; its files are the same."""
-    try:
-        made.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        shutil.rmtree(made)
-
-
-def register() -> None:
-    """Called by vLLM in each of its processes; without a Share model named, nothing is done."""
     store = os.environ.get(SHARE)
     if not store:
         return
@@ -153,16 +67,116 @@ def _resolver(api: Any, store: Path, cache: Path) -> Any:
 
         async def resolve_lora(self, _base_model_name: str, lora_name: str) -> Any:
             """The adapter of that name; None: the Share model has none, vLLM says 404."""
-            known = await asyncio.to_thread(_written, store, lora_name, cache)
-            if known is None:
+            # In a thread: this runs in vLLM's event loop, which answers all other requests.
+            adapter = await asyncio.to_thread(_write_if_known, store, lora_name, cache)
+            if adapter is None:
                 return None
-            return request(lora_name, known.number, str(known.path))
+            return request(lora_name, adapter.number, str(adapter.path))
 
     return ShareResolver()
 
 
-def _written(store: Path, name: str, cache: Path) -> Written | None:
+def _write_if_known(store: Path, name: str, cache: Path) -> WrittenAdapter | None:
     try:
         return write(store, name, cache)
     except (TaskNotFoundError, StoreNotFoundError):
         return None
+
+
+@dataclass(frozen=True)
+class WrittenAdapter:
+    """A task as a plain LoRA on disk."""
+
+    path: Path
+    """A PEFT directory, named by the SHA-256 of its files."""
+    version: int
+    """Version of the Share model."""
+
+    @property
+    def number(self) -> int:
+        """vLLM's ``lora_int_id``: positive, and the same for the same content."""
+        # From the content and not from a counter: vLLM's processes must agree without talking, and
+        # an id that comes again with other content would be served from vLLM's cache. vLLM refuses
+        # ids below 1.
+        return int(self.path.name[:15], 16) % (2**31 - 1) + 1
+
+
+def parse(name: str) -> tuple[str, int | None]:
+    """Task and version (None: the current one) of ``task`` or ``task@version``.
+
+    Only a number after the last ``@`` is a version: a task's name may hold one.
+    """
+    task, at, version = name.rpartition("@")
+    if at and task and version.isdecimal():
+        return task, int(version)
+    return name, None
+
+
+def write(store: Path, name: str, cache: Path) -> WrittenAdapter:
+    """The task's adapter in the cache; written whole or not at all, and only where it is missing.
+
+    Args:
+        store: folder of the Share model.
+        name: ``task`` or ``task@version``.
+        cache: folder of the adapters.
+
+    Raises:
+        TaskNotFoundError: the Share model has no such task.
+        StoreError: the Share model, or that version of it, cannot be read.
+        UnsupportedAdapterError: the task is more than LoRA of linear layers.
+        OptionError: vLLM takes no LoRA of the task's rank.
+        MismatchError: what was written is not what the Share model holds.
+    """
+    share, task = _find(store, name)
+    cache.mkdir(parents=True, exist_ok=True)
+    # Within the cache, because only within one file system a rename is atomic.
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        (adapter,) = share.export(task, Path(folder) / "adapter", to="vllm")
+        _check(share, task, adapter)
+        target = cache / _digest(adapter)
+        if not target.exists():
+            _move(adapter, target)
+    return WrittenAdapter(target, share.version or 0)
+
+
+def _find(store: Path, name: str) -> tuple[Share, str]:
+    """The version and the task that a name stands for; a task's own name goes first."""
+    current = Share.load(store)
+    if name in current.model.tasks:
+        return current, name
+    task, version = parse(name)
+    share = current if version is None else Share.load(store, version)
+    return share, share.task(task).name
+
+
+def _check(share: Share, task: str, folder: Path) -> None:
+    """Refuse an adapter that is not the task: vLLM takes shapes and scales as they come."""
+    adapter = read_adapter(folder, task)
+    for module, update in share.updates(task).items():
+        if module not in adapter.shapes:
+            raise MismatchError(f"task {task!r}", f"{module} is missing in what was written")
+        factors = adapter.layer(module)
+        dense = update.scaling * update.up.double() @ update.down.double()
+        written = factors.scaling * factors.up.double() @ factors.down.double()
+        # 1 %: room for factors in bfloat16 (8 bits, 0.4 % each), but not for a wrong scale.
+        if written.shape != dense.shape or (written - dense).norm() > 1e-2 * dense.norm():
+            raise MismatchError(f"task {task!r}", f"{module} was written as another update")
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 (hex) of the names and bytes of all files."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _move(adapter: Path, target: Path) -> None:
+    """Give the adapter its name; another process may have been faster, with the same files."""
+    try:
+        adapter.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(adapter)
