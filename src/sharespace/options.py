@@ -8,8 +8,8 @@ is checked once, by one rule, wherever it comes from: Python, the command line o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -44,18 +44,29 @@ class Limits:
 
 
 def option(
-    default: Any = MISSING, *, neutral: bool = False, in_recipe: bool = True, **limits: float
+    default: Any = MISSING,
+    *,
+    choices: Callable[[], tuple[str, ...]] | None = None,
+    neutral: bool = False,
+    in_recipe: bool = True,
+    **limits: float,
 ) -> Any:
     """A dataclass field that is an option.
 
     Args:
         default: the value where none is given; left out: the option is needed.
+        choices: gives the texts that it may be, where these are no Literal but can be added to.
         neutral: True where its value changes no result (a path of outputs, a tracker): such a key
             of a recipe may change while a stream is under way.
         in_recipe: False where the class is part of a recipe, but this field is no key of it.
         limits: of ``Limits``: ``least``, ``above``, ``most``, ``below``.
     """
-    metadata = {"limits": Limits(**limits), "neutral": neutral, "in_recipe": in_recipe}
+    metadata = {
+        "limits": Limits(**limits),
+        "choices": choices,
+        "neutral": neutral,
+        "in_recipe": in_recipe,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -86,6 +97,12 @@ def option_type(hint: Any) -> OptionType:
     return OptionType(kind, choices, optional)
 
 
+def with_choices(declared: OptionType, metadata: Mapping[str, Any]) -> OptionType:
+    """The type of an option with the texts that it may be now, where these can be added to."""
+    choices = metadata["choices"]
+    return declared if choices is None else replace(declared, choices=choices())
+
+
 def check_options(settings: Any) -> None:
     """Refuse a value that an option may not have; to be called in ``__post_init__``.
 
@@ -105,7 +122,7 @@ def check_options(settings: Any) -> None:
             check_option(
                 declared.name,
                 getattr(settings, declared.name),
-                types[declared.name],
+                with_choices(types[declared.name], declared.metadata),
                 declared.metadata["limits"],
             )
 

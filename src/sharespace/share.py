@@ -23,9 +23,10 @@ from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 from sharespace.subspace.build import Progress, initialise, refuse_erased
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.merge import merge, union
+from sharespace.subspace.methods import DEFAULT_METHOD
 from sharespace.subspace.plan import Baselines, baselines
 from sharespace.subspace.retrained import retrained
-from sharespace.subspace.state import BasisMethod, BuildSettings, ShareModel, Task, reconstruct
+from sharespace.subspace.state import BuildSettings, ShareModel, Task, reconstruct
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -97,7 +98,7 @@ class Share:
         error: float | None = None,
         budget: int | None = None,
         p: int | None = None,
-        method: BasisMethod = "joint",
+        method: str = DEFAULT_METHOD,
         centred: bool = False,
         base: str | None = None,
         dtype: torch.dtype | str | None = None,
@@ -119,8 +120,9 @@ class Share:
             budget: or the bytes that bases and coefficients may take together; modules that share
                 nothing are then stored by their own SVDs.
             p: pseudo-rank of the tasks' coefficients; None: min(k, r), exact for the projection.
-            method: "joint" (default), or "share": the paper's SVD of the factors.
-            centred: method "share" only: centre the columns, as published.
+            method: how bases are found: "joint" (default), "share" (the paper's SVD of the
+                factors), or one that ``sharespace.subspace.methods.register`` made known.
+            centred: centre the columns, as published; only where the method can ("share").
             base: id of the base model, where the adapters do not say or disagree.
             dtype: stored dtype, as ``torch.float16`` or ``"float16"``; None: follows the adapters.
             device: where to compute.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from builders import (
     DTYPES,
@@ -18,10 +19,14 @@ from builders import (
     law,
     update,
 )
+from sharespace.linalg.problem import UpdateProblem
+from sharespace.linalg.updates import CanonicalUpdates, weights
 from sharespace.subspace.adapter import LayerUpdate, ModuleShape
+from sharespace.subspace.basis_method import LayerTasks
 from sharespace.subspace.coefficients import Core, Factors, compact
 from sharespace.subspace.layer import LayerSubspace
-from sharespace.subspace.project import project, project_factors
+from sharespace.subspace.methods import basis_method
+from sharespace.subspace.project import project
 
 
 def _layer(k: tuple[int, int] = (5, 4), dtype: torch.dtype = torch.float64) -> LayerSubspace:
@@ -59,6 +64,10 @@ def test_truncation_to_p_is_the_best_of_rank_p(seed: int, p: int) -> None:
     torch.testing.assert_close(in_frame(layer, value), wanted, rtol=0, atol=1e-12)
 
 
+def _tasks(updates: CanonicalUpdates, pairs: list[tuple[Tensor, Tensor]]) -> LayerTasks:
+    return LayerTasks(UpdateProblem(updates, weights(updates.norms)), pairs)
+
+
 @law()
 @given(
     seed=st.integers(0, 999),
@@ -73,7 +82,7 @@ def test_both_projections_give_the_same_update(
     tasks = [update(12, 9, r, seed + i, dtype=dtype) for i, r in enumerate(ranks)]
     pairs = [(u.up.double() * scale, u.down.double().mT / scale) for u in tasks]
     updates = canonical([LayerUpdate(b, a.mT) for b, a in pairs])
-    one, two = project(updates, layer), project_factors(pairs, updates, layer)
+    one, two = (basis_method(m).project(_tasks(updates, pairs), layer) for m in ("joint", "share"))
     for first, second in zip(one.coefficients, two.coefficients, strict=True):
         assert isinstance(first, Factors | Core)
         assert isinstance(second, Factors | Core)
@@ -85,7 +94,8 @@ def test_both_projections_give_the_same_update(
 def test_the_papers_projection_keeps_the_split() -> None:
     layer, one = _layer(), update(12, 9, 2, 1, dtype=torch.float64)
     pair = (10 * one.up, one.down.mT / 10)
-    value = project_factors([pair], canonical([one]), layer).coefficients[0]
+    tasks = _tasks(canonical([one]), [pair])
+    value = basis_method("share").project(tasks, layer).coefficients[0]
     assert isinstance(value, Factors)
     torch.testing.assert_close(value.left, layer.left_basis.mT @ pair[0])
     torch.testing.assert_close(value.right, layer.right_basis.mT @ pair[1])

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from sharespace.cli import arguments as a
+from sharespace.subspace.methods import DEFAULT_METHOD
 
 app = typer.Typer(
     name="sharespace",
@@ -38,7 +39,7 @@ def _main(
 def init(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the Share model goes.")],
     adapters: a.AdapterArguments,
-    method: a.MethodOption = "joint",
+    method: a.MethodOption = DEFAULT_METHOD,
     centred: a.CentredFlag = False,
     k: a.KOption = None,
     variance: a.VarianceOption = None,
@@ -63,7 +64,7 @@ def init(
     with a.layer_executor(workers) as executor, a.layer_progress("building") as progress:
         share = Share.from_adapters(
             paths,
-            method=method,  # type: ignore[arg-type]  # BuildSettings refuses other names
+            method=method,  # BuildSettings refuses other names
             centred=centred,
             k=k,
             variance=variance,
@@ -85,7 +86,7 @@ def init(
 @app.command()
 def plan(
     adapters: a.AdapterArguments,
-    method: a.MethodOption = "joint",
+    method: a.MethodOption = DEFAULT_METHOD,
     centred: a.CentredFlag = False,
     k: a.KOption = None,
     variance: a.VarianceOption = None,

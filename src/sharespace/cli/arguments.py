@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sharespace.errors import OptionError, TaskExistsError
+from sharespace.subspace.methods import own_names
 
 if TYPE_CHECKING:
     from sharespace.subspace.executor import Executor
@@ -37,12 +38,12 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 MethodOption = Annotated[
     str,
-    typer.Option(
-        metavar="NAME", help="joint: HOSVD + HOOI of the updates; share: the paper's factor SVD."
-    ),
+    typer.Option(metavar="NAME", help=f"How bases are found: {', '.join(own_names())}."),
 ]
 
-CentredFlag = Annotated[bool, typer.Option("--centred", help="Method share: centre the columns.")]
+CentredFlag = Annotated[
+    bool, typer.Option("--centred", help="Centre the columns, if the method can.")
+]
 
 KOption = Annotated[
     int | None, typer.Option("--k", help="Subspace dimension of every layer and side.")

@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import asdict
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 from sharespace.errors import SchemaVersionError
 from sharespace.store.layout import (
@@ -36,6 +36,7 @@ from sharespace.store.layout import (
 from sharespace.strict_json import JsonFields, dump_json, parse_json
 from sharespace.subspace.adapter import BaseModel, Kind, ModuleShape, fingerprint
 from sharespace.subspace.layer import Certificate
+from sharespace.subspace.methods import basis_method, method_names
 from sharespace.subspace.state import BuildSettings
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
@@ -207,11 +208,11 @@ def _refuse_duplicates(fields: JsonFields, key: str, names: list[str]) -> None:
 
 
 def _settings(fields: JsonFields) -> BuildSettings:
-    method = cast(Literal["joint", "share"], fields.one_of("method", "joint", "share"))
+    method = fields.one_of("method", *method_names())
     return BuildSettings(
         method=method,
-        # Stores were written with ``centred`` beside ``joint``, where it never had an effect.
-        centred=fields.flag("centred") and method == "share",
+        # Stores were written with ``centred`` of methods where it never had an effect.
+        centred=fields.flag("centred") and basis_method(method).can_centre,
         p=fields.whole_or_null("p", least=1),
         cap=fields.whole_or_null("cap", least=1),
         budget=fields.whole_or_null("budget"),

@@ -49,6 +49,7 @@ from sharespace.subspace.build_streamed import (
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.merge_layer import MergeSide, known_tasks, merge_layer
+from sharespace.subspace.methods import DEFAULT_METHOD, basis_method
 from sharespace.subspace.state import BuildSettings, Ledger, ShareModel, Task, check_new_names
 
 __all__ = ["Dimension", "Progress", "build_layers", "initialise", "new_task", "with_rule"]
@@ -58,8 +59,6 @@ Progress = Callable[[str, int, int], None]
 
 DEFAULT_MEMORY = 2_000_000_000
 """Bytes that one layer of all adapters may take where nothing else is said."""
-
-_SHARE = "method 'share' needs the factors of all adapters at once"
 
 
 @full_float32()
@@ -87,7 +86,7 @@ def initialise(
         progress: called after each module.
         executor: where the layers are computed.
         memory: bytes that one layer of all adapters may take. A layer that would take more is built
-            out of core, from a few passes over the files. None: ``one_layer.DEFAULT_MEMORY``; then
+            out of core, from a few passes over the files. None: ``DEFAULT_MEMORY``; then
             what cannot be built out of core is built in memory all the same.
 
     Raises:
@@ -117,10 +116,7 @@ def with_rule(settings: BuildSettings, dimension: Dimension) -> BuildSettings:
     Raises:
         OptionError: the method has no such rule.
     """
-    if settings.method == "share" and (dimension.error or dimension.budget):
-        raise OptionError(
-            "method 'share'", "it has no rule for an error or a budget", "Use k or variance"
-        )
+    basis_method(settings.method).check_rule(dimension)
     cap = dimension.k if isinstance(dimension.k, int) else settings.cap
     return replace(settings, cap=cap, budget=dimension.budget)
 
@@ -354,15 +350,14 @@ def merge_one_layer(
         OptionError: as ``make_layer``.
     """
     needed, memory = merge_bytes(members, module), build.memory or DEFAULT_MEMORY
-    share = build.settings.method == "share"
-    if needed > memory and not share:
+    method = build.method
+    if needed > memory and not method.in_memory_because:
         known = known_tasks(model, module, build.device)
         return merge_streamed(model.layers[module], known, members, module, build, memory)
     if needed > memory:
-        _refuse(module, build, needed, _SHARE)
+        _refuse(module, build, needed, method.in_memory_because)
     updates = read_updates(members, module, build.device)
-    # Only the paper's method depends on how an update is split between its factors.
-    pairs = list(read_pairs(members, module, build.device)) if share else []
+    pairs = list(read_pairs(members, module, build.device)) if method.needs_factors else []
     framed = framed_updates(updates, pairs)
     return merge_layer(
         model, module, MergeSide(tuple(a.name for a in members), framed, updates.norms)
@@ -372,8 +367,8 @@ def merge_one_layer(
 def _why_in_memory(build: Build) -> str | None:
     """Why a layer can only be built in memory; None where it need not."""
     dimension = build.dimension
-    if build.settings.method == "share":
-        return _SHARE
+    if build.method.in_memory_because:
+        return build.method.in_memory_because
     if dimension.budget is not None:
         return "a byte budget looks at every direction of every adapter"
     if dimension.error is not None:
@@ -393,8 +388,8 @@ def _refuse(module: str, build: Build, needed: int, why: str) -> None:
         raise OptionError(
             f"memory of {build.memory:,} bytes",
             f"module {module!r} takes {needed:,}, and {why}",
-            f"Give {needed:,}, leave the memory out, or use method joint with k or a variance "
-            "below 1: these are built out of core",
+            f"Give {needed:,}, leave the memory out, or use method {DEFAULT_METHOD} with k or a "
+            "variance below 1: these are built out of core",
         )
 
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError
-from sharespace.linalg.dimension import Dimension, smallest_bases
-from sharespace.linalg.factor_svd import factor_bases
-from sharespace.linalg.joint import joint
+from sharespace.linalg.dimension import Dimension
 from sharespace.linalg.precision import canonical_rounding, compute_dtype
 from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.truncated import orthonormal
@@ -23,9 +21,11 @@ from sharespace.linalg.updates import (
     weights,
 )
 from sharespace.subspace.adapter import Adapter, LayerUpdate, ModuleShape
+from sharespace.subspace.basis_method import BasisMethod, LayerTasks
 from sharespace.subspace.coefficients import Coefficients
 from sharespace.subspace.layer import Certificate, LayerSubspace
-from sharespace.subspace.project import Projection, project, project_factors
+from sharespace.subspace.methods import basis_method
+from sharespace.subspace.project import Projection
 from sharespace.subspace.state import BuildSettings
 
 
@@ -55,7 +55,13 @@ class Build:
     """Under a byte budget: task -> 1 / |dW_i over all modules| at entry."""
     memory: int | None = None
     """Bytes that one layer of all adapters may take; what is larger is built out of core. None:
-    ``streamed.DEFAULT_MEMORY``, and in memory all the same what cannot be built otherwise."""
+    ``build.DEFAULT_MEMORY``, and in memory all the same what cannot be built otherwise."""
+    method: BasisMethod = field(init=False)
+    """That of the settings. It travels with the build: unpickled in another process, it imports the
+    module that registers it there."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", basis_method(self.settings.method))
 
     @property
     def itemsize(self) -> int:
@@ -137,15 +143,18 @@ def build_layer(
 ) -> LayerResult:
     """One layer of a Share model from all the adapters that adapt it."""
     problem = read_problem(module, members, build)
-    # Only the paper's method works on the factors; they are then read a second time.
-    share = build.settings.method == "share"
-    pairs = list(read_pairs(members, module, build.device)) if share else []
-    bases = _bases(module, problem, pairs, build)
-    layer = _layer(shape, bases, build.dimension.cap(module), build)
-    if share and build.settings.p is None:
-        result = project_factors(pairs, problem.updates, layer)
-    else:
-        result = project(problem.updates, layer, build.settings.p)
+    method, k = build.method, build.dimension.cap(module)
+    # Factors are read a second time, after the updates: both at once would be in memory together.
+    factors = list(read_pairs(members, module, build.device)) if method.needs_factors else []
+    tasks = LayerTasks(problem, factors, build.settings.centred)
+    bases = method.bases(tasks, k) if k else method.smallest_bases(tasks, build.dimension)
+    layer = LayerSubspace(
+        shape,
+        stored_basis(bases.left, build.dtype),
+        stored_basis(bases.right, build.dtype),
+        cap=k,
+    )
+    result = method.project(tasks, layer)
     layer = replace(layer, certificate=_certificate(problem, bases, result))
     return by_name(members, layer, result, problem.updates.norms)
 
@@ -164,36 +173,6 @@ def by_name(
         dict(zip(names, found.coefficients, strict=True)),
         dict(zip(names, found.lost.tolist(), strict=True)),
         dict(zip(names, norms.tolist(), strict=True)),
-    )
-
-
-def _bases(
-    module: str, problem: UpdateProblem, pairs: list[tuple[Tensor, Tensor]], build: Build
-) -> BasisPair:
-    settings, dimension = build.settings, build.dimension
-    if settings.method == "share":
-        return factor_bases(
-            pairs,
-            dimension.cap(module),
-            variance=dimension.variance,
-            centred=settings.centred,
-            seed=settings.seed,
-        )
-    cap = dimension.cap(module)
-    return smallest_bases(problem, dimension) if cap is None else joint(problem, cap)
-
-
-def _layer(
-    shape: ModuleShape,
-    bases: BasisPair,
-    cap: tuple[int, int] | None,
-    build: Build,
-) -> LayerSubspace:
-    return LayerSubspace(
-        shape=shape,
-        left_basis=stored_basis(bases.left, build.dtype),
-        right_basis=stored_basis(bases.right, build.dtype),
-        cap=cap,
     )
 
 

@@ -12,9 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sharespace.linalg.dimension import Dimension, smallest_bases
+from sharespace.linalg.dimension import Dimension
 from sharespace.linalg.frames import FramedTasks, framed_updates
-from sharespace.linalg.joint import joint
 from sharespace.linalg.out_of_core.compress import (
     CompressedTasks,
     FrameSearch,
@@ -26,6 +25,7 @@ from sharespace.linalg.precision import compute_dtype
 from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.truncated import orthonormal, sketch_width
 from sharespace.subspace.adapter import Adapter, ModuleShape
+from sharespace.subspace.basis_method import LayerTasks
 from sharespace.subspace.build_layer import (
     Build,
     LayerResult,
@@ -40,7 +40,6 @@ from sharespace.subspace.merge_layer import (
     Known,
     MergeSide,
     certified,
-    express,
     known_of,
     lost_by,
     merge_sides,
@@ -97,10 +96,10 @@ def build_streamed(
     )
     rows = rows_of(members, module, build, memory)
     if cap is None:
-        found, bases = _explained(rows, members, module, wanted, build.dimension, memory)
+        found, bases = _explained(rows, members, module, wanted, build, memory)
     else:
         found = _compressed(rows, members, module, wanted)
-        bases = joint(problem_of(found, wanted), cap)
+        bases = build.method.bases(LayerTasks(problem_of(found, wanted)), cap)
     side = _side(members, found)
     layer = LayerSubspace(
         shape,
@@ -110,7 +109,7 @@ def build_streamed(
         certified(problem_of(found, wanted), bases, side),
         streamed=True,
     )
-    return _result(layer, side, express(side.framed, layer, settings))
+    return _result(layer, side, build.method.express(side.framed, layer, settings.p))
 
 
 def _result(
@@ -151,7 +150,7 @@ def _explained(
     members: Sequence[Adapter],
     module: str,
     wanted: FrameSearch,
-    dimension: Dimension,
+    build: Build,
     memory: int,
 ) -> tuple[CompressedTasks, BasisPair]:
     """Bases that explain the variance, from frames that are wider than they need to be."""
@@ -163,21 +162,22 @@ def _explained(
             raise TooWideError(f"more than {k} directions")
         guess = replace(wanted, k=(k, k))
         found = _compressed(rows, members, module, guess)
-        bases = _smallest(problem_of(found, guess), found, dimension, k == limit)
+        bases = _smallest(problem_of(found, guess), found, build, k == limit)
         if bases is not None and (max(bases.k) <= k or k == limit):
             return found, bases
         k = min(4 * k if bases is None else max(bases.k), limit)
 
 
 def _smallest(
-    problem: UpdateProblem, found: CompressedTasks, dimension: Dimension, last: bool
+    problem: UpdateProblem, found: CompressedTasks, build: Build, last: bool
 ) -> BasisPair | None:
     """None where the frames do not hold enough."""
     total = float((problem.weights * found.norms.to(problem.weights)).square().sum())
-    target = (dimension.variance or 0.0) * total / problem.total if problem.total else 1.0
+    target = (build.dimension.variance or 0.0) * total / problem.total if problem.total else 1.0
     if target > 1.0 and not last:
         return None
-    return smallest_bases(problem, Dimension(variance=min(target, 1.0)))
+    rule = Dimension(variance=min(target, 1.0))
+    return build.method.smallest_bases(LayerTasks(problem), rule)
 
 
 def merge_streamed(

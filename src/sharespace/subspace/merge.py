@@ -139,7 +139,7 @@ def with_cap(model: ShareModel, cap: int | None) -> ShareModel:
 
 
 def _rule_for_new_layers(settings: BuildSettings) -> Dimension:
-    """Method ``share``: a module that no known task adapts starts at the cap, or with all."""
+    """Of a method that builds new layers: at most the cap, or all directions."""
     return Dimension(k=settings.cap) if settings.cap else Dimension(variance=1.0)
 
 
@@ -148,7 +148,7 @@ def merged(job: MergeJob) -> LayerResult:
     model, module, members, build = job.model, job.module, job.members, job.build
     if module not in model.layers:
         shape = members[0].shapes[module]
-        if build.settings.method == "share":
+        if build.method.builds_new_layers:
             return make_layer(module, shape, members, build)
         model = replace(model, layers={module: _empty_layer(model, shape)})
     return merge_one_layer(model, module, members, build)

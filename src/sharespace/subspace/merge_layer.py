@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.frames import (
     FrameChange,
     FramedTasks,
@@ -16,7 +15,6 @@ from sharespace.linalg.frames import (
     framed_coefficients,
     in_enlarged_bases,
 )
-from sharespace.linalg.joint import joint
 from sharespace.linalg.precision import (
     canonical_rounding,
     compute_dtype,
@@ -24,15 +22,14 @@ from sharespace.linalg.precision import (
     tolerance,
 )
 from sharespace.linalg.problem import BasisPair, UpdateProblem
-from sharespace.linalg.updates import seen_by, weights
+from sharespace.linalg.updates import weights
+from sharespace.subspace.basis_method import LayerTasks
 from sharespace.subspace.build_layer import LayerResult, certify, stored_basis
 from sharespace.subspace.coefficients import Coefficients
 from sharespace.subspace.layer import Certificate, LayerSubspace
+from sharespace.subspace.methods import basis_method
 from sharespace.subspace.project import (
-    coefficients_of,
     factor_rows,
-    frame_turns,
-    split_coefficients,
 )
 from sharespace.subspace.state import BuildSettings, ShareModel
 
@@ -144,7 +141,7 @@ def _grow(
         name: value.grown(grown.k)
         for name, value in zip(old.names, known.coefficients, strict=True)
     }
-    newcomers = express(new.framed, grown, settings)
+    newcomers = basis_method(settings.method).express(new.framed, grown, settings.p)
     lost = lost_by(new, grown, newcomers)
     return LayerResult(
         grown,
@@ -179,17 +176,20 @@ def _truncate(
         torch.cat([basis, more.beyond(rounding**2)], dim=1)
         for basis, more in zip((old.framed.left, old.framed.right), needed, strict=True)
     )
+    method = basis_method(settings.method)
     everyone = in_enlarged_bases(old.framed, new.framed, left, right)
     norms = torch.cat([old.norms, new.norms])
     problem = UpdateProblem(everyone.core, weights(norms), settings.p, settings.seed)
-    bases = _bases(everyone, problem, layer.cap or layer.k, settings)
+    factors = everyone.factors if method.needs_factors else ()
+    tasks = LayerTasks(problem, factors, settings.centred)
+    bases = method.bases(tasks, layer.cap or layer.k)
     moved = replace(
         layer,
         left_basis=stored_basis(left @ bases.left, layer.left_basis.dtype),
         right_basis=stored_basis(right @ bases.right, layer.right_basis.dtype),
         certificate=certified(problem, bases, new),
     )
-    coefficients = express(everyone, moved, settings)
+    coefficients = method.express(everyone, moved, settings.p)
     known = len(old.names)
     # In their own frames: what of the newcomers was left out as rounding is counted, too.
     lost = [
@@ -203,32 +203,6 @@ def _truncate(
         dict(zip(names, lost, strict=True)),
         dict(zip(new.names, new.norms.tolist(), strict=True)),
     )
-
-
-def _bases(
-    everyone: FramedTasks, problem: UpdateProblem, k: tuple[int, int], settings: BuildSettings
-) -> BasisPair:
-    if settings.method == "joint":
-        return joint(problem, k)
-    pairs = list(everyone.factors)
-    return factor_bases(pairs, k, centred=settings.centred, seed=settings.seed)
-
-
-def express(
-    framed: FramedTasks, layer: LayerSubspace, settings: BuildSettings
-) -> tuple[Coefficients, ...]:
-    """Coefficients of tasks in a layer's stored bases."""
-    left = framed.left.mT @ layer.left_basis.to(framed.left)
-    right = framed.right.mT @ layer.right_basis.to(framed.right)
-    if settings.method == "share" and settings.p is None:
-        return split_coefficients([(e.mT @ left, f.mT @ right) for e, f in framed.factors], layer)
-    found: list[Coefficients] = []
-    turned = [m @ t.to(m) for m, t in zip((left, right), frame_turns(layer), strict=True)]
-    for _, part in framed.core.slices():
-        core = part.double()
-        in_left, in_right = seen_by(core, turned[0]), seen_by(core.flipped, turned[1])
-        found += coefficients_of(in_left, core, in_right, layer, settings.p)
-    return tuple(found)
 
 
 def certified(problem: UpdateProblem, bases: BasisPair, new: MergeSide) -> Certificate:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sharespace.linalg.frames import FactoredFrame, FrameSplit, errors, split_errors
-from sharespace.linalg.updates import CanonicalUpdates, core_factors
+from sharespace.linalg.frames import FactoredFrame, FramedTasks, FrameSplit, split_errors
+from sharespace.linalg.updates import CanonicalUpdates, core_factors, seen_by
 from sharespace.subspace.coefficients import Coefficients, compact
 from sharespace.subspace.layer import LayerSubspace
 
@@ -57,36 +57,19 @@ def _energies(updates: CanonicalUpdates, split: FrameSplit) -> Tensor:
     return (square * split.outside.diagonal(dim1=1, dim2=2)).sum(1)
 
 
-def project_factors(
-    pairs: Sequence[tuple[Tensor, Tensor]], updates: CanonicalUpdates, layer: LayerSubspace
-) -> Projection:
-    """The paper's projection: B_i and A_i^T each onto its basis, their split kept as it came.
-
-    The same update as ``project`` gives; but a later merge by ``share`` depends on the split.
-    """
-    device = updates.left.device
-    left, right = layer.left_basis.to(device), layer.right_basis.to(device)
-    seen = [
-        (up.double().mT @ left.double(), down.double().mT @ right.double()) for up, down in pairs
-    ]
-    coefficients = split_coefficients(seen, layer)
-    cores = dense_cores(coefficients, layer).to(device)
-    return Projection(coefficients, errors(updates, left, right, cores).cpu())
-
-
-def split_coefficients(
-    seen: Sequence[tuple[Tensor, Tensor]], layer: LayerSubspace
+def express(
+    framed: FramedTasks, layer: LayerSubspace, p: int | None = None
 ) -> tuple[Coefficients, ...]:
-    """Coefficients from what the stored bases see of each factor (r x k_left, r x k_right)."""
-    turns = frame_turns(layer)
-    return tuple(
-        compact(
-            (left.double() @ turns[0].to(left.device)).mT.cpu(),
-            (right.double() @ turns[1].to(right.device)).mT.cpu(),
-            layer.left_basis.dtype,
-        )
-        for left, right in seen
-    )
+    """Coefficients of tasks that are known in frames, in a layer's stored bases."""
+    left = framed.left.mT @ layer.left_basis.to(framed.left)
+    right = framed.right.mT @ layer.right_basis.to(framed.right)
+    coefficients: list[Coefficients] = []
+    turned = [m @ t.to(m) for m, t in zip((left, right), frame_turns(layer), strict=True)]
+    for _, part in framed.core.slices():
+        core = part.double()
+        in_left, in_right = seen_by(core, turned[0]), seen_by(core.flipped, turned[1])
+        coefficients += coefficients_of(in_left, core, in_right, layer, p)
+    return tuple(coefficients)
 
 
 def frame_turns(layer: LayerSubspace) -> tuple[Tensor, Tensor]:

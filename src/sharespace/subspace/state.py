@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,9 +28,7 @@ from sharespace.subspace.adapter import (
 )
 from sharespace.subspace.coefficients import Coefficients
 from sharespace.subspace.layer import LayerSubspace
-
-BasisMethod = Literal["joint", "share"]
-
+from sharespace.subspace.methods import DEFAULT_METHOD, basis_method, method_names
 
 FINETUNE = "finetune"
 """Event of a ledger after which a task is what was trained then, and not what it came as."""
@@ -161,10 +158,10 @@ class BuildSettings:
             cannot centre.
     """
 
-    method: BasisMethod = option("joint")
-    """``"joint"`` (HOSVD + HOOI of dW) or ``"share"`` (the paper's SVD of the factors)."""
+    method: str = option(DEFAULT_METHOD, choices=method_names)
+    """How bases are found: a name of ``sharespace.subspace.methods``."""
     centred: bool = option(False)
-    """Method ``share`` only: subtract the mean column and keep it as one direction."""
+    """Subtract the mean column and keep it as one direction, where the method can."""
     p: int | None = option(None, least=1)
     """Pseudo-rank; None: min(k, r) of each adapter, exact for the projection."""
     cap: int | None = option(None, least=1)
@@ -176,12 +173,8 @@ class BuildSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.centred and self.method != "share":
-            raise OptionError(
-                "centred",
-                f"method {self.method!r} has no columns of factors to centre",
-                "Leave it out, or use method share",
-            )
+        if self.centred and not basis_method(self.method).can_centre:
+            raise OptionError("centred", f"method {self.method!r} cannot centre", "Leave it out")
 
 
 @dataclass(frozen=True, eq=False)

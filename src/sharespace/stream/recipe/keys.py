@@ -18,6 +18,7 @@ from sharespace.errors import RecipeError
 from sharespace.learn.settings import TaskMethod, TrainingSettings
 from sharespace.options import option
 from sharespace.stream.recipe.values import RecipeSource, keys_of
+from sharespace.subspace.methods import DEFAULT_METHOD, method_names
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -161,7 +162,7 @@ class Recipe:
     """In which the base model is loaded."""
     store_dtype: Dtype | None = option(None)
     """In which the Share model is stored; left out: as its adapters are."""
-    method: Literal["joint", "share"] = option("joint")
+    method: str = option(DEFAULT_METHOD, choices=method_names)
     """How the subspace is found: `joint`, or `share` as the paper has it."""
     variance: float | None = option(None, above=0, most=1)
     """The first subspace takes the smallest k that explains this part of its tasks (never above

@@ -26,7 +26,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from sharespace.errors import RecipeError
-from sharespace.options import Limits, option_type
+from sharespace.options import Limits, option_type, with_choices
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
@@ -163,7 +163,7 @@ def _keys_of(group: type) -> Mapping[str, Key]:
 
 
 def _key(name: str, hint: Any, default: Any, metadata: Mapping[str, Any]) -> Key:
-    said = option_type(hint)
+    said = with_choices(option_type(hint), metadata)
     return Key(
         name,
         said.choices,
