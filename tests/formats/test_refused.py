@@ -78,6 +78,7 @@ def test_initialisations_that_leave_the_base_are_read(init: object, tmp_path: Pa
         ({"target_parameters": "a.b"}, "target_parameters"),
         ({"base_model_name_or_path": 3}, "base_model_name_or_path"),
         ({"revision": []}, "revision"),
+        ({"lora_alpha": 10**400}, "alpha"),
     ],
 )
 def test_configs_with_unusable_values(config: dict[str, Any], named: str, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sharespace.errors import AdapterError, CorruptAdapterError, OptionError
 from sharespace.formats.hub import base_model_id, download_config
@@ -28,7 +27,7 @@ class BaseConfig:
 
     where: str
     """Named in errors."""
-    fields: Mapping[str, Any]
+    fields: Mapping[str, object]
 
     @property
     def model_type(self) -> str:
@@ -42,24 +41,26 @@ class BaseConfig:
             CorruptAdapterError: the configuration has no such number.
         """
         value = self.fields.get(name, self.fields.get(OLDER.get(name, name)))
+        # True is an int in Python.
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CorruptAdapterError(self.where, f"{name} is {value!r}", NAME_IT)
         return value
 
     @property
     def heads(self) -> int:
-        """Of attention."""
+        """Number of attention heads."""
         return self.size("num_attention_heads")
 
     @property
     def key_heads(self) -> int:
-        """Heads of keys and values; fewer than ``heads`` with grouped queries."""
+        """Number of heads of keys and values; fewer than ``heads`` with grouped queries."""
         stated = self.fields.get("num_key_value_heads")
         return self.heads if stated is None else self.size("num_key_value_heads")
 
     @property
     def head_dim(self) -> int:
-        """Features of one head."""
+        """Number of features of one head."""
+        # Gemma and Qwen3 state it: their heads together are not as wide as the hidden state.
         if self.fields.get("head_dim") is not None:
             return self.size("head_dim")
         return self.size("hidden_size") // self.heads

@@ -85,5 +85,5 @@ def component_config(where: str, config: Mapping[str, Any], component: str) -> d
     fields = parse_object(f"{where}, {LORA_METADATA}", text)
     start = component + "."
     own = {k.removeprefix(start): v for k, v in fields.items() if k.startswith(start)}
-    # A model that was saved alone: then no field has a prefix.
+    # A model that was saved alone (not as part of a pipeline) has no prefix at its fields.
     return own or ({} if "r" not in fields else fields)

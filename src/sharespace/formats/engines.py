@@ -20,8 +20,8 @@ from sharespace.formats.plain import PlainLora
 
 ELSEWHERE = "Export it as peft, or serve it with `sharespace serve`"
 
-# Part of a kept tensor's key -> what it is.
-KINDS: Mapping[str, str] = {
+# A fragment of a kept tensor's key -> what it is.
+_KINDS: Mapping[str, str] = {
     ".lora_magnitude_vector": "DoRA magnitudes",
     ".lora_embedding_": "LoRA of embeddings",
     ".token_adapter.": "trained tokens",
@@ -29,13 +29,13 @@ KINDS: Mapping[str, str] = {
 }
 
 # Fields of a LoraConfig that change what the factors do when they are served.
-OTHER_USE: Mapping[str, str] = {
+_OTHER_USE: Mapping[str, str] = {
     "alora_invocation_tokens": "its factors act from certain tokens on (aLoRA)",
     "layer_replication": "it adapts a base model with repeated layers",
 }
 
 # All that an engine needs; other fields may be ones that it refuses or misreads.
-SERVED = (
+_SERVED = (
     *("peft_type", "task_type", "r", "lora_alpha", "target_modules", "fan_in_fan_out"),
     *("base_model_name_or_path", "revision", "inference_mode", "use_rslora"),
 )
@@ -58,11 +58,11 @@ def refuse_beyond_lora(plain: PlainLora, engine: str) -> None:
             "Export it as diffusers or kohya",
         )
     if plain.kept:
-        kinds = ", ".join(dict.fromkeys(kind_of(key, plain.kept) for key in plain.kept))
+        kinds = ", ".join(dict.fromkeys(_kind_of(key, plain.kept) for key in plain.kept))
         key = next(iter(plain.kept))
         why = f"carries {kinds} beside its LoRA ({key!r}), which {engine} does not take"
         raise UnsupportedAdapterError("task", why, ELSEWHERE)
-    for field, why in OTHER_USE.items():
+    for field, why in _OTHER_USE.items():
         if plain.config.get(field):
             raise UnsupportedAdapterError("task", f"{field} is set: {why}", ELSEWHERE)
     for module in plain.updates:
@@ -71,15 +71,15 @@ def refuse_beyond_lora(plain: PlainLora, engine: str) -> None:
             raise UnsupportedAdapterError(module, why, ELSEWHERE)
 
 
-def kind_of(key: str, kept: Collection[str]) -> str:
+def _kind_of(key: str, kept: Collection[str]) -> str:
     """What a kept tensor is, in a word or two.
 
     Args:
         kept: keys of all of them.
     """
-    found = next((kind for part, kind in KINDS.items() if part in key), None)
-    if found:
-        return found
+    kind = next((kind for fragment, kind in _KINDS.items() if fragment in key), None)
+    if kind:
+        return kind
     if FACTOR.fullmatch(key):
         return "factors that are kept as they are"
     alone = key.endswith(".bias") and key.removesuffix("bias") + "weight" not in kept
@@ -93,7 +93,7 @@ def served_fields(plain: PlainLora, rank: int) -> dict[str, Any]:
         CorruptAdapterError: the original's fields have no usable values.
     """
     fields = plain.fields(rank)
-    return {name: fields[name] for name in SERVED if name in fields} | {"bias": "none"}
+    return {name: fields[name] for name in _SERVED if name in fields} | {"bias": "none"}
 
 
 def write_served(

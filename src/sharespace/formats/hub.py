@@ -1,4 +1,7 @@
-"""Adapters on the Hugging Face Hub: ``user/repo`` or ``user/repo@revision``."""
+"""What is taken from the Hugging Face Hub: adapters, stores, and a base model's ``config.json``.
+
+A source is ``user/repo`` or ``user/repo@revision``. Only files of known names are downloaded.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,7 @@ def parse_hub_id(source: str | os.PathLike[str]) -> HubId | None:
     """The Hub id that a source is; None where it is a path that exists, or can't be an id."""
     text = os.fspath(source)
     match = HUB_ID.fullmatch(text)
+    # "./adapter" and "../adapter" have the form of an id, and so has "folder/weights.safetensors".
     if match is None or match[1] in (".", "..") or text.endswith(SUFFIXES):
         return None
     if os.path.lexists(text):
@@ -81,10 +85,10 @@ def base_model_id(name: str, revision: str | None = None) -> HubId | None:
         name: ``user/repo``, ``user/repo@revision`` or ``repo``.
         revision: where the name holds none.
     """
-    found = parse_hub_id(name)
-    if found is None and re.fullmatch(r"\w[\w.-]*", name):
-        found = HubId("", name)
-    return found and replace(found, revision=found.revision or revision)
+    hub = parse_hub_id(name)
+    if hub is None and re.fullmatch(r"\w[\w.-]*", name):
+        hub = HubId("", name)
+    return hub and replace(hub, revision=hub.revision or revision)
 
 
 def download_config(hub: HubId) -> Path:

@@ -1,15 +1,15 @@
 """PEFT's LoraConfig as JSON: rank, alpha and scaling by module, and what can't be kept.
 
-Sources: peft 0.21 ``tuners/lora/config.py``, ``tuners/lora/layer.py`` (``update_layer``) and
-``utils/other.py`` (``get_pattern_key``).
-
-The ``adapter_config.json`` of an exported plain LoRA.
+The first half reads the fields of an adapter's config, the second makes the config of an exported
+plain LoRA. Sources: peft 0.21 ``tuners/lora/config.py``, ``tuners/lora/layer.py``
+(``update_layer``) and ``utils/other.py`` (``get_pattern_key``).
 """
 
 from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,28 +18,23 @@ from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.subspace.adapter import BaseModel
 
 Value = TypeVar("Value")
-
 CONFIG = "adapter_config.json"
-
 PREFIX = "base_model.model."
 
 METADATA = "__metadata__"
 """Entry of ``Adapter.config`` with the weights file's own header entries, where it has any."""
 
 FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight", re.DOTALL)
-
-CONVERT = (
+_CONVERT = (
     "Save it with save_pretrained(..., path_initial_model_for_weight_conversion=...), "
     "which writes a plain LoRA of twice the rank"
 )
 
-
 # Initialisations that subtract their start from the base weights: B A alone is not the update.
-BASE_CHANGED = ("pissa", "corda", "olora", "loftq", "lora_ga")
-
+_BASE_CHANGED = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 # Fields whose update is not B A on the base model's own layers.
-OTHER_UPDATES = {
+_OTHER_METHODS = {
     "layer_replication": "it adapts a base model with repeated layers",
     "use_qalora": "its A acts on pooled inputs",
     "use_bdlora": "its factors are block-diagonal",
@@ -48,10 +43,9 @@ OTHER_UPDATES = {
     "arrow_config": "it routes between other adapters",
 }
 
-
 # About how the factors were started or which modules were searched: settled by the factors and by
 # the list of modules themselves, and some of it changes the base model when it is loaded.
-SETTLED: Mapping[str, Any] = {
+_SETTLED: Mapping[str, object] = {
     "init_lora_weights": True,
     "eva_config": None,
     "corda_config": None,
@@ -70,6 +64,7 @@ SETTLED: Mapping[str, Any] = {
 class LoraScaling:
     """Rank and scaling of every module as a LoraConfig states them."""
 
+    # PEFT's defaults, for configs that do not state them.
     r: int = 8
     alpha: float = 8.0
     rslora: bool = False
@@ -79,9 +74,11 @@ class LoraScaling:
     """``alpha_pattern``, likewise."""
 
     def rank(self, module: str) -> int:
+        """The rank that the config states for a module."""
         return _matching(self.ranks, module, self.r)
 
     def lora_alpha(self, module: str) -> float:
+        """The alpha that the config states for a module."""
         return _matching(self.alphas, module, self.alpha)
 
     def scaling(self, module: str) -> float:
@@ -92,6 +89,16 @@ class LoraScaling:
     def plain_alpha(self, module: str) -> float:
         """The alpha that gives the same scaling without rsLoRA."""
         return self.lora_alpha(module) * (math.sqrt(self.rank(module)) if self.rslora else 1)
+
+
+def _matching(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
+    # What PEFT wraps inside a wrapped module (MultiheadAttention's out_proj) goes by the outer one.
+    module = module.partition(".base_layer.")[0]
+    # The first pattern that matches counts, as in PEFT, not the longest.
+    for key, value in patterns.items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
 
 
 def lora_scaling(where: str, config: Mapping[str, Any]) -> LoraScaling:
@@ -115,78 +122,6 @@ def lora_scaling(where: str, config: Mapping[str, Any]) -> LoraScaling:
     )
 
 
-def refuse_other_updates(where: str, config: Mapping[str, Any]) -> None:
-    """Refuse what is not an update scaling * B A of the base model as it is published.
-
-    Raises:
-        CorruptAdapterError: the config names no method.
-        UnsupportedAdapterError: another method than LoRA, or a variant that can't be kept.
-    """
-    method = config.get("peft_type")
-    if not isinstance(method, str):
-        raise CorruptAdapterError(where, "no peft_type", "Write the config with PEFT")
-    if method.upper() != "LORA":
-        raise UnsupportedAdapterError(where, f"the method is {method}, not LORA", "Train a LoRA")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(BASE_CHANGED):
-        raise UnsupportedAdapterError(where, f"{init!r} initialisation changed the base", CONVERT)
-    for name, why in OTHER_UPDATES.items():
-        if config.get(name):
-            remedy = "Merge it into the base model, or train it without"
-            raise UnsupportedAdapterError(where, f"{name} is set: {why}", remedy)
-
-
-def check_rank(where: str, config: LoraScaling, module: str, rank: int) -> None:
-    """Refuse a config whose rank is not the tensors': PEFT can't load it, and alpha / r is unclear.
-
-    Raises:
-        CorruptAdapterError: the two differ.
-    """
-    if config.rank(module) != rank:
-        raise CorruptAdapterError(
-            where,
-            f"rank {config.rank(module)} for module {module!r}, whose tensors have rank {rank}",
-            "Correct r or rank_pattern: the scaling is lora_alpha / r",
-        )
-
-
-def target_parameters(where: str, config: Mapping[str, Any]) -> list[str]:
-    """The parameters (not modules) that a LoRA adapts, usually stacked experts.
-
-    Raises:
-        CorruptAdapterError: the field is not a list of texts.
-    """
-    found = config.get("target_parameters") or []
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise CorruptAdapterError(where, f"target_parameters is {found!r}", "It is a list of names")
-    return found
-
-
-def parameter_of(module: str, parameters: list[str]) -> str | None:
-    """The ``target_parameters`` entry that a LoRA'd module's factors may belong to, if any.
-
-    PEFT wraps the module that owns the parameter; a second parameter of the same module is wrapped
-    once more, which shows as ``.base_layer`` in the path.
-    """
-    owner = module
-    while owner.endswith(".base_layer"):
-        owner = owner.removesuffix(".base_layer")
-    for target in parameters:
-        path = target.rpartition(".")[0]
-        if not path or owner == path or owner.endswith("." + path):
-            return target
-    return None
-
-
-def _matching(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
-    # What PEFT wraps inside a wrapped module (MultiheadAttention's out_proj) goes by the outer one.
-    module = module.partition(".base_layer.")[0]
-    for key, value in patterns.items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
-
-
 def _pattern(where: str, config: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
     pattern = config.get(name) or {}
     if not isinstance(pattern, dict):
@@ -207,11 +142,80 @@ def _rank(where: str, name: str, value: object) -> int:
     return value
 
 
+def _fits_float(value: float) -> bool:
+    # Not math.isfinite, which overflows at a whole number that no float can hold; NaN fails too.
+    return abs(value) <= sys.float_info.max
+
+
 def _alpha(where: str, name: str, value: object) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _fits_float(value):
         raise CorruptAdapterError(where, f"alpha {name} is {value!r}", "It is a finite number")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
+
+
+def check_rank(where: str, config: LoraScaling, module: str, rank: int) -> None:
+    """Refuse a config whose rank is not the tensors': PEFT can't load it, and alpha / r is unclear.
+
+    Raises:
+        CorruptAdapterError: the two differ.
+    """
+    if config.rank(module) != rank:
+        raise CorruptAdapterError(
+            where,
+            f"rank {config.rank(module)} for module {module!r}, whose tensors have rank {rank}",
+            "Correct r or rank_pattern: the scaling is lora_alpha / r",
+        )
+
+
+def refuse_other_updates(where: str, config: Mapping[str, Any]) -> None:
+    """Refuse what is not an update scaling * B A of the base model as it is published.
+
+    Raises:
+        CorruptAdapterError: the config names no method.
+        UnsupportedAdapterError: another method than LoRA, or a variant that can't be kept.
+    """
+    method = config.get("peft_type")
+    if not isinstance(method, str):
+        raise CorruptAdapterError(where, "no peft_type", "Write the config with PEFT")
+    if method.upper() != "LORA":
+        raise UnsupportedAdapterError(where, f"the method is {method}, not LORA", "Train a LoRA")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGED):
+        raise UnsupportedAdapterError(where, f"{init!r} initialisation changed the base", _CONVERT)
+    for name, why in _OTHER_METHODS.items():
+        if config.get(name):
+            remedy = "Merge it into the base model, or train it without"
+            raise UnsupportedAdapterError(where, f"{name} is set: {why}", remedy)
+
+
+def target_parameters(where: str, config: Mapping[str, Any]) -> list[str]:
+    """The parameters (not modules) that a LoRA adapts, usually stacked experts.
+
+    Raises:
+        CorruptAdapterError: the field is not a list of texts.
+    """
+    parameters = config.get("target_parameters") or []
+    if not isinstance(parameters, list) or not all(isinstance(name, str) for name in parameters):
+        raise CorruptAdapterError(
+            where, f"target_parameters is {parameters!r}", "It is a list of names"
+        )
+    return parameters
+
+
+def parameter_of(module: str, parameters: list[str]) -> str | None:
+    """The ``target_parameters`` entry that a LoRA'd module's factors may belong to, if any.
+
+    PEFT wraps the module that owns the parameter; a second parameter of the same module is wrapped
+    once more, which shows as ``.base_layer`` in the path.
+    """
+    owner = module
+    while owner.endswith(".base_layer"):
+        owner = owner.removesuffix(".base_layer")
+    for target in parameters:
+        path = target.rpartition(".")[0]
+        if not path or owner == path or owner.endswith("." + path):
+            return target
+    return None
 
 
 @dataclass(frozen=True)
@@ -248,7 +252,7 @@ def plain_config(
         CorruptAdapterError: the original's fields have no usable values.
     """
     plain = sorted(modules)
-    fields = {"task_type": None, "bias": "none"} | dict(config) | dict(SETTLED)
+    fields = {"task_type": None, "bias": "none"} | dict(config) | dict(_SETTLED)
     scaling = lora_scaling("config", config)
     fields.update(_ranks(plain, raw, scaling, rank))
     fields["target_modules"] = _targets([*plain, *raw.modules])
@@ -259,20 +263,6 @@ def plain_config(
         # A tied output layer would share the raw embedding factors instead of loading its own.
         fields["ensure_weight_tying"] = False
     return fields
-
-
-def owners(config: Mapping[str, Any], module: str) -> list[str]:
-    """Paths of the targeted parameters that a module's raw factors may belong to."""
-    targets = target_parameters("config", config)
-    owner = re.sub(r"(\.base_layer)+$", "", module)
-    found = [target for target in targets if parameter_of(owner, [target])]
-    return [f"{owner}.{target.rpartition('.')[2]}" for target in found]
-
-
-def exact(modules: Iterable[str]) -> str:
-    """A pattern that PEFT matches against these full paths and no others."""
-    paths = [re.escape(module) for module in modules]
-    return f"^{paths[0]}" if len(paths) == 1 else f"^(?:{'|'.join(paths)})"
 
 
 def _ranks(plain: list[str], raw: RawFactors, scaling: LoraScaling, rank: int) -> dict[str, Any]:
@@ -303,11 +293,27 @@ def _targets(modules: list[str]) -> list[str] | str:
     PEFT matches an entry of a list at the end of a path, so a name without a dot ("head") would
     match "x.head" too; there a regular expression, which is matched in full, says what is meant.
     """
+    # What PEFT wraps inside a wrapped module is no target of its own: naming the outer is enough.
     own = sorted({m for m in modules if ".base_layer." not in m})
     if all("." in module for module in own):
         return own
     return f"(?:{'|'.join(re.escape(module) for module in own)})"
 
 
+def owners(config: Mapping[str, Any], module: str) -> list[str]:
+    """Paths of the targeted parameters that a module's raw factors may belong to."""
+    targets = target_parameters("config", config)
+    owner = re.sub(r"(\.base_layer)+$", "", module)
+    owned = [target for target in targets if parameter_of(owner, [target])]
+    return [f"{owner}.{target.rpartition('.')[2]}" for target in owned]
+
+
+def exact(modules: Iterable[str]) -> str:
+    """A pattern that PEFT matches against these full paths and no others."""
+    paths = [re.escape(module) for module in modules]
+    return f"^{paths[0]}" if len(paths) == 1 else f"^(?:{'|'.join(paths)})"
+
+
 def _number(value: float) -> int | float:
+    """An alpha as PEFT writes it: a whole one without a decimal point."""
     return int(value) if value == int(value) else value

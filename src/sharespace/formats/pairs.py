@@ -26,13 +26,13 @@ from sharespace.errors import (
 from sharespace.formats.weights_file import KeptTensors, TensorInfo, WeightsFile, sha256
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape, Provenance
 
-FACTOR_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-UNSHARDED = (
+_FACTOR_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_UNSHARDED = (
     "Save the adapter again from gathered weights (DeepSpeed ZeRO-3 and FSDP shards look like this)"
 )
 
 # Updates that are not B A, by the keys of LyCORIS, ComfyUI and Stability AI.
-OTHER_UPDATES = {
+_OTHER_KEYS = {
     r"\.hada_": "LoHa (a Hadamard product of two low-rank matrices)",
     r"\.lokr_": "LoKr (a Kronecker product)",
     r"\.oft_|\.boft_": "OFT (a rotation of the base weights)",
@@ -134,6 +134,7 @@ def _pair_shape(file: WeightsFile, pair: FactorPair) -> tuple[ModuleShape, int]:
     down, up = file.infos[pair.down], file.infos[pair.up]
     for key, info in ((pair.down, down), (pair.up, up)):
         _check_factor(file, key, info)
+    # B of a convolution is 1 x 1: the kernel is all in A.
     if len(down.shape) != len(up.shape) or math.prod(up.shape[2:]) != 1:
         raise _misfit(file, pair, "they are not the factors of one linear layer or convolution")
     if down.shape[0] != up.shape[1]:
@@ -149,20 +150,20 @@ def _check_factor(file: WeightsFile, key: str, info: TensorInfo) -> None:
         raise CorruptAdapterError(
             str(file.path), f"factor {key!r} has dtype {info.dtype}", "Factors are floating point"
         )
-    if info.dtype not in FACTOR_DTYPES:
+    if info.dtype not in _FACTOR_DTYPES:
         raise UnsupportedAdapterError(
             str(file.path), f"factor {key!r} has dtype {info.dtype}", "Save it as F32, F16 or BF16"
         )
     if not 2 <= len(info.shape) <= 5 or 0 in info.shape:
         raise CorruptAdapterError(
-            str(file.path), f"factor {key!r} has shape {list(info.shape)}", UNSHARDED
+            str(file.path), f"factor {key!r} has shape {list(info.shape)}", _UNSHARDED
         )
 
 
 def _misfit(file: WeightsFile, pair: FactorPair, why: str) -> CorruptAdapterError:
     down, up = (list(file.infos[key].shape) for key in (pair.down, pair.up))
     return CorruptAdapterError(
-        str(file.path), f"{pair.down!r} is {down} and {pair.up!r} is {up}: {why}", UNSHARDED
+        str(file.path), f"{pair.down!r} is {down} and {pair.up!r} is {up}: {why}", _UNSHARDED
     )
 
 
@@ -270,7 +271,7 @@ def _by_module(
 def refuse_other_keys(file: WeightsFile) -> None:
     """Raise UnsupportedAdapterError for an update that is not B A, by its name."""
     for key in file.infos:
-        for pattern, what in OTHER_UPDATES.items():
+        for pattern, what in _OTHER_KEYS.items():
             if re.search(pattern, key):
                 raise UnsupportedAdapterError(
                     str(file.path),

@@ -107,7 +107,9 @@ class PlainLora:
         module = key.removeprefix(PREFIX).removesuffix(".lora_B.bias")
         if key.endswith(".lora_B.bias") and module in self.updates:
             scaling = lora_scaling("config", self.config).scaling(module)
+            # PEFT applies B A x + b, then the scaling; here the scaling is in B, so it is in b.
             return (tensor.double() * scaling).to(tensor.dtype)
+        # A copy: safetensors refuses two keys that share memory, as tied weights do.
         return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
@@ -161,9 +163,9 @@ def raw_factors(kept: Mapping[str, Tensor], config: Mapping[str, Any]) -> RawFac
             modules[path] = tensor.shape[0]
         elif (match := FACTOR.fullmatch(key)) and match[2] == "A":
             path = match[1].removeprefix(PREFIX)
-            found = owners(config, path)
-            parameters.update(dict.fromkeys(found))
-            if not found:
+            owned = owners(config, path)
+            parameters.update(dict.fromkeys(owned))
+            if not owned:
                 modules[path] = tensor.shape[0]
     return RawFactors(
         modules,
@@ -199,7 +201,7 @@ def _component(lora: PlainLora, name: str, *, first: bool, names: list[str]) -> 
         if key.startswith(start)
     }
     if first:
-        starts = tuple(f"{other}." for other in names)
+        starts = tuple(f"{component}." for component in names)
         kept |= {key: lora.kept[key] for key in lora.kept if not key.startswith(starts)}
     header = {METADATA: dict(lora.config.get(METADATA, {}))}
     return replace(

@@ -144,7 +144,11 @@ class _SglangSizes:
         self._rows |= {m: shape.out_features for m, shape in plain.shapes.items()}
 
     def rows(self, path: str, word: str) -> int:
-        """Of ``path.word``: as its like in this layer, in another, or by the configuration."""
+        """Output features of ``path.word``.
+
+        They are those of a module alike in this layer, else in another layer, else what the base
+        model's configuration says.
+        """
         for like in _ALIKE[word]:
             if (rows := self._rows.get(f"{path}.{like}")) is not None:
                 return rows

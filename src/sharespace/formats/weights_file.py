@@ -90,6 +90,8 @@ class SafetensorsFile:
             CorruptAdapterError: truncated, wrong magic, broken or oversized header, duplicate keys.
             UnsupportedAdapterError: a dtype that torch does not have.
         """
+        # The library checks offsets without holes or overlap, sizes that fit shapes, and a header
+        # below 100 MB. It is not kept open: a ``safe_open`` a layer parses the header each time.
         _validate(path)
         try:
             with path.open("rb", buffering=0) as stream:
@@ -164,7 +166,7 @@ class ByteRanges:
 
     def _read(self, stream: FileIO, key: str) -> Tensor:
         info = self.infos[key]
-        if info.nbytes == 0:
+        if info.nbytes == 0:  # torch.frombuffer refuses an empty buffer
             return torch.empty(info.shape, dtype=info.dtype)
         stream.seek(self.starts[key])
         data = read_exactly(stream, info.nbytes)
@@ -179,12 +181,12 @@ def read_exactly(stream: FileIO, size: int) -> bytearray:
     """
     data = bytearray(size)
     view = memoryview(data)
-    done = 0
-    while done < size:
-        count = stream.readinto(view[done:])
+    filled = 0
+    while filled < size:
+        count = stream.readinto(view[filled:])
         if not count:
-            raise OSError(0, f"ends {size - done} bytes early")
-        done += count
+            raise OSError(0, f"ends {size - filled} bytes early")
+        filled += count
     return data
 
 
