@@ -41,9 +41,12 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"module {error.name!r}", "not installed", _remedy(extra)
-        ) from error
+        raise missing_module(error, extra) from error
+
+
+def missing_module(error: ModuleNotFoundError, extra: str) -> MissingExtraError:
+    """What a failed import says to somebody who has not installed that extra."""
+    return MissingExtraError(f"module {error.name!r}", "not installed", _remedy(extra))
 
 
 def _remedy(extra: str) -> str:

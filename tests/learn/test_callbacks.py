@@ -40,7 +40,7 @@ def train(model: Any, callback: MergeIntoShare, folder: Path) -> None:
 
 def test_the_trained_task_is_committed(store: Path, tmp_path: Path) -> None:
     trained = model(store)
-    train(trained, MergeIntoShare(store, k=20), tmp_path)
+    train(trained, MergeIntoShare(store, cap=20), tmp_path)
     share = Share.load(store)
     assert (share.version, share.tasks) == (2, ("a", "b", "new"))
     assert torch.allclose(logits(load_task(net(), share, "new")), logits(trained), atol=1e-4)

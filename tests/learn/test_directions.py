@@ -9,8 +9,8 @@ from torch import Tensor
 
 from learn.nets import Points, adapter, net
 from sharespace import Share
-from sharespace.learn import TaskMethod, TrainingSettings, adapt, load_task, prepare
-from sharespace.learn.directions import Frame, informed_frames, place_frames
+from sharespace.learn import Setup, TaskMethod, TrainingSettings, adapt, load_task, prepare
+from sharespace.learn.directions import TaskDirections, gradient_directions, place_directions
 from sharespace.tuner import layers_of
 
 TRAINING = TrainingSettings(
@@ -30,10 +30,10 @@ def trained_head(model: Any) -> Any:
     return model
 
 
-def frames(p: int = 4, phi: int = 2) -> tuple[Any, dict[str, Frame]]:
+def frames(p: int = 4, phi: int = 2) -> tuple[Any, dict[str, TaskDirections]]:
     method = TaskMethod(p=p, phi=phi, form="core")
     model = prepare(trained_head(net()), share(), "new", method)
-    return model, informed_frames(model, Points(96), TRAINING)
+    return model, gradient_directions(model, Points(96), TRAINING, Setup())
 
 
 def exact_gradients(count: int) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ def test_known_directions_are_those_of_the_core_gradient() -> None:
 
 def test_right_directions_see_inputs_of_unit_size() -> None:
     model, found = frames()
-    place_frames(model, found)
+    place_directions(model, found)
     layer = layers_of(model, "default")["first"]
     z = Points(64).x @ layer.factors("default")[1]
     assert 0.7 < float(z.square().mean().sqrt()) < 1.4
@@ -93,7 +93,7 @@ def test_placing_does_not_change_the_output_and_only_the_core_is_trained() -> No
     model, found = frames()
     x = Points(8).x
     before = model(x=x)["logits"]
-    place_frames(model, found)
+    place_directions(model, found)
     assert torch.equal(model(x=x)["logits"], before)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {n.split(".")[-2] for n in trained if "sharespace" in n} == {"sharespace_core"}

@@ -42,7 +42,7 @@ def test_a_share_config_model_trained_by_an_own_loop() -> None:
     )
     model = peft.get_peft_model(net(), config)
     own_loop(model)
-    merged = merge_from(share, model, k=20)
+    merged = merge_from(share, model, cap=20)
     assert merged.tasks == ("a", "b", "new")
     again = load_task(net(), merged, "new")
     assert torch.allclose(logits(again), logits(model), atol=1e-4)
@@ -55,7 +55,7 @@ def test_a_share_config_model_trained_by_an_own_loop() -> None:
 def test_a_plain_lora_model(name: str, tmp_path: Path) -> None:
     share, model = shared(), lora(name, use_rslora=True)
     own_loop(model)
-    merged = merge_from(share, model, task="new", adapter=name, k=20)
+    merged = merge_from(share, model, task="new", adapter=name, cap=20)
     again = load_task(net(), merged, "new")
     assert torch.allclose(logits(again), logits(model), atol=1e-4)
     merged.save(tmp_path / "x.share")
@@ -67,7 +67,7 @@ def test_a_plain_lora_model(name: str, tmp_path: Path) -> None:
 def test_what_is_stored_is_the_update_itself() -> None:
     share, model = shared(), lora()
     own_loop(model)
-    merged = merge_from(share, model, task="new", k=20)
+    merged = merge_from(share, model, task="new", cap=20)
     for module, update in merged.updates("new").items():
         delta = model.base_model.model.get_submodule(module).get_delta_weight("default")
         assert torch.allclose(dense(update).float(), delta.detach(), atol=1e-5)

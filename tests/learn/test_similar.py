@@ -13,10 +13,10 @@ from builders import dense
 from learn.nets import Points, adapter, net, snapshot, unchanged
 from sharespace import Share
 from sharespace.learn import Setup, TaskMethod, TrainingSettings, adapt, prepare
-from sharespace.learn.directions import core_gradients
+from sharespace.learn.adapt import released
+from sharespace.learn.directions import core_gradients, nearest_task
 from sharespace.learn.training import trainer_for
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.tuner import layers_of
 
 TRAINING = TrainingSettings(
     max_steps=50, learning_rate=1e-2, per_device_train_batch_size=32, use_cpu=True
@@ -80,12 +80,11 @@ def test_looking_changes_nothing_and_writes_nothing(tmp_path: object) -> None:
     }  # fmt: skip
     called: list[str] = []
     setup = Setup(evaluation=Points(), metrics=lambda _: called.append("metrics") or {})  # type: ignore[func-returns-value]
-    from sharespace.learn.adapt import _nearest
-
     training = TrainingSettings(
         max_steps=10, learning_rate=1e-2, eval_steps=1, use_cpu=True, arguments=loud
     )
-    _nearest(model, share, Points(), training, "new", TaskMethod(), setup)
+    with released(prepare(model, share, "new"), always=True) as wrapped:
+        nearest_task(wrapped, share, Points(), training, setup)
     assert unchanged(model, before, flags=False)
     assert list(tmp_path.iterdir()) == []  # type: ignore[attr-defined]
     assert called == []
@@ -138,7 +137,7 @@ def test_gradients_of_cores_are_those_of_the_weights_projected(dtype: torch.dtyp
     full = torch.autograd.grad(model(**batch)["loss"], list(weights.values()))
     wrapped = prepare(model, share, "new")
     with trainer_for(wrapped, rows, TRAINING, Setup()) as trainer:
-        found = core_gradients(wrapped, layers_of(wrapped, "default"), trainer, 32)
+        found = core_gradients(wrapped, trainer, TRAINING)
     assert set(found) == set(weights)
     for module, gradient in zip(weights, full, strict=True):
         layer = share.model.layers[module]

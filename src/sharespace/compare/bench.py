@@ -24,11 +24,11 @@ from sharespace.compare.lora import (
     shapes_of,
 )
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
-from sharespace.extras import require
 from sharespace.learn import Fit, TrainingSettings, fit
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import Adapter, LayerUpdate, ModuleShape
 from sharespace.subspace.layer import tensor_bytes
+from sharespace.tuner import applied, release
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +179,7 @@ class Workbench:
                 adapter = read_adapter(wrapped, job, settings)
                 self.own[name] = OwnLora(adapter, score, fitted, numbers)
             finally:
-                require("sharespace.tuner", "train").release(wrapped)
+                release(wrapped)
         return self.own[name]
 
     def own_loras(self) -> dict[str, OwnLora]:
@@ -193,7 +193,7 @@ class Workbench:
         try:
             return shapes_of(wrapped)
         finally:
-            require("sharespace.tuner", "train").release(wrapped)
+            release(wrapped)
 
     def score_updates(
         self, name: str, updates: Mapping[str, LayerUpdate], adapter: Adapter
@@ -203,7 +203,7 @@ class Workbench:
         parameters = dict(model.named_parameters())
         tensors = {key.removeprefix(PREFIX): value for key, value in adapter.kept.items()}
         of_heads = {k: v for k, v in tensors.items() if k in parameters and in_heads(k, heads)}
-        with require("sharespace.tuner", "train").applied(model, updates, of_heads) as adapted:
+        with applied(model, updates, of_heads) as adapted:
             return self.score(name, adapted)
 
     def learn_in_order(

@@ -1,7 +1,7 @@
-"""Learn a new task from data inside a Share model's subspace (method.md, step 2).
+"""Learn a new task from data inside a Share model's subspace.
 
-No earlier task's data, coefficients or head is read or changed, but for the cores that ``start``
-names.
+See docs/method.md, "Step 2: learn a new task". No earlier task's data, coefficients or head is read
+or changed, but for the cores that ``start`` names.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from sharespace.extras import require
 from sharespace.formats.components import COMPONENTS
-from sharespace.learn.directions import informed_frames, nearest_task, place_frames
+from sharespace.learn.directions import gradient_directions, nearest_task, place_directions
 from sharespace.learn.prepare import Trainable, count_trainable, prepare
 from sharespace.learn.settings import TaskMethod, TrainingSettings
 from sharespace.learn.training import Fit, Setup, fit
+from sharespace.protocols import PeftModel
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter
 
@@ -30,18 +30,19 @@ class Adapted:
     adapter: Adapter
     """Temporary directions and heads included; ``Share.merge`` takes it."""
     model: Any
-    """The ``PeftModel`` it was trained in; ``sharespace.tuner.release`` gives the base model
-    back."""
+    """The ``PeftModel`` it was trained in; ``sharespace.release`` gives the base model back."""
     fit: Fit
+    """What the training measured, head steps left out."""
     trainable: Trainable
+    """Numbers that were trained."""
     start: str
-    """Where it started: what ``"nearest"`` chose."""
+    """Where it started; for ``start="nearest"`` the task that was chosen, or ``"zero"``."""
 
 
 def adapt(
     model: nn.Module,
     share: Share,
-    data: Any,
+    data: object,
     training: TrainingSettings,
     *,
     task: str,
@@ -54,29 +55,39 @@ def adapt(
         model: the base model; PEFT puts its layers into it, and takes them out again where
             training fails.
         share: does not change; ``share.merge(result.adapter)`` absorbs the task.
-        data: examples for Trainer.
-        training: steps, learning rate and the like.
-        task: its name.
-        method: pseudo-rank, temporary directions, start, heads.
+        data: examples, as ``fit`` takes them.
+        training: steps, learning rates and the like.
+        task: the new task's name.
+        method: pseudo-rank, temporary directions, start, heads; None: the defaults.
         setup: evaluation, metrics, callbacks, another trainer.
 
+    Returns:
+        The task as an adapter, and the model that it was trained in.
+
     Raises:
-        TaskExistsError, TaskNotFoundError, MismatchError, OptionError: see ``prepare``.
+        TaskExistsError: the Share model knows the task.
+        TaskNotFoundError: ``method.start`` names no known task.
+        MismatchError: the model is not the Share model's base, or has PEFT layers already.
+        OptionError: a head is not in the model, or early stopping has nothing to decide by.
         MissingExtraError: PEFT, transformers or accelerate is not installed.
     """
+    from sharespace.tuner import collect
+
     method = method or TaskMethod()
+    setup = setup or Setup()
     if method.start == "nearest":
-        method = replace(method, start=_nearest(model, share, data, training, task, method, setup))
-    with released_on_failure(prepare(model, share, task, method)) as peft_model:
-        counted = count_trainable(peft_model)
+        plain = replace(method, start="zero", form="factors", p=1, phi=0, dropout=0.0)
+        with released(prepare(model, share, task, plain), always=True) as probe:
+            method = replace(method, start=nearest_task(probe, share, data, training, setup))
+    with released(prepare(model, share, task, method)) as peft_model:
+        trainable = count_trainable(peft_model)
         if method.head_steps:
             _train_heads(peft_model, data, training, method, setup)
         if method.directions == "gradient":
-            place_frames(peft_model, informed_frames(peft_model, data, training, setup))
-        result = fit(peft_model, data, training, setup)
-        collect = require("sharespace.tuner", "train").collect
+            place_directions(peft_model, gradient_directions(peft_model, data, training, setup))
+        fitted = fit(peft_model, data, training, setup)
         adapter = collect(peft_model, task, base=share.model.base, config=_pipeline(share))
-    return Adapted(adapter, peft_model, result, counted, method.start)
+    return Adapted(adapter, peft_model, fitted, trainable, method.start)
 
 
 def _pipeline(share: Share) -> dict[str, object]:
@@ -85,50 +96,50 @@ def _pipeline(share: Share) -> dict[str, object]:
     All tasks of a Share model have the same modules, so the first one tells.
     """
     first = next(iter(share.model.tasks.values()), None)
-    found = first.config.get(COMPONENTS) if first else None
-    return {COMPONENTS: found} if found else {}
+    components = first.config.get(COMPONENTS) if first else None
+    return {COMPONENTS: components} if components else {}
 
 
 def _train_heads(
-    peft_model: Any, data: Any, training: TrainingSettings, method: TaskMethod, setup: Setup | None
+    peft_model: PeftModel,
+    data: object,
+    training: TrainingSettings,
+    method: TaskMethod,
+    setup: Setup,
 ) -> None:
-    """The heads alone, at dW = 0: first a probe, then everything (Kumar et al. 2022)."""
-    trained = {n: p for n, p in peft_model.named_parameters() if p.requires_grad}
-    held = [p for n, p in trained.items() if ".sharespace_" in n]
+    """The heads alone, at dW = 0, as a linear probe.
+
+    A random head's gradient would distort what it is given (Kumar et al. 2022,
+    arXiv 2202.10054); here it would choose the directions, too.
+    """
+    held = [p for n, p in peft_model.named_parameters() if p.requires_grad and ".sharespace_" in n]
     for parameter in held:
         parameter.requires_grad_(False)
-    rate = training.head_learning_rate or training.learning_rate
     short = replace(
-        training, max_steps=method.head_steps, early_stopping_patience=None, learning_rate=rate
+        training,
+        max_steps=method.head_steps,
+        early_stopping_patience=None,
+        learning_rate=training.head_learning_rate or training.learning_rate,
     )
-    silent = replace(setup or Setup(), evaluation=None, metrics=None, callbacks=(), resume=None)
+    silent = replace(setup, evaluation=None, metrics=None, callbacks=(), resume=None)
     fit(peft_model, data, short, silent)
     for parameter in held:
         parameter.requires_grad_(True)
 
 
-def _nearest(
-    model: nn.Module,
-    share: Share,
-    data: Any,
-    training: TrainingSettings,
-    task: str,
-    method: TaskMethod,
-    setup: Setup | None,
-) -> str:
-    """What "nearest" is for this task; the model is given back as it was."""
-    plain = replace(method, start="zero", form="factors", p=1, phi=0, dropout=0.0)
-    with released_on_failure(prepare(model, share, task, plain)) as probe:
-        found = nearest_task(probe, share, data, training, setup)
-    require("sharespace.tuner", "train").release(probe)
-    return found
-
-
 @contextmanager
-def released_on_failure(peft_model: Any) -> Iterator[Any]:
-    """Take PEFT's layers out of the base model where the block fails: nobody else could."""
+def released(peft_model: PeftModel, *, always: bool = False) -> Iterator[PeftModel]:
+    """Take PEFT's layers out of the base model where the block fails, or always.
+
+    PEFT puts its layers into the model that it is given: after a failure the caller has that model
+    and nothing to release it with.
+    """
+    from sharespace.tuner import release
+
     try:
         yield peft_model
     except BaseException:
-        require("sharespace.tuner", "train").release(peft_model)
+        release(peft_model)
         raise
+    if always:
+        release(peft_model)

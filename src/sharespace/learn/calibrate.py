@@ -1,7 +1,7 @@
 """Fit a task's coefficients to its original adapter on unlabelled inputs.
 
 Where only an adapter came, projection keeps what is nearest in weights. With inputs at hand one can
-keep what is nearest in outputs: per module, over the inputs x that it sees,
+keep what is nearest in outputs. For each module, over the inputs x that it sees,
 
     C = argmin sum_x |beta C alpha^T x - dW x|^2 + ridge |C - C_projected|^2,   rank C <= p,
 
@@ -14,16 +14,15 @@ What a module of the base model is given and what an adapter makes of it, as sec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sharespace.errors import MismatchError, OptionError
-from sharespace.learn.prepare import check_sides, is_grouped, seen, update_output
+from sharespace.learn.prepare import check_sides, coordinates, is_grouped, update_output
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.coefficients import compact
@@ -31,7 +30,8 @@ from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.project import dense_cores
 from sharespace.subspace.state import Task
 
-Pair = tuple[Tensor, Tensor]
+FactorPair = tuple[Tensor, Tensor]
+"""(E, F), k_left x p and k_right x p."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,62 +58,71 @@ def calibrate(
     """Fit the coefficients of a task that came as an adapter; no labels are needed.
 
     The task is still that adapter: its ledger's bound grows by how far each update was moved. A
-    module whose outputs would not come nearer stays as it is, and so do private updates,
-    convolutions in groups, and coefficients in several families' subspaces.
+    module whose outputs would not come nearer stays as it is, and so do layers stored per task,
+    convolutions in groups, and coefficients in the subspaces of several groups of tasks.
 
     Args:
         model: the base model; not changed.
-        share: knows the task of the adapter's name.
+        share: knows the task of the adapter's name; it does not change.
         adapter: the original.
         inputs: batches of the model's arguments; positions whose ``attention_mask`` is 0 do not
             count.
         ridge: above 0, weight of the coefficients as they are, relative to the inputs' mean energy
             per direction; keeps directions that no input has where they were.
-        component: part of a pipeline that the model is, such as ``"unet"``.
+        component: component of a pipeline that the model is, such as ``"unet"``.
+
+    Returns:
+        The Share model with the task's new coefficients, and the outputs' errors before and after.
 
     Raises:
         TaskNotFoundError: the Share model does not know the task.
         MismatchError: no module of the task can be fitted, or the model is not the base.
         OptionError: ridge is not above 0, or the inputs are none or not finite.
     """
-    if not ridge > 0:
+    if not ridge > 0:  # NaN is refused, too.
         raise OptionError(f"ridge={ridge}", "it must be above 0", "1e-3 is the default")
     task = share.task(adapter.name)
     prefix = f"{component}." if component else ""
     updates = _updates(model, adapter, prefix)
     layers = _fitted_layers(model, share, task, updates, prefix)
     moments = collect_moments(model, layers, updates, inputs)
-    pairs: dict[str, Pair] = {}
+    pairs: dict[str, FactorPair] = {}
     before = after = total = 0.0
-    for module, found in moments.items():
-        pair, errors = _fit_module(found, layers[module], task, prefix + module, ridge)
+    for module, sums in moments.items():
+        pair, errors = _fit_module(sums, layers[module], task, prefix + module, ridge)
         if pair is not None:
             pairs[prefix + module] = pair
-        before, after, total = before + errors[0], after + errors[1], total + found.energy
-    changed = share.retrained(adapter.name, pairs, {}, event="calibrate")
-    return Calibrated(changed, _root_ratio(before, total), _root_ratio(after, total))
+        before, after, total = before + errors[0], after + errors[1], total + sums.energy
+    calibrated = share.retrained(adapter.name, pairs, {}, event="calibrate")
+    return Calibrated(calibrated, _root_ratio(before, total), _root_ratio(after, total))
 
 
 def reduced_rank(moments: Moments, core: Tensor, p: int, ridge: float) -> Tensor:
     """The core of rank p with the smallest error on the outputs, float64 k_left x k_right.
 
     Args:
-        core: what the ridge keeps the result near to.
+        moments: of one module.
+        core: what the ridge keeps the result near to, k_left x k_right.
+        p: the rank.
+        ridge: relative to the inputs' mean energy per direction.
     """
     k = len(moments.zz)
+    # Relative to the inputs' own size, so that one default does for any model.
     weight = ridge * float(moments.zz.trace()) / max(k, 1)
     gram = moments.zz + weight * torch.eye(k, dtype=torch.float64)
-    d: Tensor = torch.linalg.solve(gram, (moments.yz + weight * moments.frame @ core).mT).mT
+    d: Tensor = torch.linalg.solve(gram, (moments.yz + weight * moments.triangle @ core).mT).mT
     if p < min(d.shape):
+        # With G = L L^T the error of D' is |(D' - D) L|^2 but for a constant, so the best D' of
+        # rank p is D projected onto the leading left singular vectors of D L (Eckart-Young).
         u = torch.linalg.svd(d @ torch.linalg.cholesky(gram), full_matrices=False)[0][:, :p]
         d = u @ (u.mT @ d)
-    fitted: Tensor = torch.linalg.solve_triangular(moments.frame, d, upper=True)
+    fitted: Tensor = torch.linalg.solve_triangular(moments.triangle, d, upper=True)
     return fitted
 
 
 def _fit_module(
     moments: Moments, layer: LayerSubspace, task: Task, module: str, ridge: float
-) -> tuple[Pair | None, tuple[float, float]]:
+) -> tuple[FactorPair | None, tuple[float, float]]:
     """One module's (E, F), None where they are best left alone, and its errors before and after."""
     value = task.coefficients[module].within(layer.k)
     core = dense_cores([value], layer)[0]
@@ -128,7 +137,7 @@ def _fit_module(
     return (pair, (before, after)) if after < before else (None, (before, before))
 
 
-def _split(core: Tensor, p: int) -> Pair:
+def _split(core: Tensor, p: int) -> FactorPair:
     """C = E F^T of rank p, balanced."""
     u, s, vh = torch.linalg.svd(core, full_matrices=False)
     root = s[:p].sqrt()
@@ -141,11 +150,11 @@ def _updates(model: nn.Module, adapter: Adapter, prefix: str) -> dict[str, Layer
     Raises:
         MismatchError: one does not fit the model.
     """
-    found = {
+    updates = {
         m.removeprefix(prefix): adapter.layer(m) for m in adapter.shapes if m.startswith(prefix)
     }
-    check_sides(model, {m: (u.up.shape[0], u.down.shape[1]) for m, u in found.items()})
-    return found
+    check_sides(model, {m: (u.up.shape[0], u.down.shape[1]) for m, u in updates.items()})
+    return updates
 
 
 def _fitted_layers(
@@ -156,7 +165,7 @@ def _fitted_layers(
     Raises:
         MismatchError: there is none.
     """
-    found = {
+    layers = {
         m: part
         for m in updates
         if (value := task.coefficients.get(prefix + m)) is not None
@@ -164,11 +173,13 @@ def _fitted_layers(
         and min(part.k) > 0
         and not is_grouped(model.get_submodule(m))
     }
-    if not found:
+    if not layers:
         raise MismatchError(
-            f"task {task.name!r}", "has no module in the subspace that could be fitted"
+            f"task {task.name!r}",
+            "has no module in the subspace that could be fitted",
+            "Layers stored per task and convolutions in groups cannot be",
         )
-    return found
+    return layers
 
 
 def _root_ratio(part: float, whole: float) -> float:
@@ -177,14 +188,15 @@ def _root_ratio(part: float, whole: float) -> float:
 
 @dataclass(eq=False)
 class Moments:
-    """Sums over all inputs x of one module, float64, in an orthonormal frame Q of the left basis.
+    """Sums over all inputs x of one module, float64, in orthonormal directions Q of the left
+    basis.
 
     With z = alpha^T x, y = Q^T dW x and D = R C, where beta = Q R (R = I but for the rounding of a
     basis stored in 16 bits), the outputs' error is sum |D z - y|^2 + what Q does not see.
     """
 
-    frame: Tensor
-    """R, k_left x k_left."""
+    triangle: Tensor
+    """R, k_left x k_left, upper triangular."""
     zz: Tensor
     """sum z z^T, k_right x k_right."""
     yz: Tensor
@@ -196,7 +208,8 @@ class Moments:
 
     def squared_error(self, core: Tensor) -> float:
         """sum_x |beta C alpha^T x - dW x|^2 of a core C, float64 k_left x k_right."""
-        d = self.frame @ core
+        d = self.triangle @ core
+        # At least 0: the terms cancel where the fit is exact, and rounding may leave less.
         return max(self.energy + float((d.mT @ d * self.zz).sum() - 2 * (d * self.yz).sum()), 0.0)
 
 
@@ -222,7 +235,7 @@ def collect_moments(
         OptionError: there are no inputs, or a module meets NaN or infinity.
     """
     device, training = next(model.parameters()).device, model.training
-    counters = {m: _Counter(layer, updates[m]) for m, layer in layers.items()}
+    counters = {m: _MomentCounter(layer, updates[m]) for m, layer in layers.items()}
     with _hooked(model, updates, counters):
         for batch in inputs:
             for counter in counters.values():
@@ -232,17 +245,17 @@ def collect_moments(
     return _checked({m: counter.moments for m, counter in counters.items()})
 
 
-class _Counter:
+class _MomentCounter:
     """Adds up one module's moments."""
 
     def __init__(self, layer: LayerSubspace, update: LayerUpdate) -> None:
-        self.left, frame = torch.linalg.qr(layer.left_basis.double())
+        self.left, triangle = torch.linalg.qr(layer.left_basis.double())
         self.right = layer.right_basis.double()
         self.up, self.down = update.scaling * update.up.double(), update.down.double()
         self.mask: Tensor | None = None
         k_left, k_right = layer.k
         self.moments = Moments(
-            frame,
+            triangle,
             torch.zeros(k_right, k_right, dtype=torch.float64),
             torch.zeros(k_left, k_right, dtype=torch.float64),
         )
@@ -250,7 +263,7 @@ class _Counter:
     def add(self, module: nn.Module, x: Tensor) -> None:
         """Count the inputs x of the module."""
         directions = torch.cat([self.right.mT, self.down])
-        rows = self._rows(seen(module, directions.to(x), x)).double().cpu()
+        rows = self._rows(coordinates(module, directions.to(x), x)).double().cpu()
         k = self.right.shape[1]
         z, hidden = rows[:, :k], rows[:, k:]
         moments = self.moments
@@ -268,7 +281,7 @@ class _Counter:
 
 @contextmanager
 def _hooked(
-    model: nn.Module, updates: Mapping[str, LayerUpdate], counters: Mapping[str, _Counter]
+    model: nn.Module, updates: Mapping[str, LayerUpdate], counters: Mapping[str, _MomentCounter]
 ) -> Iterator[None]:
     handles = [
         model.get_submodule(m).register_forward_hook(_hook(update, counters.get(m)))
@@ -281,11 +294,14 @@ def _hooked(
             handle.remove()
 
 
-def _hook(update: LayerUpdate, counter: _Counter | None) -> Any:
+def _hook(
+    update: LayerUpdate, counter: _MomentCounter | None
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     """A hook that counts a module's inputs and adds the update to its output."""
 
-    def run(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+    def run(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = arguments[0]
+        # 16 bits would lose the small differences that the fit is about.
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if counter is not None:
             counter.add(module, x)
@@ -301,10 +317,10 @@ def _checked(moments: dict[str, Moments]) -> dict[str, Moments]:
     Raises:
         OptionError: see ``collect_moments``.
     """
-    used = {m: found for m, found in moments.items() if found.count}
+    used = {m: sums for m, sums in moments.items() if sums.count}
     if not used:
         raise OptionError("inputs", "no module of the task was given any", "Give some batches")
-    for module, found in used.items():
-        if not bool(torch.isfinite(found.zz).all() and torch.isfinite(found.yz).all()):
+    for module, sums in used.items():
+        if not bool(torch.isfinite(sums.zz).all() and torch.isfinite(sums.yz).all()):
             raise OptionError("inputs", f"module {module!r} meets NaN or infinity", "Check them")
     return used

@@ -1,20 +1,21 @@
-"""For people with a training loop of their own: merge into a stored Share model when it ends."""
+"""A callback for any Trainer: merge into a stored Share model when the training ends."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import nn
+from transformers import TrainerCallback
 
-from sharespace.errors import OptionError, StoreConflictError
-from sharespace.learn.merging import merge_from
+from sharespace.errors import StoreConflictError
+from sharespace.learn.merging import merge_from, named_adapter
+from sharespace.protocols import ProgressState
 from sharespace.share import Share
 from sharespace.subspace.state import check_new_names
 
 _ATTEMPTS = 5
-"""Commits of others that a merge may meet before it gives up."""
+"""Times that a merge is tried while others commit at the same moment."""
 
 
 class MergeIntoShare(TrainerCallback):
@@ -24,15 +25,15 @@ class MergeIntoShare(TrainerCallback):
 
         Trainer(model=model, ..., callbacks=[MergeIntoShare("glue.share")]).train()
 
-    The best weights, where ``load_best_model_at_end`` asks for them. Before training starts, a
-    store that cannot be read and a name that is taken are refused.
+    What is merged is the best weights where ``load_best_model_at_end`` asks for them, else the
+    last. Before training starts, a store that cannot be read and a name that is taken are refused.
 
     Args:
         path: of the store; its current version is read when training ends, so that tasks which
             others merged meanwhile are kept.
-        task: name; None: that of the ``ShareConfig``.
+        task: the task's name; None: that of the ``ShareConfig``.
         adapter: PEFT's name for it.
-        k: a new cap for every layer; None: the caps that it has.
+        cap: a new cap of the dimension of every layer and side; None: the caps that it has.
     """
 
     def __init__(
@@ -41,15 +42,21 @@ class MergeIntoShare(TrainerCallback):
         *,
         task: str | None = None,
         adapter: str = "default",
-        k: int | None = None,
+        cap: int | None = None,
     ) -> None:
         self.path = Path(path)
         self.task = task
         self.adapter = adapter
-        self.k = k
+        self.cap = cap
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: object,
+        state: ProgressState,
+        control: object,
+        *,
+        model: nn.Module,
+        **others: object,
     ) -> None:
         """Refuse now what would fail after hours of training.
 
@@ -58,32 +65,38 @@ class MergeIntoShare(TrainerCallback):
             TaskExistsError: the name is taken.
             StoreError: the store cannot be read.
         """
-        config = getattr(kwargs["model"], "peft_config", {}).get(self.adapter)
-        name = self.task or getattr(config, "task", None)
-        if config is None or not name:
-            why = "the task has no name" if config else f"no PEFT adapter {self.adapter!r} here"
-            raise OptionError("MergeIntoShare", why, "Give task=NAME, and a PeftModel")
+        _, name = named_adapter("MergeIntoShare", model, self.task, self.adapter)
         check_new_names([name], Share.load(self.path).tasks)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: object,
+        state: ProgressState,
+        control: object,
+        *,
+        model: nn.Module,
+        **others: object,
     ) -> None:
-        """Once, on the main process."""
-        if state.is_world_process_zero:
-            self._commit(kwargs["model"])
+        """Merge and save, in the main process only.
 
-    def _commit(self, model: Any) -> None:
+        Raises:
+            StoreConflictError: others committed at the same moment, too often.
+        """
+        if state.is_world_process_zero:
+            self._commit(model)
+
+    def _commit(self, model: nn.Module) -> None:
         """Merge and save; where somebody else committed in between, once more on top of that.
 
         Raises:
             StoreConflictError: that happened too often.
         """
-        for left in reversed(range(_ATTEMPTS)):
+        for remaining in reversed(range(_ATTEMPTS)):
             share = Share.load(self.path)
-            merged = merge_from(share, model, task=self.task, adapter=self.adapter, k=self.k)
+            merged = merge_from(share, model, task=self.task, adapter=self.adapter, cap=self.cap)
             try:
                 merged.save()
                 return
             except StoreConflictError:
-                if not left:
+                if not remaining:
                     raise

@@ -1,6 +1,6 @@
-"""Train a known task on, where its data is at hand: coefficients only, bases frozen.
+"""Train a known task on, where its data is at hand: its coefficients, with the bases frozen.
 
-"Share-full" of the paper: after the stream the coefficients of every task are trained once more.
+The paper's "Share-full" does so after the stream, for the coefficients of every task.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from torch import nn
 
-from sharespace.extras import require
-from sharespace.learn.adapt import released_on_failure
-from sharespace.learn.prepare import Trainable, check_base, count_trainable
+from sharespace.learn.adapt import released
+from sharespace.learn.prepare import Trainable, check_base, count_trainable, wrapped
 from sharespace.learn.settings import TrainingSettings
 from sharespace.learn.training import Fit, Setup, evaluated, fit
+from sharespace.protocols import PeftModel
 from sharespace.share import Share
 
 
@@ -25,37 +25,48 @@ class Finetuned:
     share: Share
     """The bases and all other tasks are as they were, bit for bit."""
     model: Any
-    """The ``PeftModel`` it was trained in."""
+    """The ``PeftModel`` it was trained in; ``sharespace.release`` gives the base model back."""
     fit: Fit
+    """What the training measured."""
     trainable: Trainable
+    """Numbers that were trained."""
     kept: bool = True
     """False where what was there before was better (``keep="better"``): ``share`` is as it was."""
 
 
-def load_task(model: nn.Module, share: Share, task: str, *, component: str | None = None) -> Any:
+def load_task(
+    model: nn.Module, share: Share, task: str, *, component: str | None = None
+) -> PeftModel:
     """The base model as a ``PeftModel`` that runs a known task, its heads included.
+
+    Args:
+        model: the base model; PEFT puts its layers into it.
+        share: knows the task.
+        task: the task's name.
+        component: component of a pipeline that the model is, such as ``"unet"``.
 
     Raises:
         TaskNotFoundError: there is no such task.
         MismatchError: the model is not the Share model's base, or a head does not fit.
     """
-    peft, ours = require("peft", "train"), require("sharespace.tuner", "train")
+    from sharespace.tuner import ShareConfig, publish
+
     known = share.task(task)
     check_base(model, share, known.coefficients, component)
     prefix = f"{component}." if component else ""
-    config = ours.ShareConfig(
-        share=ours.publish(share.model),
+    config = ShareConfig(
+        share=publish(share.model),
         task=task,
         target_modules=[m.removeprefix(prefix) for m in known.coefficients],
         component=component,
     )
-    return peft.get_peft_model(model, config)
+    return wrapped(model, config)
 
 
 def finetune(
     model: nn.Module,
     share: Share,
-    data: Any,
+    data: object,
     training: TrainingSettings,
     *,
     task: str,
@@ -69,35 +80,44 @@ def finetune(
     Args:
         model: the base model; PEFT puts its layers into it, and takes them out again where
             training fails.
-        data: the task's examples.
-        task: its name.
+        share: does not change; the result has a new one.
+        data: the task's examples, as ``fit`` takes them.
+        training: steps, learning rates and the like.
+        task: the task's name.
         heads: train the task's heads, too; otherwise they stay as they are, bit for bit.
         keep: ``"better"`` keeps what was trained only where ``training.metric_for_best_model`` on
-            ``setup.evaluation`` is better than before.
+            ``setup.evaluation`` is better than before; ``"last"`` keeps it in any case.
+        component: component of a pipeline that the model is, such as ``"unet"``.
+        setup: evaluation, metrics, callbacks, another trainer.
+
+    Returns:
+        The Share model with the task as trained, and the model that it was trained in.
 
     Raises:
         TaskNotFoundError: there is no such task.
         MismatchError: the model is not the Share model's base.
         OptionError: ``keep="better"`` without evaluation data.
     """
+    from sharespace.tuner import kept_tensors, trained_coefficients
+
     setup = setup or Setup()
-    ours = require("sharespace.tuner", "train")
-    with released_on_failure(load_task(model, share, task, component=component)) as peft_model:
+    with released(load_task(model, share, task, component=component)) as peft_model:
         _freeze(peft_model, heads)
-        counted = count_trainable(peft_model)
+        trainable = count_trainable(peft_model)
         before = evaluated(peft_model, training, setup) if keep == "better" else None
-        result = fit(peft_model, data, training, setup)
+        fitted = fit(peft_model, data, training, setup)
         if before is not None and evaluated(peft_model, training, setup) >= before:
-            return Finetuned(share, peft_model, result, counted, kept=False)
-        pairs = ours.trained_coefficients(peft_model, "default", share.task(task))
-        kept = ours.kept_tensors(peft_model, "default") if heads else {}
-        changed = share.retrained(task, pairs, kept)
-    return Finetuned(changed, peft_model, result, counted)
+            return Finetuned(share, peft_model, fitted, trainable, kept=False)
+        pairs = trained_coefficients(peft_model, "default", share.task(task))
+        head_tensors = kept_tensors(peft_model, "default") if heads else {}
+        retrained = share.retrained(task, pairs, head_tensors)
+    return Finetuned(retrained, peft_model, fitted, trainable)
 
 
 def _freeze(model: nn.Module, heads: bool) -> None:
     """Leave the coefficients trainable, and the heads where they are wanted."""
     for name, parameter in model.named_parameters():
-        # A private update is held as temporary directions: not those, but what weighs them.
+        # An update that is stored per task is held as temporary directions: what is trained is the
+        # coefficients that weigh them, as the task must stay in the space that it has.
         if "_temporary." in name or (not heads and "modules_to_save" in name):
             parameter.requires_grad_(False)

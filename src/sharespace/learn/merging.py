@@ -1,81 +1,69 @@
-"""Merge what was trained in a ``PeftModel`` into a Share model (method.md, step 3).
+"""Merge what was trained in a ``PeftModel`` into a Share model, or hand it in for others to merge.
 
-Hand in what was trained in a ``PeftModel``, for somebody else to merge.
+See docs/method.md, "Step 3: merge".
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import cast
+
+from torch import nn
 
 from sharespace.errors import OptionError
-from sharespace.extras import require
 from sharespace.formats import read_adapter
 from sharespace.gather import Submission, submit
+from sharespace.protocols import AdapterConfig, PeftModel
 from sharespace.share import Share
 from sharespace.subspace.adapter import LEARNED, Adapter
 
 
 def merge_from(
     share: Share,
-    model: Any,
+    model: nn.Module,
     *,
     task: str | None = None,
     adapter: str = "default",
-    k: int | None = None,
+    cap: int | None = None,
 ) -> Share:
     """Merge what was trained in a ``PeftModel``, whatever trained it.
 
     Args:
+        share: does not change; the result is a new one.
         model: made with ``ShareConfig``: its temporary directions and heads are merged with it; or
             with another configuration that ``Share.merge`` reads from disk, such as ``LoraConfig``:
             then it is saved to a temporary folder, by PEFT, and read back.
-        task: its name; None: that of the ``ShareConfig``.
+        task: the task's name; None: that of the ``ShareConfig``.
         adapter: PEFT's name for it.
-        k: a new cap for every layer; None: the caps that it has.
+        cap: a new cap of the dimension of every layer and side; None: the caps that it has.
+
+    Returns:
+        The Share model with the task, not saved yet.
 
     Raises:
         OptionError: the model has no such adapter, or nothing names the task.
         TaskExistsError: the name is taken.
         MismatchError: it belongs to another base model.
         UnsupportedAdapterError: an adapter of a kind whose update is not of low rank.
+        MissingExtraError: PEFT or transformers is not installed.
     """
-    config = getattr(model, "peft_config", {}).get(adapter)
-    if config is None:
-        raise OptionError(f"adapter {adapter!r}", "the model has none of that name", "See adapter=")
-    name = task or getattr(config, "task", None)
-    if not name:
-        raise OptionError("merge_from", "the task has no name", "Give task=NAME")
-    ours = require("sharespace.tuner", "train")
-    if isinstance(config, ours.ShareConfig):
-        found = ours.collect(model, name, adapter=adapter, base=share.model.base)
+    from sharespace.tuner import ShareConfig, collect
+
+    config, name = named_adapter("merge_from", model, task, adapter)
+    if isinstance(config, ShareConfig):
+        trained = collect(model, name, adapter=adapter, base=share.model.base)
     else:
-        found = _saved(model, name, adapter)
-    return share.merge(found, cap=k)
-
-
-def _saved(model: Any, task: str, adapter: str) -> Adapter:
-    """An adapter of PEFT's own, by way of its files, whole in memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        # "auto" would ask the Hub whether the base model's vocabulary was resized.
-        model.save_pretrained(folder, selected_adapters=[adapter], save_embedding_layers=False)
-        place = Path(folder) if adapter == "default" else Path(folder) / adapter
-        read = read_adapter(place, task)
-        return Adapter.from_updates(
-            task,
-            {module: read.layer(module) for module in read.shapes},
-            base=read.base,
-            shapes=read.shapes,
-            kept={key: read.kept[key].clone() for key in read.kept},
-            config=read.config,
-            provenance=LEARNED,
-        )
+        with _saved(model, adapter) as folder:
+            trained = _in_memory(read_adapter(folder, name))
+    return share.merge(trained, cap=cap)
 
 
 def contribute(
-    model: Any,
+    model: nn.Module,
     inbox: str | os.PathLike[str],
     *,
     task: str | None = None,
@@ -89,7 +77,7 @@ def contribute(
             heads go into the file, and the id of the bases they belong to; or with another
             configuration that ``Share.merge`` reads, such as ``LoraConfig``: then its factors do.
         inbox: a folder (made where it is missing) or a URL such as ``s3://bucket/inbox``.
-        task: its name; None: that of the ``ShareConfig``.
+        task: the task's name; None: that of the ``ShareConfig``.
         adapter: PEFT's name for it.
         plain: carry whole factors instead of coefficients: larger, and independent of the history
             of the store.
@@ -99,14 +87,56 @@ def contribute(
         ContributionError: it cannot be merged: NaN, a name like a path.
         InboxError: the inbox cannot be written.
     """
-    config = getattr(model, "peft_config", {}).get(adapter)
+    _, name = named_adapter("contribute", model, task, adapter)
+    with _saved(model, adapter) as folder:
+        return submit(folder, inbox, task=name, plain=plain)
+
+
+def named_adapter(
+    what: str, model: nn.Module, task: str | None, adapter: str
+) -> tuple[AdapterConfig, str]:
+    """An adapter's configuration, and the name of the task that it holds.
+
+    Args:
+        what: who asks, for errors.
+        model: a ``PeftModel``; anything else has no adapters.
+        task: the name; None: that of the configuration, if it has one.
+        adapter: PEFT's name for it.
+
+    Raises:
+        OptionError: the model has no such adapter, or nothing names the task.
+    """
+    config: AdapterConfig | None = getattr(model, "peft_config", {}).get(adapter)
     if config is None:
-        raise OptionError(f"adapter {adapter!r}", "the model has none of that name", "See adapter=")
-    name = task or getattr(config, "task", None)
+        raise OptionError(
+            what, f"no PEFT adapter {adapter!r} in the model", "Give a PeftModel, and adapter=NAME"
+        )
+    name: str | None = task or getattr(config, "task", None)
     if not name:
-        raise OptionError("contribute", "the task has no name", "Give task=NAME")
+        raise OptionError(what, "the task has no name", "Give task=NAME")
+    return config, name
+
+
+@contextmanager
+def _saved(model: nn.Module, adapter: str) -> Iterator[Path]:
+    """An adapter's folder, as PEFT writes it, for the time of the block."""
     with tempfile.TemporaryDirectory() as folder:
-        # "auto" would ask the Hub whether the base model's vocabulary was resized.
-        model.save_pretrained(folder, selected_adapters=[adapter], save_embedding_layers=False)
-        place = Path(folder) if adapter == "default" else Path(folder) / adapter
-        return submit(place, inbox, task=name, plain=plain)
+        # "auto", the default, would ask the Hub whether the base model's vocabulary was resized.
+        cast(PeftModel, model).save_pretrained(
+            folder, selected_adapters=[adapter], save_embedding_layers=False
+        )
+        # PEFT writes the adapter "default" into the folder itself, others below their names.
+        yield Path(folder) if adapter == "default" else Path(folder) / adapter
+
+
+def _in_memory(read: Adapter) -> Adapter:
+    """The same without its files, which tensors are otherwise read from when they are needed."""
+    return Adapter.from_updates(
+        read.name,
+        {module: read.layer(module) for module in read.shapes},
+        base=read.base,
+        shapes=read.shapes,
+        kept={key: read.kept[key].clone() for key in read.kept},
+        config=read.config,
+        provenance=LEARNED,
+    )

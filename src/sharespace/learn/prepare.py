@@ -1,13 +1,13 @@
 """A base model made ready to learn a new task in a Share model's subspace.
 
-What a module makes of its inputs in a few directions, for linear modules and convolutions.
+Also what a module, linear or a convolution, makes of its inputs in a few directions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TypeGuard, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,6 +15,7 @@ from torch.nn import functional
 from sharespace.errors import MismatchError, OptionError, TaskExistsError, TaskNotFoundError
 from sharespace.extras import require
 from sharespace.learn.settings import TaskMethod
+from sharespace.protocols import AdapterConfig, PeftModel
 from sharespace.share import Share
 from sharespace.subspace.adapter import LayerUpdate
 
@@ -24,25 +25,41 @@ class Trainable:
     """Numbers that training changes."""
 
     coefficients: int
+    """E and F, or the cores."""
     temporary: int
+    """Temporary directions, and updates that are stored per task."""
     heads: int
+    """Modules that are trained whole."""
 
     @property
     def total(self) -> int:
+        """All of them."""
         return self.coefficients + self.temporary + self.heads
 
 
-def prepare(model: nn.Module, share: Share, task: str, method: TaskMethod | None = None) -> Any:
+def prepare(
+    model: nn.Module, share: Share, task: str, method: TaskMethod | None = None
+) -> PeftModel:
     """A ``PeftModel`` over the base model with the new task, ready for any training loop.
 
     What is refused leaves the model as it was.
 
+    Args:
+        model: the base model; PEFT puts its layers into it.
+        share: the subspace, and the tasks that ``method.start`` may name.
+        task: the new task's name.
+        method: pseudo-rank, temporary directions, start, heads; None: the defaults.
+            ``start="nearest"`` and ``directions="gradient"`` need data: see ``adapt``.
+
     Raises:
         TaskExistsError: the Share model knows the task (``finetune`` trains it on).
-        TaskNotFoundError: ``start`` names no known task.
+        TaskNotFoundError: ``method.start`` names no known task.
         MismatchError: the model is not the Share model's base, or has PEFT layers already.
-        OptionError: p, phi or dropout is out of range, or a head is not in the model.
+        OptionError: a head is not in the model, or is in the subspace.
+        MissingExtraError: PEFT or transformers is not installed.
     """
+    from sharespace.tuner import ShareConfig, publish
+
     method = method or TaskMethod()
     if task in share.tasks:
         raise TaskExistsError(
@@ -50,9 +67,8 @@ def prepare(model: nn.Module, share: Share, task: str, method: TaskMethod | None
             "the Share model knows it already",
             "finetune trains a known task on; remove it first to learn it anew",
         )
-    peft, ours = require("peft", "train"), require("sharespace.tuner", "train")
-    config = ours.ShareConfig(
-        share=ours.publish(share.model),
+    config = ShareConfig(
+        share=publish(share.model),
         task=task,
         p=method.p,
         phi=method.phi,
@@ -67,7 +83,13 @@ def prepare(model: nn.Module, share: Share, task: str, method: TaskMethod | None
     _check_start(share, method.start)
     check_base(model, share, share.model.layers, method.component)
     _check_heads(model, share, method)
-    return peft.get_peft_model(model, config)
+    return wrapped(model, config)
+
+
+def wrapped(model: nn.Module, config: AdapterConfig) -> PeftModel:
+    """PEFT's own ``get_peft_model``; it puts layers into the model in place."""
+    made: PeftModel = require("peft", "train").get_peft_model(model, config)
+    return made
 
 
 def count_trainable(model: nn.Module) -> Trainable:
@@ -80,9 +102,7 @@ def count_trainable(model: nn.Module) -> Trainable:
 
 
 def _kind(name: str) -> str:
-    if "_coefficients." in name:
-        return "coefficients"
-    if "sharespace_core." in name:
+    if "_coefficients." in name or "sharespace_core." in name:
         return "coefficients"
     return "temporary" if "_temporary." in name else "heads"
 
@@ -95,8 +115,8 @@ def check_base(
     Raises:
         MismatchError: a module is not there or has another shape, or PEFT is in it already.
     """
-    tuned = require("peft.tuners.tuners_utils", "train").BaseTunerLayer
-    if any(isinstance(m, tuned) for m in model.modules()):
+    layer_class = require("peft.tuners.tuners_utils", "train").BaseTunerLayer
+    if any(isinstance(m, layer_class) for m in model.modules()):
         raise MismatchError(
             f"model {type(model).__name__}",
             "has PEFT layers already",
@@ -111,14 +131,15 @@ def check_sides(model: nn.Module, expected: Mapping[str, tuple[int, int]]) -> No
     """Refuse a model that lacks a module, or has it with other sides (n, d).
 
     Raises:
-        MismatchError: as said.
+        MismatchError: a module is missing, has other sides, or is of a kind without any.
     """
-    sides = require("sharespace.tuner.layer", "train").sides
+    from sharespace.tuner.layer import sides
+
     known = dict(model.named_modules())
     for name, wanted in expected.items():
-        met = sides(known[name]) if name in known else None
-        if met != wanted:
-            why = f"is {met[0]}x{met[1]} here" if met else "is not in this model"
+        actual = sides(known[name]) if name in known else None
+        if actual != wanted:
+            why = f"is {actual[0]}x{actual[1]} here" if actual else "is not in this model"
             raise MismatchError(
                 f"module {name!r} ({wanted[0]}x{wanted[1]})",
                 why,
@@ -150,17 +171,17 @@ def _check_heads(model: nn.Module, share: Share, method: TaskMethod) -> None:
             raise OptionError(f"head {name!r}", "is in the subspace", "Leave it out of heads")
 
 
-def is_convolution(module: nn.Module) -> bool:
+def is_convolution(module: nn.Module) -> TypeGuard[nn.modules.conv._ConvNd]:
     """True for ``nn.Conv1d`` to ``nn.Conv3d``; Conv1D of transformers is linear."""
     return isinstance(module, nn.modules.conv._ConvNd)
 
 
 def is_grouped(module: nn.Module) -> bool:
     """True for a convolution in groups: its outputs do not see the same inputs."""
-    return is_convolution(module) and cast(Any, module).groups > 1
+    return is_convolution(module) and module.groups > 1
 
 
-def seen(module: nn.Module, directions: Tensor, x: Tensor) -> Tensor:
+def coordinates(module: nn.Module, directions: Tensor, x: Tensor) -> Tensor:
     """The inputs in some directions: positions x r, for example batch x tokens x r.
 
     Args:
@@ -170,10 +191,15 @@ def seen(module: nn.Module, directions: Tensor, x: Tensor) -> Tensor:
     """
     if not is_convolution(module):
         return functional.linear(x, directions)
-    conv = cast(Any, module)
-    kernel = directions.reshape(-1, *conv.weight.shape[1:])
-    hidden: Tensor = conv._conv_forward(x, kernel, None)
-    return hidden.movedim(1, -1)
+    kernel = directions.reshape(-1, *module.weight.shape[1:])
+    # The module's own function, as it knows its stride, padding and padding mode.
+    return convolved(module, x, kernel).movedim(1, -1)
+
+
+def convolved(module: nn.modules.conv._ConvNd, x: Tensor, weight: Tensor) -> Tensor:
+    """The convolution with another weight and without bias."""
+    forward = cast(Callable[[Tensor, Tensor, None], Tensor], module._conv_forward)
+    return forward(x, weight, None)
 
 
 def as_output(module: nn.Module, values: Tensor) -> Tensor:
@@ -187,10 +213,8 @@ def update_output(module: nn.Module, update: LayerUpdate, x: Tensor) -> Tensor:
     Args:
         update: its factors in the inputs' dtype and on their device.
     """
-    if is_grouped(module):
-        conv = cast(Any, module)
-        delta = (update.scaling * update.up @ update.down).reshape(conv.weight.shape)
-        grouped: Tensor = conv._conv_forward(x, delta, None)
-        return grouped
-    hidden = update.scaling * seen(module, update.down, x)
+    if is_convolution(module) and module.groups > 1:
+        delta = (update.scaling * update.up @ update.down).reshape(module.weight.shape)
+        return convolved(module, x, delta)
+    hidden = update.scaling * coordinates(module, update.down, x)
     return as_output(module, functional.linear(hidden, update.up))

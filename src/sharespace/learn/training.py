@@ -1,6 +1,7 @@
 """Training with the Trainer of transformers, or any subclass of it.
 
-Seeds, silence and one thread for a block; all as it was afterwards.
+Also the conditions that a training is reproduced under: a seed, silence and one thread for the time
+of a block, with everything as it was afterwards.
 """
 
 from __future__ import annotations
@@ -13,19 +14,29 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from types import ModuleType
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.optim import Optimizer
 
 from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.learn.settings import TrainingSettings
+from sharespace.protocols import TrainerLike
 
-Metrics = Callable[[Any], Mapping[str, float]]
-"""Trainer's ``compute_metrics``: an ``EvalPrediction`` -> name -> value."""
+
+class EvalPrediction(Protocol):
+    """``transformers.EvalPrediction``: what a model said to the evaluation data, as arrays."""
+
+    predictions: np.ndarray
+    label_ids: np.ndarray
+
+
+Metrics = Callable[[EvalPrediction], Mapping[str, float]]
+"""Trainer's ``compute_metrics``: predictions -> name of a measure -> value."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Fit:
     loss: float
     """Mean training loss over all steps."""
     seconds: float
+    """Time that the steps took, without what came before the first."""
     steps: int
     """The last step's number; less than asked for after an early stop."""
     history: tuple[Mapping[str, float], ...] = ()
@@ -45,17 +57,19 @@ class Fit:
 class Setup:
     """Everything else that a Trainer takes; the defaults are Trainer's own."""
 
-    evaluation: Any = None
+    evaluation: object = None
     """Dataset to evaluate on, every ``TrainingSettings.eval_steps`` steps or after each epoch."""
     metrics: Metrics | None = None
-    collator: Any = None
-    callbacks: Sequence[Any] = ()
+    """What is measured on the evaluation data beside the loss."""
+    collator: Callable[..., Mapping[str, object]] | None = None
+    """Examples -> a batch; None: Trainer's own choice."""
+    callbacks: Sequence[object] = ()
     """``TrainerCallback`` objects."""
     trainer: type | None = None
     """A subclass of ``transformers.Trainer``, such as TRL's ``SFTTrainer``."""
     arguments: type | None = None
     """The class of its arguments, such as TRL's ``SFTConfig``."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     """More arguments of the trainer, such as ``processing_class``."""
     resume: str | os.PathLike[str] | None = None
     """A checkpoint folder that Trainer wrote, to go on from."""
@@ -63,21 +77,25 @@ class Setup:
 
 def fit(
     model: nn.Module,
-    dataset: Dataset[Any] | Any,
+    dataset: object,
     training: TrainingSettings,
     setup: Setup | None = None,
 ) -> Fit:
-    """Train what requires a gradient, in place; nothing is printed, and nothing is kept on disk
-    unless ``training.arguments`` names an ``output_dir``.
+    """Train what requires a gradient, in place.
 
-    Batch norms whose parameters are frozen keep their statistics, which belong to the base model.
+    Nothing is printed, and nothing is kept on disk unless ``training.arguments`` names an
+    ``output_dir``. Batch norms whose parameters are frozen keep their statistics, which belong to
+    the base model.
 
     Args:
         model: returns a loss when called with the examples' fields.
         dataset: of dictionaries of tensors, named as the arguments of the model's forward, or
             whatever ``setup.trainer`` takes.
-        training: the numbers.
+        training: steps, learning rates, batch sizes and the like.
         setup: evaluation, metrics, callbacks, another trainer.
+
+    Returns:
+        The mean loss, the time and the steps of the training, and all that Trainer logged.
 
     Raises:
         MissingExtraError: transformers or accelerate is not installed.
@@ -112,31 +130,36 @@ def evaluated(model: nn.Module, training: TrainingSettings, setup: Setup) -> flo
         )
     value = float(measured[f"eval_{name}"])
     greater = training.greater_is_better
-    # As TrainingArguments has it where the direction is not given.
+    # TrainingArguments decides in the same way where the direction is not given.
     greater = not name.endswith("loss") if greater is None else greater
     return -value if greater else value
 
 
 @contextmanager
 def trainer_for(
-    model: nn.Module, dataset: Any, training: TrainingSettings, setup: Setup
-) -> Iterator[Any]:
+    model: nn.Module, dataset: object, training: TrainingSettings, setup: Setup
+) -> Iterator[TrainerLike]:
     """The Trainer that ``fit`` trains with; its folder is gone after the block.
 
     Raises:
         MissingExtraError, OptionError: see ``fit``.
     """
+    # transformers itself only says so when the Trainer is made, without naming our extra.
     require("accelerate", "train")
     transformers = require("transformers", "train")
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(transformers, model, dataset, training, setup, folder)
+        # With progress bars disabled, Trainer prints every log entry instead.
         trainer.remove_callback(transformers.PrinterCallback)
         yield trainer
 
 
 @contextmanager
 def fixed_statistics(model: nn.Module) -> Iterator[None]:
-    """Frozen batch norms work as in evaluation, though Trainer puts the model in training mode."""
+    """Frozen batch norms work as in evaluation, though Trainer puts the model in training mode.
+
+    Before every forward pass, not once: Trainer calls ``model.train()`` before each step.
+    """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     frozen = [m for m in norms if not any(p.requires_grad for p in m.parameters())]
     handles = [m.register_forward_pre_hook(lambda norm, _: norm.eval() and None) for m in frozen]
@@ -148,22 +171,22 @@ def fixed_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def _trainer(
-    transformers: Any,
+    transformers: ModuleType,
     model: nn.Module,
-    dataset: Any,
+    dataset: object,
     training: TrainingSettings,
     setup: Setup,
     folder: str,
-) -> Any:
+) -> TrainerLike:
     patience, threshold = training.early_stopping_patience, training.early_stopping_threshold
     callbacks = list(setup.callbacks)
     if patience is not None:
         callbacks.append(transformers.EarlyStoppingCallback(patience, threshold))
-    make = cast(Any, setup.trainer or transformers.Trainer)
-    make_arguments = cast(Any, setup.arguments or transformers.TrainingArguments)
-    arguments = make_arguments(
+    trainer_class = cast(_TrainerClass, setup.trainer or transformers.Trainer)
+    arguments = (setup.arguments or transformers.TrainingArguments)(
         **{
             "output_dir": folder,
+            # Trainer's default, True, warns on every machine without an accelerator.
             "dataloader_pin_memory": False,
             "save_strategy": "no",
             "disable_tqdm": True,
@@ -171,10 +194,10 @@ def _trainer(
             **training.trainer_arguments(),
         }
     )
-    return make(
+    return trainer_class(
         model=model,
         args=arguments,
-        optimizers=(_optimizer(make, model, training, arguments), None),
+        optimizers=(_optimizer(trainer_class, model, training, arguments), None),
         train_dataset=dataset,
         eval_dataset=setup.evaluation,
         compute_metrics=setup.metrics,
@@ -184,22 +207,42 @@ def _trainer(
     )
 
 
-def _optimizer(trainer: Any, model: nn.Module, training: TrainingSettings, arguments: Any) -> Any:
+class _TrainerClass(Protocol):
+    """``transformers.Trainer`` itself or a class below it: it makes a trainer, and knows the
+    optimizer that the arguments name."""
+
+    def __call__(self, **arguments: object) -> TrainerLike: ...
+
+    def get_optimizer_cls_and_kwargs(
+        self, args: object, model: nn.Module
+    ) -> tuple[Callable[..., Optimizer], dict[str, object]]:
+        """The optimizer's class and its options, without parameters."""
+
+
+def _optimizer(
+    trainer_class: _TrainerClass, model: nn.Module, training: TrainingSettings, arguments: object
+) -> Optimizer | None:
     """Trainer's own optimizer with a group for the heads; None: let Trainer make it."""
     if training.head_learning_rate is None:
         return None
-    make, options = trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    heads = [p for n, p in trained.items() if ".modules_to_save." in n]
-    others = [p for n, p in trained.items() if ".modules_to_save." not in n]
-    groups = ((others, training.learning_rate), (heads, training.head_learning_rate))
-    decay = arguments.weight_decay
-    return make(
-        [{"params": ps, "lr": rate, "weight_decay": decay} for ps, rate in groups if ps], **options
-    )
+    make, options = trainer_class.get_optimizer_cls_and_kwargs(arguments, model)
+    rates = {False: training.learning_rate, True: training.head_learning_rate}
+    groups: list[dict[str, object]] = []
+    # Heads last: the optimizer states of checkpoints hold the groups in this order.
+    for in_head, rate in rates.items():
+        # PEFT keeps what is trained whole, such as a head, below this name.
+        parameters = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and (".modules_to_save." in name) == in_head
+        ]
+        if parameters:
+            decay = training.weight_decay
+            groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+    return make(groups, **options)
 
 
-def _evaluating(training: TrainingSettings, setup: Setup) -> dict[str, Any]:
+def _evaluating(training: TrainingSettings, setup: Setup) -> dict[str, object]:
     """Arguments of evaluation and early stopping.
 
     Raises:
@@ -209,7 +252,7 @@ def _evaluating(training: TrainingSettings, setup: Setup) -> dict[str, Any]:
     if setup.evaluation is None:
         return {}
     every, strategy = training.eval_steps, "steps" if training.eval_steps else "epoch"
-    arguments: dict[str, Any] = {"eval_strategy": strategy, "eval_steps": every}
+    arguments: dict[str, object] = {"eval_strategy": strategy, "eval_steps": every}
     if training.early_stopping_patience is not None:
         # The best state can only be taken back where each evaluation leaves a checkpoint.
         arguments |= {
@@ -226,10 +269,8 @@ def _evaluating(training: TrainingSettings, setup: Setup) -> dict[str, Any]:
 def _check_patience(training: TrainingSettings, setup: Setup) -> None:
     if training.early_stopping_patience is None:
         return
-    what, best = (
-        f"early_stopping_patience={training.early_stopping_patience}",
-        training.metric_for_best_model,
-    )
+    what = f"early_stopping_patience={training.early_stopping_patience}"
+    best = training.metric_for_best_model
     if setup.evaluation is None:
         raise OptionError(what, "there is no evaluation data", "Give Setup(evaluation=...)")
     if best.removeprefix("eval_") != "loss" and setup.metrics is None:
@@ -242,11 +283,14 @@ def _check_patience(training: TrainingSettings, setup: Setup) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Everything random in the block depends on the seed alone, not on what ran before."""
+    """Everything random in the block depends on the seed alone, not on what ran before.
+
+    The generators of Python, NumPy and torch go on afterwards as if the block had not been.
+    """
     before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # NumPy takes 32 bits, the others 64.
         torch.manual_seed(seed)
         try:
             yield
@@ -257,7 +301,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without log lines, warnings and bars of the libraries below."""
+    """Without log lines, warnings and progress bars of the libraries below."""
     bars = require("transformers.utils.logging", "train")
     disabled, shown = logging.root.manager.disable, bars.is_progress_bar_enabled()
     logging.disable(logging.WARNING)
@@ -274,8 +318,11 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Small matrices gain nothing from a second thread, and sums come in one order then: figures
-    do not depend on the number of cores, and a busy machine does not slow them down tenfold."""
+    """One thread of torch for the time of the block.
+
+    Small matrices gain nothing from a second thread, and sums come in one order then: figures do
+    not depend on the number of cores, and a busy machine does not slow them down tenfold.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

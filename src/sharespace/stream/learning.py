@@ -215,6 +215,8 @@ def _recipe_adapter(
 
 def _train_lora(shop: Workshop, path: Path, spec: TaskSpec, data: TaskData) -> Learned:
     """Train a LoRA by PEFT; it is on disk, whole, when this returns."""
+    from sharespace.tuner import release
+
     recipe, peft = shop.recipe, require("peft", "train")
     shop.say("learning", spec, f"training its own LoRA on {len(data.train)} examples")
     training = shop.training(spec, data, learning_rate=recipe.lora_learning_rate)
@@ -236,7 +238,7 @@ def _train_lora(shop: Workshop, path: Path, spec: TaskSpec, data: TaskData) -> L
     with new_directory(path) as aside:
         # "auto", the default, would ask the Hub whether the base model's vocabulary was resized.
         model.save_pretrained(aside, save_embedding_layers=False)
-    require("sharespace.tuner", "train").release(model)
+    release(model)
     shop.say("kept", spec, f"own LoRA trained, {learned.told}")
     return learned
 
@@ -253,6 +255,8 @@ def _learn_in_subspace(
     shop: Workshop, share: Share, spec: TaskSpec, data: TaskData
 ) -> tuple[Adapter, Learned]:
     """A task learned from data in the subspace (docs/method.md, "Step 2: learn a new task")."""
+    from sharespace.tuner import release
+
     shop.say("learning", spec, f"learning in the subspace from {len(data.train)} examples")
     model = shop.model(spec, data.num_labels)
     method = replace(
@@ -267,7 +271,7 @@ def _learn_in_subspace(
             model, share, data.train, training, task=spec.name, method=method, setup=setup
         )
     shop.remove_checkpoints(spec)
-    require("sharespace.tuner", "train").release(adapted.model)
+    release(adapted.model)
     learned = Learned(spec.name, "data", data.label_names, start=adapted.start)
     learned = replace(learned, **learned.trained(adapted.fit, adapted.trainable))
     shop.say("learned", spec, f"learned, {learned.told}")
@@ -283,6 +287,8 @@ def _train_on(
     **changed: Any,
 ) -> tuple[Share, Learned]:
     """A known task's coefficients and head trained further, the bases frozen."""
+    from sharespace.tuner import release
+
     shop.say("learning", spec, f"training its coefficients on {len(data.train)} examples")
     training, setup = shop.training(spec, data, **changed), setup_for(spec, data)
     if "max_steps" in changed:
@@ -292,7 +298,7 @@ def _train_on(
     with seeded(spec.seed):
         tuned = finetune(model, share, data.train, training, task=spec.name, setup=setup)
     shop.remove_checkpoints(spec)
-    require("sharespace.tuner", "train").release(tuned.model)
+    release(tuned.model)
     first = None if learned.steps else tuned.trainable
     learned = replace(learned, **learned.trained(tuned.fit, first))
     shop.say("learned", spec, f"coefficients trained, {learned.told}")
@@ -344,11 +350,12 @@ def _task_problems(recipe: Recipe, checked: TaskCheck) -> Iterator[str]:
 
 def _module_problems(spec: TaskSpec, adapter: Adapter, model: Any) -> Iterator[str]:
     """One line for the first module of the adapter that the base model lacks."""
-    # It raises where the module does not fit.
-    fits = require("sharespace.tuner.modules", "train").adapted_module
+    from sharespace.tuner.modules import adapted_module
+
     try:
         for module, shape in adapter.shapes.items():
-            fits(model, module, (shape.out_features, shape.in_features))
+            # It raises where the module does not fit.
+            adapted_module(model, module, (shape.out_features, shape.in_features))
     except MismatchError as error:
         yield _problem(spec, "adapter", f"{error.what} {error.why}")
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sharespace.errors import RecipeError
-from sharespace.extras import require
 from sharespace.learn import load_task
 from sharespace.route import (
     LabelledInputs,
@@ -259,6 +258,8 @@ def _predictions(
     routings: Mapping[str, Routing],
 ) -> dict[EvaluationRow, str]:
     """The label that the task's model gives to its own rows, and to those that are sent to it."""
+    from sharespace.tuner import release
+
     model = load_task(shop.model(spec, num_labels(spec, labels)), share, spec.name)
     predicted: dict[EvaluationRow, str] = {}
     try:
@@ -270,7 +271,7 @@ def _predictions(
                 pairs = zip(rows, numbers, strict=True)
                 predicted |= {(name, row): labels[number] for row, number in pairs}
     finally:
-        require("sharespace.tuner", "train").release(model)
+        release(model)
     return predicted
 
 

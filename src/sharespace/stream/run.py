@@ -183,6 +183,8 @@ class _RecipeRun:
 
     def _score(self, share: Share, task: str) -> float | None:
         """The score of a known task that has data; None where that is gone by now."""
+        from sharespace.tuner import release
+
         spec, labels = self.shop.spec(task), self.learned[task].labels
         if spec.data is None:
             return None
@@ -192,7 +194,7 @@ class _RecipeRun:
             try:
                 return score(model, spec, data, self.shop.processor(spec))
             finally:
-                require("sharespace.tuner", "train").release(model)
+                release(model)
         except (RecipeError, OSError) as error:
             text = f"{task}: not scored, its evaluation data is gone ({reason(error)})"
             self.notices.append(text)

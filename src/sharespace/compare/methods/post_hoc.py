@@ -15,13 +15,13 @@ from sharespace.compare.job import Outcome, StoredBytes
 from sharespace.compare.lora import DEFAULT, add_lora, lora_layers, updates_of
 from sharespace.compare.methods.share_stream import build_share
 from sharespace.compare.registry import compared_method
-from sharespace.extras import require
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import LayerUpdate
 from sharespace.subspace.build_budgeted import own_svd as truncated
 from sharespace.subspace.build_layer import read_updates
 from sharespace.subspace.layer import tensor_bytes
 from sharespace.subspace.plan import own_ranks
+from sharespace.tuner import release
 
 
 @compared_method("mean_adapter")
@@ -103,7 +103,7 @@ def _combined(
         )
         return updates_of(wrapped, "merged")
     finally:
-        require("sharespace.tuner", "train").release(wrapped)
+        release(wrapped)
 
 
 @torch.no_grad()

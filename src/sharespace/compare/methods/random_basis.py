@@ -13,13 +13,13 @@ from sharespace.compare.bench import Workbench
 from sharespace.compare.job import Outcome, StoredBytes
 from sharespace.compare.methods.share_stream import learn_in_subspace
 from sharespace.compare.registry import compared_method
-from sharespace.extras import require
 from sharespace.share import Share
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import BaseModel
 from sharespace.subspace.fidelity import sizes
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import BuildSettings, ShareModel
+from sharespace.tuner import release
 
 
 @compared_method("random_basis")
@@ -41,7 +41,7 @@ def random_basis(bench: Workbench) -> Outcome:
         coefficients += _bytes_of(adapted.model, "_coefficients.")
         temporary += _bytes_of(adapted.model, "_temporary.")
         scores[name] = bench.score(name, adapted.model)
-        require("sharespace.tuner", "train").release(adapted.model)
+        release(adapted.model)
         trainable[name] = adapted.trainable.coefficients
         fits.append(adapted.fit)
     basis = sizes(share.model).basis

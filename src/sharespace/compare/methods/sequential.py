@@ -9,8 +9,8 @@ from sharespace.compare.bench import Workbench
 from sharespace.compare.job import Outcome, StoredBytes, TaskJob
 from sharespace.compare.lora import add_lora, count_trained, lora_bytes, tie
 from sharespace.compare.registry import compared_method
-from sharespace.extras import require
 from sharespace.learn import Fit
+from sharespace.tuner import release
 
 TaskModels = dict[str, Any]
 """Task -> ``PeftModel`` with its own head; all have the same LoRA parameters."""
@@ -62,4 +62,4 @@ def tied_models(bench: Workbench) -> TaskModels:
 def release_all(models: TaskModels) -> None:
     """Take the LoRA out of all models."""
     for model in models.values():
-        require("sharespace.tuner", "train").release(model)
+        release(model)

@@ -13,13 +13,13 @@ from torch.utils.data import Subset
 from sharespace.compare.bench import OwnLora, Workbench
 from sharespace.compare.job import Outcome, StoredBytes
 from sharespace.compare.registry import compared_method
-from sharespace.extras import require
 from sharespace.learn import Adapted, Finetuned, Fit, TaskMethod, adapt, finetune, load_task
 from sharespace.share import Share
 from sharespace.stream.loop import Arrival, StreamLoop
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.fidelity import sizes
+from sharespace.tuner import release
 
 _SHARE = "https://arxiv.org/abs/2602.06043"
 
@@ -122,7 +122,7 @@ def run_share_stream(bench: Workbench, comes: Mapping[str, Arrival]) -> ShareStr
             own[name] = bench.own_lora(name)
             return own[name].adapter
         adapted = learn_in_subspace(bench, share, name)
-        require("sharespace.tuner", "train").release(adapted.model)
+        release(adapted.model)
         # The model would keep the base's modules alive.
         learned[name] = replace(adapted, model=None)
         return adapted.adapter
@@ -178,7 +178,7 @@ def score_in_share(bench: Workbench, share: Share, name: str) -> float:
     """Percent of a task as the Share model holds it now."""
     model = load_task(bench.fresh(name), share, name)
     score = bench.score(name, model)
-    require("sharespace.tuner", "train").release(model)
+    release(model)
     return score
 
 
@@ -217,7 +217,7 @@ def _finetune(bench: Workbench, share: Share, name: str) -> Finetuned:
         aside, data = (Subset(job.data, rows.tolist()) for rows in (order[:held], order[held:]))
         setup, keep = replace(setup, evaluation=aside), "better"
     tuned = finetune(model, share, data, training, task=name, keep=keep, setup=setup)
-    require("sharespace.tuner", "train").release(tuned.model)
+    release(tuned.model)
     return replace(tuned, model=None)
 
 

@@ -1,0 +1,86 @@
+"""What is used of PEFT and transformers, as types.
+
+Both are optional and neither has types that mypy could use, so that without these everything that
+comes from them would be ``Any``. Nothing is checked at run time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+from torch import Tensor, nn
+
+Batch: TypeAlias = Mapping[str, Tensor]
+"""A model's arguments, by name, the rows of a batch first."""
+
+
+class AdapterConfig(Protocol):
+    """What ``peft.PeftConfig`` and its subclasses have in common."""
+
+    base_model_name_or_path: str | None
+    task_type: str | None
+    """A text or a member of ``peft.TaskType``, which is one, too."""
+    modules_to_save: list[str] | None
+
+
+class TrainOutput(Protocol):
+    """What ``transformers.Trainer.train`` returns."""
+
+    training_loss: float
+    global_step: int
+    metrics: Mapping[str, float]
+
+
+class ProgressState(Protocol):
+    """``transformers.TrainerState``."""
+
+    log_history: list[dict[str, float]]
+    is_world_process_zero: bool
+    global_step: int
+
+
+class TrainerLike(Protocol):
+    """``transformers.Trainer`` or a subclass of it, such as TRL's ``SFTTrainer``."""
+
+    state: ProgressState
+
+    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:
+        """Train to the end of the arguments' steps or epochs."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluation measures, under names that start with ``eval_``."""
+
+    def get_train_dataloader(self) -> Iterable[Batch]:
+        """The batches of one epoch, on the model's device."""
+
+    def compute_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
+        """The loss of one batch, a scalar that gradients flow from."""
+
+    def remove_callback(self, callback: type) -> None:
+        """Take the callback of that class away."""
+
+
+class PeftModel(nn.Module):
+    """``peft.PeftModel``: a class, as protocols cannot extend ``nn.Module``; nothing is one."""
+
+    peft_config: dict[str, AdapterConfig]
+
+    def __getattr__(self, name: str) -> Any:
+        """PEFT passes on whatever the base model has, such as ``generate``."""
+        raise NotImplementedError
+
+    def unload(self) -> nn.Module:
+        """The base model without PEFT's layers."""
+        raise NotImplementedError
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        selected_adapters: list[str] | None = None,
+        save_embedding_layers: str | bool = "auto",
+    ) -> None:
+        """Write adapters in PEFT's layout."""
+        raise NotImplementedError
