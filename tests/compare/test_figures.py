@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
-from sharespace.compare.figures import ScoreRows, draw_matrix, matrix_panels
+from sharespace.compare.figures import Panel, ScoreRows, draw_matrix, matrix_panels, picture
 from sharespace.compare.size import CountedPoint, SizePoint, draw_counts, draw_sizes
-from sharespace.demo.result import demo_picture
 from sharespace.errors import MissingExtraError
 
 STEPS: ScoreRows = {"build": [91.25, 84.0, None], "+ c": [91.0, 84.5, 88.0]}
@@ -96,10 +96,15 @@ def test_equal_counts_of_lora_are_one_line() -> None:
     assert "LoRA adapters, factors only" not in {line.get_label() for line in axes.lines}
 
 
+def panels() -> list[Panel]:
+    matrix = partial(draw_matrix, steps=STEPS, references=REFERENCES, tasks=TASKS)
+    return [Panel("left", matrix), Panel("right", partial(draw_sizes, points=SIZES, assumption=""))]
+
+
 def test_writes_a_png_without_touching_pyplot(tmp_path: Path) -> None:
     loaded = "matplotlib.pyplot" in sys.modules
     path = tmp_path / "picture.png"
-    demo_picture(path, STEPS, REFERENCES, TASKS, SIZES, "k stays", ("title", "left", "right"))
+    picture(path, "title", panels())
     assert path.read_bytes().startswith(b"\x89PNG")
     assert ("matplotlib.pyplot" in sys.modules) == loaded
 
@@ -107,5 +112,5 @@ def test_writes_a_png_without_touching_pyplot(tmp_path: Path) -> None:
 def test_a_missing_matplotlib_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'sharespace\[report\]'"):
-        demo_picture(tmp_path / "x.png", STEPS, REFERENCES, TASKS, SIZES, "", ("", "", ""))
+        picture(tmp_path / "x.png", "", panels())
     assert not list(tmp_path.iterdir())

@@ -1,14 +1,4 @@
-"""What the demo measured: frozen values that go into ``results.json`` as they are.
-
-The demo's result as tables for a terminal.
-
-Bytes against the number of tasks: what was measured, and how it goes on (method.md,
-"Honest size").
-
-The demo's picture.
-
-The demo's picture.
-"""
+"""What the demo measured: values for ``results.json``, tables for a terminal, and a picture."""
 
 from __future__ import annotations
 
@@ -28,7 +18,7 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
-from sharespace.compare.figures import Panel, ScoreRows, draw_matrix, picture
+from sharespace.compare.figures import Panel, draw_matrix, picture
 from sharespace.compare.size import SizePoint, draw_sizes
 from sharespace.stream import measures
 from sharespace.stream.measures import ScoreMatrix
@@ -45,7 +35,7 @@ _COLUMNS = (
 )
 
 UP_TO = 30
-"""Tasks in the picture."""
+"""Number of tasks up to which the picture goes."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +78,13 @@ class ShareBytes:
 
     @property
     def total(self) -> int:
+        """Bytes of the Share model."""
         return self.basis + self.coefficients + self.other
 
 
 @dataclass(frozen=True)
 class Measures:
-    """As defined in ``sharespace.stream.measures``; percent points, and two fractions."""
+    """The measures of ``sharespace.stream.measures``: percent points, and two fractions."""
 
     accuracy: float
     backward_transfer: float
@@ -115,7 +106,7 @@ class DemoResult:
     settings: dict[str, Any]
     environment: dict[str, str]
     base_accuracy: float
-    """Of the pretrained model on the plain digits."""
+    """Percent of the pretrained model on the plain digits."""
     tasks: tuple[TaskResult, ...]
     steps: tuple[StepResult, ...]
     measures: Measures
@@ -136,18 +127,9 @@ class DemoResult:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-def score_matrix(tasks: Sequence[TaskResult], steps: Sequence[StepResult]) -> ScoreMatrix:
-    """R of a run."""
-    return ScoreMatrix(
-        tuple(task.name for task in tasks),
-        tuple(step.name for step in steps),
-        tuple(step.scores for step in steps),
-    )
-
-
 def measure(tasks: Sequence[TaskResult], steps: Sequence[StepResult]) -> Measures:
     """The continual-learning measures of a finished run."""
-    scores = score_matrix(tasks, steps)
+    scores = _score_matrix(tasks, steps)
     own, head = {t.name: t.own_lora for t in tasks}, {t.name: t.head_only for t in tasks}
     return Measures(
         accuracy=measures.acc(scores),
@@ -156,6 +138,14 @@ def measure(tasks: Sequence[TaskResult], steps: Sequence[StepResult]) -> Measure
         plasticity=measures.plasticity(scores, own),
         retained=measures.acc(scores) / fmean(own.values()),
         gain_retained=measures.gain_retained(scores.last, own, head),
+    )
+
+
+def _score_matrix(tasks: Sequence[TaskResult], steps: Sequence[StepResult]) -> ScoreMatrix:
+    return ScoreMatrix(
+        tuple(task.name for task in tasks),
+        tuple(step.name for step in steps),
+        tuple(step.scores for step in steps),
     )
 
 
@@ -181,54 +171,51 @@ def _processor() -> str:
 
 def tables(result: DemoResult) -> Group:
     """Scores per task, then sizes and the continual-learning measures."""
-    return Group(score_table(result), "", summary_table(result))
+    return Group(_score_table(result), "", _summary_table(result))
 
 
-def score_table(result: DemoResult) -> Table:
+def _score_table(result: DemoResult) -> Table:
     """A row a task and the mean: percent of the test images, and numbers trained."""
     table = Table(title="Test accuracy in %, and how many numbers were trained")
     table.add_column("task", no_wrap=True)
     table.add_column("comes as")
     for name in _COLUMNS:
         table.add_column(name, justify="right")
-    scores = score_matrix(result.tasks, result.steps)
-    first, last = list(scores.first.values()), list(scores.last.values())
-    for task, new, end in zip(result.tasks, first, last, strict=True):
-        table.add_row(*_row(task, new, end))
+    scores = _score_matrix(result.tasks, result.steps)
+    first, last = scores.first, scores.last
+    columns = [(t.head_only, t.own_lora, first[t.name], last[t.name]) for t in result.tasks]
+    for task, percentages in zip(result.tasks, columns, strict=True):
+        learned = task.learned_trainable
+        table.add_row(
+            task.name,
+            "adapter" if learned is None else "data",
+            *(f"{percent:.1f}" for percent in percentages),
+            f"{task.own_lora_trainable:,}",
+            "-" if learned is None else f"{learned:,}",
+        )
     table.add_section()
-    means = [[t.head_only for t in result.tasks], [t.own_lora for t in result.tasks], first, last]
-    table.add_row("mean", "", *(f"{fmean(column):.1f}" for column in means), "", "", style="bold")
+    means = (f"{fmean(column):.1f}" for column in zip(*columns, strict=True))
+    table.add_row("mean", "", *means, "", "", style="bold")
     return table
 
 
-def _row(task: TaskResult, new: float, end: float) -> list[str]:
-    scores = [f"{score:.1f}" for score in (task.head_only, task.own_lora, new, end)]
-    learned = task.learned_trainable
-    return [
-        task.name,
-        "adapter" if learned is None else "data",
-        *scores,
-        f"{task.own_lora_trainable:,}",
-        "-" if learned is None else f"{learned:,}",
-    ]
-
-
-def summary_table(result: DemoResult) -> Table:
+def _summary_table(result: DemoResult) -> Table:
     """Sizes and measures, one a line."""
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    used, found = result.bytes, result.measures
+    used, measured = result.bytes, result.measures
+    gain = measured.gain_retained
     lines = {
         f"{len(result.tasks)} adapters": f"{used.own_adapters:,} bytes",
         "one Share model": f"{used.total:,} bytes",
         "  basis": f"{used.basis:,}",
         "  coefficients": f"{used.coefficients:,}",
         "  other (heads, ledgers)": f"{used.other:,}",
-        "forgetting": f"{found.forgetting:.2f} points",
-        "backward transfer (BWT)": f"{found.backward_transfer:+.2f} points",
-        "retained of own LoRA's accuracy": _percent(found.retained),
-        "retained of its gain over head only": _percent(found.gain_retained),
+        "forgetting": f"{measured.forgetting:.2f} points",
+        "backward transfer (BWT)": f"{measured.backward_transfer:+.2f} points",
+        "retained of own LoRA's accuracy": f"{100 * measured.retained:.1f} %",
+        "retained of its gain over head only": "-" if gain is None else f"{100 * gain:.1f} %",
         "exported to PEFT: largest logit difference": f"{result.export_difference:.0e}",
         "time": f"{result.seconds:.0f} s",
     }
@@ -237,14 +224,14 @@ def summary_table(result: DemoResult) -> Table:
     return table
 
 
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f} %"
-
-
 def size_points(
     model: ShareModel, totals: Sequence[int], adapters: Sequence[int], p: int
 ) -> tuple[SizePoint, ...]:
     """Measured points for 1, 2, ... tasks, and one extrapolated point.
+
+    One more task adds, once the bases are at their cap, min((k_left + k_right) p, k_left k_right)
+    numbers a module, and as much for head and ledger as the known tasks take on average
+    (docs/method.md, "Honest size").
 
     Args:
         model: of all the tasks, its bases at their cap.
@@ -252,78 +239,50 @@ def size_points(
         adapters: bytes of each task's own adapter.
         p: pseudo-rank of the tasks that would follow.
     """
-    cumulated = list(accumulate(adapters))
-    measured = [
-        SizePoint(t, a, s, measured=True)
-        for t, (a, s) in enumerate(zip(cumulated, totals, strict=True), 1)
-    ]
+    pairs = zip(accumulate(adapters), totals, strict=True)
+    measured = [SizePoint(t, own, share, measured=True) for t, (own, share) in enumerate(pairs, 1)]
     count, last = len(measured), measured[-1]
-    more = UP_TO - count
-    adapters_then = last.adapters + round(more * last.adapters / count)
-    share_then = last.share + round(more * (next_task_bytes(model, p)))
-    return (*measured, SizePoint(UP_TO, adapters_then, share_then, measured=False))
-
-
-def next_task_bytes(model: ShareModel, p: int) -> float:
-    """Bytes that one more task adds once the bases are at their cap.
-
-    The sum over modules of min((k_left + k_right) p, k_left k_right) numbers, and as much for head
-    and ledger as the known tasks take on average.
-    """
     numbers = sum(min(sum(x.k) * p, x.k[0] * x.k[1]) for x in model.layers.values())
-    return numbers * model.dtype.itemsize + sizes(model).other / len(model.tasks)
+    next_task = numbers * model.dtype.itemsize + sizes(model).other / len(model.tasks)
+    further = UP_TO - count
+    own_then = last.adapters + round(further * last.adapters / count)
+    share_then = last.share + round(further * next_task)
+    return (*measured, SizePoint(UP_TO, own_then, share_then, measured=False))
 
 
 def draw(result: DemoResult, path: Path) -> None:
-    """Write the picture of a result as a PNG.
+    """Write the picture of a result as a PNG: scores after every step, and sizes.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    found, used, tasks = result.measures, result.bytes, result.tasks
+    measured, used, tasks = result.measures, result.bytes, result.tasks
     own = fmean(task.own_lora for task in tasks)
-    demo_picture(
-        path,
-        {f"Share: {step.name}": step.scores for step in result.steps},
-        {
+    matrix = partial(
+        draw_matrix,
+        steps={f"Share: {step.name}": step.scores for step in result.steps},
+        references={
             "own LoRA": [task.own_lora for task in tasks],
             "head only": [task.head_only for task in tasks],
         },
-        [task.name for task in tasks],
-        result.sizes,
-        "each task adds its head and\nmin(2kp, k²) numbers a layer,\n"
+        tasks=[task.name for task in tasks],
+    )
+    curves = partial(
+        draw_sizes,
+        points=result.sizes,
+        assumption="each task adds its head and\nmin(2kp, k²) numbers a layer,\n"
         f"if k = {result.settings['k']} still suffices",
-        (
-            f"One Share model for {len(tasks)} tasks: mean accuracy {found.accuracy:.1f} % "
-            f"(own LoRA adapters {own:.1f} %), forgetting {found.forgetting:.1f} points",
-            "Test accuracy in % of every task, after every step",
+    )
+    panels = [
+        Panel("Test accuracy in % of every task, after every step", matrix, width=1.4),
+        Panel(
             f"{len(tasks)} adapters: {used.own_adapters / 1000:.0f} kB, "
             f"one Share model: {used.total / 1000:.0f} kB",
+            curves,
         ),
+    ]
+    title = (
+        f"One Share model for {len(tasks)} tasks: mean accuracy {measured.accuracy:.1f} % "
+        f"(own LoRA adapters {own:.1f} %), forgetting {measured.forgetting:.1f} points"
     )
-
-
-def demo_picture(
-    path: Path,
-    steps: ScoreRows,
-    references: ScoreRows,
-    tasks: Sequence[str],
-    sizes: Sequence[SizePoint],
-    assumption: str,
-    titles: tuple[str, str, str],
-) -> None:
-    """Scores after every step and sizes side by side, as a PNG.
-
-    Args:
-        path: where to.
-        steps, references, tasks: see ``draw_matrix``.
-        sizes, assumption: see ``draw_sizes``.
-        titles: of the picture, the matrix and the sizes.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    matrix = partial(draw_matrix, steps=steps, references=references, tasks=tasks)
-    curves = partial(draw_sizes, points=sizes, assumption=assumption)
-    panels = [Panel(titles[1], matrix, width=1.4), Panel(titles[2], curves)]
-    picture(path, titles[0], panels, height=5.2, width=13.5 / 2.4)
+    picture(path, title, panels, height=5.2, width=13.5 / 2.4)
