@@ -97,7 +97,7 @@ def _related(found: LayerUpdate, seed: int) -> LayerUpdate:
     return LayerUpdate((scale * up).to(found.up.dtype), (scale * down).to(found.up.dtype))
 
 
-@law(40)
+@law()
 @given(
     kinds=MEMBERS,
     seed=st.integers(0, 99),
@@ -115,7 +115,7 @@ def test_budget_is_never_exceeded(
     assert spent(merged) <= budget
 
 
-@law(40)
+@law()
 @given(
     kinds=MEMBERS,
     seed=st.integers(0, 99),
@@ -239,21 +239,30 @@ def budget_of(adapters: Sequence[Adapter], part: float) -> int:
     return int(part * 8 * sum(r * a.shapes[m].sides for a in adapters for m, r in a.ranks.items()))
 
 
-@law(15)
-@given(**GATHERED)
+@law(20)
+@given(**GATHERED, stored=st.sampled_from([torch.float64, *DTYPES]))
 def test_what_is_stored_is_never_worse_than_own_svds_at_any_number_of_adapters(
-    families: int, each: int, alone: int, seed: int, part: float
+    families: int, each: int, alone: int, seed: int, part: float, stored: torch.dtype
 ) -> None:
-    """Of the model as it is: measured against the originals, and every byte of it counted."""
+    """Of the model as it is: measured against the originals, and every byte of it counted; ledger
+    and certificate bound what it lost."""
     adapters = gathering(families, each, alone, seed)
     budget = budget_of(adapters, part)
-    model = build(adapters, budget=budget)
+    model = build(adapters, budget=budget, dtype=stored)
     assert spent(model) <= budget
-    lost = sum(e * e for e in relative_errors(model, adapters).values())
-    assert lost <= own_lost(adapters, budget) * (1 + 1e-6) + 1e-9
+    errors = relative_errors(model, adapters)
+    if stored == torch.float64:
+        lost = sum(e * e for e in errors.values())
+        assert lost <= own_lost(adapters, budget) * (1 + 1e-6) + 1e-9
+    for name, error in errors.items():
+        assert error <= model.tasks[name].ledger.bound * (1 + 1e-6) + 1e-6
+    slack = 1e-6 + ROUNDING[stored] * len(adapters) ** 0.5
+    for module, layer in model.layers.items():
+        if layer.certificate:
+            assert weighed_error(model, adapters, module) <= layer.certificate.bound + slack
 
 
-@law(15)
+@law(20)
 @given(**GATHERED)
 def test_a_merge_is_never_worse_than_own_svds_of_the_tasks_as_they_were_stored(
     families: int, each: int, alone: int, seed: int, part: float
@@ -288,21 +297,6 @@ def _weighed_own(adapters: Sequence[Adapter], whole: Mapping[str, float], nbytes
             break
         nbytes, left = nbytes - size, left - energy
     return max(left, 0.0)
-
-
-@law(15)
-@given(**GATHERED, stored=st.sampled_from(DTYPES))
-def test_ledger_and_certificate_bound_what_is_stored(
-    families: int, each: int, alone: int, seed: int, part: float, stored: torch.dtype
-) -> None:
-    adapters = gathering(families, each, alone, seed)
-    model = build(adapters, budget=budget_of(adapters, part), dtype=stored)
-    slack = 1e-6 + ROUNDING[stored] * len(adapters) ** 0.5
-    for name, error in relative_errors(model, adapters).items():
-        assert error <= model.tasks[name].ledger.bound * (1 + 1e-6) + 1e-6
-    for module, layer in model.layers.items():
-        if layer.certificate:
-            assert weighed_error(model, adapters, module) <= layer.certificate.bound + slack
 
 
 def test_an_outlier_among_relatives_is_private_and_they_share() -> None:

@@ -146,9 +146,9 @@ def _priced(groups: Sequence[TaskGroup], number: int) -> list[LayerOption]:
     options: dict[int, LayerOption] = {}
     for step in range(_PRICE_STEPS if highest > 0 else 0):
         choices = [group.choose(highest * _PRICE_RATIO**-step) for group in groups]
-        if any(chosen.k != (0, 0) for chosen in choices):
-            nbytes = sum(chosen.nbytes for chosen in choices)
-            ks = tuple(chosen.k for chosen in choices)
+        if any(choice.k != (0, 0) for choice in choices):
+            nbytes = sum(choice.nbytes for choice in choices)
+            ks = tuple(choice.k for choice in choices)
             lost = weighed_loss(groups, choices)
             options[nbytes] = LayerOption(nbytes, lost, group_ks=ks, grouping=number)
     return list(options.values())
@@ -271,13 +271,13 @@ def allocate(
         for group, k in zip(offered, option.group_ks, strict=True)
     ]
     choices = choices_within(groups, option.nbytes)
-    swept = [group.swept_for(chosen) for group, chosen in zip(groups, choices, strict=True)]
+    swept = [group.swept_for(choice) for group, choice in zip(groups, choices, strict=True)]
     swept_choices = choices_within(swept, option.nbytes)
     if weighed_loss(swept, swept_choices) < weighed_loss(groups, choices):
         groups, choices = swept, swept_choices
     return tuple(
-        GroupSubspace(group.tasks, group.options.bases, chosen)
-        for group, chosen in zip(groups, choices, strict=True)
+        GroupSubspace(group.tasks, group.options.bases, choice)
+        for group, choice in zip(groups, choices, strict=True)
     )
 
 
@@ -340,7 +340,7 @@ def choices_within(groups: Sequence[TaskGroup], nbytes: int) -> list[TaskChoices
     for _ in range(_BISECTIONS):
         price = (low * high) ** 0.5
         choices = _choices_at(price, groups)
-        if sum(chosen.nbytes for chosen in choices) <= nbytes:
+        if sum(choice.nbytes for choice in choices) <= nbytes:
             high, best = price, choices
         else:
             low = price
@@ -354,7 +354,7 @@ def _choices_at(price: float, groups: Sequence[TaskGroup]) -> list[TaskChoices]:
 def weighed_loss(groups: Sequence[TaskGroup], choices: Sequence[TaskChoices]) -> float:
     """Weighed energy that all tasks of all groups lose together."""
     return sum(
-        chosen.weighed(group.problem.weights) for group, chosen in zip(groups, choices, strict=True)
+        choice.weighed(group.problem.weights) for group, choice in zip(groups, choices, strict=True)
     )
 
 

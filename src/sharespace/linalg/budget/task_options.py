@@ -10,6 +10,7 @@ choices independent: the lost energy plus the price of the bytes is least for ea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ class TaskOptions:
             k: (k_left, k_right), both on the ladders, or (0, 0); None: as many as pay.
         """
         square = weights.square().cpu()
-        own = _Cheapest.of(square[:, None] * self.own_lost, price * self._own_bytes())
+        own = _Cheapest.of(square[:, None] * self.own_lost, price * self._own_bytes)
         rungs = self._best_rungs(price, square, own.cost) if k is None else self._rungs(k)
         return self._choices(price, square, own, rungs)
 
@@ -85,10 +86,10 @@ class TaskOptions:
         where the own SVDs alone are as cheap."""
         if not self.lost.numel():
             return None
-        cost = square[:, None] * self.lost + price * self._core_bytes()[:, :, None]
+        cost = square[:, None] * self.lost + price * self._core_bytes[:, :, None]
         # Tasks may use fewer directions than there are: the least over all rungs up to each.
         least = cost.amin(3).cummin(0).values.cummin(1).values
-        total = torch.minimum(least, own).sum(2) + price * self._basis_bytes()
+        total = torch.minimum(least, own).sum(2) + price * self._basis_bytes
         best = int(total.argmin())
         # Not >, so that bases are stored only where they gain something.
         if float(total.flatten()[best]) >= float(own.sum()):
@@ -108,7 +109,7 @@ class TaskOptions:
         self, price: float, square: Tensor, own: _Cheapest, rungs: tuple[int, int] | None
     ) -> TaskChoices:
         """The cheaper of own SVD and core for each task, with bases up to the rungs."""
-        own_bytes = self._own_bytes()[own.index]
+        own_bytes = self._own_bytes[own.index]
         none = torch.zeros_like(own.index)
         own_lost = self.own_lost.gather(1, own.index[:, None])[:, 0]
         if rungs is None:
@@ -116,12 +117,12 @@ class TaskOptions:
         a, b = rungs[0] + 1, rungs[1] + 1
         ranks = self.lost.shape[3]
         flat = self.lost[:a, :b].permute(2, 0, 1, 3).flatten(1)
-        sizes = self._core_bytes()[:a, :b].flatten()
+        sizes = self._core_bytes[:a, :b].flatten()
         core = _Cheapest.of(square[:, None] * flat, price * sizes)
         rung, rank = core.index // ranks, core.index % ranks
         # A core of rank 0 keeps nothing; that is an own SVD without columns.
         shared = (core.cost < own.cost) & (rank > 0)
-        basis_bytes = int(self._basis_bytes()[rungs])
+        basis_bytes = int(self._basis_bytes[rungs])
         nbytes = torch.where(shared, sizes[core.index], own_bytes)
         return TaskChoices(
             k=(int(self.ladders[0][rungs[0]]), int(self.ladders[1][rungs[1]])),
@@ -137,17 +138,20 @@ class TaskOptions:
         """(n, d)."""
         return self.bases.left.shape[0], self.bases.right.shape[0]
 
+    @cached_property
     def _own_bytes(self) -> Tensor:
         """float64 [r + 1]: s (n + d) q."""
         columns = torch.arange(self.own_lost.shape[1], dtype=torch.float64)
         return self.itemsize * sum(self.sides) * columns
 
+    @cached_property
     def _basis_bytes(self) -> Tensor:
         """float64 [A, B]: s (n k_left + d k_right)."""
         n, d = self.sides
         left, right = (ladder.double() for ladder in self.ladders)
         return self.itemsize * (n * left[:, None] + d * right)
 
+    @cached_property
     def _core_bytes(self) -> Tensor:
         """float64 [A, B, q + 1]: s (a + b) q for E and F, or s a b for the core itself, which is
         stored where the rank is the whole of a side."""
@@ -186,15 +190,14 @@ def task_options(problem: UpdateProblem, bases: BasisPair, itemsize: int) -> Tas
 
 def _own_svd_lost(problem: UpdateProblem) -> Tensor:
     """float64 [tasks, r + 1]: energy beyond the leading 0, 1, ... r singular directions."""
-    squares = problem.sigma.double().square().cpu()
-    tails = squares.flip(1).cumsum(1).flip(1)
-    return torch.cat([tails, tails.new_zeros(len(tails), 1)], dim=1)
+    return _tails(problem.sigma.double().cpu())
 
 
 def _ladder(most: int) -> Tensor:
     """1, 2, 3, 4, 5, 8, 11, ... and ``most`` itself.
 
-    Each rung is 1.4 times the one before, not rounded down, or one more where that is larger.
+    Each number is the one before times 1.4, or one more where that is larger; the rungs are these
+    numbers rounded down.
     """
     rungs, rung = {most}, 1.0
     while rung < most:
@@ -213,25 +216,33 @@ def _core_lost(problem: UpdateProblem, bases: BasisPair, ladders: tuple[Tensor, 
     sigma = problem.sigma.double()
     energy = sigma.square().sum(1)
     floor = canonical_rounding(problem.updates.left.dtype) * energy
+    # Relative to the energy, the square of what the canonical form may be wrong by.
+    whole = (floor**2 / energy)[:, None]
+    own_ranks = torch.tensor(problem.updates.ranks)[:, None]
     most = min(sigma.shape[1], problem.p or sigma.shape[1])
     shape = (len(ladders[0]), len(ladders[1]), len(sigma), most + 1)
+    # Infinite is what is not on offer: too skew a pair, and a rank that core or task do not have.
     result = torch.full(shape, torch.inf, dtype=torch.float64)
     for i, a in enumerate(ladders[0].tolist()):
+        outside = _Outside.of(left, right, i, sigma, floor)
         for j, b in enumerate(ladders[1].tolist()):
             if max(a, b) > _SKEW * min(a, b):
                 continue
-            outside = _outside(left, right, i, j, sigma, floor)
             core = torch.linalg.svdvals(left.roots[i] * sigma[:, None] @ right.roots[j].mT)
-            tails = core.square().flip(1).cumsum(1).flip(1)
-            tails = torch.cat([tails, tails.new_zeros(len(tails), 1)], dim=1)[:, : most + 1]
-            ranks = min(a, b, tails.shape[1] - 1)
-            lost = outside[:, None] + tails[:, : ranks + 1]
+            ranks = min(a, b, most)
+            lost = outside.at(j)[:, None] + _tails(core)[:, : ranks + 1]
             # Beneath its own rounding a task is whole.
-            lost = torch.where(lost > floor[:, None] ** 2 / energy[:, None], lost, 0.0)
-            beyond = torch.arange(ranks + 1) > torch.tensor(problem.updates.ranks)[:, None]
+            lost = torch.where(lost > whole, lost, 0.0)
+            beyond = torch.arange(ranks + 1) > own_ranks
             result[i, j, :, : ranks + 1] = lost.cpu().masked_fill(beyond, torch.inf)
             result[i, j, :, 0] = energy.cpu()
     return result
+
+
+def _tails(values: Tensor) -> Tensor:
+    """float64 [tasks, q + 1]: energy beyond the leading 0, 1, ... q singular values."""
+    tails = values.square().flip(1).cumsum(1).flip(1)
+    return torch.cat([tails, tails.new_zeros(len(tails), 1)], dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,17 +279,35 @@ class _SeenSide:
         return cls(roots, inside, outside, hidden)
 
 
-def _outside(
-    left: _SeenSide, right: _SeenSide, i: int, j: int, sigma: Tensor, floor: Tensor
-) -> Tensor:
-    """float64 [tasks]: |dW|^2 - |core|^2 = |(I - P_a) dW|^2 + |P_a dW (I - P_b)|^2.
+@dataclass(frozen=True, eq=False)
+class _Outside:
+    """|dW|^2 - |core|^2 = |(I - P_a) dW|^2 + |P_a dW (I - P_b)|^2 of all tasks, for one a."""
 
-    What the whole bases do not see is a difference of squares: below its rounding they see all.
-    """
-    square = sigma.square()
-    outer = sigma[:, :, None] * sigma[:, None]
-    first = (torch.diagonal(left.outside[i], dim1=1, dim2=2) * square).sum(1)
-    second = (left.inside[i] * right.outside[j] * outer).sum((1, 2)).clamp_min(0)
-    unseen = (torch.diagonal(left.hidden, dim1=1, dim2=2) * square).sum(1)
-    unseen = unseen + (left.inside[i] * right.hidden * outer).sum((1, 2))
-    return first + second + torch.where(unseen > floor, unseen, 0.0)
+    left: Tensor
+    """float64 [tasks]: |(I - P_a) dW|^2 within the left basis."""
+    seen: Tensor
+    """float64, tasks x r x r: Gram of what the leading a directions see."""
+    outer: Tensor
+    """float64, tasks x r x r: sigma sigma^T."""
+    right: list[Tensor]
+    """``_SeenSide.outside`` of the right side."""
+    unseen: Tensor
+    """float64 [tasks]: energy that the whole bases do not see."""
+
+    @classmethod
+    def of(
+        cls, left: _SeenSide, right: _SeenSide, rung: int, sigma: Tensor, floor: Tensor
+    ) -> _Outside:
+        """For the rung of the left ladder."""
+        square, outer = sigma.square(), sigma[:, :, None] * sigma[:, None]
+        seen = left.inside[rung]
+        within = (torch.diagonal(left.outside[rung], dim1=1, dim2=2) * square).sum(1)
+        unseen = (torch.diagonal(left.hidden, dim1=1, dim2=2) * square).sum(1)
+        unseen = unseen + (seen * right.hidden * outer).sum((1, 2))
+        # Only this part is a difference of squares: below its rounding the bases see all.
+        return cls(within, seen, outer, right.outside, torch.where(unseen > floor, unseen, 0.0))
+
+    def at(self, rung: int) -> Tensor:
+        """float64 [tasks], for a rung of the right ladder."""
+        right = (self.seen * self.right[rung] * self.outer).sum((1, 2)).clamp_min(0)
+        return self.left + right + self.unseen
