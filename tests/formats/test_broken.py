@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -203,24 +205,26 @@ def only_our_errors(path: Path) -> None:
         read_all(path)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=mutations(GOOD, HEADER))
 def test_flipped_bytes_of_safetensors(data: bytes, tmp_path: Path) -> None:
     path = place(tmp_path / "x", data)
     only_our_errors(path)
 
 
-def bin_bytes(legacy: bool, folder: Path) -> bytes:
-    torch.save(good(), folder / "bin", _use_new_zipfile_serialization=not legacy)
-    return (folder / "bin").read_bytes()
+@cache
+def bin_bytes(legacy: bool) -> bytes:
+    file = io.BytesIO()
+    torch.save(good(), file, _use_new_zipfile_serialization=not legacy)
+    return file.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("legacy", [False, True])
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_flipped_bytes_of_bins(legacy: bool, tmp_path: Path, data: st.DataObject) -> None:
-    whole = bin_bytes(legacy, tmp_path)
+    whole = bin_bytes(legacy)
     path = tmp_path / "x"
     path.mkdir(exist_ok=True)
     (path / "adapter_config.json").write_text(json.dumps(CONFIG))
@@ -239,7 +243,7 @@ FIELDS = [
 ]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(config=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4))
 def test_configs_of_any_values(config: dict[str, Any], tmp_path: Path) -> None:
     path = place(tmp_path / "x", GOOD, CONFIG | config)
