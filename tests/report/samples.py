@@ -10,7 +10,7 @@ import torch
 
 from builders import adapter, build, update
 from sharespace.report import Facts
-from sharespace.report.facts import LayerFacts, Parts, TaskFacts, VersionFacts
+from sharespace.report.facts import LayerFacts, StoredBytes, TaskFacts, VersionFacts
 from sharespace.report.study import Study, relations
 from sharespace.store import Operation, commit
 from sharespace.subspace.adapter import Adapter, ModuleShape
@@ -61,10 +61,10 @@ def task(name: str = "sst2", *, error: float = 0.01, bound: float = 0.02, **more
     kept = TaskFidelity(error, "m", error, bound, True, {"m": LayerFidelity(error, bound)})
     fields: dict[str, Any] = {
         "place": 1,
-        "kept": kept,
+        "fidelity": kept,
         "p": (2, 2),
         "stored": StorageTally(whole=UpdateTally(1, 5)),
-        "ways": {"m": "whole"},
+        "storage_kinds": {"m": "whole"},
         "norm": 1.0,
         "bytes": 10,
         "adapter_bytes": 100,
@@ -98,8 +98,8 @@ def facts(*tasks: TaskFacts, cosine: float = 0.5, overlap: float = 0.5, **more: 
         "dtype": "float32",
         "tasks": tasks,
         "layers": (LayerFacts("m", ModuleShape(8, 6), (2, 2), None),),
-        "parts": Parts(40, 10, 5, 5, 5, 0, 100),
-        "versions": (version(1, {}), version(2, {t.name: t.kept.bound for t in tasks})),
+        "stored_bytes": StoredBytes(40, 10, 5, 5, 5, 0, 100),
+        "versions": (version(1, {}), version(2, {t.name: t.fidelity.bound for t in tasks})),
         "study": Study(tuple(t.name for t in tasks), cosines, overlaps, {"m": (0.6, 0.9)}),
         "relations": relations(cosines),
         **more,

@@ -58,9 +58,11 @@ def test_its_figures_are_those_of_the_library(plain: Path) -> None:
     names = {task.name for task in found.tasks}
     assert names == set(opened.model.tasks)
     for one in found.tasks:
-        assert one.kept.bound == opened.model.tasks[one.name].ledger.bound
+        assert one.fidelity.bound == opened.model.tasks[one.name].ledger.bound
     files = list((plain / "objects").iterdir()) + list((plain / "versions").iterdir())
-    assert found.parts.total + found.parts.history == sum(f.stat().st_size for f in files)
+    assert found.stored_bytes.total + found.stored_bytes.history == sum(
+        f.stat().st_size for f in files
+    )
 
 
 def test_the_same_version_gives_the_same_bytes(plain: Path) -> None:
@@ -225,9 +227,9 @@ def test_what_a_budget_chose_is_said_by_layer_and_in_all(budgeted: Path) -> None
     assert stored.inside.updates >= 8
     assert stored.nothing.updates == 8
     assert sum((la.stored for la in found.layers), StorageTally()) == stored
-    assert found.parts.coefficients == stored.total.nbytes
-    assert found.parts.private == stored.per_task.nbytes
-    assert {t.name for t in found.tasks if t.ways["h.0.q"] == "per_task"} >= {"odd"}
+    assert found.stored_bytes.coefficients == stored.total.nbytes
+    assert found.stored_bytes.per_task == stored.per_task.nbytes
+    assert {t.name for t in found.tasks if t.storage_kinds["h.0.q"] == "per_task"} >= {"odd"}
     text = page(budgeted).text
     assert "are stored in 3 ways. A byte budget of 832 B chose" in text
     assert "an SVD of its own, outside of any subspace" in text

@@ -116,14 +116,14 @@ def block(*sizes: int, inside: float = 0.9) -> torch.Tensor:
     return found.fill_diagonal_(1)
 
 
-def test_families_are_numbered_by_size_and_stand_together() -> None:
+def test_groups_are_numbered_by_size_and_stand_together() -> None:
     mixed = torch.tensor([0, 3, 1, 4, 2, 5])
     cosines = block(2, 3, 1)[mixed][:, mixed]
     found = relations(cosines)
     expected = {0: 1, 1: 1, 2: 0, 3: 0, 4: 0, 5: None}
-    assert list(found.family) == [expected[m] for m in mixed.tolist()]
-    row = [found.family[i] for i in found.order]
-    assert sorted(map(str, row)) == sorted(map(str, found.family))
+    assert list(found.groups) == [expected[m] for m in mixed.tolist()]
+    row = [found.groups[i] for i in found.order]
+    assert sorted(map(str, row)) == sorted(map(str, found.groups))
     assert sum(a != b for a, b in pairwise(row)) == 2
 
 

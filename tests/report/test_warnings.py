@@ -10,7 +10,7 @@ import torch
 
 from report.samples import facts, task, version
 from sharespace.report import Facts, notices
-from sharespace.report.facts import LayerFacts, Parts, Scores
+from sharespace.report.facts import LayerFacts, StoredBytes, StreamScores
 from sharespace.report.study import Study
 from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.fidelity import LayerFidelity, StorageTally, UpdateTally
@@ -26,7 +26,7 @@ def layer(k: int, cap: int | None, n: int = 8) -> LayerFacts:
 
 
 def scored(*texts: str) -> Any:
-    return Scores(None, {}, texts)  # type: ignore[arg-type]  # the matrix is not looked at
+    return StreamScores(None, {}, texts)  # type: ignore[arg-type]  # the matrix is not looked at
 
 
 def test_a_model_in_good_order_gives_none() -> None:
@@ -38,20 +38,20 @@ def test_an_empty_one_says_so() -> None:
     assert kinds(empty) == ["empty"]
 
 
-ESTIMATED = replace(task("rte").kept, measured=False)
+ESTIMATED = replace(task("rte").fidelity, measured=False)
 
 ALONE = StorageTally(per_task=UpdateTally(1, 5))
-HALF = replace(task().kept, layers={"m": LayerFidelity(0.1, 0.1), "n": LayerFidelity(1.0, 1.0)})
+HALF = replace(task().fidelity, layers={"m": LayerFidelity(0.1, 0.1), "n": LayerFidelity(1.0, 1.0)})
 BUDGET = facts(layers=(layer(2, 2),), settings=BuildSettings(budget=1000))
 
 CASES: list[tuple[str, Facts]] = [
     ("erased", facts(task("gone", error=0.995, bound=0.995))),
     ("large-bound", facts(task("lossy", error=0.2, bound=0.3))),
-    ("estimated", facts(task("sst2"), task("rte", kept=ESTIMATED))),
+    ("estimated", facts(task("sst2"), task("rte", fidelity=ESTIMATED))),
     ("cap", facts(layers=(layer(2, 2), layer(2, None)))),
     ("budget", BUDGET),
-    ("erased-layers", facts(task("half", kept=HALF))),
-    ("larger", facts(parts=Parts(90, 10, 5, 5, 5, 0, 100))),
+    ("erased-layers", facts(task("half", fidelity=HALF))),
+    ("larger", facts(stored_bytes=StoredBytes(90, 10, 5, 5, 5, 0, 100))),
     ("sixteen-bit", facts(dtype="bfloat16")),
     ("sixteen-bit", facts(dtype="float16")),
     ("pruned", facts(versions=(version(2, {}),))),
@@ -83,7 +83,7 @@ def test_a_cause_gives_its_warning_and_no_other(kind: str, found: Facts) -> None
         facts(layers=(layer(6, 6),)),
         # Kept privately, so no subspace that could be full.
         facts(layers=(LayerFacts("m", ModuleShape(8, 6), (0, 0), (0, 0)),)),
-        facts(parts=Parts(75, 10, 5, 5, 5, 0, 100)),
+        facts(stored_bytes=StoredBytes(75, 10, 5, 5, 5, 0, 100)),
         facts(overlap=0.051),
         # Other coefficients in the same directions: that is sharing.
         facts(cosine=0.0),

@@ -1,8 +1,7 @@
-"""Everything that a report says, as plain values; no markup, nothing that changes by the hour.
+"""Everything that a report says, as plain values read from a store.
 
-Read a stored Share model into ``Facts``.
-
-Scores of a stream, from the folder that ``sharespace run`` keeps beside its Share model.
+No markup, and nothing that changes by the hour, so that the same version gives the same page. The
+scores of a stream come from the folder that ``sharespace run`` keeps beside its Share model.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ from sharespace.subspace.state import BuildSettings
 MOST_COMPARED = 600
 """Tasks that are compared with each other; of more, so many evenly spaced ones."""
 
-MOST_TURNED = 1 << 28
-"""Bytes of bases that are compared along the history; later versions are then left out."""
+MOST_BASIS_BYTES = 1 << 28
+"""Bytes of bases that are read to compare versions; after that many, turns are left out."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +47,18 @@ class TaskFacts:
     name: str
     place: int
     """In the order in which the tasks came, from 1."""
-    kept: TaskFidelity
+    fidelity: TaskFidelity
+    """Errors and bounds, from its ledger."""
     p: tuple[int, int]
     """Smallest and largest pseudo-rank of its layers."""
     stored: StorageTally
     """How its updates are stored."""
-    ways: Mapping[str, StorageKind]
-    """Module -> how its update there is stored."""
+    storage_kinds: Mapping[str, StorageKind]
+    """Module -> storage its update there is stored."""
     norm: float
     """|dW| over all layers when it came."""
     bytes: int
-    """Of its files."""
+    """Size of its files."""
     adapter_bytes: int
     format: str
     source: str
@@ -80,11 +80,11 @@ class LayerFacts:
     streamed: bool = False
     """Adapters came into it out of core."""
     subspaces: int = 1
-    """More than one where families of tasks have their own."""
+    """More than one where groups of tasks have their own."""
 
     @property
     def at_cap(self) -> bool:
-        """The next merge truncates here: it is at a cap that is below the side's full size."""
+        """The next merge truncates current: it is at a cap that is below the side's full size."""
         full = min(self.shape.out_features, self.shape.in_features)
         return self.cap is not None and any(
             0 < most <= k < full for k, most in zip(self.k, self.cap, strict=True)
@@ -101,9 +101,9 @@ class VersionFacts:
     bounds: Mapping[str, float]
     """Task -> bound on its relative error by then."""
     bytes: int
-    """Of the version's files, its manifest included."""
+    """Size of the version's files, its manifest included."""
     new_bytes: int
-    """Of those that no earlier version has."""
+    """Size of those that no earlier version has."""
     adapters: int
     """What its tasks' adapters took."""
     turn: float | None
@@ -112,7 +112,7 @@ class VersionFacts:
 
 
 @dataclass(frozen=True)
-class Parts:
+class StoredBytes:
     """Bytes of the version's files; they add up to all that it needs."""
 
     basis: int
@@ -126,8 +126,8 @@ class Parts:
     """Files that only earlier versions need; not in ``total``."""
     adapters: int
     """Tensors of the adapters that the tasks came from."""
-    private: int = 0
-    """Of the coefficients: updates outside the subspaces."""
+    per_task: int = 0
+    """Part of the coefficients: updates stored per task, outside of the subspaces."""
 
     @property
     def total(self) -> int:
@@ -135,7 +135,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Scores:
+class StreamScores:
     """What a stream measured, where it is stored beside the Share model."""
 
     matrix: ScoreMatrix
@@ -150,7 +150,7 @@ class Facts:
     """One version of a Share model."""
 
     name: str
-    """Of the store's directory."""
+    """Name of the store's directory."""
     version: int
     created: str
     base: str | None
@@ -158,14 +158,14 @@ class Facts:
     dtype: str
     tasks: tuple[TaskFacts, ...]
     layers: tuple[LayerFacts, ...]
-    parts: Parts
+    stored_bytes: StoredBytes
     versions: tuple[VersionFacts, ...]
     """Those that are there, up to this one, oldest first."""
     study: Study
     relations: Relations
-    scores: Scores | None = None
+    scores: StreamScores | None = None
     contributions: int = 0
-    """Of workers, that were gathered up to this version."""
+    """How many contributions of workers were gathered up to this version."""
     left_out: int = 0
     """Tasks that are not compared with the others because there are too many."""
 
@@ -196,11 +196,11 @@ def read_facts(path: str | os.PathLike[str], version: int | None = None) -> Fact
     root = Path(path).absolute()
     opened = checkout(root, version)
     content = opened.manifest.content
-    kept = fidelity(opened.model).tasks
+    fidelities = fidelity(opened.model).tasks
     names = list(opened.model.tasks)
-    how = tally_storage(opened.model.tasks.values(), {e.module: e for e in content.layers})
+    storage = tally_storage(opened.model.tasks.values(), {e.module: e for e in content.layers})
     compared = evenly(names, MOST_COMPARED)
-    found = study(opened.model, compared)
+    compared_tasks = study(opened.model, compared)
     versions = _versions(root, opened)
     return Facts(
         name=root.name,
@@ -209,12 +209,12 @@ def read_facts(path: str | os.PathLike[str], version: int | None = None) -> Fact
         base=content.base.id,
         settings=content.settings,
         dtype=str(content.dtype).removeprefix("torch."),
-        tasks=tuple(_tasks(opened, kept, how)),
-        layers=tuple(_layers(opened, how)),
-        parts=_parts(root, opened, versions, how),
+        tasks=tuple(_tasks(opened, fidelities, storage)),
+        layers=tuple(_layers(opened, storage)),
+        stored_bytes=_stored_bytes(root, opened, versions, storage),
         versions=versions,
-        study=found,
-        relations=relations(found.cosines),
+        study=compared_tasks,
+        relations=relations(compared_tasks.cosines),
         scores=stored_scores(root, content),
         contributions=len(opened.manifest.contributions),
         left_out=len(names) - len(compared),
@@ -228,7 +228,7 @@ def evenly(names: Sequence[str], most: int) -> list[str]:
     return [names[i * len(names) // most] for i in range(most)]
 
 
-def _layers(opened: Checkout, how: ModelStorage) -> Iterator[LayerFacts]:
+def _layers(opened: Checkout, storage: ModelStorage) -> Iterator[LayerFacts]:
     itemsize = opened.manifest.content.dtype.itemsize
     for entry in opened.manifest.content.layers:
         shape, (left, right) = entry.shape, entry.k
@@ -238,7 +238,7 @@ def _layers(opened: Checkout, how: ModelStorage) -> Iterator[LayerFacts]:
             shape,
             entry.k,
             entry.cap,
-            stored=how.layers[entry.module],
+            stored=storage.layers[entry.module],
             basis=numbers * itemsize,
             streamed=entry.streamed,
             subspaces=max(len(entry.groups), 1),
@@ -246,7 +246,7 @@ def _layers(opened: Checkout, how: ModelStorage) -> Iterator[LayerFacts]:
 
 
 def _tasks(
-    opened: Checkout, kept: Mapping[str, TaskFidelity], how: ModelStorage
+    opened: Checkout, fidelities: Mapping[str, TaskFidelity], storage: ModelStorage
 ) -> Iterator[TaskFacts]:
     for place, entry in enumerate(opened.manifest.content.tasks, 1):
         task = opened.model.tasks[entry.name]
@@ -255,10 +255,10 @@ def _tasks(
         yield TaskFacts(
             name=entry.name,
             place=place,
-            kept=kept[entry.name],
+            fidelity=fidelities[entry.name],
             p=(min(ranks, default=0), max(ranks, default=0)),
-            stored=how.tasks[entry.name],
-            ways=how.kinds[entry.name],
+            stored=storage.tasks[entry.name],
+            storage_kinds=storage.kinds[entry.name],
             norm=task.ledger.total_norm,
             bytes=sum(ref.bytes for ref in files),
             adapter_bytes=task.adapter_bytes,
@@ -270,61 +270,63 @@ def _tasks(
 
 def _versions(root: Path, opened: Checkout) -> tuple[VersionFacts, ...]:
     """The history up to the version that was opened."""
-    found: list[VersionFacts] = []
-    seen: set[str] = set()
+    versions: list[VersionFacts] = []
+    seen_files: set[str] = set()
     before: Checkout | None = None
-    budget = MOST_TURNED
+    remaining = MOST_BASIS_BYTES
     for version in history(root):
         if version.number > opened.version.number:
             break
-        here = checkout(root, version.number)
-        budget -= _to_read(before, here)
-        turn = _turn(before, here) if before and budget >= 0 else None
-        found.append(_version(root, here, seen, turn))
-        seen.update(here.manifest.content.files)
-        before = here
-    return tuple(found)
+        current = checkout(root, version.number)
+        remaining -= _to_read(before, current)
+        turn = _turn(before, current) if before and remaining >= 0 else None
+        versions.append(_version(root, current, seen_files, turn))
+        seen_files.update(current.manifest.content.files)
+        before = current
+    return tuple(versions)
 
 
-def _to_read(before: Checkout | None, here: Checkout) -> int:
+def _to_read(before: Checkout | None, current: Checkout) -> int:
     """Bytes of bases that it takes to compare two versions."""
-    if before is None or before.manifest.content.basis == here.manifest.content.basis:
+    if before is None or before.manifest.content.basis == current.manifest.content.basis:
         return 0
-    return here.manifest.content.basis.bytes
+    return current.manifest.content.basis.bytes
 
 
-def _turn(before: Checkout, here: Checkout) -> float | None:
+def _turn(before: Checkout, current: Checkout) -> float | None:
     """Degrees between the subspaces of two versions."""
-    if before.manifest.content.basis == here.manifest.content.basis:
+    if before.manifest.content.basis == current.manifest.content.basis:
         return 0.0
-    angle = step_change(before.model, here.model).mean_angle
+    angle = step_change(before.model, current.model).mean_angle
     return None if angle is None else math.degrees(angle)
 
 
-def _version(root: Path, here: Checkout, seen: set[str], turn: float | None) -> VersionFacts:
-    version, files = here.version, here.manifest.content.files
+def _version(
+    root: Path, current: Checkout, seen_files: set[str], turn: float | None
+) -> VersionFacts:
+    version, files = current.version, current.manifest.content.files
     own = (root / version.ref.file).stat().st_size
-    tasks = here.manifest.content.tasks
+    tasks = current.manifest.content.tasks
     return VersionFacts(
         number=version.number,
         created=version.created,
         operation=version.operation,
         bounds={t.name: t.summary.bound for t in tasks},
         bytes=own + sum(ref.bytes for ref in files.values()),
-        new_bytes=own + sum(ref.bytes for name, ref in files.items() if name not in seen),
+        new_bytes=own + sum(ref.bytes for name, ref in files.items() if name not in seen_files),
         adapters=sum(t.summary.adapter_bytes for t in tasks),
         turn=turn,
     )
 
 
-def _parts(
-    root: Path, opened: Checkout, versions: Sequence[VersionFacts], how: ModelStorage
-) -> Parts:
+def _stored_bytes(
+    root: Path, opened: Checkout, versions: Sequence[VersionFacts], storage: ModelStorage
+) -> StoredBytes:
     content = opened.manifest.content
     tasks = {t.coefficients.file: t for t in content.tasks}.values()
     coefficients = sum(t.summary.coefficient_bytes for t in tasks)
     kept = {t.kept.file: t.kept.bytes for t in content.tasks if t.kept}
-    return Parts(
+    return StoredBytes(
         basis=content.basis.bytes,
         coefficients=coefficients,
         kept=sum(kept.values()),
@@ -332,11 +334,11 @@ def _parts(
         manifest=(root / opened.version.ref.file).stat().st_size,
         history=sum(v.new_bytes for v in versions) - versions[-1].bytes,
         adapters=sum(t.summary.adapter_bytes for t in content.tasks),
-        private=sum(how.tasks[t.name].per_task.nbytes for t in tasks),
+        per_task=sum(storage.tasks[t.name].per_task.nbytes for t in tasks),
     )
 
 
-def stored_scores(share: Path, content: Content) -> Scores | None:
+def stored_scores(share: Path, content: Content) -> StreamScores | None:
     """The scores of the steps that led to a version.
 
     Args:
@@ -359,7 +361,7 @@ def stored_scores(share: Path, content: Content) -> Scores | None:
     if not columns:
         return None
     notices = dict.fromkeys(text for step in steps for text in step.notices)
-    return Scores(_matrix(steps, list(columns), folder), columns, tuple(notices))
+    return StreamScores(_matrix(steps, list(columns), folder), columns, tuple(notices))
 
 
 def _steps(folder: Path, content: str) -> Sequence[Step]:

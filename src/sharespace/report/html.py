@@ -1,11 +1,7 @@
-"""HTML and SVG whose text is escaped by construction.
+"""HTML and SVG whose text is escaped by construction; tables; names that fit into their place.
 
-Names of tasks and modules come from files of strangers. Everything that is put into an element is
-escaped, except what these functions made themselves (``Html``).
-
-Tables that scroll in their box; a script may sort them, and they read well without it.
-
-Numbers and names as people read them.
+Names of tasks and modules come from files that anybody may have written. Everything that is put
+into an element is escaped, except what these functions made themselves (``Html``).
 """
 
 from __future__ import annotations
@@ -95,22 +91,22 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number in a cell, flush right."""
+    """A number in a cell of a table, flush right."""
 
     text: str
     value: float
-    """To sort by."""
+    """The number that a script sorts by."""
     alarm: bool = False
 
 
 @dataclass(frozen=True)
 class Note:
-    """Words in a cell."""
+    """Words in a cell of a table."""
 
     text: str
     value: float | None = None
-    """To sort by; None: by the words."""
-    more: str = ""
+    """The number that a script sorts by; None: it sorts by the words."""
+    hint: str = ""
     """Shown when the pointer rests there."""
 
 
@@ -154,7 +150,7 @@ def _cell(cell: TableCell, first: bool) -> Html:
         return tag("td", cell.text, class_=style, data_v=f"{cell.value:.6g}")
     if isinstance(cell, Note):
         value = None if cell.value is None else f"{cell.value:.6g}"
-        return tag("td", cell.text, title=cell.more or None, data_v=value)
+        return tag("td", cell.text, title=cell.hint or None, data_v=value)
     return tag("td", cell)
 
 

@@ -1,8 +1,6 @@
-"""The page: sections in order, one style sheet and one small script, nothing from elsewhere.
+"""The page: its head, the warnings, the sections in order; and writing it, whole or not at all.
 
-Write a report: the whole file or none.
-
-The head of the page, and the warnings.
+It has one style sheet and one small script of its own, and asks nothing of any server.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ _LINKS = {
 
 def render(facts: Facts) -> str:
     """The report as one HTML document; the same facts give the same text."""
-    parts = [
+    sections = [
         warnings(notices(facts)),
         tasks(facts),
         layers(facts),
@@ -54,7 +52,7 @@ def render(facts: Facts) -> str:
         "body",
         header(facts),
         _links(facts),
-        tag("main", parts),
+        tag("main", sections),
         _footer(),
         tag("script", Html(_resource("page.js"))),
     )
@@ -113,7 +111,7 @@ class WrittenReport:
     path: Path
     bytes: int
     version: int
-    """Of the Share model."""
+    """Version of the Share model that it is about."""
     notices: tuple[Notice, ...]
     """What it warns of."""
 
@@ -169,7 +167,7 @@ def header(facts: Facts) -> Html:
     tiles = [
         _tile("tasks", f"{len(facts.tasks):,}", f"on {count(len(facts.layers), 'layer')}"),
         _tile("dimension k", span(facts.k), _how(facts)),
-        _tile("on disk", human(facts.parts.total), _against(facts)),
+        _tile("on disk", human(facts.stored_bytes.total), _against(facts)),
         _tile("largest bound", percent(_largest(facts)), "on a task's relative error"),
     ]
     return tag(
@@ -187,26 +185,26 @@ def _how(facts: Facts) -> str:
     return f"method {facts.settings.method}, {facts.dtype}{limit}"
 
 
-def _tile(name: str, value: str, more: str) -> Html:
-    return tag("div", tag("dt", name), tag("dd", tag("b", value), tag("span", more)))
+def _tile(name: str, value: str, note: str) -> Html:
+    return tag("div", tag("dt", name), tag("dd", tag("b", value), tag("span", note)))
 
 
 def _against(facts: Facts) -> str:
-    parts = facts.parts
-    if not parts.adapters:
+    sizes = facts.stored_bytes
+    if not sizes.adapters:
         return "no adapters to compare with"
-    return f"{parts.total / parts.adapters:.0%} of {human(parts.adapters)} of adapters"
+    return f"{sizes.total / sizes.adapters:.0%} of {human(sizes.adapters)} of adapters"
 
 
 def _largest(facts: Facts) -> float:
-    return max((t.kept.bound for t in facts.tasks), default=0.0)
+    return max((t.fidelity.bound for t in facts.tasks), default=0.0)
 
 
-def warnings(found: tuple[Notice, ...]) -> Html:
+def warnings(given: tuple[Notice, ...]) -> Html:
     """All notices, each with what to do."""
-    if not found:
+    if not given:
         return section("warnings", "Warnings", tag("p", "None: nothing here needs attention."))
-    return section("warnings", "Warnings", tag("ul", [_notice(n) for n in found], class_="notices"))
+    return section("warnings", "Warnings", tag("ul", [_notice(n) for n in given], class_="notices"))
 
 
 def _notice(notice: Notice) -> Html:

@@ -1,10 +1,8 @@
-"""What the tasks' cores say: how alike tasks are, and how much of them few directions explain.
+"""What the tasks' updates say of each other: how alike they are, and what few directions explain.
 
-One pass over the layers; the cores of one layer are in memory at a time.
-
-Which tasks are relatives: a tree, an order, families, and a map in two dimensions.
-
-Layers that do the same job at different depths belong together.
+``study`` makes one pass over the layers; the cores of one layer are in memory at a time.
+``relations`` then puts the tasks into a tree, an order, groups and a map. At the end are the names
+of layers: those that do the same job at different depths belong together.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from sharespace.subspace.project import dense_cores
 from sharespace.subspace.state import ShareModel
 
 ALIKE = 0.5
-"""Mean cosine from which on tasks are called a family."""
+"""Mean cosine from which on tasks are called a group."""
 
 _ORDERED = 200
 """Tasks up to which neighbours in the tree are put in the best order; it takes T^3 steps."""
@@ -50,7 +48,7 @@ def study(model: ShareModel, names: Sequence[str]) -> Study:
 
     Cosines are taken between the stored updates. In a subspace they are the cosines of the cores,
     because the bases are orthonormal; bases in 16 bits are so to their rounding. Subspaces of
-    families are not orthogonal to each other: their cores are turned into a basis of all together.
+    groups are not orthogonal to each other: their cores are turned into one basis of all of them.
     """
     tasks = [model.tasks[name] for name in names]
     lost = [dict(zip(t.ledger.modules, t.ledger.estimates.tolist(), strict=True)) for t in tasks]
@@ -88,11 +86,11 @@ class _Mean:
         self._total = torch.zeros(count, count, dtype=torch.float64)
         self._known = torch.zeros_like(self._total)
 
-    def add(self, members: Sequence[int], found: Tensor) -> None:
+    def add(self, members: Sequence[int], values: Tensor) -> None:
         """A layer's values between its members; NaN: not known."""
         at = torch.tensor(members, dtype=torch.long)
-        self._total[at[:, None], at] += found.nan_to_num(0)
-        self._known[at[:, None], at] += (~found.isnan()).double()
+        self._total[at[:, None], at] += values.nan_to_num(0)
+        self._known[at[:, None], at] += (~values.isnan()).double()
 
     @property
     def value(self) -> Tensor:
@@ -209,7 +207,7 @@ class Relations:
     """The tasks so that relatives are neighbours."""
     joins: tuple[Join, ...]
     """Average linkage; T - 1, nearest first."""
-    family: tuple[int | None, ...]
+    groups: tuple[int | None, ...]
     """By task: number of its family, the largest first; None: it has none."""
     points: tuple[tuple[float, float], ...]
     """By task: place on the map (classical scaling of the cosines)."""
@@ -236,7 +234,7 @@ def relations(cosines: Tensor) -> Relations:
     joins = tuple(Join(int(a), int(b), max(float(d), 0.0)) for a, b, d, _ in tree)
     order = tuple(int(i) for i in hierarchy.leaves_list(tree))
     groups = hierarchy.fcluster(tree, 1 - ALIKE, criterion="distance")
-    return Relations(order, joins, _families(groups.tolist(), order), points, shown)
+    return Relations(order, joins, _numbered(groups.tolist(), order), points, shown)
 
 
 def _tree(hierarchy: Any, cosines: Tensor) -> Any:
@@ -246,7 +244,7 @@ def _tree(hierarchy: Any, cosines: Tensor) -> Any:
     return hierarchy.linkage(distances, "average", optimal_ordering=count <= _ORDERED)
 
 
-def _families(groups: Sequence[int], order: Sequence[int]) -> tuple[int | None, ...]:
+def _numbered(groups: Sequence[int], order: Sequence[int]) -> tuple[int | None, ...]:
     """Number the groups of at least two by their size, then by where they stand."""
     sizes = {group: groups.count(group) for group in dict.fromkeys(groups[i] for i in order)}
     largest = sorted((g for g in sizes if sizes[g] > 1), key=lambda g: -sizes[g])
@@ -283,10 +281,10 @@ def kind(module: str) -> str:
 
 def by_kind(modules: Iterable[str]) -> dict[str, list[str]]:
     """Kind -> its modules, both in the order in which they come."""
-    found: dict[str, list[str]] = {}
+    kinds: dict[str, list[str]] = {}
     for module in modules:
-        found.setdefault(kind(module), []).append(module)
-    return found
+        kinds.setdefault(kind(module), []).append(module)
+    return kinds
 
 
 def labels(names: Sequence[str]) -> dict[str, str]:

@@ -97,7 +97,7 @@ _SIGNS = (
     "M-4.5-5v10L5 0z",
     "M4.5-5v10L-5 0z",
 )
-"""A family is known by its sign, too."""
+"""A group of tasks is known by its sign, too."""
 
 
 @dataclass(frozen=True)
@@ -337,8 +337,8 @@ def task_map(names: Sequence[str], relations: Relations) -> Html:
     """Dots with names where they fit; every dot has its name as a tooltip."""
     spots = _spots(relations.points)
     dots = [
-        _dot(name, spot, family)
-        for name, spot, family in zip(names, spots, relations.family, strict=True)
+        _dot(name, spot, group)
+        for name, spot, group in zip(names, spots, relations.groups, strict=True)
     ]
     written = list(_labels(names, spots))
     return tag(
@@ -365,11 +365,11 @@ def _spots(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     ]
 
 
-def _dot(name: str, spot: tuple[float, float], family: int | None) -> Html:
-    known = family is not None and family < len(_SIGNS)
-    sign = _SIGNS[family] if family is not None and known else "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z"
+def _dot(name: str, spot: tuple[float, float], group: int | None) -> Html:
+    known = group is not None and group < len(_SIGNS)
+    sign = _SIGNS[group] if group is not None and known else "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z"
     at = f"translate({number(spot[0])} {number(spot[1])})"
-    style = f"sign s{family}" if known else "sign none"
+    style = f"sign s{group}" if known else "sign none"
     return tag("path", tag("title", name), d=sign, transform=at, class_=style)
 
 

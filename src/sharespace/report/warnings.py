@@ -41,8 +41,8 @@ class Notice:
 
 def notices(facts: Facts) -> tuple[Notice, ...]:
     """All that apply, the serious ones first."""
-    found = [notice for look in _LOOKS if (notice := look(facts)) is not None]
-    return tuple(sorted(found, key=lambda n: n.level != "serious"))
+    given = [notice for look in _LOOKS if (notice := look(facts)) is not None]
+    return tuple(sorted(given, key=lambda n: n.level != "serious"))
 
 
 def no_tasks(facts: Facts) -> Notice | None:
@@ -60,7 +60,7 @@ def no_tasks(facts: Facts) -> Notice | None:
 
 def erased(facts: Facts) -> Notice | None:
     """Tasks of which nothing is left."""
-    lost = [t for t in facts.tasks if t.kept.relative_error >= ERASED]
+    lost = [t for t in facts.tasks if t.fidelity.relative_error >= ERASED]
     if not lost:
         return None
     names = some([t.name for t in lost])
@@ -77,16 +77,18 @@ def erased(facts: Facts) -> Notice | None:
 
 def large_bounds(facts: Facts) -> Notice | None:
     """Tasks that may have lost much."""
-    lossy = [t for t in facts.tasks if t.kept.bound >= LARGE and t.kept.relative_error < ERASED]
+    lossy = [
+        t for t in facts.tasks if t.fidelity.bound >= LARGE and t.fidelity.relative_error < ERASED
+    ]
     if not lossy:
         return None
-    worst = max(lossy, key=lambda t: t.kept.bound)
+    worst = max(lossy, key=lambda t: t.fidelity.bound)
     return Notice(
         "large-bound",
         "serious",
         f"{count(len(lossy), 'task')} may have lost {LARGE:.0%} or more",
         f"The bound on the relative error of the weights is {LARGE:.0%} or more for "
-        f"{some([t.name for t in lossy])}. The largest is {percent(worst.kept.bound)}.",
+        f"{some([t.name for t in lossy])}. The largest is {percent(worst.fidelity.bound)}.",
         "Measure it: sharespace fidelity SHARE --against ADAPTER..., and score the task on its "
         "data. Where it matters, give the subspace more room (--k, --variance, --budget).",
     )
@@ -94,7 +96,7 @@ def large_bounds(facts: Facts) -> Notice | None:
 
 def estimated(facts: Facts) -> Notice | None:
     """Errors that several merges made together."""
-    guessed = [t.name for t in facts.tasks if not t.kept.measured]
+    guessed = [t.name for t in facts.tasks if not t.fidelity.measured]
     if not guessed:
         return None
     return Notice(
@@ -142,9 +144,9 @@ def byte_budget(facts: Facts) -> Notice | None:
 def erased_layers(facts: Facts) -> Notice | None:
     """Single updates of which nothing is left, in tasks of which something is."""
     lost = {
-        t.name: sum(layer.relative_error >= ERASED for layer in t.kept.layers.values())
+        t.name: sum(layer.relative_error >= ERASED for layer in t.fidelity.layers.values())
         for t in facts.tasks
-        if t.kept.relative_error < ERASED
+        if t.fidelity.relative_error < ERASED
     }
     names = [name for name, updates in lost.items() if updates]
     if not names:
@@ -162,7 +164,7 @@ def erased_layers(facts: Facts) -> Notice | None:
 
 def too_large(facts: Facts) -> Notice | None:
     """More bytes than the adapters took."""
-    parts = facts.parts
+    parts = facts.stored_bytes
     if not facts.tasks or parts.total <= parts.adapters:
         return None
     return Notice(
@@ -205,22 +207,22 @@ def pruned(facts: Facts) -> Notice | None:
     )
 
 
-def private(facts: Facts) -> Notice | None:
+def stored_per_task(facts: Facts) -> Notice | None:
     """Updates that are stored beside the subspace."""
-    alone = [t for t in facts.tasks if t.stored.per_task.updates]
-    if not alone:
+    tasks = [t for t in facts.tasks if t.stored.per_task.updates]
+    if not tasks:
         return None
     stored = facts.stored
-    verb = "shares" if len(alone) == 1 else "share"
+    verb = "shares" if len(tasks) == 1 else "share"
     return Notice(
-        "private",
+        "per-task",
         "note",
-        f"{stored.per_task.updates:,} of {count(stored.total.updates, 'update')} stored privately",
-        f"In these layers {some([t.name for t in alone])} {verb} nothing that pays, so each keeps "
+        f"{stored.per_task.updates:,} of {count(stored.total.updates, 'update')} stored per task",
+        f"In these layers {some([t.name for t in tasks])} {verb} nothing that pays, so each keeps "
         f"an SVD of its own there: {human(stored.per_task.nbytes)} of the "
         f"{human(stored.total.nbytes)} that all updates take beside the bases.",
-        "That is what a byte budget chooses for strangers. Sharing is made by training new tasks "
-        "in the subspace (sharespace run), not found afterwards.",
+        "That is what a byte budget chooses for independently trained adapters. Sharing is made by "
+        "training new tasks in the subspace (sharespace run), not found afterwards.",
     )
 
 
@@ -228,9 +230,9 @@ def shares_nothing(facts: Facts) -> Notice | None:
     """Tasks that use directions which no other task uses."""
     if len(facts.study.names) < 2:
         return None
-    found = facts.study.overlaps.nan_to_num(0).clone()
-    found.fill_diagonal_(0)
-    most = found.amax(1).tolist()
+    overlaps = facts.study.overlaps.nan_to_num(0).clone()
+    overlaps.fill_diagonal_(0)
+    most = overlaps.amax(1).tolist()
     alone = [n for n, m in zip(facts.study.names, most, strict=True) if m < ALONE]
     if not alone:
         return None
@@ -257,7 +259,7 @@ def twins(facts: Facts) -> Notice | None:
         "note",
         f"{count(len(pairs), 'pair')} of tasks with the same update",
         "Up to a factor the same: " + some([f"{names[i]} = {names[j]}" for i, j in pairs], 3) + ".",
-        "Perhaps an adapter was added twice (their heads may differ); remove one with "
+        "Perhaps an adapter was merged twice (their heads may differ); remove one with "
         "sharespace remove.",
     )
 
@@ -299,7 +301,7 @@ _LOOKS: tuple[Callable[[Facts], Notice | None], ...] = (
     cap_reached,
     byte_budget,
     estimated,
-    private,
+    stored_per_task,
     shares_nothing,
     twins,
     sixteen_bits,

@@ -1,6 +1,5 @@
-"""Where the bytes are, and from how many tasks on they are fewer.
-
-How the updates are stored: in all, and as a map by task and layer.
+"""Where the bytes are and from how many tasks on they are fewer; and how the updates are stored,
+in all and as a map by task and layer.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from sharespace.report.facts import Facts, Parts, TaskFacts
+from sharespace.report.facts import Facts, StoredBytes, TaskFacts
 from sharespace.report.html import Figure, Html, TableCell, join, scrolling, table, tag
 from sharespace.report.sections.frame import Columns, figure, read, readout, section
 from sharespace.report.svg import (
@@ -29,7 +28,7 @@ from sharespace.words import count, human
 _BAR, _START = 460, 76.0
 """Width of the bars with their names, and where they begin."""
 
-_NAMES = ("all directions", "leading directions", "private", "not kept")
+_NAMES = ("all directions", "leading directions", "per task", "not kept")
 
 _MEANT = (
     "coefficients for every direction of its subspace",
@@ -38,9 +37,9 @@ _MEANT = (
     "no bytes: the budget did not reach so far, or the update is zero",
 )
 
-_CODES: dict[StorageKind, int] = {"whole": 0, "leading": 1, "per_task": 2, "nothing": 3}
+_STORAGE_NUMBERS: dict[StorageKind, int] = {"whole": 0, "leading": 1, "per_task": 2, "nothing": 3}
 
-WAYS = Scale(
+STORAGE_SCALE = Scale(
     (0.5, 1.5, 2.5),
     "w",
     lambda way: _NAMES[int(way)],
@@ -51,7 +50,7 @@ WAYS = Scale(
 _HEADS = ("stored", "updates", "of all", "bytes", "bytes each")
 
 
-def break_even(parts: Parts, tasks: int, budget: bool = False) -> int | None:
+def break_even(parts: StoredBytes, tasks: int, budget: bool = False) -> int | None:
     """Smallest number of tasks like these for which the Share model is the smaller one; None:
     never. The bases stay as they are, all else grows with the tasks; under a byte budget the
     updates do not grow either."""
@@ -62,7 +61,7 @@ def break_even(parts: Parts, tasks: int, budget: bool = False) -> int | None:
     return max(1, math.floor(fixed / saved) + 1) if saved > 0 else None
 
 
-def _fixed(parts: Parts, budget: bool) -> int:
+def _fixed(parts: StoredBytes, budget: bool) -> int:
     """Bytes that do not grow with the tasks."""
     return parts.basis + (parts.coefficients if budget else 0)
 
@@ -78,29 +77,34 @@ def sizes(facts: Facts) -> Html:
             "Every byte of this version's files. The adapters count with their tensors alone, so "
             "the comparison is not in favour of the Share model.",
         ),
-        figure(_bar_legend(facts.parts), _bars(facts.parts)),
-        table("Bytes by part", ("part", "bytes", "share", "what it is"), _rows(facts.parts), False),
+        figure(_bar_legend(facts.stored_bytes), _bars(facts.stored_bytes)),
+        table(
+            "Bytes by part",
+            ("part", "bytes", "share", "what it is"),
+            _rows(facts.stored_bytes),
+            False,
+        ),
         _growth(facts),
     )
 
 
-def _named(parts: Parts) -> list[tuple[str, int, str, str]]:
-    """(name, bytes, what it is, colour); private updates beside the coefficients."""
+def _named(parts: StoredBytes) -> list[tuple[str, int, str, str]]:
+    """(name, bytes, what it is, colour); updates stored per task beside the coefficients."""
     every = [
         ("bases", parts.basis, "the subspaces, common to all tasks"),
-        ("coefficients", parts.coefficients - parts.private, "the tasks in the subspaces"),
+        ("coefficients", parts.coefficients - parts.per_task, "the tasks in the subspaces"),
         ("kept", parts.kept, "heads, biases and the like, as they came"),
         ("ledgers", parts.ledgers, "what each step cost, settings, headers of the files"),
         ("manifest", parts.manifest, "the list of all this"),
-        ("private", parts.private, "updates outside of the subspaces, each by its own SVD"),
+        ("per task", parts.per_task, "updates outside of the subspaces, each by its own SVD"),
     ]
-    found = [(name, size, what, f"s{i}") for i, (name, size, what) in enumerate(every)]
-    if not parts.private:
-        return found[:-1]
-    return [*found[:2], found[-1], *found[2:-1]]
+    named = [(name, size, what, f"s{i}") for i, (name, size, what) in enumerate(every)]
+    if not parts.per_task:
+        return named[:-1]
+    return [*named[:2], named[-1], *named[2:-1]]
 
 
-def _rows(parts: Parts) -> list[list[TableCell]]:
+def _rows(parts: StoredBytes) -> list[list[TableCell]]:
     rows: list[list[TableCell]] = [
         [name, Figure(human(size), size), _share(size, parts.total), what]
         for name, size, what, _ in _named(parts)
@@ -119,7 +123,7 @@ def _share(size: int, total: int) -> Figure:
     return Figure(f"{size / total:.1%}", size / total)
 
 
-def _bars(parts: Parts) -> Html:
+def _bars(parts: StoredBytes) -> Html:
     """Two bars on one scale: the adapters, and the Share model by part."""
     scale = (_BAR - _START - 2) / max(parts.total, parts.adapters, 1)
     drawn = [_label("adapters", 17), _label("Share", 53)]
@@ -148,14 +152,14 @@ def _part(x: float, y: float, width: float, style: str, name: str, size: int) ->
     return tag("rect", title, x=x, y=y, width=width, height=22, class_=f"bar {style}")
 
 
-def _bar_legend(parts: Parts) -> Html:
+def _bar_legend(parts: StoredBytes) -> Html:
     items = [tag("li", tag("span", class_=f"cell {s}"), " ", n) for n, _, _, s in _named(parts)]
     return tag("ul", items, class_="legend")
 
 
 def _growth(facts: Facts) -> Html:
     """Bytes against the number of tasks, beyond those that are there."""
-    parts, now = facts.parts, len(facts.tasks)
+    parts, now = facts.stored_bytes, len(facts.tasks)
     budget = facts.settings.budget is not None
     even, fixed = break_even(parts, now, budget), _fixed(parts, budget)
     far = max(2 * now, 4, math.ceil(1.3 * even) if even and even <= 30 * now else 0)
@@ -216,7 +220,7 @@ def tallies(stored: StorageTally) -> tuple[UpdateTally, UpdateTally, UpdateTally
     return stored.whole, stored.leading, stored.per_task, stored.nothing
 
 
-def ways_of(stored: StorageTally) -> list[int]:
+def stored_kinds(stored: StorageTally) -> list[int]:
     """Numbers of the ways that there are."""
     return [way for way, tally in enumerate(tallies(stored)) if tally.updates]
 
@@ -226,25 +230,25 @@ def in_all(facts: Facts) -> list[Html]:
     stored, budget = facts.stored, facts.settings.budget
     whose = "" if budget is None else f" A byte budget of {human(budget)} chose for each of them."
     total = count(stored.total.updates, "update")
-    ways = ways_of(stored)
-    if not ways:
+    kinds = stored_kinds(stored)
+    if not kinds:
         return [read("The tasks have no updates.")]
-    if len(ways) == 1:
-        way = ways[0]
-        text = f"{total}, stored in one way: {_NAMES[way]} ({_MEANT[way]}).{whose}"
+    if len(kinds) == 1:
+        kind = kinds[0]
+        text = f"{total}, stored in one way: {_NAMES[kind]} ({_MEANT[kind]}).{whose}"
         return [read(text, f" Beside the bases: {human(stored.total.nbytes)}.")]
-    rows = [_row(way, tallies(stored)[way], stored.total) for way in ways]
-    text = f"The {total} (one for each task and layer) are stored in {len(ways)} ways.{whose}"
+    rows = [_row(kind, tallies(stored)[kind], stored.total) for kind in kinds]
+    text = f"The {total} (one for each task and layer) are stored in {len(kinds)} ways.{whose}"
     return [
         read(text),
         table("Updates by the way they are stored", _HEADS, [*rows, _bases(facts)], False),
     ]
 
 
-def _row(way: int, tally: UpdateTally, total: UpdateTally) -> list[TableCell]:
+def _row(kind: int, tally: UpdateTally, total: UpdateTally) -> list[TableCell]:
     part, each = tally.updates / total.updates, tally.nbytes / tally.updates
     return [
-        _said(_NAMES[way], _MEANT[way]),
+        _said(_NAMES[kind], _MEANT[kind]),
         Figure(f"{tally.updates:,}", tally.updates),
         Figure(f"{part:.0%}", part),
         Figure(human(tally.nbytes), tally.nbytes),
@@ -262,12 +266,12 @@ def _bases(facts: Facts) -> list[TableCell]:
     return [_said("bases", what), none, none, Figure(human(size), size), none]
 
 
-def way_map(shown: Sequence[TaskFacts], across: Columns, cell: tuple[float, float]) -> Html:
+def storage_map(shown: Sequence[TaskFacts], across: Columns, cell: tuple[float, float]) -> Html:
     """How each update is stored, of these tasks; a column of several layers shows the most common
     way of them."""
     values = [[_most(task, modules) for modules in across.modules] for task in shown]
     title = f"How the updates of {count(len(shown), 'task')} are stored, layer by layer."
-    heat = Heat(title, [t.name for t in shown], across.names, values, WAYS, across.groups)
+    heat = Heat(title, [t.name for t in shown], across.names, values, STORAGE_SCALE, across.groups)
     caption = [
         _legend({way for row in values for way in row}),
     ]
@@ -281,8 +285,8 @@ def way_map(shown: Sequence[TaskFacts], across: Columns, cell: tuple[float, floa
 
 
 def _most(task: TaskFacts, modules: Sequence[str]) -> HeatValue:
-    known = Counter(task.ways[m] for m in modules if m in task.ways)
-    return _CODES[known.most_common(1)[0][0]] if known else None
+    known = Counter(task.storage_kinds[m] for m in modules if m in task.storage_kinds)
+    return _STORAGE_NUMBERS[known.most_common(1)[0][0]] if known else None
 
 
 def _legend(there: set[HeatValue]) -> Html:

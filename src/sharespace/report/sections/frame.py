@@ -1,7 +1,4 @@
-"""What all sections look like.
-
-Layers as the columns of a map.
-"""
+"""What all sections are made of: headings, figures, and layers as the columns of a map."""
 
 from __future__ import annotations
 
@@ -71,11 +68,11 @@ def columns(modules: Sequence[str], most: int = MOST_COLUMNS) -> Columns:
     """Put layers of one kind side by side, and several into one column where they are too many."""
     kinds = by_kind(modules)
     each = ceil(len(modules) / most)
-    found: list[tuple[str, ...]] = []
+    by_column: list[tuple[str, ...]] = []
     groups = []
     named = labels(list(kinds))
     for kind, members in kinds.items():
         parts = [tuple(members[i : i + each]) for i in range(0, len(members), each)]
-        found += parts
+        by_column += parts
         groups.append((named[kind], len(parts)))
-    return Columns(tuple(found), tuple(groups))
+    return Columns(tuple(by_column), tuple(groups))

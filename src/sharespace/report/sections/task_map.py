@@ -1,6 +1,5 @@
-"""How alike the tasks are: a matrix in the order of the tree, and a map.
-
-How many directions the tasks need: explained variance against k, by kind of layer.
+"""How alike the tasks are (matrices in the order of a tree, and a map), and how many directions
+they need (explained variance against k, by kind of layer).
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _HEADS = ("kind of layer", "layers", *(f"k for {part:.0%}" for part in _PARTS), 
 
 
 def similarity(facts: Facts) -> Html:
-    """Matrix, tree, map and families."""
+    """The section on similarity: matrices, tree, map and groups."""
     names = facts.study.names
     if len(names) < 2:
         return section("similarity", "Similarity", read("It takes two tasks to compare."))
@@ -63,7 +62,7 @@ def similarity(facts: Facts) -> Html:
         ),
         tag("div", _cosines(facts), _overlaps(facts), class_="pair"),
         _map(facts),
-        _families(facts),
+        _groups(facts),
     )
 
 
@@ -143,35 +142,35 @@ def _map(facts: Facts) -> Html:
         "Each dot is a task; near dots change the weights alike, unrelated ones lie apart. The two "
         f"axes show {relations.shown:.0%} of the tasks' spread"
         + (", so take distances with care. " if relations.shown < 0.5 else ". ")
-        + f"Colours and signs are families: a mean cosine of {ALIKE:g} or more. "
+        + f"Colours and signs are groups: a mean cosine of {ALIKE:g} or more. "
         "Names that would overlap are left out."
     )
     return figure(caption, task_map(facts.study.names, relations))
 
 
-def _families(facts: Facts) -> Html:
-    family = facts.relations.family
-    numbers = sorted({n for n in family if n is not None})
+def _groups(facts: Facts) -> Html:
+    groups = facts.relations.groups
+    numbers = sorted({n for n in groups if n is not None})
     if not numbers:
-        text = f"No two tasks have a mean cosine of {ALIKE:g}: there are no families."
+        text = f"No two tasks have a mean cosine of {ALIKE:g}: there are no groups."
         return tag("p", text)
     members = {
-        n: [name for name, f in zip(facts.study.names, family, strict=True) if f == n]
+        n: [name for name, g in zip(facts.study.names, groups, strict=True) if g == n]
         for n in numbers
     }
     items = [
-        tag("li", tag("b", f"Family {n + 1}"), f" ({len(names)}): ", ", ".join(names))
+        tag("li", tag("b", f"Group {n + 1}"), f" ({len(names)}): ", ", ".join(names))
         for n, names in members.items()
     ]
-    alone = sum(f is None for f in family)
-    title = "1 family" if len(numbers) == 1 else f"{len(numbers)} families"
+    alone = sum(group is None for group in groups)
+    title = count(len(numbers), "group")
     title += f"; {count(alone, 'task')} in none" if alone else " with all tasks"
     return details(title, tag("ul", items))
 
 
 @dataclass(frozen=True)
-class Group:
-    """Layers of one kind."""
+class LayerKind:
+    """The layers of one kind, and what k directions explain in them."""
 
     name: str
     layers: int
@@ -183,33 +182,33 @@ class Group:
         return next((k for k, kept in enumerate(self.curve, 1) if kept >= part), None)
 
 
-def groups(explained: Mapping[str, Sequence[float]]) -> list[Group]:
+def layer_kinds(explained: Mapping[str, Sequence[float]]) -> list[LayerKind]:
     """The kinds of layers, those with most layers first."""
     kinds = by_kind(explained)
     named = labels(list(kinds))
-    found = []
+    curves_by_kind = []
     for kind, modules in kinds.items():
         curves = [explained[m] for m in modules]
         longest = max(map(len, curves))
         mean = (fmean(c[min(k, len(c) - 1)] for c in curves) for k in range(longest))
-        found.append(Group(named[kind], len(modules), tuple(mean)))
-    return sorted(found, key=lambda g: -g.layers)
+        curves_by_kind.append(LayerKind(named[kind], len(modules), tuple(mean)))
+    return sorted(curves_by_kind, key=lambda g: -g.layers)
 
 
 def variance(facts: Facts) -> Html:
     """Curves and what they reach."""
-    found = groups(facts.study.explained)
-    if not found:
-        text = "No task is stored in a subspace (each update is private, or zero)."
+    kinds = layer_kinds(facts.study.explained)
+    if not kinds:
+        text = "No task is stored in a subspace (each update is stored per task, or zero)."
         return section("variance", "Explained variance", read(text))
-    drawn = found[:_MOST_LINES]
+    drawn = kinds[:_MOST_LINES]
     series = [
         Series(g.name, [(0, 0), *((k, v) for k, v in enumerate(g.curve, 1))], style=i)
         for i, g in enumerate(drawn)
     ]
     outside = facts.stored.per_task.updates + facts.stored.nothing.updates
-    left = " Updates outside of the subspaces are not counted." if outside else ""
-    more = f" The {_MOST_LINES} kinds with most layers are drawn." if found != drawn else ""
+    uncounted = " Updates outside of the subspaces are not counted." if outside else ""
+    limit = f" The {_MOST_LINES} kinds with most layers are drawn." if kinds != drawn else ""
     highest = max(len(g.curve) for g in drawn)
     x = Axis("directions a side, k", highest, lambda v: f"{v:g}", whole=True)
     y = Axis("explained variance", 1.0, lambda v: f"{v:.0%}")
@@ -222,21 +221,21 @@ def variance(facts: Facts) -> Html:
             "counting alike; mean over the layers of a kind. A line that rises early means that "
             "the tasks share directions. It ends at the k that is stored; what is missing to "
             "100 % there was lost at the build or at merges.",
-            left,
-            more,
+            uncounted,
+            limit,
         ),
         figure(legend(series), chart(title, series, x, y), style="varied"),
-        table("Directions that each kind of layer needs", _HEADS, [_row(g) for g in found]),
+        table("Directions that each kind of layer needs", _HEADS, [_row(kind) for kind in kinds]),
     )
 
 
-def _row(group: Group) -> list[TableCell]:
-    needed = [group.reaches(part) for part in _PARTS]
+def _row(kind: LayerKind) -> list[TableCell]:
+    needed = [kind.reaches(part) for part in _PARTS]
     cells = [Figure("more" if k is None else str(k), 1e9 if k is None else k) for k in needed]
-    kept = group.curve[-1]
+    highest = kind.curve[-1]
     return [
-        group.name,
-        Figure(str(group.layers), group.layers),
+        kind.name,
+        Figure(str(kind.layers), kind.layers),
         *cells,
-        Figure(percent(kept), kept),
+        Figure(percent(highest), highest),
     ]

@@ -1,7 +1,4 @@
-"""The table of tasks.
-
-What is kept per task and layer.
-"""
+"""What is kept: the table of tasks, and maps and a table of the layers."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from sharespace.report.html import (
     table,
     tag,
 )
-from sharespace.report.sections.byte_sizes import in_all, tallies, way_map, ways_of
+from sharespace.report.sections.byte_sizes import in_all, storage_map, stored_kinds, tallies
 from sharespace.report.sections.frame import (
     Columns,
     columns,
@@ -49,21 +46,22 @@ MOST_LISTED = 400
 _LAYER_HEADS = ("layer", "size", "k", "cap", "tasks")
 """Under a budget without the cap, which is k then."""
 
-_WAYS = ("all directions", "leading only", "private", "not kept")
+_STORAGE_HEADS = ("all directions", "leading only", "per task", "not kept")
+"""Heads of the columns of updates, by the way in which they are stored."""
 
 _LAYER_MORE = ("bases", "mean bound", "worst bound", "worst task")
 
 
 def worst_first(facts: Facts) -> list[TaskFacts]:
     """By the bound on the error."""
-    return sorted(facts.tasks, key=lambda t: -t.kept.bound)
+    return sorted(facts.tasks, key=lambda t: -t.fidelity.bound)
 
 
 def tasks(facts: Facts) -> Html:
     """All tasks, the one that may have lost most first."""
     like = nearest(facts)
-    alone = facts.stored.per_task.updates > 0
-    rows = [_row(task, like.get(task.name), alone) for task in worst_first(facts)]
+    per_task = facts.stored.per_task.updates > 0
+    rows = [_row(task, like.get(task.name), per_task) for task in worst_first(facts)]
     return section(
         "tasks",
         "Tasks",
@@ -71,39 +69,39 @@ def tasks(facts: Facts) -> Html:
             "What is kept of each task, worst first. ",
             "The error is that of the weights, ‖dW − stored‖ / ‖dW‖ over all layers; the bound "
             "holds whatever happened since the task came. ~ marks an estimate. ",
-            "Private: layers in which its update is stored outside of the subspace."
-            if alone
+            "Per task: layers in which its update is stored outside of the subspace."
+            if per_task
             else "",
         ),
         table(
             "Tasks and what is kept of each",
-            (*_HEADS, *(["private"] if alone else []), *_MORE),
+            (*_HEADS, *(["per task"] if per_task else []), *_MORE),
             rows,
         ),
     )
 
 
-def _row(task: TaskFacts, like: tuple[str, float] | None, alone: bool) -> list[TableCell]:
-    """A task's cells; ``alone``: with that of its private updates."""
-    kept, private = task.kept, task.stored.per_task.updates
-    error = percent(kept.relative_error)
+def _row(task: TaskFacts, like: tuple[str, float] | None, with_per_task: bool) -> list[TableCell]:
+    """A task's cells, with that of its updates stored per task where any task has some."""
+    fidelity, per_task = task.fidelity, task.stored.per_task.updates
+    error = percent(fidelity.relative_error)
     return [
         task.name,
         Figure(f"no. {task.place}", task.place),
-        Figure(error if kept.measured else f"~{error}", kept.relative_error),
-        Figure(percent(kept.bound), kept.bound, alarm=kept.bound >= LARGE),
+        Figure(error if fidelity.measured else f"~{error}", fidelity.relative_error),
+        Figure(percent(fidelity.bound), fidelity.bound, alarm=fidelity.bound >= LARGE),
         Note(*_worst(task)),
         Figure(span(task.p), task.p[1]),
-        *([Figure(f"{private} of {len(kept.layers)}", private)] if alone else []),
+        *([Figure(f"{per_task} of {len(fidelity.layers)}", per_task)] if with_per_task else []),
         Figure(human(task.bytes), task.bytes),
         Figure(human(task.adapter_bytes), task.adapter_bytes),
         Note(f"{like[0]} ({like[1]:.2f})", like[1]) if like else "–",
-        Note(_origin(task), more=_digest(task)),
+        Note(_origin(task), hint=_digest(task)),
     ]
 
 
 def _worst(task: TaskFacts) -> tuple[str, float]:
-    layer, error = task.kept.worst_layer, task.kept.worst_layer_error
+    layer, error = task.fidelity.worst_layer, task.fidelity.worst_layer_error
     return join([f"{percent(error)} ", dotted(layer)]) if layer else "–", error
 
 
@@ -156,25 +154,25 @@ def layers(facts: Facts) -> Html:
                 scrolling("Map of bounds by task and layer", _map(shown, across, cell)),
                 readout(),
             ),
-            way_map(shown, across, cell) if len(ways_of(facts.stored)) > 1 else "",
+            storage_map(shown, across, cell) if len(stored_kinds(facts.stored)) > 1 else "",
             class_="pair",
         ),
         in_all(facts),
-        _families(facts),
+        _group_subspaces(facts),
         _out_of_core(facts),
         details(f"The {count(len(facts.layers), 'layer')} as a table", _table(facts)),
     )
 
 
-def _families(facts: Facts) -> Html | str:
+def _group_subspaces(facts: Facts) -> Html | str:
     """What a k such as ``8 × 8 in 2`` means."""
     several = [layer.subspaces for layer in facts.layers if layer.subspaces > 1]
     if not several:
         return ""
     return read(
-        f"In {len(several):,} of {count(len(facts.layers), 'layer')} families of tasks have a "
+        f"In {len(several):,} of {count(len(facts.layers), 'layer')} groups of tasks have a "
         f"subspace each (up to {max(several)}); k is the sum of their directions, and an update "
-        "uses those of its family. They were found by what saves bytes in a layer, and are not "
+        "uses those of its group. They were found by what saves bytes in a layer, and are not "
         "those under Similarity."
     )
 
@@ -218,29 +216,29 @@ def _between(low: float, value: float, high: float) -> float:
 
 
 def _worst_layer(task: TaskFacts, modules: Sequence[str]) -> HeatValue:
-    known = [task.kept.layers[m].bound for m in modules if m in task.kept.layers]
+    known = [task.fidelity.layers[m].bound for m in modules if m in task.fidelity.layers]
     return max(known, default=None)
 
 
 def _table(facts: Facts) -> Html:
     """With a column for each way that updates are stored in, where there is more than one."""
-    ways = ways_of(facts.stored)
-    ways = ways if len(ways) > 1 else []
+    kinds = stored_kinds(facts.stored)
+    kinds = kinds if len(kinds) > 1 else []
     capped = facts.settings.budget is None
     first = [head for head in _LAYER_HEADS if capped or head != "cap"]
-    heads = (*first, *(_WAYS[way] for way in ways), *_LAYER_MORE)
+    heads = (*first, *(_STORAGE_HEADS[kind] for kind in kinds), *_LAYER_MORE)
     listed = facts.layers
     if len(listed) > MOST_LISTED:
         listed = tuple(sorted(listed, key=lambda la: -_worst_of(la, facts)[1])[:MOST_LISTED])
     return table(
         "Layers" if listed is facts.layers else f"The {MOST_LISTED} layers with the largest bounds",
         heads,
-        [_layer_row(layer, facts, ways) for layer in listed],
+        [_layer_row(layer, facts, kinds) for layer in listed],
     )
 
 
 def _bounds(layer: LayerFacts, facts: Facts) -> dict[str, float]:
-    known = ((t.name, t.kept.layers.get(layer.module)) for t in facts.tasks)
+    known = ((t.name, t.fidelity.layers.get(layer.module)) for t in facts.tasks)
     return {name: kept.bound for name, kept in known if kept}
 
 
@@ -250,15 +248,15 @@ def _worst_of(layer: LayerFacts, facts: Facts) -> tuple[str, float]:
     return worst, bounds.get(worst, 0.0)
 
 
-def _layer_row(layer: LayerFacts, facts: Facts, ways: Sequence[int]) -> list[TableCell]:
+def _layer_row(layer: LayerFacts, facts: Facts, kinds: Sequence[int]) -> list[TableCell]:
     bounds, (worst, largest) = _bounds(layer, facts), _worst_of(layer, facts)
     mean = fmean(bounds.values()) if bounds else 0.0
     n, d, cap = layer.shape.out_features, layer.shape.in_features, layer.cap
-    stored, capped = [tallies(layer.stored)[w] for w in ways], facts.settings.budget is None
+    stored, capped = [tallies(layer.stored)[kind] for kind in kinds], facts.settings.budget is None
     return [
         dotted(layer.module),
         Figure(f"{n} × {d}", n * d),
-        Figure(f"{layer.k[0]} × {layer.k[1]}{_in_families(layer)}", sum(layer.k)),
+        Figure(f"{layer.k[0]} × {layer.k[1]}{_in_groups(layer)}", sum(layer.k)),
         *([Figure(str(max(cap)) if cap else "none", max(cap) if cap else 0)] if capped else []),
         Figure(str(len(bounds)), len(bounds)),
         *(Figure(_told(tally), tally.nbytes) for tally in stored),
@@ -269,7 +267,7 @@ def _layer_row(layer: LayerFacts, facts: Facts, ways: Sequence[int]) -> list[Tab
     ]
 
 
-def _in_families(layer: LayerFacts) -> str:
+def _in_groups(layer: LayerFacts) -> str:
     return f" in {layer.subspaces}" if layer.subspaces > 1 else ""
 
 

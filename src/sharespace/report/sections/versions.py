@@ -1,7 +1,4 @@
-"""The history: what each version did, and what it cost the tasks.
-
-The R matrix of a stream, where its scores are stored.
-"""
+"""The history (what each version did, and what it cost the tasks), and the scores of a stream."""
 
 from __future__ import annotations
 
@@ -77,11 +74,11 @@ def ledger(facts: Facts) -> Html:
     costs = {b.number: cost(a, b) for a, b in pairwise(facts.versions)}
     rows = [_row(v, costs.get(v.number, {})) for v in reversed(facts.versions)]
     listed = rows[:MOST_LISTED]
-    more = (
+    limit = (
         f" The newest {MOST_LISTED} of {len(rows)} are listed." if len(rows) > len(listed) else ""
     )
     if facts.contributions:
-        more += f" {count(facts.contributions, 'contribution')} of workers came in, each once."
+        limit += f" {count(facts.contributions, 'contribution')} of workers came in, each once."
     return section(
         "ledger",
         "Ledger",
@@ -90,7 +87,7 @@ def ledger(facts: Facts) -> Html:
             "raised the bounds of the tasks that were there before; 0 means that they are as they "
             "were. The turn is the mean principal angle between its subspaces and those before: 0° "
             "where directions were only added.",
-            more,
+            limit,
         ),
         table("Versions", _HEADS, listed),
         _curve(facts),
