@@ -10,7 +10,7 @@ import torch
 
 from builders import adapter, build, update
 from sharespace.report import Facts
-from sharespace.report.facts import LayerFacts, StoredBytes, TaskFacts, VersionFacts
+from sharespace.report.facts import FileBytes, LayerFacts, TaskFacts, VersionFacts
 from sharespace.report.study import Study, relations
 from sharespace.store import Operation, commit
 from sharespace.subspace.adapter import Adapter, ModuleShape
@@ -98,7 +98,7 @@ def facts(*tasks: TaskFacts, cosine: float = 0.5, overlap: float = 0.5, **more: 
         "dtype": "float32",
         "tasks": tasks,
         "layers": (LayerFacts("m", ModuleShape(8, 6), (2, 2), None),),
-        "stored_bytes": StoredBytes(40, 10, 5, 5, 5, 0, 100),
+        "file_bytes": FileBytes(40, 10, 5, 5, 5, 0, 100),
         "versions": (version(1, {}), version(2, {t.name: t.fidelity.bound for t in tasks})),
         "study": Study(tuple(t.name for t in tasks), cosines, overlaps, {"m": (0.6, 0.9)}),
         "relations": relations(cosines),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from builders import law
 from report.parsing import Page
-from sharespace.report.facts import StoredBytes
+from sharespace.report.facts import FileBytes
 from sharespace.report.html import Html, short, some, tag, visible
 from sharespace.report.sections.byte_sizes import break_even
 from sharespace.report.sections.frame import columns
@@ -102,7 +102,7 @@ def test_a_chart_of_one_point_and_no_range() -> None:
 def test_break_even_is_the_first_number_that_is_smaller(
     tasks: int, basis: int, coefficients: int, adapters: int
 ) -> None:
-    even = break_even(StoredBytes(basis, coefficients, 0, 0, 0, 0, adapters), tasks)
+    even = break_even(FileBytes(basis, coefficients, 0, 0, 0, 0, adapters), tasks)
 
     def smaller(count: int) -> bool:
         return basis * tasks + coefficients * count < adapters * count

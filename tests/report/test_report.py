@@ -60,9 +60,7 @@ def test_its_figures_are_those_of_the_library(plain: Path) -> None:
     for one in found.tasks:
         assert one.fidelity.bound == opened.model.tasks[one.name].ledger.bound
     files = list((plain / "objects").iterdir()) + list((plain / "versions").iterdir())
-    assert found.stored_bytes.total + found.stored_bytes.history == sum(
-        f.stat().st_size for f in files
-    )
+    assert found.file_bytes.total + found.file_bytes.history == sum(f.stat().st_size for f in files)
 
 
 def test_the_same_version_gives_the_same_bytes(plain: Path) -> None:
@@ -126,7 +124,7 @@ def test_a_hostile_store_name_and_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [1, 2, None])
 def test_old_stores_render(version: int | None) -> None:
     text = page(GOLDEN, version).text
-    assert "privately" in text
+    assert "stored per task" in text
 
 
 def test_stores_of_every_kind_render(tmp_path: Path) -> None:
@@ -138,7 +136,7 @@ def test_stores_of_every_kind_render(tmp_path: Path) -> None:
     zero = store(tmp_path / "zero", build([adapter("zero", update(6, 5, 2, norm=0.0))], k=2))
     assert "without any update" in page(zero).text
     apart = [adapter(n, {f"{n}.q": update(6, 5, 2, i)}) for i, n in enumerate("abc")]
-    assert "no families" in page(store(tmp_path / "apart", build(apart, k=2))).text
+    assert "no groups" in page(store(tmp_path / "apart", build(apart, k=2))).text
 
 
 def test_a_pruned_history_is_said(tmp_path: Path) -> None:
@@ -227,8 +225,8 @@ def test_what_a_budget_chose_is_said_by_layer_and_in_all(budgeted: Path) -> None
     assert stored.inside.updates >= 8
     assert stored.nothing.updates == 8
     assert sum((la.stored for la in found.layers), StorageTally()) == stored
-    assert found.stored_bytes.coefficients == stored.total.nbytes
-    assert found.stored_bytes.per_task == stored.per_task.nbytes
+    assert found.file_bytes.coefficients == stored.total.nbytes
+    assert found.file_bytes.per_task == stored.per_task.nbytes
     assert {t.name for t in found.tasks if t.storage_kinds["h.0.q"] == "per_task"} >= {"odd"}
     text = page(budgeted).text
     assert "are stored in 3 ways. A byte budget of 832 B chose" in text
@@ -242,7 +240,7 @@ def test_one_way_is_a_sentence_and_no_map(tmp_path: Path) -> None:
     text = page(store(tmp_path / "s", build([made(n, i) for i, n in enumerate("ab")], k=3))).text
     assert "6 updates, stored in one way: all directions" in text
     assert "How it is stored" not in text
-    assert "private" not in text
+    assert "per task" not in text
 
 
 def test_p_is_the_rank_and_not_what_a_core_is_padded_to(tmp_path: Path) -> None:
@@ -262,11 +260,11 @@ def test_a_module_may_break_after_its_dots_only() -> None:
     assert Page(shown).text == "a.b<.c"
 
 
-def test_families_with_subspaces_of_their_own_are_said() -> None:
+def test_groups_with_subspaces_of_their_own_are_said() -> None:
     plainly = facts()
     several = replace(plainly.layers[0], subspaces=3)
     text = Page(render(replace(plainly, layers=(several, *plainly.layers)))).text
-    assert "In 1 of 2 layers families of tasks have a subspace each (up to 3)" in text
+    assert "In 1 of 2 layers groups of tasks have a subspace each (up to 3)" in text
     assert "2 × 2 in 3" in text
     assert "subspace each" not in Page(render(plainly)).text
 

@@ -55,14 +55,14 @@ def test_cosines_are_those_of_the_dense_updates(seed: int, k: int) -> None:
     check_cosines(build(adapters, k=k), 1e-9)
 
 
-def test_private_updates_are_compared_with_shared_ones() -> None:
-    """Factors, a core and a private update in one model, and a task with two of them the other
+def test_updates_stored_per_task_are_compared_with_shared_ones() -> None:
+    """Factors, a core and an update stored per task in one model, and a task with two of them the other
     way round."""
     model = weird_model(("a", "b", "c"), torch.float64)
     odd = model.tasks["c"]
-    private = next(m for m, c in odd.coefficients.items() if isinstance(c, PerTask))
-    inside = Core(gauss(5, *model.layers[private].k))
-    odd = replace(odd, coefficients={**odd.coefficients, private: inside})
+    per_task = next(m for m, c in odd.coefficients.items() if isinstance(c, PerTask))
+    inside = Core(gauss(5, *model.layers[per_task].k))
+    odd = replace(odd, coefficients={**odd.coefficients, per_task: inside})
     check_cosines(model.with_tasks([model.tasks["a"], model.tasks["b"], odd]), 1e-9)
 
 

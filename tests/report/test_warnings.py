@@ -10,7 +10,7 @@ import torch
 
 from report.samples import facts, task, version
 from sharespace.report import Facts, notices
-from sharespace.report.facts import LayerFacts, StoredBytes, StreamScores
+from sharespace.report.facts import FileBytes, LayerFacts, StreamScores
 from sharespace.report.study import Study
 from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.fidelity import LayerFidelity, StorageTally, UpdateTally
@@ -51,11 +51,11 @@ CASES: list[tuple[str, Facts]] = [
     ("cap", facts(layers=(layer(2, 2), layer(2, None)))),
     ("budget", BUDGET),
     ("erased-layers", facts(task("half", fidelity=HALF))),
-    ("larger", facts(stored_bytes=StoredBytes(90, 10, 5, 5, 5, 0, 100))),
+    ("larger", facts(file_bytes=FileBytes(90, 10, 5, 5, 5, 0, 100))),
     ("sixteen-bit", facts(dtype="bfloat16")),
     ("sixteen-bit", facts(dtype="float16")),
     ("pruned", facts(versions=(version(2, {}),))),
-    ("private", facts(task("alone", stored=ALONE))),
+    ("per-task", facts(task("alone", stored=ALONE))),
     ("alone", facts(overlap=0.01)),
     ("twins", facts(cosine=1.0)),
     ("untrained", facts(task("zero", norm=0.0))),
@@ -81,9 +81,9 @@ def test_a_cause_gives_its_warning_and_no_other(kind: str, found: Facts) -> None
         facts(layers=(layer(2, 3),)),
         # The whole side is there: a merge has nothing to truncate.
         facts(layers=(layer(6, 6),)),
-        # Kept privately, so no subspace that could be full.
+        # Stored per task, so no subspace that could be full.
         facts(layers=(LayerFacts("m", ModuleShape(8, 6), (0, 0), (0, 0)),)),
-        facts(stored_bytes=StoredBytes(75, 10, 5, 5, 5, 0, 100)),
+        facts(file_bytes=FileBytes(75, 10, 5, 5, 5, 0, 100)),
         facts(overlap=0.051),
         # Other coefficients in the same directions: that is sharing.
         facts(cosine=0.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -41,10 +42,10 @@ def test_places_that_take_no_file(share: Path, tmp_path: Path) -> None:
 def test_a_failed_write_leaves_nothing(
     share: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_self: Path, _target: Path) -> None:
+    def full(_source: Path, _target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OptionError, match="No space left"):
         write_report(share, tmp_path / "r.html")
     assert [p.name for p in tmp_path.iterdir()] == ["s"]

@@ -34,7 +34,8 @@ from sharespace.subspace.similarity import step_change
 from sharespace.subspace.state import BuildSettings
 
 MOST_COMPARED = 600
-"""Tasks that are compared with each other; of more, so many evenly spaced ones."""
+"""Tasks that are compared with each other, which takes time and cells by their square; of more
+tasks, so many evenly spaced ones."""
 
 MOST_BASIS_BYTES = 1 << 28
 """Bytes of bases that are read to compare versions; after that many, turns are left out."""
@@ -112,7 +113,7 @@ class VersionFacts:
 
 
 @dataclass(frozen=True)
-class StoredBytes:
+class FileBytes:
     """Bytes of the version's files; they add up to all that it needs."""
 
     basis: int
@@ -158,7 +159,7 @@ class Facts:
     dtype: str
     tasks: tuple[TaskFacts, ...]
     layers: tuple[LayerFacts, ...]
-    stored_bytes: StoredBytes
+    file_bytes: FileBytes
     versions: tuple[VersionFacts, ...]
     """Those that are there, up to this one, oldest first."""
     study: Study
@@ -211,7 +212,7 @@ def read_facts(path: str | os.PathLike[str], version: int | None = None) -> Fact
         dtype=str(content.dtype).removeprefix("torch."),
         tasks=tuple(_tasks(opened, fidelities, storage)),
         layers=tuple(_layers(opened, storage)),
-        stored_bytes=_stored_bytes(root, opened, versions, storage),
+        file_bytes=_file_bytes(root, opened, versions, storage),
         versions=versions,
         study=compared_tasks,
         relations=relations(compared_tasks.cosines),
@@ -296,6 +297,7 @@ def _to_read(before: Checkout | None, current: Checkout) -> int:
 def _turn(before: Checkout, current: Checkout) -> float | None:
     """Degrees between the subspaces of two versions."""
     if before.manifest.content.basis == current.manifest.content.basis:
+        # The same file: nothing turned, and nothing needs to be read.
         return 0.0
     angle = step_change(before.model, current.model).mean_angle
     return None if angle is None else math.degrees(angle)
@@ -319,14 +321,15 @@ def _version(
     )
 
 
-def _stored_bytes(
+def _file_bytes(
     root: Path, opened: Checkout, versions: Sequence[VersionFacts], storage: ModelStorage
-) -> StoredBytes:
+) -> FileBytes:
     content = opened.manifest.content
+    # Files are named by their content: two tasks of equal coefficients share one, counted once.
     tasks = {t.coefficients.file: t for t in content.tasks}.values()
     coefficients = sum(t.summary.coefficient_bytes for t in tasks)
     kept = {t.kept.file: t.kept.bytes for t in content.tasks if t.kept}
-    return StoredBytes(
+    return FileBytes(
         basis=content.basis.bytes,
         coefficients=coefficients,
         kept=sum(kept.values()),

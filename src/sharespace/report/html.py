@@ -85,6 +85,7 @@ def _attribute(name: str, value: Attribute) -> str:
 
 def number(value: float) -> str:
     """A coordinate: at most one digit after the point."""
+    # One digit is a tenth of a pixel, and keeps pages of ten thousand cells small.
     text = f"{value:.1f}".removesuffix(".0")
     return "0" if text == "-0" else text
 
@@ -121,6 +122,7 @@ def table(
         rows: as long as the heads.
         sortable: False where the order says something.
     """
+    # All rows are alike, so the first one says which columns are figures.
     flush = [isinstance(cell, Figure) for cell in rows[0]] if rows else [False] * len(heads)
     head = [
         tag("th", name, scope="col", class_="n" if right else None)

@@ -74,6 +74,7 @@ def _head(facts: Facts) -> Html:
 
 
 def _policy() -> str:
+    # Hashes instead of 'unsafe-inline': markup that slipped in with a name could not run.
     digests = {
         kind: base64.b64encode(hashlib.sha256(_resource(name).encode()).digest()).decode()
         for kind, name in (("script", "page.js"), ("style", "page.css"))
@@ -167,7 +168,7 @@ def header(facts: Facts) -> Html:
     tiles = [
         _tile("tasks", f"{len(facts.tasks):,}", f"on {count(len(facts.layers), 'layer')}"),
         _tile("dimension k", span(facts.k), _how(facts)),
-        _tile("on disk", human(facts.stored_bytes.total), _against(facts)),
+        _tile("on disk", human(facts.file_bytes.total), _against(facts)),
         _tile("largest bound", percent(_largest(facts)), "on a task's relative error"),
     ]
     return tag(
@@ -190,7 +191,7 @@ def _tile(name: str, value: str, note: str) -> Html:
 
 
 def _against(facts: Facts) -> str:
-    sizes = facts.stored_bytes
+    sizes = facts.file_bytes
     if not sizes.adapters:
         return "no adapters to compare with"
     return f"{sizes.total / sizes.adapters:.0%} of {human(sizes.adapters)} of adapters"

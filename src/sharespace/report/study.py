@@ -102,6 +102,7 @@ def cosines(products: Tensor) -> Tensor:
     """float64 [T, T] from inner products; NaN where one of two is zero."""
     norms = products.diagonal().clamp_min(0).sqrt()
     scale = norms[:, None] * norms
+    # Rounding puts the cosine of equal updates a little above 1, and a distance below 0.
     return torch.where(scale > 0, products / scale, torch.nan).clamp(-1, 1)
 
 
@@ -171,6 +172,7 @@ def explained_variance(cores: Tensor, lost: Tensor) -> tuple[float, ...]:
         max(k_left, k_right) values from 0 to 1; none where there is no core or all are zero.
     """
     energy = cores.square().sum((1, 2)) + lost.square()
+    # Each task counts 1, however large its update: otherwise the largest would speak for all.
     weighed = cores[energy > 0] / energy[energy > 0].sqrt()[:, None, None]
     if not weighed.numel():
         return ()
@@ -178,6 +180,7 @@ def explained_variance(cores: Tensor, lost: Tensor) -> tuple[float, ...]:
     right = _leading(torch.einsum("tab,tac->bc", weighed, weighed))
     grid = (left.mT @ weighed @ right).square().sum(0).cumsum(0).cumsum(1) / len(weighed)
     rows, columns = grid.shape
+    # Where one side has fewer directions, it has all of them from there on.
     steps = range(max(rows, columns))
     return tuple(min(1.0, float(grid[min(k, rows - 1), min(k, columns - 1)])) for k in steps)
 
@@ -231,6 +234,7 @@ def relations(cosines: Tensor) -> Relations:
         return Relations(tuple(range(len(known))), (), (None,) * len(known), points, shown)
     hierarchy = require("scipy.cluster.hierarchy", "report")
     tree = _tree(hierarchy, known)
+    # Averages of distances that are 0 may be negative by rounding.
     joins = tuple(Join(int(a), int(b), max(float(d), 0.0)) for a, b, d, _ in tree)
     order = tuple(int(i) for i in hierarchy.leaves_list(tree))
     groups = hierarchy.fcluster(tree, 1 - ALIKE, criterion="distance")
@@ -239,6 +243,7 @@ def relations(cosines: Tensor) -> Relations:
 
 def _tree(hierarchy: Any, cosines: Tensor) -> Any:
     count = len(cosines)
+    # scipy takes the triangle above the diagonal, row by row.
     above = torch.triu_indices(count, count, 1)
     distances = (1 - cosines[above[0], above[1]]).clamp(0, 2).numpy()
     return hierarchy.linkage(distances, "average", optimal_ordering=count <= _ORDERED)
@@ -268,6 +273,8 @@ def classical_scaling(cosines: Tensor) -> tuple[tuple[tuple[float, float], ...],
     # A sum of cosines over layers that not all tasks have may have negative parts.
     spread = values.clamp_min(0).flip(0)
     places = vectors.flip(1)[:, :2] * spread[:2].sqrt()
+    # An eigenvector has no sign of its own: the largest entry of each axis is made positive, so
+    # that the same tasks always give the same map.
     signs = torch.where(places.gather(0, places.abs().argmax(0)[None]) < 0, -1.0, 1.0)
     total = float(spread.sum())
     points = tuple((float(x), float(y)) for x, y in places * signs)

@@ -1,10 +1,7 @@
-"""Line charts as SVG: small, in the colours of the page, readable without colour.
+"""Pictures as SVG in the colours of the page: line charts, heat maps, the map and tree of tasks.
 
-Heat maps as SVG: one path a colour, so that ten thousand cells stay small.
-
-The map of tasks.
-
-The tree of tasks as lines.
+They are small, and readable without colour: lines have dashes, groups have signs, cells have their
+values for a script to show.
 """
 
 from __future__ import annotations
@@ -20,72 +17,28 @@ from sharespace.report.study import Relations
 from sharespace.words import percent
 
 WIDTH, HEIGHT = 470, 280
+"""Of a line chart, in the units of its view box."""
 
 LEFT, RIGHT, TOP, BOTTOM = 72, 14, 12, 42
+"""Margins of a line chart, for the ticks and the names of the axes."""
 
 STYLES = 8
 """Colours and dashes that the style sheet knows."""
 
-HeatValue = float | None
-
 LETTER = 7.0
-"""Width of a letter of a label in a wide font, about."""
+"""Width of a letter of a label in a wide font, about: nothing measures text before it is drawn."""
 
 NAMED = 9
 """Height of a row from which on its name stands beside it."""
 
 _LONGEST_ROW_NAME = 26
-"""Letters of a label beside the map."""
+"""Letters of a label beside a heat map."""
 
-
-@dataclass(frozen=True)
-class Scale:
-    """Numbers -> colours, in steps that a legend can name."""
-
-    edges: tuple[float, ...]
-    """Ascending; step i has the values from edge i - 1 to edge i."""
-    prefix: str
-    """Of the style sheet's classes: ``"h"`` (little to much), ``"d"`` (against to alike)."""
-    show: Callable[[float], str]
-    """An edge, in the legend."""
-    tell: Callable[[float], str]
-    """A value, without spaces."""
-
-    def step(self, value: float) -> int:
-        """Number of the step."""
-        return bisect_right(self.edges, value)
-
-    def legend(self) -> Html:
-        """Each step's colour and where it begins and ends."""
-        names = [f"below {self.show(self.edges[0])}"]
-        names += [f"to {self.show(edge)}" for edge in self.edges[1:]]
-        names.append(f"{self.show(self.edges[-1])} and more")
-        items = [
-            tag("li", tag("span", class_=f"cell {self.prefix}{i}"), " ", name)
-            for i, name in enumerate(names)
-        ]
-        return tag("ul", items, class_="legend")
-
-
-ERRORS = Scale(
-    (0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.9),
-    "h",
-    percent,
-    lambda error: percent(error).replace(" ", ""),
-)
-
-
-def _plain(value: float) -> str:
-    return f"{value:.2f}"
-
-
-COSINES = Scale((-0.5, -0.2, -0.1, -0.05, 0.05, 0.2, 0.5, 0.8), "d", lambda c: f"{c:g}", _plain)
-
-OVERLAPS = Scale((0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9), "h", lambda c: f"{c:g}", _plain)
-
-_WIDTH, _HEIGHT, _EDGE = 480, 300, 22
+_MAP_WIDTH, _MAP_HEIGHT, _MAP_EDGE = 480, 300, 22
+"""Of the map of tasks, and the margin that its dots keep."""
 
 _LONGEST_POINT_NAME = 22
+"""Letters of a name in the map of tasks."""
 
 _SIGNS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
@@ -98,6 +51,9 @@ _SIGNS = (
     "M4.5-5v10L-5 0z",
 )
 """A group of tasks is known by its sign, too."""
+
+HeatValue = float | None
+"""The value of a cell; None: it is left blank."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +86,14 @@ class Axis:
         step = _round_step((self.high - self.low) / 5)
         if self.whole:
             step = max(1.0, step)
+        # A tick that the division misses by its rounding still belongs to the axis.
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [step * i for i in range(first, last + 1)]
 
     def at(self, value: float) -> float:
         """0 at the low end, 1 at the high end."""
+        # An axis without a range, as of one version with no error, has its point at the low end.
         return (value - self.low) / ((self.high - self.low) or 1)
 
 
@@ -177,19 +135,19 @@ def place(x: Axis, y: Axis, point: tuple[float, float]) -> tuple[float, float]:
 
 def _grid(x: Axis, y: Axis) -> list[Html]:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    found = []
+    drawn = []
     for value in y.ticks:
         at = place(x, y, (x.low, value))[1]
-        found.append(tag("line", x1=LEFT, x2=right, y1=at, y2=at, class_="grid"))
-        found.append(tag("text", y.show(value), x=LEFT - 6, y=at + 4, class_="end"))
+        drawn.append(tag("line", x1=LEFT, x2=right, y1=at, y2=at, class_="grid"))
+        drawn.append(tag("text", y.show(value), x=LEFT - 6, y=at + 4, class_="end"))
     for value in x.ticks:
         at = place(x, y, (value, y.low))[0]
-        found.append(tag("text", x.show(value), x=at, y=bottom + 16, class_="mid"))
+        drawn.append(tag("text", x.show(value), x=at, y=bottom + 16, class_="mid"))
     middle = (LEFT + right) / 2
-    found.append(tag("text", x.label, x=middle, y=HEIGHT - 6, class_="mid axis"))
+    drawn.append(tag("text", x.label, x=middle, y=HEIGHT - 6, class_="mid axis"))
     up = (TOP + bottom) / 2
     turned = f"translate(12 {number(up)}) rotate(-90)"
-    return [*found, tag("text", y.label, transform=turned, class_="mid axis")]
+    return [*drawn, tag("text", y.label, transform=turned, class_="mid axis")]
 
 
 def _line(one: Series, x: Axis, y: Axis) -> list[Html]:
@@ -197,10 +155,10 @@ def _line(one: Series, x: Axis, y: Axis) -> list[Html]:
     points = " ".join(f"{number(a)},{number(b)}" for a, b in spots)
     style = f"s{one.style % STYLES}"
     dashed = " dashed" if one.dashed else ""
-    found = [tag("polyline", points=points, class_=f"line {style}{dashed}")]
+    drawn = [tag("polyline", points=points, class_=f"line {style}{dashed}")]
     if one.marks:
-        found += [tag("circle", cx=a, cy=b, r=3, class_=f"dot {style}") for a, b in spots]
-    return found
+        drawn += [tag("circle", cx=a, cy=b, r=3, class_=f"dot {style}") for a, b in spots]
+    return drawn
 
 
 def legend(series: Sequence[Series]) -> Html:
@@ -212,6 +170,52 @@ def _swatch(one: Series) -> Html:
     dashed = " dashed" if one.dashed else ""
     line = tag("line", x1=0, x2=26, y1=6, y2=6, class_=f"line s{one.style % STYLES}{dashed}")
     return tag("svg", line, width=26, height=12, aria_hidden="true")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Numbers -> colours, in steps that a legend can name."""
+
+    edges: tuple[float, ...]
+    """Ascending; step i has the values from edge i - 1 to edge i."""
+    prefix: str
+    """Of the style sheet's classes: ``"h"`` (little to much), ``"d"`` (against to alike)."""
+    show: Callable[[float], str]
+    """An edge, in the legend."""
+    tell: Callable[[float], str]
+    """A value, without spaces."""
+
+    def step(self, value: float) -> int:
+        """Number of the step."""
+        return bisect_right(self.edges, value)
+
+    def legend(self) -> Html:
+        """Each step's colour and where it begins and ends."""
+        names = [f"below {self.show(self.edges[0])}"]
+        names += [f"to {self.show(edge)}" for edge in self.edges[1:]]
+        names.append(f"{self.show(self.edges[-1])} and more")
+        items = [
+            tag("li", tag("span", class_=f"cell {self.prefix}{i}"), " ", name)
+            for i, name in enumerate(names)
+        ]
+        return tag("ul", items, class_="legend")
+
+
+def _plain(value: float) -> str:
+    return f"{value:.2f}"
+
+
+ERRORS = Scale(
+    (0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.9),
+    "h",
+    percent,
+    lambda error: percent(error).replace(" ", ""),
+)
+
+
+COSINES = Scale((-0.5, -0.2, -0.1, -0.05, 0.05, 0.2, 0.5, 0.8), "d", lambda c: f"{c:g}", _plain)
+
+OVERLAPS = Scale((0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9), "h", lambda c: f"{c:g}", _plain)
 
 
 @dataclass(frozen=True)
@@ -283,17 +287,18 @@ def _head(heat: Heat) -> float:
 
 
 def _groups(heat: Heat, left: float, top: float, width: float) -> list[Html]:
-    found, at, written = [], left, -1e9
+    drawn, at, written = [], left, -1e9
     for name, columns in heat.groups:
         end = at + columns * width
-        found.append(tag("path", d=_bracket(at + 1, end - 1, top), class_="bracket"))
+        drawn.append(tag("path", d=_bracket(at + 1, end - 1, top), class_="bracket"))
         middle = (at + end) / 2
+        # Slanted names closer than a line of text would lie on each other.
         if middle - written >= 13:
             spot = f"translate({number(middle)} {number(top - 11)}) rotate(-40)"
-            found.append(tag("text", _label(name), transform=spot))
+            drawn.append(tag("text", _label(name), transform=spot))
             written = middle
         at = end
-    return found
+    return drawn
 
 
 def _bracket(start: float, end: float, top: float) -> str:
@@ -346,7 +351,7 @@ def task_map(names: Sequence[str], relations: Relations) -> Html:
         tag("title", f"Map of {len(names)} tasks by the cosines of their updates."),
         dots,
         written,
-        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
+        viewBox=f"0 0 {_MAP_WIDTH} {_MAP_HEIGHT}",
         role="img",
         class_="chart map",
     )
@@ -355,12 +360,13 @@ def task_map(names: Sequence[str], relations: Relations) -> Html:
 def _spots(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """One scale for both axes, so that distances can be compared."""
     wide = [max(p[i] for p in points) - min(p[i] for p in points) for i in (0, 1)]
-    room = (_WIDTH - 2 * _EDGE, _HEIGHT - 2 * _EDGE)
+    room = (_MAP_WIDTH - 2 * _MAP_EDGE, _MAP_HEIGHT - 2 * _MAP_EDGE)
+    # Tasks that are equal but for rounding have no width, and must not be blown up to fill the map.
     scales = [r / w for r, w in zip(room, wide, strict=True) if w > 1e-9]
     scale = min(scales, default=1.0)
     middle = [(max(p[i] for p in points) + min(p[i] for p in points)) / 2 for i in (0, 1)]
     return [
-        (_WIDTH / 2 + (x - middle[0]) * scale, _HEIGHT / 2 - (y - middle[1]) * scale)
+        (_MAP_WIDTH / 2 + (x - middle[0]) * scale, _MAP_HEIGHT / 2 - (y - middle[1]) * scale)
         for x, y in points
     ]
 
@@ -380,16 +386,11 @@ def _labels(names: Sequence[str], spots: Sequence[tuple[float, float]]) -> Itera
         wide = letters(text) * LETTER + 2
         for left, top, anchor in _sides(x, y, wide):
             box = (left, top, left + wide, top + 11)
-            others = taken[:i] + taken[i + 1 :]
-            if _inside(box) and not any(_meet(box, other) for other in others):
+            # A name may touch its own dot, but no other dot and no name.
+            obstacles = taken[:i] + taken[i + 1 :]
+            if _inside(box) and not any(_meet(box, obstacle) for obstacle in obstacles):
                 taken.append(box)
-                at = (
-                    left + 1
-                    if anchor == "start"
-                    else left + wide / 2
-                    if anchor == "mid"
-                    else left + wide - 1
-                )
+                at = {"start": left + 1, "mid": left + wide / 2, "end": left + wide - 1}[anchor]
                 yield tag("text", text, x=at, y=top + 9, class_=f"name {anchor}")
                 break
 
@@ -403,7 +404,7 @@ def _sides(x: float, y: float, wide: float) -> Iterator[tuple[float, float, str]
 
 
 def _inside(box: tuple[float, float, float, float]) -> bool:
-    return box[0] >= 0 and box[1] >= 0 and box[2] <= _WIDTH and box[3] <= _HEIGHT
+    return box[0] >= 0 and box[1] >= 0 and box[2] <= _MAP_WIDTH and box[3] <= _MAP_HEIGHT
 
 
 def _meet(one: Sequence[float], two: Sequence[float]) -> bool:

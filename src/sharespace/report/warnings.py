@@ -164,7 +164,7 @@ def erased_layers(facts: Facts) -> Notice | None:
 
 def too_large(facts: Facts) -> Notice | None:
     """More bytes than the adapters took."""
-    parts = facts.stored_bytes
+    parts = facts.file_bytes
     if not facts.tasks or parts.total <= parts.adapters:
         return None
     return Notice(

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from sharespace.report.facts import Facts, StoredBytes, TaskFacts
+from sharespace.report.facts import Facts, FileBytes, TaskFacts
 from sharespace.report.html import Figure, Html, TableCell, join, scrolling, table, tag
 from sharespace.report.sections.frame import Columns, figure, read, readout, section
 from sharespace.report.svg import (
@@ -50,7 +50,7 @@ STORAGE_SCALE = Scale(
 _HEADS = ("stored", "updates", "of all", "bytes", "bytes each")
 
 
-def break_even(parts: StoredBytes, tasks: int, budget: bool = False) -> int | None:
+def break_even(parts: FileBytes, tasks: int, budget: bool = False) -> int | None:
     """Smallest number of tasks like these for which the Share model is the smaller one; None:
     never. The bases stay as they are, all else grows with the tasks; under a byte budget the
     updates do not grow either."""
@@ -61,7 +61,7 @@ def break_even(parts: StoredBytes, tasks: int, budget: bool = False) -> int | No
     return max(1, math.floor(fixed / saved) + 1) if saved > 0 else None
 
 
-def _fixed(parts: StoredBytes, budget: bool) -> int:
+def _fixed(parts: FileBytes, budget: bool) -> int:
     """Bytes that do not grow with the tasks."""
     return parts.basis + (parts.coefficients if budget else 0)
 
@@ -77,18 +77,18 @@ def sizes(facts: Facts) -> Html:
             "Every byte of this version's files. The adapters count with their tensors alone, so "
             "the comparison is not in favour of the Share model.",
         ),
-        figure(_bar_legend(facts.stored_bytes), _bars(facts.stored_bytes)),
+        figure(_bar_legend(facts.file_bytes), _bars(facts.file_bytes)),
         table(
             "Bytes by part",
             ("part", "bytes", "share", "what it is"),
-            _rows(facts.stored_bytes),
+            _rows(facts.file_bytes),
             False,
         ),
         _growth(facts),
     )
 
 
-def _named(parts: StoredBytes) -> list[tuple[str, int, str, str]]:
+def _named(parts: FileBytes) -> list[tuple[str, int, str, str]]:
     """(name, bytes, what it is, colour); updates stored per task beside the coefficients."""
     every = [
         ("bases", parts.basis, "the subspaces, common to all tasks"),
@@ -104,7 +104,7 @@ def _named(parts: StoredBytes) -> list[tuple[str, int, str, str]]:
     return [*named[:2], named[-1], *named[2:-1]]
 
 
-def _rows(parts: StoredBytes) -> list[list[TableCell]]:
+def _rows(parts: FileBytes) -> list[list[TableCell]]:
     rows: list[list[TableCell]] = [
         [name, Figure(human(size), size), _share(size, parts.total), what]
         for name, size, what, _ in _named(parts)
@@ -123,7 +123,7 @@ def _share(size: int, total: int) -> Figure:
     return Figure(f"{size / total:.1%}", size / total)
 
 
-def _bars(parts: StoredBytes) -> Html:
+def _bars(parts: FileBytes) -> Html:
     """Two bars on one scale: the adapters, and the Share model by part."""
     scale = (_BAR - _START - 2) / max(parts.total, parts.adapters, 1)
     drawn = [_label("adapters", 17), _label("Share", 53)]
@@ -152,14 +152,14 @@ def _part(x: float, y: float, width: float, style: str, name: str, size: int) ->
     return tag("rect", title, x=x, y=y, width=width, height=22, class_=f"bar {style}")
 
 
-def _bar_legend(parts: StoredBytes) -> Html:
+def _bar_legend(parts: FileBytes) -> Html:
     items = [tag("li", tag("span", class_=f"cell {s}"), " ", n) for n, _, _, s in _named(parts)]
     return tag("ul", items, class_="legend")
 
 
 def _growth(facts: Facts) -> Html:
     """Bytes against the number of tasks, beyond those that are there."""
-    parts, now = facts.stored_bytes, len(facts.tasks)
+    parts, now = facts.file_bytes, len(facts.tasks)
     budget = facts.settings.budget is not None
     even, fixed = break_even(parts, now, budget), _fixed(parts, budget)
     far = max(2 * now, 4, math.ceil(1.3 * even) if even and even <= 30 * now else 0)

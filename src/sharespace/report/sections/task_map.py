@@ -133,6 +133,7 @@ def blocks(values: Tensor, each: int) -> list[list[HeatValue]]:
     known = (~values.isnan()).double()
     totals = belongs @ values.nan_to_num(0) @ belongs.mT
     means = totals / (belongs @ known @ belongs.mT)
+    # Only NaN differs from itself.
     return [[None if v != v else v for v in row] for row in means.tolist()]
 
 

@@ -201,6 +201,7 @@ def _cell(matrix: ScoreMatrix, step: int, task: int) -> Html:
     first = None if begun is None else matrix.scores[begun][task]
     if first is None:
         return tag("td", f"{score:.1f}")
+    # A loss is negative, and a first score may be 0.
     change = (score - first) / (abs(first) or 1.0)
     return tag("td", f"{score:.1f}", class_=f"d{CHANGES.step(change)}")
 
