@@ -56,8 +56,8 @@ def test_cosines_are_those_of_the_dense_updates(seed: int, k: int) -> None:
 
 
 def test_updates_stored_per_task_are_compared_with_shared_ones() -> None:
-    """Factors, a core and an update stored per task in one model, and a task with two of them the other
-    way round."""
+    """Factors, a core and an update stored per task in one model, and a task with the last two
+    exchanged."""
     model = weird_model(("a", "b", "c"), torch.float64)
     odd = model.tasks["c"]
     per_task = next(m for m, c in odd.coefficients.items() if isinstance(c, PerTask))
