@@ -130,12 +130,15 @@ def _candidates(
     if dimension.variance == 1.0:
         yield start.k
         return
+    # All pairs, not each side alone: directions on one side only reconstruct nothing.
     table = _fulfilled(problem, start, dimension)
     if not bool(table.any()):
         return
     k = _cheapest(table, problem)
     while k != start.k:
         yield k
+        # A tenth more each time: k is never overshot by more, in a number of runs that grows with
+        # its logarithm.
         k = min(k[0] + k[0] // 10 + 1, start.k[0]), min(k[1] + k[1] // 10 + 1, start.k[1])
     yield k
 
@@ -181,6 +184,7 @@ def _seen(problem: UpdateProblem, bases: BasisPair) -> tuple[Tensor, Tensor]:
 def _cheapest(table: Tensor, problem: UpdateProblem) -> tuple[int, int]:
     """The (k_left, k_right) with the fewest numbers in the bases among those allowed."""
     n, d = problem.updates.left.shape[0], problem.updates.right.shape[0]
+    # A direction costs n numbers on the left and d on the right.
     a = torch.arange(1, table.shape[0] + 1)[:, None] * n
     b = torch.arange(1, table.shape[1] + 1)[None] * d
     cost = torch.where(table, a + b, torch.iinfo(torch.int64).max)
@@ -202,6 +206,8 @@ def relative_errors(problem: UpdateProblem, bases: BasisPair) -> Tensor:
     """float64 [tasks]: |dW_i - projection| / |dW_i| after truncation to rank p; 0 for a zero."""
     left, right = _seen(problem, bases)
     inner = cores(left, problem.sigma, right)
+    # Measured, because 1 - energy is a difference of squares, and an error can be asked for below
+    # its floor.
     lost = errors(problem.updates, bases.left, bases.right, inner).square()
     if problem.p is not None:
         values = torch.linalg.svdvals(inner)
@@ -217,6 +223,7 @@ def _check_reachable(problem: UpdateProblem, dimension: Dimension) -> None:
     tail = sigma[:, problem.p :].square().sum(1)
     floor = (tail / sigma.square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
     weighed = float((problem.weights.square() * tail).sum())
+    # ``dropped``, or a p that is the rank of every task would be refused for rounding.
     too_much = (
         float(floor.max()) > dimension.error
         if dimension.error is not None

@@ -35,6 +35,7 @@ def factor_bases(
         centred: subtract the mean column; it is then kept as the first of the k directions.
         seed: of the randomised range finder.
     """
+    # Without weights and without a canonical form, as in the paper: both are what ``joint`` adds.
     sides = [torch.cat([pair[side] for pair in pairs], dim=1) for side in (0, 1)]
     caps = k or (None, None)
     bases = [_side(s, c, variance, centred, seed) for s, c in zip(sides, caps, strict=True)]
@@ -62,6 +63,7 @@ def _side(stack: Tensor, k: int | None, variance: float | None, centred: bool, s
     )
     keep = _explained(directions.energies, variance, float(rest.double().square().sum()))
     basis = directions.basis[:, :keep].to(stack.dtype)
+    # The mean first, whose direction QR keeps; the others become orthogonal to it.
     return orthonormal(torch.cat([centre, basis], dim=1)) if centre.shape[1] else basis
 
 

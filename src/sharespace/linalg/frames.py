@@ -44,6 +44,7 @@ class FramedTasks:
             p: only each task's p leading directions count, because no other can be in its best
                 core of rank p.
         """
+        # Zeros and not fewer columns: tasks of different rank stay in one stack.
         leading = torch.ones(len(weights), max(self.core.ranks, default=0)).to(weights)
         leading[:, p:] = 0.0 if p is not None else 1.0
         columns = self.core.sigma * self.core.rows(weights[:, None] * leading)
@@ -98,6 +99,7 @@ def framed_coefficients(
         pairs: for each task (E_i, F_i), k_left x p and k_right x p.
     """
     left, right = orthonormal(left_basis.double()), orthonormal(right_basis.double())
+    # Not the triangle of the QR, whose signs ``orthonormal`` has changed.
     theta_left, theta_right = left.mT @ left_basis.double(), right.mT @ right_basis.double()
     if not pairs:
         nothing = CanonicalUpdates(
@@ -331,6 +333,7 @@ def split_errors(
     seen_left, seen_right = left.inside @ left.inside.mT, right.inside @ right.inside.mT
     cross = (seen_left * outer_right).sum((1, 2)) + (outer_left * seen_right).sum((1, 2))
     rest = (outer_left * right.outside).sum((1, 2))
+    # Sums of products of Gram matrices are not negative but for rounding.
     return (inner.square().sum((1, 2)) + cross.clamp_min(0) + rest.clamp_min(0)).sqrt()
 
 
@@ -366,6 +369,7 @@ def frame_difference(
 
 def _triangles(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """By one QR: the old frame in its own span, the new one inside and outside of it."""
+    # Both in one QR, so that what they have in common cancels in coordinates, to eps of the frames.
     both = torch.cat([old.double(), new.double()], dim=1)
     r = torch.linalg.qr(both, mode="r")[1]
     k = old.shape[1]

@@ -101,6 +101,7 @@ class UpdateProblem:
     def energy(self, bases: BasisPair) -> float:
         """Weighed energy that the bases capture, after truncation of the cores to rank p."""
         energies = self.weights.new_zeros(())
+        # In slices: what the bases see of all tasks at once would be tasks x r x k numbers.
         for tasks, part in self.updates.slices():
             left, right = seen_by(part, bases.left), seen_by(part.flipped, bases.right)
             core_energies = captured(left, part.blocks(part.sigma), right, self.p)
@@ -123,6 +124,7 @@ def strengths(updates: CanonicalUpdates, weights: Tensor) -> Tensor:
 def own_directions(problem: UpdateProblem, k: tuple[int, int]) -> BasisPair:
     """Span of the singular vectors that own SVDs would keep with k columns in all: the second
     start of docs/method.md, "Method joint"."""
+    # Of all tasks in one order: the best that own SVDs with k columns in all can keep.
     order = strengths(problem.updates, problem.weights).argsort(descending=True)
     left, right = order[: k[0]], order[: k[1]]
     return BasisPair(
@@ -260,6 +262,8 @@ def _looked(
         generator=generator,
     ).basis
     n, c = problem.updates.left.shape
+    # Random columns for what the sample does not show. Drawn on the CPU whatever computes, so that
+    # a seed means the same there.
     fresh = torch.randn(n, sketch_width(k, n, c) - start.shape[1], generator=generator).to(start)
     test = orthonormal_float64(torch.cat([start, fresh], dim=1))
     pushed = torch.zeros_like(test.mT)

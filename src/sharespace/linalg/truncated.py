@@ -115,7 +115,8 @@ def _by_gram(stack: Tensor) -> tuple[Tensor, Tensor]:
     gram = stack @ stack.mT if n <= c else stack.mT @ stack
     vectors = torch.linalg.eigh(gram)[1].flip(1)
     # Energies from the vectors: eigenvalues are noise below eps of the first one, and directions
-    # that are not there would count as faint ones.
+    # that are not there would count as faint ones. Identical float64 adapters once had as many
+    # directions as columns.
     pushed = stack.mT @ vectors if n <= c else stack @ vectors
     lengths = torch.linalg.vector_norm(pushed, dim=0)
     if n <= c:
@@ -160,6 +161,7 @@ def _iterate(
     for _ in range(max_iterations):
         captured = float(energies[:k].sum())
         mixed = updates.rows(gains @ (gains.mT @ seen))
+        # The wide side last: ``left`` is stored column by column.
         block = orthonormal((mixed.mT @ updates.left.mT).mT)
         seen = seen_by(updates, block)
         energies, vectors = _ritz(gains, seen)

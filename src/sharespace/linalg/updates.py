@@ -150,6 +150,7 @@ def canonicalise_stream(
     """
     ends = list(accumulate(ranks))
     whole: list[Tensor] = []
+    # In place, batch by batch: beside the result only one batch is in memory.
     for batch in _batches(pairs):
         # As rows: column by column is how LAPACK takes the factors.
         stacks = (torch.stack([p[side].mT.to(dtype) for _, p in batch]).mT for side in (0, 1))
@@ -243,6 +244,7 @@ def core_svd(seen_left: Tensor, sigma: Tensor, seen_right: Tensor) -> CoreSvd:
         sigma: tasks x r, the diagonals of S_i.
         seen_right: tasks x r x k_right, Z_i^T R.
     """
+    # Through the triangles: an SVD of k x k would cost (k / r)^3 as much.
     q_left, r_left = torch.linalg.qr(seen_left.double().mT)
     q_right, r_right = torch.linalg.qr(seen_right.double().mT)
     u, s, vh = torch.linalg.svd((r_left * sigma.double()[:, None]) @ r_right.mT, False)

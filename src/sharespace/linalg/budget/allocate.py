@@ -129,6 +129,7 @@ def layer_options(problem: UpdateProblem, itemsize: int, budget: int | None = No
     """
     limit = _most_directions(problem, itemsize, budget)
     shared: list[LayerOption] = []
+    # Each grouping in turn, so that the options of one are gone before those of the next are made.
     for number, grouping in enumerate(GROUPINGS):
         shared += _priced(grouping(problem, itemsize, limit), number)
     return replace(own_svd_options(problem.updates, itemsize), shared=tuple(shared))
@@ -196,6 +197,7 @@ def _steepest_first(offers: Sequence[Sequence[LayerOption]], budget: int) -> lis
         hull = hulls[m]
         cost = hull[taken[m] + 1].nbytes - hull[taken[m]].nbytes
         if cost > remaining:
+            # The layer is done: its later steps start from this one. Others may have smaller ones.
             continue
         taken[m], remaining = taken[m] + 1, remaining - cost
         if taken[m] + 1 < len(hull):
@@ -209,6 +211,7 @@ def _lower_hull(options: Sequence[LayerOption]) -> list[LayerOption]:
     ordered = sorted(options, key=lambda option: (option.nbytes, option.lost))
     hull = ordered[:1]
     for option in ordered[1:]:
+        # Not >, so that no bytes are bought for nothing.
         if option.lost >= hull[-1].lost or option.nbytes == hull[-1].nbytes:
             continue
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], option):
@@ -271,6 +274,7 @@ def allocate(
         for group, k in zip(offered, option.group_ks, strict=True)
     ]
     choices = choices_within(groups, option.nbytes)
+    # The bases were found for all tasks; those stored by their own SVDs need not be in them.
     swept = [group.swept_for(choice) for group, choice in zip(groups, choices, strict=True)]
     swept_choices = choices_within(swept, option.nbytes)
     if weighed_loss(swept, swept_choices) < weighed_loss(groups, choices):
@@ -401,6 +405,7 @@ def find_groups(problem: UpdateProblem) -> list[list[int]]:
     free = norms > 0
     generator = torch.Generator().manual_seed(problem.seed)
     order = torch.randperm(len(norms), generator=generator)
+    # In random order, or tasks that come sorted by group would leave the last groups unasked.
     groups: list[list[int]] = []
     for leader in [int(i) for i in order if bool(free[i])][:_LEADERS]:
         if not bool(free[leader]):

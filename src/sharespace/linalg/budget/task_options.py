@@ -76,6 +76,7 @@ class TaskOptions:
             weights: float64 [tasks], w_i.
             k: (k_left, k_right), both on the ladders, or (0, 0); None: as many as pay.
         """
+        # Options are on the CPU wherever the layer is computed: they are many and small.
         square = weights.square().cpu()
         own = _Cheapest.of(square[:, None] * self.own_lost, price * self._own_bytes)
         rungs = self._best_rungs(price, square, own.cost) if k is None else self._rungs(k)
@@ -209,7 +210,8 @@ def _ladder(most: int) -> Tensor:
 def _core_lost(problem: UpdateProblem, bases: BasisPair, ladders: tuple[Tensor, Tensor]) -> Tensor:
     """float64 [A, B, tasks, q + 1]: |dW_i|^2 - sum_{j <= q} sigma_j(C_i^{a,b})^2.
 
-    By sums of what is left out, not by differences, so that a faint last direction counts.
+    By sums of what is left out, not by differences: energies that are kept differ between own SVDs
+    and common bases by rounding, which would decide on a last direction as faint as 3e-4.
     """
     left = _SeenSide.of(seen_by(problem.updates, bases.left), ladders[0])
     right = _SeenSide.of(seen_by(problem.updates.flipped, bases.right), ladders[1])

@@ -106,6 +106,7 @@ def compress(reader: FactorReader, search: FrameSearch) -> CompressedTasks:
     del first  # Its two matrices are as large as the frames.
     best = coordinates(reader, left, right, norms, search.entry_norms, power=own)
     if not own:
+        # Two passes are enough for related tasks, whose frames surely hold more than own SVDs.
         return best
     bases, lost = _solved(best, search)
     for passes_after in reversed(range(REFINEMENTS)):
@@ -120,6 +121,7 @@ def compress(reader: FactorReader, search: FrameSearch) -> CompressedTasks:
 
 def problem_of(compressed: CompressedTasks, search: FrameSearch) -> UpdateProblem:
     """The problem on the cores: what is outside of the frames is lost whatever the bases."""
+    # Weights of the whole updates: those of the cores would value a task by what the frames hold.
     task_weights = entered_weights(compressed.norms, search.entry_norms)
     return UpdateProblem(compressed.core, task_weights, search.p, search.seed)
 

@@ -116,6 +116,7 @@ def _test_matrices(
     tasks = sample_tasks(reader, generator, wanted)
     chunk = read_chunk(reader, tasks)
     task_weights = chunk_weights(chunk, entry_norms)
+    # A sample of all tasks shows everything; random columns beside it would only bring noise.
     whole = len(tasks) == len(reader.ranks)
     results = []
     for (factor, gram), side, most in zip(sides(chunk), (reader.n, reader.d), k, strict=True):
@@ -134,6 +135,7 @@ def _test_matrices(
 
 
 def _random(side: int, columns: int, reader: FactorReader, generator: torch.Generator) -> Tensor:
+    # Drawn on the CPU in float32, so that a seed means the same on every device.
     return torch.randn(side, columns, generator=generator).to(reader.device, reader.dtype)
 
 
@@ -180,6 +182,7 @@ class OwnDirections:
         tasks = torch.tensor(chunk.tasks)[strong.cpu()]
         strengths = torch.cat([self.strengths, fresh.flatten()])
         order = strengths.argsort(descending=True, stable=True)[: self.most]
+        # Directions of strength 0 are those of updates that are zero, or of a lower rank.
         order = order[strengths[order] > 0]
         rank = fresh.shape[1]
         return OwnDirections(
