@@ -57,6 +57,14 @@ _Tasks: TypeAlias = tuple[TaskEntry, ...]
 def remove(path: StorePath, names: Iterable[str], *, timeout: float = 0.0) -> Version:
     """Leave tasks out of the next version; the subspace stays as it is.
 
+    Args:
+        path: the store.
+        names: of the tasks.
+        timeout: seconds to wait for another writer.
+
+    Returns:
+        The new version.
+
     Raises:
         TaskNotFoundError: one of them is not in the current version.
         StoreNotFoundError, StoreLockedError, CorruptStoreError: as ``commit`` does.
@@ -73,6 +81,15 @@ def remove(path: StorePath, names: Iterable[str], *, timeout: float = 0.0) -> Ve
 
 def rename(path: StorePath, old: str, new: str, *, timeout: float = 0.0) -> Version:
     """Give a task another name in the next version, in its place.
+
+    Args:
+        path: the store.
+        old: the task's name.
+        new: the name that it gets.
+        timeout: seconds to wait for another writer.
+
+    Returns:
+        The new version.
 
     Raises:
         TaskNotFoundError: there is no task ``old``.
@@ -113,9 +130,16 @@ def _edit(
 def rollback(path: StorePath, version: int, *, timeout: float = 0.0) -> Version:
     """Go back to the content of an old version, as a new version; history is kept.
 
-    What was gathered after that version can be gathered again.
+    What was gathered after that version can be gathered again. It works also where HEAD is damaged
+    or lost. The old version's files are checked first.
 
-    It works also where HEAD is damaged or lost. The old version's files are checked first.
+    Args:
+        path: the store.
+        version: number of the version to go back to.
+        timeout: seconds to wait for another writer.
+
+    Returns:
+        The new version.
 
     Raises:
         StoreNotFoundError: there is no store, or no such version.
@@ -172,6 +196,14 @@ def prune(path: StorePath, *, keep: int, timeout: float = 0.0) -> Pruned:
 
     The current version stays whole at every instant. A model that was loaded from a removed
     version can read no more of its files.
+
+    Args:
+        path: the store.
+        keep: number of versions that stay, from the current one backwards.
+        timeout: seconds to wait for another writer.
+
+    Returns:
+        The removed versions, and the files and bytes that they took.
 
     Raises:
         OptionError: ``keep`` is less than 1.

@@ -75,9 +75,13 @@ def checkout(path: StorePath, version: int | None = None, *, verify: bool = True
     """Open a version of the store at ``path``.
 
     Args:
+        path: the store.
         version: its number; None: the current one.
         verify: check the hash of each tensor file when it is opened first. Manifests are always
             checked, and so are sizes, keys, shapes and dtypes.
+
+    Returns:
+        The version with its model, which reads bases and tasks when they are asked for.
 
     Raises:
         StoreNotFoundError: there is no store, or no such version.
@@ -123,12 +127,17 @@ def commit(
     has already are not written again.
 
     Args:
+        path: the store; a directory that is made where there is none.
+        model: what to write; parts of it that were read from a store are copied as files.
         operation: what made this version, for the history.
         expected_parent: the version that the model was made from (``Checkout.version``, or what
             the last ``commit`` returned); None makes a new store.
         timeout: seconds to wait for another writer.
         contributions: ids (SHA-256, hexadecimal) of contributions that the model has beyond its
             parent; they are recorded in this version and in all that follow.
+
+    Returns:
+        The new version.
 
     Raises:
         StoreExistsError: a new store was wanted and there is something already.
@@ -142,6 +151,7 @@ def commit(
     root = Path(path)
     with disk_errors(root, "writing the Share model"):
         _refuse_early(root, expected_parent)
+        # Hashing tensors may take long: done before the lock is taken, so that others can write.
         plan = plan_commit(model, operation)
         if expected_parent is None:
             make_directories(root)
@@ -191,6 +201,12 @@ def _check_parent(root: Path, expected: Version | None) -> ManifestRef | None:
 
 def history(path: StorePath) -> list[Version]:
     """The versions that are there, oldest first; the last one is current.
+
+    Args:
+        path: the store.
+
+    Returns:
+        A summary of each version; pruned ones are missing.
 
     Raises:
         StoreNotFoundError: there is no store.

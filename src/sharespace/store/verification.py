@@ -74,6 +74,13 @@ def verify(path: StorePath, *, all_versions: bool = False) -> Report:
 
     Where HEAD is damaged, the versions on disk are checked as far as they go.
 
+    Args:
+        path: the store.
+        all_versions: check every version, not only the current one.
+
+    Returns:
+        One finding for each file; ``Report.ok`` where all are as they were committed.
+
     Raises:
         StoreNotFoundError: there is no store.
         SchemaVersionError: a newer sharespace wrote it.
