@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
-from sharespace.route import LabelledInputs, Routing, evaluate
+from sharespace.route import LabelledInputs, RoutedInputs, evaluate
 
 
-def _routing(*tasks: str | None) -> Routing:
+def _routing(*tasks: str | None) -> RoutedInputs:
     rows = torch.zeros(len(tasks), 2, dtype=torch.float64)
-    return Routing(("shop", "cinema"), tasks, rows, rows[:, 0])
+    return RoutedInputs(("shop", "cinema"), tasks, rows, rows[:, 0])
 
 
 EXAMPLES = {

@@ -4,10 +4,10 @@ from sharespace.gather.batch import OnConflict
 from sharespace.gather.codec import decode, encode
 from sharespace.gather.contribution import BasisReference, Contribution, Coordinates, PlainFactors
 from sharespace.gather.gatherer import (
-    Arrival,
     Gathered,
     Gatherer,
     GatherSettings,
+    MergedContribution,
     Refusal,
     gather,
     watch,
@@ -17,7 +17,6 @@ from sharespace.gather.inboxes import Inbox, InboxFile, open_inbox
 from sharespace.gather.submit import Submission, hand_in, read_contribution, submit
 
 __all__ = [
-    "Arrival",
     "BasisReference",
     "Contribution",
     "Coordinates",
@@ -26,6 +25,7 @@ __all__ = [
     "Gatherer",
     "Inbox",
     "InboxFile",
+    "MergedContribution",
     "OnConflict",
     "PlainFactors",
     "Refusal",

@@ -172,7 +172,7 @@ class Gathered:
 
     version: int
     """Number of the version that is current afterwards."""
-    merged: tuple[Arrival, ...] = ()
+    merged: tuple[MergedContribution, ...] = ()
     refused: tuple[Refusal, ...] = ()
     repeated: tuple[str, ...] = ()
     """Ids that the Share model had already; their files are tidied away."""
@@ -187,7 +187,7 @@ class Gathered:
 
 
 @dataclass(frozen=True)
-class Arrival:
+class MergedContribution:
     """A contribution that was merged."""
 
     task: str
@@ -337,7 +337,7 @@ class Gatherer:
         ]
         return Gathered(
             version.number,
-            tuple(Arrival(a.adapter.name, a.pending.id) for a in accepted),
+            tuple(MergedContribution(a.adapter.name, a.pending.id) for a in accepted),
             (*unreadable, *refused),
             tuple(one.id for one in batch.repeated),
         )

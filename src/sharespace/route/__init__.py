@@ -7,12 +7,12 @@ alternative for tasks that came without data. Inputs of no known task go to the 
 from sharespace.route.evaluation import LabelledInputs, RoutingReport, TaskScores, evaluate
 from sharespace.route.features import Statistics, features
 from sharespace.route.projection import directions, energy, route_by_energy
-from sharespace.route.router import Router, Routing
+from sharespace.route.router import RoutedInputs, Router
 
 __all__ = [
     "LabelledInputs",
+    "RoutedInputs",
     "Router",
-    "Routing",
     "RoutingReport",
     "Statistics",
     "TaskScores",

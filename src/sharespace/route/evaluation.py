@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
-from sharespace.route.router import Routing
+from sharespace.route.router import RoutedInputs
 
 Label: TypeAlias = Hashable
 """A class as its task calls it, for example ``"very positive"``."""
@@ -27,7 +27,7 @@ class LabelledInputs:
 
 
 def evaluate(
-    examples: Mapping[str, LabelledInputs], routings: Mapping[str, Routing], predict: Predict
+    examples: Mapping[str, LabelledInputs], routings: Mapping[str, RoutedInputs], predict: Predict
 ) -> RoutingReport:
     """Score a router on labelled examples of every task.
 
@@ -51,7 +51,7 @@ def evaluate(
     return RoutingReport(scores, {t: _counts(routings[t]) for t in examples})
 
 
-def _check(task: str, examples: LabelledInputs, routings: Mapping[str, Routing]) -> None:
+def _check(task: str, examples: LabelledInputs, routings: Mapping[str, RoutedInputs]) -> None:
     if task not in routings:
         raise TaskNotFoundError(f"task {task!r}", "has no routing", "Route its inputs too")
     if not len(examples.inputs):
@@ -62,7 +62,9 @@ def _check(task: str, examples: LabelledInputs, routings: Mapping[str, Routing])
         raise MismatchError(f"task {task!r}", why, "Give one of each for every example")
 
 
-def _score(task: str, examples: LabelledInputs, routing: Routing, predict: Predict) -> TaskScores:
+def _score(
+    task: str, examples: LabelledInputs, routing: RoutedInputs, predict: Predict
+) -> TaskScores:
     with_own_head = _predicted(predict, task, examples.inputs)
     routed = _routed_labels(examples, routing, predict)
     own = [r == task for r in routing.tasks]
@@ -80,7 +82,7 @@ def _score(task: str, examples: LabelledInputs, routing: Routing, predict: Predi
 
 
 def _routed_labels(
-    examples: LabelledInputs, routing: Routing, predict: Predict
+    examples: LabelledInputs, routing: RoutedInputs, predict: Predict
 ) -> list[tuple[Label] | None]:
     """(predicted label,) of each input; None where the base model answers."""
     # In a tuple of one, because None may itself be a label.
@@ -101,7 +103,7 @@ def _predicted(predict: Predict, task: str, inputs: Sequence[Any]) -> Sequence[L
     return labels
 
 
-def _counts(routing: Routing) -> dict[str | None, int]:
+def _counts(routing: RoutedInputs) -> dict[str | None, int]:
     names: list[str | None] = [*routing.candidates, None]
     return {name: routing.tasks.count(name) for name in names}
 

@@ -34,7 +34,7 @@ from sharespace.route.features import (
     on_device,
     token_mask,
 )
-from sharespace.route.router import Routing, choose
+from sharespace.route.router import RoutedInputs, choose
 from sharespace.subspace.adapter import LayerUpdate
 
 EnergyDefinition = Literal["projection", "arrow", "update"]
@@ -187,7 +187,7 @@ def _fraction(
 
 def route_by_energy(
     energies: Tensor, tasks: Sequence[str], *, margin: float | None = None
-) -> Routing:
+) -> RoutedInputs:
     """The task with the most energy, if it leads the runner-up by the margin.
 
     Energies have no score of their own for "none of them", so the runner-up's takes its place.

@@ -108,7 +108,7 @@ class Router:
         """
         return replace(self, margin=margin_for(self.route(features).margins, rate))
 
-    def route(self, features: Tensor) -> Routing:
+    def route(self, features: Tensor) -> RoutedInputs:
         """The nearest task of each input; task priors are equal.
 
         Args:
@@ -184,8 +184,8 @@ class Router:
 
 
 @dataclass(frozen=True, eq=False)
-class Routing:
-    """Which task each input goes to."""
+class RoutedInputs:
+    """Which task each input goes to, and how clear that is."""
 
     candidates: tuple[str, ...]
     """The tasks that were compared; the columns of ``scores``."""
@@ -209,7 +209,7 @@ class Routing:
 
 def choose(
     candidates: Sequence[str], scores: Tensor, none: Tensor, margin: float | None
-) -> Routing:
+) -> RoutedInputs:
     """The best candidate of each input, or None where it leads "none of them" by less than margin.
 
     Args:
@@ -229,7 +229,7 @@ def choose(
     # >= and not >: margin_for gives the margin of an input that is to stay.
     trusted = [margin is None or m >= margin for m in margins.tolist()]
     tasks = [candidates[i] if t else None for i, t in zip(index.tolist(), trusted, strict=True)]
-    return Routing(tuple(candidates), tuple(tasks), scores, margins)
+    return RoutedInputs(tuple(candidates), tuple(tasks), scores, margins)
 
 
 def margin_for(margins: Tensor, fallback_rate: float) -> float:

@@ -21,8 +21,8 @@ from sharespace.errors import RecipeError
 from sharespace.learn import load_task
 from sharespace.route import (
     LabelledInputs,
+    RoutedInputs,
     Router,
-    Routing,
     Statistics,
     TaskScores,
     evaluate,
@@ -255,7 +255,7 @@ def _predictions(
     spec: TaskSpec,
     labels: tuple[str, ...],
     data: Mapping[str, TaskData],
-    routings: Mapping[str, Routing],
+    routings: Mapping[str, RoutedInputs],
 ) -> dict[EvaluationRow, str]:
     """The label that the task's model gives to its own rows, and to those that are sent to it."""
     from sharespace.tuner import release
@@ -276,7 +276,7 @@ def _predictions(
 
 
 def _routed_task(
-    name: str, routing: Routing, scores: TaskScores | None, all_classify: bool
+    name: str, routing: RoutedInputs, scores: TaskScores | None, all_classify: bool
 ) -> RoutedTask:
     return RoutedTask(
         routing=100 * fmean(task == name for task in routing.tasks),
