@@ -39,18 +39,6 @@ from sharespace.serve.engine import (
     whole_text,
 )
 from sharespace.serve.metrics import AnswerCounter, ServerMetrics
-from sharespace.serve.openai import (
-    AdapterBody,
-    ChatBody,
-    ClassifyBody,
-    CompletionBody,
-    CompletionForm,
-    EmbeddingBody,
-    Json,
-    SamplingBody,
-    chat_tokens,
-    token_lists,
-)
 from sharespace.serve.requests import (
     Classify,
     ClassLogits,
@@ -201,21 +189,21 @@ class Endpoints:
         self.metrics = metrics
         self.created = int(time.time())
 
-    async def completions(self, body: CompletionBody, request: Request) -> Response:
+    async def completions(self, body: openai.CompletionBody, request: Request) -> Response:
         """Continue one or more texts."""
-        prompts = token_lists(self.engine.served.tokenizer, body.prompt)
-        return await self._texts(body, prompts, CompletionForm("text", body.model), request)
+        prompts = openai.token_lists(self.engine.served.tokenizer, body.prompt)
+        return await self._texts(body, prompts, openai.CompletionForm("text", body.model), request)
 
-    async def chat(self, body: ChatBody, request: Request) -> Response:
+    async def chat(self, body: openai.ChatBody, request: Request) -> Response:
         """Answer a conversation."""
-        prompt = chat_tokens(self.engine.served.tokenizer, body)
-        return await self._texts(body, [prompt], CompletionForm("chat", body.model), request)
+        prompt = openai.chat_tokens(self.engine.served.tokenizer, body)
+        return await self._texts(body, [prompt], openai.CompletionForm("chat", body.model), request)
 
     async def _texts(
         self,
-        body: SamplingBody,
+        body: openai.SamplingBody,
         prompts: Sequence[tuple[int, ...]],
-        form: CompletionForm,
+        form: openai.CompletionForm,
         request: Request,
     ) -> Response:
         task = self._task(body.model)
@@ -253,7 +241,7 @@ class Endpoints:
         self,
         first: tuple[int, Piece],
         rest: AsyncIterator[tuple[int, Piece]],
-        form: CompletionForm,
+        form: openai.CompletionForm,
         usage: _Usage,
     ) -> AsyncIterator[bytes]:
         written = dict.fromkeys(range(usage.choices), 0)
@@ -273,11 +261,14 @@ class Endpoints:
             yield openai.server_sent_event(form.last(usage.read, sum(written.values())))
         yield openai.DONE
 
-    async def embeddings(self, body: EmbeddingBody, request: Request) -> Response:
+    async def embeddings(self, body: openai.EmbeddingBody, request: Request) -> Response:
         """Mean last hidden states."""
-        task, texts = self._task(body.model), token_lists(self.engine.served.tokenizer, body.input)
+        task, texts = (
+            self._task(body.model),
+            openai.token_lists(self.engine.served.tokenizer, body.input),
+        )
         answers = await self._rows([Embed(task, text) for text in texts], request)
-        rows: list[Json] = [
+        rows: list[openai.Json] = [
             {
                 "object": "embedding",
                 "index": i,
@@ -288,9 +279,12 @@ class Endpoints:
         ]
         return JSONResponse(openai.row_list(rows, body.model, sum(map(len, texts))))
 
-    async def classify(self, body: ClassifyBody, request: Request) -> Response:
+    async def classify(self, body: openai.ClassifyBody, request: Request) -> Response:
         """Probabilities of the task's labels."""
-        task, texts = self._task(body.model), token_lists(self.engine.served.tokenizer, body.input)
+        task, texts = (
+            self._task(body.model),
+            openai.token_lists(self.engine.served.tokenizer, body.input),
+        )
         answers = await self._rows([Classify(task, text) for text in texts], request)
         rows = [
             _probabilities(i, answer)
@@ -309,18 +303,18 @@ class Endpoints:
         self.metrics.count_tokens(sum(len(text.tokens) for text in texts), 0)
         return answers or ()
 
-    async def models(self) -> Json:
+    async def models(self) -> openai.Json:
         """The base model and every task."""
         names = [self.engine.served.name, *self.engine.share.tasks]
         return {"object": "list", "data": [self._model(name) for name in names]}
 
-    async def model(self, name: str) -> Json:
+    async def model(self, name: str) -> openai.Json:
         """The base model or one task."""
         if self._task(name) is not None:
             check_task(self.engine.share, name)
         return self._model(name)
 
-    def _model(self, name: str) -> Json:
+    def _model(self, name: str) -> openai.Json:
         base = self.engine.served.name
         return {
             "id": name,
@@ -333,15 +327,15 @@ class Endpoints:
 
     # In threads: a merge takes seconds, in which the event loop must go on answering.
 
-    async def add(self, body: AdapterBody) -> Json:
+    async def add(self, body: openai.AdapterBody) -> openai.Json:
         """Merge an adapter as a new task."""
         return _version(await asyncio.to_thread(self.admin.add, body.name, body.adapter))
 
-    async def remove(self, name: str) -> Json:
+    async def remove(self, name: str) -> openai.Json:
         """Take a task away."""
         return _version(await asyncio.to_thread(self.admin.remove, name))
 
-    async def reload(self) -> Json:
+    async def reload(self) -> openai.Json:
         """Serve the store's current version."""
         return _version(await asyncio.to_thread(self.admin.reload))
 
@@ -382,7 +376,7 @@ async def _chained(
         yield following
 
 
-def _probabilities(index: int, answer: ClassLogits) -> Json:
+def _probabilities(index: int, answer: ClassLogits) -> openai.Json:
     largest = max(answer.logits)
     # Softmax; less the largest, so that exp cannot overflow.
     weights = [math.exp(x - largest) for x in answer.logits]
@@ -396,7 +390,7 @@ def _probabilities(index: int, answer: ClassLogits) -> Json:
     }
 
 
-def _version(share: Share) -> Json:
+def _version(share: Share) -> openai.Json:
     return {"version": share.version, "tasks": len(share.tasks)}
 
 
