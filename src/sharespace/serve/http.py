@@ -38,7 +38,7 @@ from sharespace.serve.engine import (
     stream_text,
     whole_text,
 )
-from sharespace.serve.metrics import AnswerCounter, ServerMetrics
+from sharespace.serve.prometheus import AnswerCounter, ServerMetrics
 from sharespace.serve.requests import (
     Classify,
     ClassLogits,
