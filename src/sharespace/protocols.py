@@ -7,7 +7,7 @@ comes from them would be ``Any``. Nothing is checked at run time.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
@@ -84,3 +84,30 @@ class PeftModel(nn.Module):
     ) -> None:
         """Write adapters in PEFT's layout."""
         raise NotImplementedError
+
+
+class Tokenizer(Protocol):
+    """``transformers.PreTrainedTokenizerBase``: what serving needs of it."""
+
+    pad_token_id: int | None
+    eos_token_id: int | list[int] | None
+    padding_side: str
+    chat_template: str | None
+
+    def __call__(self, text: str, *, add_special_tokens: bool = ...) -> Mapping[str, Sequence[int]]:
+        """Token ids of one text, under ``input_ids``."""
+
+    def __len__(self) -> int:
+        """Number of tokens in the vocabulary."""
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of token ids."""
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, str]],
+        *,
+        tokenize: bool,
+        add_generation_prompt: bool,
+    ) -> str:
+        """A conversation as text, by the tokenizer's own template."""

@@ -6,13 +6,14 @@ once: every row samples its own tokens and ends by its own rule (``GeneratingRow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sharespace.protocols import Tokenizer
 from sharespace.serve.mixed import MixedTasks
 from sharespace.serve.requests import (
     Classify,
@@ -27,31 +28,6 @@ from sharespace.serve.requests import (
 
 _UNFINISHED = "\ufffd"
 """What tokenizers give for bytes that are not a whole character yet."""
-
-
-class Tokenizer(Protocol):
-    """All that serving needs of a tokenizer of transformers."""
-
-    pad_token_id: int | None
-    eos_token_id: int | list[int] | None
-    padding_side: str
-    chat_template: str | None
-
-    def __call__(
-        self, text: str, *, add_special_tokens: bool = ...
-    ) -> Mapping[str, Sequence[int]]: ...
-
-    def __len__(self) -> int: ...
-
-    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str: ...
-
-    def apply_chat_template(
-        self,
-        conversation: Sequence[Mapping[str, str]],
-        *,
-        tokenize: bool,
-        add_generation_prompt: bool,
-    ) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)

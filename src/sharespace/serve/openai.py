@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sharespace.errors import OptionError
 from sharespace.extras import require
-from sharespace.serve.base_model import Tokenizer
+from sharespace.protocols import Tokenizer
 from sharespace.serve.requests import Piece, Sampling
 
 DONE = b"data: [DONE]\n\n"
