@@ -93,7 +93,7 @@ def test_the_command_stops_gracefully(tmp_path: Path) -> None:
         processes.append(process)
     for process in processes:
         assert process.stdout
-        assert "version 2: merged 1 task (a)" in process.stdout.readline()
+        assert "Version 2: merged 1 task (a)" in process.stdout.readline()
     for number, store, process in zip(numbers, stores, processes, strict=True):
         begun = time.monotonic()
         process.send_signal(number)
