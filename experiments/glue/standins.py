@@ -21,7 +21,6 @@ import yaml
 
 from sharespace.extras import require
 from sharespace.learn.training import quiet
-from sharespace.stream.recipe.splits import quiet as quiet_data
 
 HERE = Path(__file__).parent
 RECIPES = ("strict.yaml", "full.yaml")
@@ -48,7 +47,8 @@ Example = dict[str, Any]
 
 def make(folder: Path) -> None:
     """``base``, ``data/<task>`` and both recipes."""
-    with quiet(), quiet_data():
+    require("datasets", "train")  # quiet silences what is imported
+    with quiet():
         for name, labels in TASKS.items():
             _write_data(folder / "data" / name, TASK_ROWS[name], labels)
         make_base(folder / "base", _texts())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -301,19 +302,43 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without log lines, warnings and progress bars of the libraries below."""
+    """Without log lines, warnings and progress bars of transformers and, once it is imported,
+    ``datasets``; without requests that count a download."""
     bars = require("transformers.utils.logging", "train")
     disabled, shown = logging.root.manager.disable, bars.is_progress_bar_enabled()
     logging.disable(logging.WARNING)
     bars.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet_datasets():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)
         if shown:
             bars.enable_progress_bar()
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    datasets = sys.modules.get("datasets")
+    if datasets is None:
+        yield
+        return
+    logger, config = logging.getLogger("datasets"), datasets.config
+    level, counts = logger.level, config.HF_UPDATE_DOWNLOAD_COUNTS
+    bars = not datasets.are_progress_bars_disabled()
+    # What it logs as an error it raises too.
+    logger.setLevel(logging.CRITICAL)
+    # The request would go to the Hub for local files, too.
+    config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        config.HF_UPDATE_DOWNLOAD_COUNTS = counts
+        if bars:
+            datasets.enable_progress_bars()
 
 
 @contextmanager

@@ -17,10 +17,6 @@
 A step's record holds the digest of the version that it belongs to. It counts once the store's
 current version has that content: whatever the instant of a kill, a step is there with its scores,
 or not at all.
-
-Files of a run's folder: each appears whole or not at all.
-
-What the folder of a run keeps for a router.
 """
 
 from __future__ import annotations
@@ -60,14 +56,13 @@ VERSION = 1
 
 _RECIPE = "stream.json"
 
-MOST_BYTES = 1 << 28
-"""Of a record."""
-
 ROUTER = "router.safetensors"
 
-_RECORD = "router.json"
+_ROUTER_RECORD = "router.json"
 
-_MOST_BYTES = 1 << 34
+_MOST_RECORD_BYTES = 1 << 28
+
+_MOST_FEATURE_BYTES = 1 << 34
 
 
 class RunFolder:
@@ -88,7 +83,7 @@ class RunFolder:
 
     @property
     def _folders(self) -> list[Path]:
-        """Where files are written."""
+        """Folders that files are written into."""
         needed = [self.path, self._initial, self._steps]
         return [*needed, self.router.features] if self.recipe.router else needed
 
@@ -116,14 +111,14 @@ class RunFolder:
         """
         stored = self._stored_recipe()
         if stored is None:
-            self._refuse_stranger()
+            self._refuse_existing()
             return ()
         steps = self._committed()
         if steps or self._has_initial():
             refuse_other(self.recipe, stored)
         return steps
 
-    def _refuse_stranger(self) -> None:
+    def _refuse_existing(self) -> None:
         """Refuse a path where something is that this stream did not make."""
         try:
             refuse_existing(self.share)
@@ -150,7 +145,7 @@ class RunFolder:
         try:
             opened = checkout(self.share)
         except StoreNotFoundError:
-            self._refuse_stranger()
+            self._refuse_existing()
             return ()
         current = content_digest(opened.manifest.content)
         chain: list[Step] = []
@@ -170,7 +165,7 @@ class RunFolder:
         )
 
     def _records(self) -> list[Path]:
-        """In order; not what a kill left half-written."""
+        """Files of the steps' records in order; not what a kill left half-written."""
         numbered = (p for p in self._steps.glob("*.json") if p.stem.isdecimal())
         return sorted(numbered, key=lambda p: int(p.stem))
 
@@ -206,21 +201,21 @@ class RunFolder:
         """What was counted of an initial LoRA; None: it is not there."""
         if not adapter.is_dir():
             return None
-        found: Mapping[str, Any] = read_json(adapter.with_name(f"{adapter.name}.json"))
-        return found
+        counts: Mapping[str, Any] = read_json(adapter.with_name(f"{adapter.name}.json"))
+        return counts
 
     def write_step(self, step: Step) -> None:
-        """Before its version is committed."""
+        """Write down a step, before its version is committed."""
         write_json(self._steps, f"{step.number:04d}.json", step.to_record())
 
 
 def plain(task: str) -> str:
-    """A task's name as part of a file's name."""
+    """A task's name as part of a file's name: at most 60 characters, none of them special."""
     return re.sub(r"[^\w.-]", "_", task)[:60]
 
 
 def write_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
-    """Write a record."""
+    """Write a record, which appears whole or not at all."""
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True)
     write_files(folder, [(name, [text.encode()])])
 
@@ -231,7 +226,7 @@ def read_json(path: Path) -> Any:
     Raises:
         CorruptStoreError: it is not there, or no JSON.
     """
-    return parse_json(read_whole(path, MOST_BYTES), partial(_corrupt, path))
+    return parse_json(read_whole(path, _MOST_RECORD_BYTES), partial(_corrupt, path))
 
 
 def read_whole(path: Path, most: int) -> bytes:
@@ -284,7 +279,7 @@ class RouterFiles:
             CorruptStoreError: it is gone, or its bytes have changed.
         """
         path = self.features / name
-        data = read_whole(path, _MOST_BYTES)
+        data = read_whole(path, _MOST_FEATURE_BYTES)
         if sha256(data).hexdigest() != name:
             raise CorruptStoreError(str(path), "its bytes changed", "Bring it back as it was")
         return data
@@ -295,11 +290,11 @@ class RouterFiles:
         Args:
             content: of the version that they are of.
         """
-        write_json(self.path, _RECORD, {"content": content, "router": record})
+        write_json(self.path, _ROUTER_RECORD, {"content": content, "router": record})
 
     def record(self, content: str) -> Mapping[str, Any] | None:
-        """The scores of the router of that version; None: it is yet to be made."""
-        path = self.path / _RECORD
+        """The scores of the router of the version with that content; None: it is yet to be made."""
+        path = self.path / _ROUTER_RECORD
         if not path.exists() or not self.router.exists():
             return None
         found = read_json(path)

@@ -1,6 +1,6 @@
-"""The base model, loaded once for each kind of task, with a fresh head for every task.
+"""A recipe's models and trainings: what ``sharespace.learn`` is given for a task.
 
-A recipe's training keys, as ``sharespace.learn`` takes them.
+The base model is loaded once for each kind of task, and gets a fresh head for every task.
 """
 
 from __future__ import annotations
@@ -38,24 +38,68 @@ PEFT_TYPES = {
 _SINGLE = "single_label_classification"
 
 
-def num_labels(spec: TaskSpec, labels: tuple[str, ...]) -> int:
-    """Outputs of the task's head; 0: it has none of its own."""
-    return {"causal-lm": 0, "regression": 1}.get(spec.settings.task_type, len(labels))
+class BaseModels:
+    """Loads a base model when it is needed first, and gives it another head for every task."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._loaded: dict[str, Any] = {}
+
+    def model(self, spec: TaskSpec, outputs: int) -> nn.Module:
+        """The base model with a new random head (of the recipe's seed) for the task.
+
+        It is one object for all tasks of a kind: give it back as it was
+        (``sharespace.tuner.release``) before the next is asked for.
+
+        Args:
+            spec: the task.
+            outputs: of the head; 0: none of its own.
+        """
+        kind = AUTO_CLASSES[spec.settings.task_type]
+        if kind not in self._loaded:
+            self._loaded[kind] = _load(self.recipe, kind, outputs)
+        model = self._loaded[kind]
+        if outputs:
+            _renew_heads(model, self.recipe, spec, outputs)
+        return model  # type: ignore[no-any-return]
 
 
-def heads_of(model: Any) -> tuple[str, ...]:
-    """Modules beside the backbone that have weights: all of what a task adds to the base model.
+def _load(recipe: Recipe, kind: str, outputs: int) -> Any:
+    """The base model with its weights, by the class of that name.
 
-    RoBERTa's ``classifier``, DistilBERT's ``pre_classifier`` and ``classifier``, GPT-2's ``score``.
+    Weights that the checkpoint lacks (a pooler) are drawn with the recipe's seed.
     """
-    children = dict(model.named_children())
-    own = [n for n, m in children.items() if any(True for _ in m.parameters())]
-    return tuple(n for n in own if n != model.base_model_prefix)
+    auto = getattr(require("transformers", "train"), kind)
+    try:
+        with seeded(recipe.seed):
+            return auto.from_pretrained(
+                str(recipe.base),
+                revision=recipe.base_revision,
+                config=_config(recipe, outputs),
+                dtype=getattr(torch, recipe.dtype),
+                # A checkpoint may come with another task's head; ours is made anew.
+                ignore_mismatched_sizes=bool(outputs),
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        why = f"base: the weights of {recipe.base.text!r} cannot be read"
+        raise RecipeError(
+            str(recipe.file or "recipe"), (why,), str(error).split("\n")[0]
+        ) from error
 
 
-def heads_of_task(model: Any, outputs: int) -> tuple[str, ...]:
-    """Modules of the model that are trained whole with a task of that many outputs."""
-    return heads_of(model) if outputs else ()
+def _renew_heads(model: Any, recipe: Recipe, spec: TaskSpec, outputs: int) -> None:
+    """Replace a model's heads, in place, by new random ones of the task's seed."""
+    fresh = skeleton(recipe, spec, outputs)
+    weight = next(getattr(model, model.base_model_prefix).parameters())
+    with seeded(spec.seed), torch.no_grad():
+        for name in heads_of(fresh):
+            head = getattr(fresh, name).to_empty(device="cpu")
+            for module in head.modules():
+                fresh._init_weights(module)
+            setattr(model, name, head.to(weight.device, weight.dtype))
+    model.num_labels = model.config.num_labels = outputs
+    kind = spec.settings.task_type
+    model.config.problem_type = "regression" if kind == "regression" else _SINGLE
 
 
 def skeleton(recipe: Recipe, spec: TaskSpec, outputs: int) -> Any:
@@ -77,69 +121,31 @@ def skeleton(recipe: Recipe, spec: TaskSpec, outputs: int) -> Any:
         ) from error
 
 
-class BaseModels:
-    """Loads a base model when it is needed first, and gives it another head for every task."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self._loaded: dict[str, Any] = {}
-
-    def model(self, spec: TaskSpec, outputs: int) -> nn.Module:
-        """The base model with a new random head (of the recipe's seed) for the task.
-
-        It is one object for all tasks of a kind: give it back as it was (``nn.release``) before
-        the next is asked for.
-
-        Args:
-            outputs: of the head; 0: none of its own.
-        """
-        kind = AUTO_CLASSES[spec.settings.task_type]
-        if kind not in self._loaded:
-            self._loaded[kind] = _load(self.recipe, kind, outputs)
-        model = self._loaded[kind]
-        if outputs:
-            _renew_heads(model, self.recipe, spec, outputs)
-        return model  # type: ignore[no-any-return]
-
-
 def _config(recipe: Recipe, outputs: int) -> Any:
+    """The base model's config, with so many outputs of the head; 0: as it is."""
     extra = {"num_labels": outputs} if outputs else {}
     auto = require("transformers", "train").AutoConfig
     return auto.from_pretrained(str(recipe.base), revision=recipe.base_revision, **extra)
 
 
-def _load(recipe: Recipe, kind: str, outputs: int) -> Any:
-    """Weights that the checkpoint lacks (a pooler) are drawn with the recipe's seed."""
-    auto = getattr(require("transformers", "train"), kind)
-    try:
-        with seeded(recipe.seed):
-            return auto.from_pretrained(
-                str(recipe.base),
-                revision=recipe.base_revision,
-                config=_config(recipe, outputs),
-                dtype=getattr(torch, recipe.dtype),
-                # A checkpoint may come with another task's head; ours is made anew.
-                ignore_mismatched_sizes=bool(outputs),
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        why = f"base: the weights of {recipe.base.text!r} cannot be read"
-        raise RecipeError(
-            str(recipe.file or "recipe"), (why,), str(error).split("\n")[0]
-        ) from error
+def num_labels(spec: TaskSpec, labels: tuple[str, ...]) -> int:
+    """Outputs of the task's head; 0: it has none of its own."""
+    return {"causal-lm": 0, "regression": 1}.get(spec.settings.task_type, len(labels))
 
 
-def _renew_heads(model: Any, recipe: Recipe, spec: TaskSpec, outputs: int) -> None:
-    fresh = skeleton(recipe, spec, outputs)
-    weight = next(getattr(model, model.base_model_prefix).parameters())
-    with seeded(spec.seed), torch.no_grad():
-        for name in heads_of(fresh):
-            head = getattr(fresh, name).to_empty(device="cpu")
-            for module in head.modules():
-                fresh._init_weights(module)
-            setattr(model, name, head.to(weight.device, weight.dtype))
-    model.num_labels = model.config.num_labels = outputs
-    kind = spec.settings.task_type
-    model.config.problem_type = "regression" if kind == "regression" else _SINGLE
+def heads_of(model: Any) -> tuple[str, ...]:
+    """Modules beside the backbone that have weights: all of what a task adds to the base model.
+
+    RoBERTa's ``classifier``, DistilBERT's ``pre_classifier`` and ``classifier``, GPT-2's ``score``.
+    """
+    children = dict(model.named_children())
+    weighted = [n for n, m in children.items() if any(True for _ in m.parameters())]
+    return tuple(n for n in weighted if n != model.base_model_prefix)
+
+
+def heads_of_task(model: Any, outputs: int) -> tuple[str, ...]:
+    """Modules of the model that are trained whole with a task of that many outputs."""
+    return heads_of(model) if outputs else ()
 
 
 def training_for(
@@ -154,6 +160,8 @@ def training_for(
     """How a task is trained.
 
     Args:
+        spec: the task.
+        data: of the task.
         trackers: folder that trackers write to, where the recipe names any.
         learning_rate: instead of the task's.
         max_steps: instead of the task's epochs or steps; without early stopping.
@@ -183,6 +191,19 @@ def training_for(
     )
 
 
+def _steps(settings: TrainingSettings, epoch: int) -> int:
+    if settings.max_steps > 0:
+        return settings.max_steps
+    return max(math.ceil(settings.num_train_epochs * epoch), 1)
+
+
+def _steps_of_epoch(settings: TrainingSettings, rows: int) -> int:
+    """Optimizer steps of a pass over so many rows, on all devices of this machine and run."""
+    known = _known(settings)
+    batches = math.ceil(rows / int(known.train_batch_size * known.world_size))
+    return max(math.ceil(batches / settings.gradient_accumulation_steps), 1)
+
+
 def setup_for(spec: TaskSpec, data: TaskData) -> Setup:
     """Data, collator and, for early stopping, the metric."""
     if spec.training.early_stopping_patience is None:
@@ -198,25 +219,13 @@ def _watched(spec: TaskSpec) -> str:
     return "loss" if spec.settings.task_type == "causal-lm" else spec.settings.score
 
 
-def _steps(settings: TrainingSettings, epoch: int) -> int:
-    if settings.max_steps > 0:
-        return settings.max_steps
-    return max(math.ceil(settings.num_train_epochs * epoch), 1)
-
-
-def _steps_of_epoch(settings: TrainingSettings, rows: int) -> int:
-    """On all devices of this machine and run."""
-    known = _known(settings)
-    batches = math.ceil(rows / int(known.train_batch_size * known.world_size))
-    return max(math.ceil(batches / settings.gradient_accumulation_steps), 1)
-
-
 def training_device(spec: TaskSpec) -> torch.device:
     """Where Trainer puts the model."""
-    found: torch.device = _known(spec.training).device
-    return found
+    device: torch.device = _known(spec.training).device
+    return device
 
 
 def _known(settings: TrainingSettings) -> Any:
+    """The arguments that Trainer would have, which know the devices; nothing is written."""
     make = require("transformers", "train").TrainingArguments
     return make(**{**settings.trainer_arguments(), "output_dir": "unused", "report_to": "none"})

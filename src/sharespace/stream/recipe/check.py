@@ -1,10 +1,9 @@
-"""Is everything there that a recipe names? Asked before anything is trained."""
+"""Check that everything is there that a recipe names, before anything is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from sharespace.errors import RecipeError, SharespaceError
 from sharespace.extras import require
@@ -18,7 +17,7 @@ from sharespace.subspace.adapter import Adapter, BaseModel, common_base, common_
 
 @dataclass(frozen=True)
 class TaskCheck:
-    """What was found of a task."""
+    """What there is of a task."""
 
     name: str
     train: int | None
@@ -49,31 +48,31 @@ def check(
         progress: called with the name of each task before it is read.
 
     Returns:
-        What was found of each task that is not done.
+        What there is of each task that is not done.
 
     Raises:
         RecipeError: something is missing or cannot be used; all problems are listed.
         MissingExtraError: transformers or datasets is not installed.
     """
     problems = list(_base_problems(recipe))
-    found, adapters = [], []
+    checks, adapters = [], []
     for spec in recipe.tasks:
         if spec.name in done:
             continue
         if progress is not None:
             progress(spec.name)
-        checked, adapter, why = _task(spec)
-        problems += why
+        checked, adapter, of_task = _task(spec)
+        problems += of_task
         adapters += [adapter] if adapter else []
-        found.append(checked)
+        checks.append(checked)
     problems += _mismatches(recipe, adapters)
     if problems:
         raise RecipeError(str(recipe.file or "recipe"), tuple(problems))
-    return tuple(found)
+    return tuple(checks)
 
 
 def _task(spec: TaskSpec) -> tuple[TaskCheck, Adapter | None, list[str]]:
-    """What is there, and what is wrong: of the adapter and of the data."""
+    """What there is of a task, its adapter, and what is wrong with its adapter and its data."""
     problems: list[str] = []
     adapter, rows = None, None
     columns: tuple[str, ...] = ()
@@ -100,6 +99,7 @@ def _task(spec: TaskSpec) -> tuple[TaskCheck, Adapter | None, list[str]]:
 
 
 def _checked_rows(spec: TaskSpec, rows: TaskRows) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The columns that go into the model and the names of the classes; every row is looked at."""
     check_columns(spec, rows)
     names, _ = targets(spec, rows)
     columns = inputs(spec, rows.eval)
@@ -111,6 +111,7 @@ def _checked_rows(spec: TaskSpec, rows: TaskRows) -> tuple[tuple[str, ...], tupl
 
 
 def _adapter(spec: TaskSpec) -> Adapter | None:
+    """The adapter of a task; None: it has none."""
     if spec.adapter is None:
         return None
     try:
@@ -120,7 +121,7 @@ def _adapter(spec: TaskSpec) -> Adapter | None:
 
 
 def _mismatches(recipe: Recipe, adapters: list[Adapter]) -> Iterator[str]:
-    """Adapters of another base model, or of modules with other shapes."""
+    """A problem where adapters belong to another base model, or modules have other shapes."""
     try:
         common_base(adapters, BaseModel(recipe.base.text))
         common_shapes(adapters)
@@ -129,7 +130,7 @@ def _mismatches(recipe: Recipe, adapters: list[Adapter]) -> Iterator[str]:
 
 
 def _base_problems(recipe: Recipe) -> Iterator[str]:
-    """The base model's config; its weights are not read."""
+    """Problems of the base model's config; its weights are not read."""
     transformers = require("transformers", "train")
     try:
         config = transformers.AutoConfig.from_pretrained(
@@ -142,7 +143,8 @@ def _base_problems(recipe: Recipe) -> Iterator[str]:
     yield from _length_problems(recipe, config)
 
 
-def _length_problems(recipe: Recipe, config: Any) -> Iterator[str]:
+def _length_problems(recipe: Recipe, config: object) -> Iterator[str]:
+    """A problem for each task whose texts may be longer than the base model takes."""
     positions = getattr(config, "max_position_embeddings", None)
     for spec in recipe.tasks:
         longest = spec.settings.max_length

@@ -1,10 +1,7 @@
-"""A task's data, ready for transformers' Trainer.
+"""A task's data, ready for transformers' Trainer: rows are read, checked, chosen and encoded.
 
-Texts to token numbers, images to pixels: one function for each kind of task.
-
-Labels of a classification task: names, and a number for every value met.
-
-The columns of a task's rows: are they there, and do they hold what they should?
+There is one encoder for each kind of task: texts to token numbers, images to pixels. Labels of a
+classification become numbers, each of which has a name.
 """
 
 from __future__ import annotations
@@ -16,19 +13,20 @@ from typing import Any
 
 from sharespace.errors import RecipeError
 from sharespace.extras import require
+from sharespace.learn.training import quiet
+from sharespace.stream.metrics import IGNORED
 from sharespace.stream.recipe.keys import Recipe, TaskSpec, TaskType
 from sharespace.stream.recipe.load import MOST_LABELS, refuse
-from sharespace.stream.recipe.splits import TaskRows, quiet, read_rows
+from sharespace.stream.recipe.splits import TaskRows, read_rows
 from sharespace.stream.recipe.values import hint
 
 RowBatch = Mapping[str, Sequence[Any]]
+"""Column -> a value for each row, as ``datasets`` gives a batch."""
 
 Encoder = Callable[[RowBatch], dict[str, Any]]
 
-IGNORED = -100
-"""The label that torch's cross entropy leaves out."""
-
 TEXT2 = "text2"
+"""Column that makes pairs of texts, where data has it and the recipe names no other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +67,14 @@ def load_processor(recipe: Recipe, task_type: TaskType) -> Any:
     image = task_type == "image-classification"
     loader = transformers.AutoImageProcessor if image else transformers.AutoTokenizer
     try:
-        found = loader.from_pretrained(str(recipe.base), revision=recipe.base_revision)
+        processor = loader.from_pretrained(str(recipe.base), revision=recipe.base_revision)
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         what = "image processor" if image else "tokenizer"
         why = f"base: {recipe.base.text!r} has no {what} that can be read ({_line(error)})"
         raise RecipeError(str(recipe.file or "recipe"), (why,), "Check base") from error
-    if not image and found.pad_token is None:
-        found.pad_token = found.eos_token
-    return found
+    if not image and processor.pad_token is None:
+        processor.pad_token = processor.eos_token
+    return processor
 
 
 def load_task_data(spec: TaskSpec, processor: Any) -> TaskData:
@@ -120,6 +118,7 @@ def _labelled(part: Any, labels: list[Any] | None) -> Any:
 
 
 def _chosen(part: Any, most: int | None, spec: TaskSpec) -> Any:
+    """So many rows at most, chosen by the seed."""
     if most is None or len(part) <= most:
         return part
     return part.shuffle(seed=spec.seed, keep_in_memory=True).select(range(most))
@@ -162,8 +161,8 @@ def text_encoder(spec: TaskSpec, tokenizer: Any, columns: Sequence[str]) -> Enco
     length = longest(spec, tokenizer)
 
     def encode(batch: RowBatch) -> dict[str, Any]:
-        found = [texts(spec, column, batch[column]) for column in columns]
-        encoded = dict(tokenizer(*found, truncation=True, max_length=length))
+        columns_of_texts = [texts(spec, column, batch[column]) for column in columns]
+        encoded = dict(tokenizer(*columns_of_texts, truncation=True, max_length=length))
         return {**encoded, "labels": list(batch["labels"])}
 
     return encode
@@ -186,9 +185,9 @@ def causal_encoder(spec: TaskSpec, tokenizer: Any, columns: Sequence[str]) -> En
         return [*given, *learned], [*[IGNORED] * len(given), *learned]
 
     def encode(batch: RowBatch) -> dict[str, Any]:
-        found = [texts(spec, column, batch[column]) for column in columns]
-        prompts = found[0] if len(found) > 1 else [""] * len(found[0])
-        pairs = [one(p, c) for p, c in zip(prompts, found[-1], strict=True)]
+        *before, completions = (texts(spec, column, batch[column]) for column in columns)
+        prompts = before[0] if before else [""] * len(completions)
+        pairs = [one(p, c) for p, c in zip(prompts, completions, strict=True)]
         return {
             "input_ids": [ids for ids, _ in pairs],
             "attention_mask": [[1] * len(ids) for ids, _ in pairs],
@@ -216,109 +215,27 @@ def longest(spec: TaskSpec, tokenizer: Any) -> int:
 
 
 def _without(end: list[int], ids: list[int]) -> list[int]:
-    """Some tokenizers end every text themselves."""
+    """Token numbers without the end of text, which some tokenizers add themselves."""
     return ids[:-1] if end and ids[-1:] == end else ids
 
 
-def label_names(spec: TaskSpec, rows: TaskRows) -> tuple[str, ...]:
-    """Names of the classes in order: the recipe's, the data's own, ``labels.txt``, or the sorted
-    values of the train split.
+def texts(spec: TaskSpec, column: str, values: Sequence[Any]) -> list[str]:
+    """The values, all of them text.
 
     Raises:
-        RecipeError: there is no column of labels, or fewer than two classes.
+        RecipeError: one is null.
     """
-    names = spec.labels or _own_names(spec, rows) or rows.label_file or _met(spec, rows)
-    if len(set(names)) != len(names):
-        refuse(spec, "labels", "a name is there twice")
-    if not 2 <= len(names) <= MOST_LABELS:
-        shown = ", ".join(names[:3]) or "none"
-        refuse(spec, "label", f"{len(names)} classes ({shown}); at least 2 are needed")
-    return names
-
-
-def numbers(spec: TaskSpec, names: Sequence[str], values: Iterable[Any], split: str) -> list[int]:
-    """Number of each row's class, from 0.
-
-    A text is a class's name; a number is its place, unless the names are numbers themselves.
-
-    Raises:
-        RecipeError: a row has no label, or one that is no class.
-    """
-    known = {name: i for i, name in enumerate(names)}
-    found: dict[Any, int] = {}
-    result = []
-    for row, value in enumerate(values):
-        at = found.get(_key(value))
-        if at is None:
-            at = found[_key(value)] = _number(spec, known, value, f"{split} row {row + 1}")
-        result.append(at)
-    return result
-
-
-def _key(value: Any) -> tuple[type, str]:
-    """True is not 1, and what cannot be hashed has a text."""
-    return type(value), str(value)
-
-
-def _number(spec: TaskSpec, known: Mapping[str, int], value: Any, where: str) -> int:
-    name, place = _name(value), _place(value)
-    if name is None:
-        refuse(spec, "label", f"{where} has no label")
-    at = known.get(name, None if _numeric(known) else place)
-    if at is None or not 0 <= at < len(known):
-        few = ", ".join(list(known)[:5]) + (", ..." if len(known) > 5 else "")
-        tail = "; -1 often marks a split without labels: choose another" if place == -1 else ""
-        refuse(spec, "label", f"{where} has {_brief(value)}, no class of {few}{tail}")
-    return at
-
-
-def _place(value: Any) -> int | None:
-    """A whole number, whatever type it came in."""
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return int(value) if whole else None
-
-
-def _numeric(names: Iterable[str]) -> bool:
-    return all(n.removeprefix("-").isdecimal() for n in names)
-
-
-def _name(value: Any) -> str | None:
-    """``1.0`` is ``1``: columns of numbers with gaps come as floats."""
-    if value is None or (isinstance(value, float) and value != value):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def _own_names(spec: TaskSpec, rows: TaskRows) -> tuple[str, ...] | None:
-    """Of a column of the type ``ClassLabel``."""
-    part = rows.train if rows.train is not None else rows.eval
-    feature = part.features.get(spec.settings.label)
-    names = getattr(feature, "names", None)
-    return tuple(names) if names else None
-
-
-def _met(spec: TaskSpec, rows: TaskRows) -> tuple[str, ...]:
-    """Values of the train split, sorted: numbers by size, else by alphabet."""
-    if rows.train is None:
-        refuse(spec, "labels", "needed: nothing is learned that would tell the classes")
-    met = {_name(value) for value in rows.train[spec.settings.label]} - {None}
-    names = [name for name in met if name is not None]
-    if len(names) > 1 and _numeric(names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names))
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    for value in values:
+        if not isinstance(value, str):
+            refuse(spec, "data", f"column {column!r} has a row with {value!r} in place of a text")
+    return list(values)
 
 
 def inputs(spec: TaskSpec, part: Any) -> tuple[str, ...]:
     """Columns that go into the model: a text, a pair, prompt and completion, or an image.
 
     Args:
+        spec: the task.
         part: a ``datasets.Dataset``.
     """
     s = spec.settings
@@ -330,26 +247,6 @@ def inputs(spec: TaskSpec, part: Any) -> tuple[str, ...]:
         return (s.text, s.text2)
     pair = TEXT2 in part.column_names and s.text != TEXT2
     return (s.text, TEXT2) if pair else (s.text,)
-
-
-def check_columns(spec: TaskSpec, rows: TaskRows) -> None:
-    """
-    Raises:
-        RecipeError: a column is missing, or has another type.
-    """
-    for split, part in parts(rows):
-        names = inputs(spec, part)
-        labelled = () if spec.settings.task_type == "causal-lm" else (spec.settings.label,)
-        for name in (*names, *labelled):
-            _present(spec, part, name, split)
-        for name in names:
-            _type(spec, part, name, split)
-
-
-def parts(rows: TaskRows) -> list[tuple[str, Any]]:
-    """The splits that are there, by what they are for."""
-    both = (("train", rows.train), ("eval", rows.eval))
-    return [(name, part) for name, part in both if part is not None]
 
 
 def targets(spec: TaskSpec, rows: TaskRows) -> tuple[tuple[str, ...], dict[str, list[Any]]]:
@@ -369,16 +266,127 @@ def targets(spec: TaskSpec, rows: TaskRows) -> tuple[tuple[str, ...], dict[str, 
     return names, {s: numbers(spec, names, p[column], s) for s, p in parts(rows)}
 
 
-def texts(spec: TaskSpec, column: str, values: Sequence[Any]) -> list[str]:
-    """The values, all of them text.
+def _floats(spec: TaskSpec, values: Iterable[Any], split: str) -> list[float]:
+    """The labels of a regression."""
+    floats = []
+    for row, value in enumerate(values, 1):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
+            refuse(spec, "label", f"{split} row {row} has {value!r:.40}, no number")
+        floats.append(float(value))
+    return floats
+
+
+def label_names(spec: TaskSpec, rows: TaskRows) -> tuple[str, ...]:
+    """Names of the classes in order: the recipe's, the data's own, ``labels.txt``, or the sorted
+    values of the train split.
 
     Raises:
-        RecipeError: one is null.
+        RecipeError: there is no column of labels, or fewer than two classes.
     """
-    for value in values:
-        if not isinstance(value, str):
-            refuse(spec, "data", f"column {column!r} has a row with {value!r} in place of a text")
-    return list(values)
+    names = spec.labels or _own_names(spec, rows) or rows.label_file or _met(spec, rows)
+    if len(set(names)) != len(names):
+        refuse(spec, "labels", "a name is there twice")
+    if not 2 <= len(names) <= MOST_LABELS:
+        shown = ", ".join(names[:3]) or "none"
+        refuse(spec, "label", f"{len(names)} classes ({shown}); at least 2 are needed")
+    return names
+
+
+def _own_names(spec: TaskSpec, rows: TaskRows) -> tuple[str, ...] | None:
+    """Names that a column of the type ``ClassLabel`` brings along."""
+    part = rows.train if rows.train is not None else rows.eval
+    feature = part.features.get(spec.settings.label)
+    names = getattr(feature, "names", None)
+    return tuple(names) if names else None
+
+
+def _met(spec: TaskSpec, rows: TaskRows) -> tuple[str, ...]:
+    """Values of the train split, sorted: numbers by size, else by alphabet."""
+    if rows.train is None:
+        refuse(spec, "labels", "needed: nothing is learned that would tell the classes")
+    met = {_name(value) for value in rows.train[spec.settings.label]} - {None}
+    names = [name for name in met if name is not None]
+    if len(names) > 1 and _numeric(names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names))
+
+
+def numbers(spec: TaskSpec, names: Sequence[str], values: Iterable[Any], split: str) -> list[int]:
+    """Number of each row's class, from 0.
+
+    A text is a class's name; a number is its place, unless the names are numbers themselves.
+
+    Raises:
+        RecipeError: a row has no label, or one that is no class.
+    """
+    known = {name: i for i, name in enumerate(names)}
+    # Each value is looked up once: a split may have millions of rows.
+    by_value: dict[tuple[type, str], int] = {}
+    result = []
+    for row, value in enumerate(values):
+        number = by_value.get(_key(value))
+        if number is None:
+            number = by_value[_key(value)] = _number(spec, known, value, f"{split} row {row + 1}")
+        result.append(number)
+    return result
+
+
+def _key(value: Any) -> tuple[type, str]:
+    """What tells values apart: True is not 1, and what cannot be hashed has a text."""
+    return type(value), str(value)
+
+
+def _number(spec: TaskSpec, known: Mapping[str, int], value: Any, where: str) -> int:
+    name, place = _name(value), _place(value)
+    if name is None:
+        refuse(spec, "label", f"{where} has no label")
+    at = known.get(name, None if _numeric(known) else place)
+    if at is None or not 0 <= at < len(known):
+        few = ", ".join(list(known)[:5]) + (", ..." if len(known) > 5 else "")
+        tail = "; -1 often marks a split without labels: choose another" if place == -1 else ""
+        refuse(spec, "label", f"{where} has {_brief(value)}, no class of {few}{tail}")
+    return at
+
+
+def _name(value: Any) -> str | None:
+    """A label as a text; None: there is none. Columns of numbers with gaps come as floats: 1.0 is
+    ``1``."""
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _place(value: Any) -> int | None:
+    """A whole number, whatever type it came in; None: it is none."""
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return int(value) if whole else None
+
+
+def _numeric(names: Iterable[str]) -> bool:
+    return all(n.removeprefix("-").isdecimal() for n in names)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def check_columns(spec: TaskSpec, rows: TaskRows) -> None:
+    """Refuse rows without the columns that the task reads.
+
+    Raises:
+        RecipeError: a column is missing, or has another type.
+    """
+    for split, part in parts(rows):
+        names = inputs(spec, part)
+        labelled = () if spec.settings.task_type == "causal-lm" else (spec.settings.label,)
+        for name in (*names, *labelled):
+            _present(spec, part, name, split)
+        for name in names:
+            _type(spec, part, name, split)
 
 
 def _present(spec: TaskSpec, part: Any, name: str, split: str) -> None:
@@ -397,11 +405,7 @@ def _type(spec: TaskSpec, part: Any, name: str, split: str) -> None:
         refuse(spec, "data", f"column {name!r} of the {split} split holds no {wanted} ({kind})")
 
 
-def _floats(spec: TaskSpec, values: Iterable[Any], split: str) -> list[float]:
-    found = []
-    for row, value in enumerate(values, 1):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):
-            refuse(spec, "label", f"{split} row {row} has {value!r:.40}, no number")
-        found.append(float(value))
-    return found
+def parts(rows: TaskRows) -> list[tuple[str, Any]]:
+    """The splits that are there, by what they are for."""
+    both = (("train", rows.train), ("eval", rows.eval))
+    return [(name, part) for name, part in both if part is not None]

@@ -1,8 +1,9 @@
 """What a recipe says, once it is read: frozen values, all defaults filled in.
 
-Keys that stand at the top of a recipe for all tasks, or in a task for that one.
-
-Is this the recipe that a stream was started with?
+Keys of ``Recipe`` stand at the top, keys of ``TaskSpec`` in a task; those of ``DataSettings``,
+``SubspaceSettings`` and ``TrainingSettings`` may stand at the top for all tasks, or in a task for
+that one. ``record`` is what is stored of a recipe, and ``refuse_other`` asks whether a stream was
+started with it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from sharespace.errors import RecipeError
 from sharespace.learn.settings import TaskMethod, TrainingSettings
-from sharespace.options import option
+from sharespace.options import check_options, option
 from sharespace.stream.recipe.values import RecipeSource, keys_of
 from sharespace.subspace.methods import DEFAULT_METHOD, method_names
 
@@ -55,6 +56,7 @@ METRICS: dict[TaskType, tuple[MetricName, ...]] = {
 """What can be measured of each type."""
 
 Record = Mapping[str, Any]
+"""Key -> value, as JSON has it."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,9 @@ class DataSettings:
     max_length: int = option(256, least=4)
     """Tokens of an example; longer ones are cut."""
 
+    def __post_init__(self) -> None:
+        check_options(self)
+
     @property
     def score(self) -> MetricName:
         """The metric, by the task's type where none is named."""
@@ -114,7 +119,7 @@ class TaskSpec:
     """One task of the stream: an adapter, data, or both."""
 
     name: str = option()
-    """Of the task in the Share model."""
+    """Name of the task in the Share model."""
     data: RecipeSource | None = option(None)
     """A file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.txt`, also with `.gz`), a folder
     with one file for each split, a folder of images by class, or a data set on the Hub."""
@@ -136,13 +141,16 @@ class TaskSpec:
     subspace: SubspaceSettings = field(default_factory=SubspaceSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     seed: int = 0
-    """Of the recipe."""
+    """Seed of the recipe."""
     line: int | None = field(default=None, compare=False)
-    """Of the file, where it starts."""
+    """Line of the recipe's file in which the task starts."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     @property
     def learns(self) -> bool:
-        """Something is trained: it has data that is not for scoring only."""
+        """True where something is trained: it has data that is not for scoring only."""
         return self.data is not None and not self.eval_only
 
 
@@ -157,11 +165,11 @@ class Recipe:
     share: Path = option(neutral=True)
     """Folder of the Share model that the stream writes; a version after each task."""
     seed: int = option(0, least=0)
-    """Of everything random: starts, order of examples, dropout, choice of examples."""
+    """Seed of everything random: starts, order of examples, dropout, choice of examples."""
     dtype: Dtype = option("float32")
-    """In which the base model is loaded."""
+    """Number format in which the base model is loaded."""
     store_dtype: Dtype | None = option(None)
-    """In which the Share model is stored; left out: as its adapters are."""
+    """Number format in which the Share model is stored; left out: as its adapters are."""
     method: str = option(DEFAULT_METHOD, choices=method_names)
     """How the subspace is found: `joint`, or `share` as the paper has it."""
     variance: float | None = option(None, above=0, most=1)
@@ -177,7 +185,7 @@ class Recipe:
     lora_dropout: float = option(0.0, least=0, below=1)
     """Dropout before these LoRAs."""
     lora_learning_rate: float = option(5e-4, above=0)
-    """Of these LoRAs."""
+    """Learning rate of these LoRAs."""
     target_modules: tuple[str, ...] | None = option(None)
     """Modules that these LoRAs adapt: names' ends, or `all-linear`; left out: PEFT's choice for
     the base model. Other tasks adapt the modules of the subspace."""
@@ -185,17 +193,20 @@ class Recipe:
     """Train each task's coefficients once more after its merge, in the subspace as it is then
     (the paper's Share-full)."""
     finetune_max_steps: int = option(100, least=1)
-    """Steps of that."""
+    """Steps of that training."""
     finetune_learning_rate: float = option(1e-3, above=0)
-    """Learning rate of that."""
+    """Learning rate of that training."""
     router: bool = option(False)
     """Make a router that finds the task of an input, and score it too."""
     tasks: tuple[TaskSpec, ...] = ()
     file: Path | None = field(default=None, compare=False)
     """Where it was read from."""
 
+    def __post_init__(self) -> None:
+        check_options(self)
+
     def task(self, name: str) -> TaskSpec | None:
-        """The task of that name."""
+        """The task of that name; None: there is none."""
         return next((t for t in self.tasks if t.name == name), None)
 
     @property
@@ -204,8 +215,8 @@ class Recipe:
 
         Paths count as they are written, so that a recipe may move together with its data.
         """
-
-        return fingerprint(self)
+        text = json.dumps(record(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def record(recipe: Recipe) -> dict[str, Any]:
@@ -214,12 +225,6 @@ def record(recipe: Recipe) -> dict[str, Any]:
     ``{"recipe": {key: value}, "tasks": [{key: value}]}``; paths as they are written.
     """
     return {"recipe": _values(recipe), "tasks": [_task(t) for t in recipe.tasks]}
-
-
-def fingerprint(recipe: Recipe) -> str:
-    """sha256 (hex) of the record."""
-    text = json.dumps(record(recipe), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def refuse_other(recipe: Recipe, stored: Record, done: int | None = None) -> None:
@@ -254,24 +259,27 @@ def refuse_other(recipe: Recipe, stored: Record, done: int | None = None) -> Non
 
 
 def _task(spec: TaskSpec) -> dict[str, Any]:
-    parts = (spec, spec.settings, spec.subspace, spec.training)
-    return {name: value for part in parts for name, value in _values(part).items()}
+    groups = (spec, spec.settings, spec.subspace, spec.training)
+    return {name: value for group in groups for name, value in _values(group).items()}
 
 
-def _values(part: Any) -> dict[str, Any]:
-    found = keys_of(type(part))
-    return {name: _plain(getattr(part, name)) for name in found if not found[name].neutral}
+def _values(group: object) -> dict[str, Any]:
+    """Key -> value, of the keys that change results."""
+    keys = keys_of(type(group))
+    return {name: _plain(getattr(group, name)) for name in keys if not keys[name].neutral}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
+    """A value as JSON has it; a source as it is written, so that data may move."""
     if isinstance(value, RecipeSource):
         return value.text
     return list(value) if isinstance(value, tuple) else value
 
 
-def _defaults(part: Recipe | TaskSpec) -> dict[str, Any]:
-    groups: list[type] = [type(part)]
-    if isinstance(part, TaskSpec):
+def _defaults(keyed: Recipe | TaskSpec) -> dict[str, Any]:
+    """Key -> default, of the keys that have one."""
+    groups: list[type] = [type(keyed)]
+    if isinstance(keyed, TaskSpec):
         groups += [DataSettings, SubspaceSettings, TrainingSettings]
     known = (k for group in groups for k in keys_of(group).values())
     return {k.name: _plain(k.default) for k in known if not k.needed}
@@ -287,5 +295,5 @@ def _differences(where: str, then: Record, now: Record, defaults: Record) -> Ite
             yield f"{where}{name}: {_show(before)} then, {_show(after)} now"
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)

@@ -1,8 +1,7 @@
-"""Read a recipe: every problem of the file in one error, before any work.
+"""Read a recipe: every problem of the file is told in one error, before any work.
 
-What the keys of a recipe must have to do with each other; no file is looked at.
-
-One problem of one task, as an error.
+First each key is read by itself, then what the keys have to do with each other is checked. No file
+but the recipe is looked at (``check`` looks at the others).
 """
 
 from __future__ import annotations
@@ -37,18 +36,20 @@ from sharespace.stream.recipe.values import (
     value_of,
 )
 
-Group = TypeVar("Group", DataSettings, SubspaceSettings, TrainingSettings)
+SettingsT = TypeVar("SettingsT", DataSettings, SubspaceSettings, TrainingSettings)
 
 SHARED: dict[str, Key] = {
     **keys_of(DataSettings),
     **keys_of(SubspaceSettings),
     **keys_of(TrainingSettings),
 }
-"""Keys at the top and in a task."""
+"""Keys that stand at the top for all tasks, or in a task for that one."""
 
 TOP = {**keys_of(Recipe), **SHARED}
+"""Keys that may stand at the top."""
 
 IN_TASK = {**keys_of(TaskSpec), **SHARED}
+"""Keys that may stand in a task."""
 
 ELSEWHERE = {
     "base_model": "base",
@@ -72,13 +73,16 @@ ELSEWHERE = {
 """What axolotl, LLaMA-Factory and transformers call a key -> what it is called here."""
 
 LARGEST = 2_000_000
-"""Bytes; a stream of 1000 tasks takes a tenth of that."""
+"""Most bytes of a recipe's file; a stream of 1000 tasks takes a tenth of that."""
 
 MOST_LABELS = 100_000
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Read and validate a recipe file; nothing but this file is touched.
+
+    Args:
+        path: of a YAML file.
 
     Raises:
         RecipeError: it cannot be read, or something in it is wrong; all problems are listed.
@@ -117,6 +121,8 @@ def parse_recipe(text: str, folder: Path, file: Path | None = None) -> Recipe:
 
 @dataclass
 class _Reading:
+    """A recipe that is being read, and the problems that were met so far."""
+
     folder: Path
     problems: list[RecipeProblem] = field(default_factory=list)
 
@@ -126,12 +132,12 @@ class _Reading:
             line = node.start_mark.line + 1 if node else None
             self._add(line, "a recipe is a mapping of keys: base, share, tasks and others")
             return None
-        found = entries(node, "", self.problems)
-        tasks = found.pop("tasks", None)
-        values = self._values("", found, TOP, IN_TASK, "in a task")
+        written = entries(node, "", self.problems)
+        tasks = written.pop("tasks", None)
+        values = self._values("", written, TOP, IN_TASK, "in a task")
         specs = self._tasks(tasks, values)
         own = {name: value for name, value in values.items() if name in keys_of(Recipe)}
-        if not self._complete(keys_of(Recipe).values(), found, own, "the recipe", None):
+        if not self._complete(keys_of(Recipe).values(), written, own, "the recipe", None):
             return None
         return Recipe(**own, tasks=specs, file=file)
 
@@ -144,9 +150,11 @@ class _Reading:
         return tuple(s for s in specs if s is not None)
 
     def _task(self, number: int, node: yaml.Node, shared: Mapping[str, Any]) -> TaskSpec | None:
-        """None where it cannot be used.
+        """A task of the list; None where it cannot be used.
 
         Args:
+            number: of the task, from 1.
+            node: what stands in the list.
             shared: values of keys that stand at the top for all tasks.
         """
         line = node.start_mark.line + 1
@@ -154,10 +162,10 @@ class _Reading:
             self._add(line, f"task {number}: a mapping of keys is wanted, such as `name: ...`")
             return None
         where = f"task {number}"
-        found = entries(node, f"{where}, ", self.problems)
-        values = self._values(f"{where}, ", found, IN_TASK, TOP, "at the top of the recipe")
+        written = entries(node, f"{where}, ", self.problems)
+        values = self._values(f"{where}, ", written, IN_TASK, TOP, "at the top of the recipe")
         own = {name: value for name, value in values.items() if name in keys_of(TaskSpec)}
-        if not self._complete(keys_of(TaskSpec).values(), found, own, where, line):
+        if not self._complete(keys_of(TaskSpec).values(), written, own, where, line):
             return None
         # Here and not for the keys at the top alone: those may make sense only with the task's.
         values = {**shared, **values}
@@ -177,16 +185,24 @@ class _Reading:
     def _values(
         self,
         where: str,
-        found: Mapping[str, RecipeEntry],
+        written: Mapping[str, RecipeEntry],
         known: Mapping[str, Key],
-        other: Mapping[str, Key],
+        misplaced: Mapping[str, Key],
         place: str,
     ) -> dict[str, Any]:
-        """The values that can be used; all else is a problem."""
+        """The values that can be used; all else is a problem.
+
+        Args:
+            where: before the key's name in problems.
+            written: what stands in the file.
+            known: keys that may stand there.
+            misplaced: keys that belong elsewhere, namely to ``place``.
+            place: where those belong.
+        """
         values = {}
-        for name, entry in found.items():
+        for name, entry in written.items():
             if name not in known:
-                why = _unknown(name, known, other, place)
+                why = _unknown(name, known, misplaced, place)
                 self._add(entry.line, f"{where}{brief(name)}: {why}")
                 continue
             try:
@@ -198,14 +214,15 @@ class _Reading:
     def _complete(
         self,
         keys: Iterable[Key],
-        found: Mapping[str, RecipeEntry],
+        written: Mapping[str, RecipeEntry],
         values: Mapping[str, Any],
         where: str,
         line: int | None,
     ) -> bool:
+        """True where every key that is needed has a usable value."""
         needed = [key.name for key in keys if key.needed]
         for name in needed:
-            if name not in found:
+            if name not in written:
                 self._add(line, f"{where}: the key {name} is missing")
         return all(name in values for name in needed)
 
@@ -213,12 +230,13 @@ class _Reading:
         self.problems.append(RecipeProblem(line, why))
 
 
-def _group(group: type[Group], values: Mapping[str, Any]) -> Group:
+def _group(group: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
     return group(**{name: value for name, value in values.items() if name in keys_of(group)})
 
 
-def _unknown(name: str, known: Mapping[str, Key], other: Mapping[str, Key], place: str) -> str:
-    if name in other or name == "tasks":
+def _unknown(name: str, known: Mapping[str, Key], misplaced: Mapping[str, Key], place: str) -> str:
+    """Why a name is no key where it stands."""
+    if name in misplaced or name == "tasks":
         return f"belongs {place}" if name != "tasks" else "belongs at the top of the recipe"
     alias = ELSEWHERE.get(name)
     if alias in known or alias == "tasks":
@@ -227,10 +245,10 @@ def _unknown(name: str, known: Mapping[str, Key], other: Mapping[str, Key], plac
 
 
 def recipe_problems(recipe: Recipe) -> Iterator[RecipeProblem]:
-    """All that is wrong between the keys."""
+    """All that is wrong between the keys of a recipe."""
     if recipe.tasks and recipe.initial > len(recipe.tasks):
-        have = len(recipe.tasks)
-        yield RecipeProblem(None, f"initial: is {recipe.initial}, but there are {have} tasks")
+        count = len(recipe.tasks)
+        yield RecipeProblem(None, f"initial: is {recipe.initial}, but there are {count} tasks")
     yield from _same_names(recipe)
     yield from _unknown_starts(recipe)
     for spec in recipe.tasks:
@@ -248,6 +266,7 @@ def _same_names(recipe: Recipe) -> Iterator[RecipeProblem]:
 
 
 def _unknown_starts(recipe: Recipe) -> Iterator[RecipeProblem]:
+    """A task may start from an earlier one by its name, which only the whole recipe tells."""
     earlier: list[str] = ["zero", "mean", "nearest"]
     for spec in recipe.tasks:
         start = spec.subspace.start
@@ -301,7 +320,8 @@ def _data_problems(settings: DataSettings, labels: tuple[str, ...] | None) -> It
 
 
 def refuse(spec: TaskSpec, key: str, why: str) -> NoReturn:
-    """
+    """Refuse a task for one of its keys.
+
     Raises:
         RecipeError: always; with the task, its line and the key.
     """

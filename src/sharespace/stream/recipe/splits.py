@@ -1,14 +1,12 @@
-"""A task's splits as the `datasets` library reads them: files, folders, or the Hub.
+"""The rows that a task learns from and is scored on, as the library ``datasets`` reads them.
 
-The rows that a task learns from and the rows that it is scored on.
+They come from files, folders or data sets on the Hub.
 """
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from glob import escape
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sharespace.extras import require
+from sharespace.learn.training import quiet
 from sharespace.stream.recipe.keys import TaskSpec
 from sharespace.stream.recipe.load import refuse
 from sharespace.stream.recipe.values import RecipeSource
@@ -30,9 +29,10 @@ FORMATS = {
 }
 
 LABELS = "labels.txt"
+"""File beside data that names the classes, one a line."""
 
 NOT_DATA = ("readme", "license", "licence", "labels")
-"""Texts that lie beside data."""
+"""Names of texts that lie beside data."""
 
 KNOWN = ", ".join(FORMATS)
 
@@ -40,13 +40,102 @@ Splits = Mapping[str, Callable[[], Any]]
 """Split -> what reads it as a ``datasets.Dataset``."""
 
 EVAL_SPLITS = ("validation", "valid", "dev", "eval", "test")
+"""Splits to score on; the first that is there is taken."""
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """A task's rows to learn from and rows to score on, untouched; None: it uses none."""
+
+    train: Any
+    """A ``datasets.Dataset``."""
+    eval: Any
+    """A ``datasets.Dataset``."""
+    label_file: tuple[str, ...] | None = None
+    """Names of the classes in ``labels.txt`` beside the data."""
+
+
+def read_rows(spec: TaskSpec) -> TaskRows:
+    """All rows of a task's splits, in memory; local files leave no copy in any cache.
+
+    Args:
+        spec: has data.
+
+    Raises:
+        RecipeError: data is missing, cannot be read, or lacks a split.
+        MissingExtraError: ``datasets`` is not installed.
+    """
+    if spec.data is None:
+        refuse(spec, "data", "there is none")
+    splits = find_splits(spec, "data", spec.data)
+    settings, train, held = spec.settings, None, None
+    if spec.learns or settings.eval_fraction is not None:
+        train = _split(spec, splits, settings.train_split, "train_split")
+    if spec.eval_data is not None:
+        held = _one(spec, "eval_data", find_splits(spec, "eval_data", spec.eval_data))
+    elif train is not None and settings.eval_fraction is not None:
+        train, held = _parted(spec, train, settings.eval_fraction)
+    else:
+        held = _split(spec, splits, _eval_name(spec, splits), "eval_split")
+    return TaskRows(train if spec.learns else None, held, _label_file(spec, spec.data))
+
+
+def _parted(spec: TaskSpec, part: Any, fraction: float) -> tuple[Any, Any]:
+    """The train split without the rows that are set aside for scoring, and these."""
+    if len(part) < 2:
+        refuse(spec, "eval_fraction", "the train split has one row only")
+    held = min(max(1, round(fraction * len(part))), len(part) - 1)
+    parts = part.train_test_split(test_size=held, seed=spec.seed, keep_in_memory=True)
+    return parts["train"], parts["test"]
+
+
+def _eval_name(spec: TaskSpec, splits: Splits) -> str:
+    """The split that the task is scored on."""
+    if spec.settings.eval_split is not None:
+        return spec.settings.eval_split
+    known = [n for n in EVAL_SPLITS if n in splits]
+    if not known:
+        refuse(spec, "data", "no split to score on: give eval_data, eval_split or eval_fraction")
+    return known[0]
+
+
+def _split(spec: TaskSpec, splits: Splits, name: str, key: str) -> Any:
+    """The rows of a split, at least one."""
+    if name not in splits:
+        refuse(spec, key, f"the data has no split {name!r}, but {', '.join(splits) or 'none'}")
+    part = splits[name]()
+    if not len(part):
+        refuse(spec, "data", f"the split {name!r} has no rows")
+    return part
+
+
+def _one(spec: TaskSpec, key: str, splits: Splits) -> Any:
+    """The rows of the only split."""
+    if len(splits) != 1:
+        refuse(spec, key, f"one file is wanted, not a folder with {', '.join(splits) or 'nothing'}")
+    return _split(spec, splits, next(iter(splits)), key)
+
+
+def _label_file(spec: TaskSpec, source: RecipeSource) -> tuple[str, ...] | None:
+    """Names of the classes in ``labels.txt``; None: there is no such file."""
+    folder = source.path if source.path.is_dir() else source.path.parent
+    file = folder / LABELS
+    if not source.is_local or not file.is_file():
+        return None
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        refuse(spec, "data", f"{LABELS} cannot be read ({error})")
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def find_splits(spec: TaskSpec, key: str, source: RecipeSource) -> Splits:
     """The splits that are there; a local file is read when its split is asked for.
 
     Args:
+        spec: the task.
         key: ``"data"`` or ``"eval_data"``, for errors.
+        source: what the task has under that key.
 
     Raises:
         RecipeError: there is nothing there, or nothing that can be read.
@@ -67,10 +156,11 @@ def find_splits(spec: TaskSpec, key: str, source: RecipeSource) -> Splits:
         why = there if path.exists() else "is no file, folder or data set on the Hub"
         refuse(spec, key, f"{source.text!r} {why}")
     # One by one: a split that is not used may have other columns, or be broken.
-    return {name: partial(_read, spec, key, found) for name, found in files.items()}
+    return {name: partial(_read, spec, key, of_split) for name, of_split in files.items()}
 
 
 def _taken(splits: Mapping[str, Any]) -> Splits:
+    """Splits that are read already."""
     return {name: partial(splits.__getitem__, name) for name in splits}
 
 
@@ -79,14 +169,15 @@ def _files(spec: TaskSpec, path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         name = spec.settings.train_split if spec.learns else "test"
         return {name: [path]} if _suffix(path) in FORMATS else {}
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for file in sorted(path.glob("*")):
         if file.is_file() and _suffix(file) in FORMATS and file.stem.lower() not in NOT_DATA:
-            found.setdefault(file.name.split(".")[0].split("-0")[0], []).append(file)
-    return found
+            files.setdefault(file.name.split(".")[0].split("-0")[0], []).append(file)
+    return files
 
 
 def _read(spec: TaskSpec, key: str, files: list[Path]) -> Any:
+    """The rows of one split's files, which have one format."""
     suffixes = {_suffix(file) for file in files}
     if len(suffixes) > 1:
         names = ", ".join(file.name for file in files)
@@ -98,6 +189,7 @@ def _read(spec: TaskSpec, key: str, files: list[Path]) -> Any:
 
 
 def _has_folders(path: Path) -> bool:
+    """True for a folder of folders: one for each class of images."""
     return any(p.is_dir() and not p.name.startswith(".") for p in path.glob("*"))
 
 
@@ -141,105 +233,3 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, no log lines beside the one error, and no request that counts a download:
-    it would go to the Hub for local files, too."""
-    datasets = require("datasets", "train")
-    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    bars = not datasets.are_progress_bars_disabled()
-    logger = logging.getLogger("datasets")
-    level = logger.level
-    datasets.disable_progress_bars()
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
-        logger.setLevel(level)
-        if bars:
-            datasets.enable_progress_bars()
-
-
-@dataclass(frozen=True)
-class TaskRows:
-    """Rows to learn from and rows to score on, untouched; None: the task uses none."""
-
-    train: Any
-    """A ``datasets.Dataset``."""
-    eval: Any
-    """A ``datasets.Dataset``."""
-    label_file: tuple[str, ...] | None = None
-    """Names of the classes in ``labels.txt`` beside the data."""
-
-
-def read_rows(spec: TaskSpec) -> TaskRows:
-    """All rows of a task's splits, in memory; local files leave no copy in any cache.
-
-    Args:
-        spec: has data.
-
-    Raises:
-        RecipeError: data is missing, cannot be read, or lacks a split.
-        MissingExtraError: ``datasets`` is not installed.
-    """
-    if spec.data is None:
-        refuse(spec, "data", "there is none")
-    splits = find_splits(spec, "data", spec.data)
-    settings, train, held = spec.settings, None, None
-    if spec.learns or settings.eval_fraction is not None:
-        train = _split(spec, splits, settings.train_split, "train_split")
-    if spec.eval_data is not None:
-        held = _one(spec, "eval_data", find_splits(spec, "eval_data", spec.eval_data))
-    elif train is not None and settings.eval_fraction is not None:
-        train, held = _parted(spec, train, settings.eval_fraction)
-    else:
-        held = _split(spec, splits, _eval_name(spec, splits), "eval_split")
-    return TaskRows(train if spec.learns else None, held, _label_file(spec, spec.data))
-
-
-def _parted(spec: TaskSpec, part: Any, fraction: float) -> tuple[Any, Any]:
-    if len(part) < 2:
-        refuse(spec, "eval_fraction", "the train split has one row only")
-    held = min(max(1, round(fraction * len(part))), len(part) - 1)
-    parts = part.train_test_split(test_size=held, seed=spec.seed, keep_in_memory=True)
-    return parts["train"], parts["test"]
-
-
-def _eval_name(spec: TaskSpec, splits: Splits) -> str:
-    if spec.settings.eval_split is not None:
-        return spec.settings.eval_split
-    known = [n for n in EVAL_SPLITS if n in splits]
-    if not known:
-        refuse(spec, "data", "no split to score on: give eval_data, eval_split or eval_fraction")
-    return known[0]
-
-
-def _split(spec: TaskSpec, splits: Splits, name: str, key: str) -> Any:
-    if name not in splits:
-        refuse(spec, key, f"the data has no split {name!r}, but {', '.join(splits) or 'none'}")
-    part = splits[name]()
-    if not len(part):
-        refuse(spec, "data", f"the split {name!r} has no rows")
-    return part
-
-
-def _one(spec: TaskSpec, key: str, splits: Splits) -> Any:
-    if len(splits) != 1:
-        refuse(spec, key, f"one file is wanted, not a folder with {', '.join(splits) or 'nothing'}")
-    return _split(spec, splits, next(iter(splits)), key)
-
-
-def _label_file(spec: TaskSpec, source: RecipeSource) -> tuple[str, ...] | None:
-    folder = source.path if source.path.is_dir() else source.path.parent
-    file = folder / LABELS
-    if not source.is_local or not file.is_file():
-        return None
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        refuse(spec, "data", f"{LABELS} cannot be read ({error})")
-    return tuple(line.strip() for line in lines if line.strip())

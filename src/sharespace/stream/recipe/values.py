@@ -1,10 +1,9 @@
-"""How a recipe's dataclasses say what a key may hold: types by annotation, limits by metadata.
+"""What a recipe's file may hold: keys, and the values that they take.
 
-A path or a Hub id, as a recipe names it.
-
-YAML as a tree with lines: one meaning only, no key twice, no tags that make objects.
-
-One value of a recipe: from a YAML node to what the key's type says, or why not.
+The options of the dataclasses in ``keys`` are the keys: their type is the annotation, their limits
+are those of the option, their text is the docstring under the field. A file is read as a YAML tree
+with lines, in which each key stands once and no tag makes an object; every value that cannot be
+used is a ``RecipeProblem`` with its line.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".safetensors", ".bin")
 
 PREFIX = "tag:yaml.org,2002:"
+"""Before the tags of YAML's own types."""
 
 NULL, TEXT, BOOL = PREFIX + "null", PREFIX + "str", PREFIX + "bool"
 
 SCALARS = frozenset(PREFIX + t for t in ("null", "str", "bool", "int", "float", "timestamp"))
 
 BOOLEANS = yaml.SafeLoader.bool_values
-
 
 # As people write numbers: 1e-3 too, which YAML 1.1 takes for text; no octal and no 1:30, which it
 # takes for numbers.
@@ -48,80 +47,6 @@ _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"[-+]?([0-9]{1,18}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][-+]?[0-9]{1,3})?")
 
 _UNUSABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class RecipeSource:
-    """What is at a path, or else on the Hub; a relative path counts from the recipe's folder."""
-
-    text: str
-    """As written."""
-    path: Path
-    """Where it lies if it is local."""
-
-    @classmethod
-    def of(cls, text: str, folder: Path) -> RecipeSource:
-        """
-        Args:
-            text: as written; ``~`` is the user's home folder.
-            folder: the recipe's.
-        """
-        return cls(text, folder / os.path.expanduser(text))  # noqa: PTH111 (never raises)
-
-    @property
-    def is_local(self) -> bool:
-        """There is something at the path, or the text cannot be a Hub id."""
-        return os.path.lexists(self.path) or not self.may_be_hub
-
-    @property
-    def may_be_hub(self) -> bool:
-        """The text has the form ``name``, ``user/name`` or ``user/name@revision``."""
-        return bool(_HUB_ID.fullmatch(self.text)) and not self.text.lower().endswith(_SUFFIXES)
-
-    def __str__(self) -> str:
-        """What loaders take: the path where it is local, else the Hub id."""
-        return str(self.path) if self.is_local else self.text
-
-
-def _text(node: yaml.ScalarNode) -> str:
-    """As it is written: a label ``no`` is no boolean, a name ``007`` no number."""
-    text: str = node.value
-    if node.tag == NULL or not text.strip():
-        raise UnusableError("has an empty text")
-    if _UNUSABLE.search(text):
-        raise UnusableError("holds control characters")
-    return text
-
-
-def _flag(node: yaml.ScalarNode) -> bool:
-    if node.tag != BOOL or node.value.lower() not in BOOLEANS:
-        raise UnusableError(f"is {brief(node.value)!r}, but true or false is wanted")
-    return BOOLEANS[node.value.lower()]
-
-
-def _whole(node: yaml.ScalarNode) -> int:
-    if _is_text(node) or not _WHOLE.fullmatch(node.value):
-        raise UnusableError(
-            f"is {brief(node.value)!r}, but a whole number is wanted{_quotes(node)}"
-        )
-    return int(node.value)
-
-
-def _number(node: yaml.ScalarNode) -> float:
-    found = math.inf if _is_text(node) or not _NUMBER.fullmatch(node.value) else float(node.value)
-    if not math.isfinite(found):
-        raise UnusableError(f"is {brief(node.value)!r}, but a number is wanted{_quotes(node)}")
-    return found
-
-
-_READERS: dict[type, Callable[[yaml.ScalarNode], Any]] = {
-    bool: _flag,
-    int: _whole,
-    float: _number,
-    str: _text,
-    Path: _text,
-    RecipeSource: _text,
-}
 
 
 @dataclass(frozen=True)
@@ -147,8 +72,8 @@ class Key:
 
 def keys_of(group: type) -> Mapping[str, Key]:
     """The keys among a dataclass's options, in order."""
-    found: Any = group  # Classes are hashable, which mypy does not see
-    return _keys_of(found)
+    hashable: Any = group  # Classes are hashable, which mypy does not see.
+    return _keys_of(hashable)
 
 
 @cache
@@ -191,6 +116,41 @@ def _documented(body: list[Any]) -> Iterator[tuple[str, str]]:
         named = isinstance(statement, AnnAssign) and isinstance(statement.target, Name)
         if named and isinstance(after, Expr) and isinstance(after.value, Constant):
             yield statement.target.id, str(after.value.value)
+
+
+@dataclass(frozen=True)
+class RecipeSource:
+    """What is at a path, or else on the Hub; a relative path counts from the recipe's folder."""
+
+    text: str
+    """As written."""
+    path: Path
+    """Where it lies if it is local."""
+
+    @classmethod
+    def of(cls, text: str, folder: Path) -> RecipeSource:
+        """The source of a text as written, in which ``~`` is the user's home folder.
+
+        Args:
+            text: a path or a Hub id.
+            folder: the recipe's, from which relative paths count.
+        """
+        # Path.expanduser raises where there is no home folder; this leaves the text as it is.
+        return cls(text, folder / os.path.expanduser(text))  # noqa: PTH111
+
+    @property
+    def is_local(self) -> bool:
+        """True where something is at the path, or the text cannot be a Hub id."""
+        return os.path.lexists(self.path) or not self.may_be_hub
+
+    @property
+    def may_be_hub(self) -> bool:
+        """True where the text has the form ``name``, ``user/name`` or ``user/name@revision``."""
+        return bool(_HUB_ID.fullmatch(self.text)) and not self.text.lower().endswith(_SUFFIXES)
+
+    def __str__(self) -> str:
+        """What loaders take: the path where it is local, else the Hub id."""
+        return str(self.path) if self.is_local else self.text
 
 
 @dataclass(frozen=True)
@@ -242,33 +202,36 @@ def entries(
     """The keys of a mapping; what is no usable key is a problem.
 
     Args:
+        node: the mapping.
         where: before the key's name in problems, for example ``"tasks[1]."``.
         problems: added to.
     """
-    found: dict[str, RecipeEntry] = {}
+    by_name: dict[str, RecipeEntry] = {}
     for name_node, value in node.value:
         line = name_node.start_mark.line + 1
         name = name_node.value if isinstance(name_node, yaml.ScalarNode) else None
         if name is None or name_node.tag == PREFIX + "merge":
             kind = "a list or mapping" if name is None else "<< (a merge key)"
             problems.append(RecipeProblem(line, f"{where[:-1] or 'recipe'}: {kind} is no key here"))
-        elif name in found:
-            first = found[name].line
+        elif name in by_name:
+            first = by_name[name].line
             why = f"written twice, first in line {first}"
             problems.append(RecipeProblem(line, f"{where}{name[:80]}: {why}"))
         else:
-            found[name] = RecipeEntry(name, line, value)
-    return found
+            by_name[name] = RecipeEntry(name, line, value)
+    return by_name
 
 
 class UnusableError(Exception):
-    """Why a node is no value of the key."""
+    """A node is no value that its key may have; the text says why."""
 
 
 def value_of(key: Key, node: yaml.Node, folder: Path) -> Any:
-    """What the key holds.
+    """The value that a node gives a key.
 
     Args:
+        key: what may stand there.
+        node: what stands there.
         folder: the recipe's, for relative paths.
 
     Raises:
@@ -293,12 +256,6 @@ def value_of(key: Key, node: yaml.Node, folder: Path) -> Any:
     return RecipeSource.of(value, folder) if key.type is RecipeSource else value
 
 
-def hint(name: str, known: tuple[str, ...]) -> str:
-    """``; did you mean ...?`` where a known name is near."""
-    near = get_close_matches(name[:80], known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def _scalar(node: yaml.Node) -> yaml.ScalarNode:
     if not isinstance(node, yaml.ScalarNode):
         kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
@@ -311,20 +268,68 @@ def _scalar(node: yaml.Node) -> yaml.ScalarNode:
 def _texts(node: yaml.Node) -> tuple[str, ...]:
     """A list of texts; one text alone is a list of one."""
     items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-    found = tuple(_text(_scalar(item)) for item in items)
-    twice = [x for i, x in enumerate(found) if x in found[:i]]
+    texts = tuple(_text(_scalar(item)) for item in items)
+    twice = [text for i, text in enumerate(texts) if text in texts[:i]]
     if twice:
         raise UnusableError(f"has {brief(twice[0])!r} twice")
-    return found
+    return texts
+
+
+def _text(node: yaml.ScalarNode) -> str:
+    """As it is written: a label ``no`` is no boolean, a name ``007`` no number."""
+    text: str = node.value
+    if node.tag == NULL or not text.strip():
+        raise UnusableError("has an empty text")
+    if _UNUSABLE.search(text):
+        raise UnusableError("holds control characters")
+    return text
+
+
+def _flag(node: yaml.ScalarNode) -> bool:
+    if node.tag != BOOL or node.value.lower() not in BOOLEANS:
+        raise UnusableError(f"is {brief(node.value)!r}, but true or false is wanted")
+    return BOOLEANS[node.value.lower()]
+
+
+def _whole(node: yaml.ScalarNode) -> int:
+    if _is_text(node) or not _WHOLE.fullmatch(node.value):
+        raise UnusableError(
+            f"is {brief(node.value)!r}, but a whole number is wanted{_quotes(node)}"
+        )
+    return int(node.value)
+
+
+def _number(node: yaml.ScalarNode) -> float:
+    number = math.inf if _is_text(node) or not _NUMBER.fullmatch(node.value) else float(node.value)
+    # Such as 1e999, which Python reads as infinite.
+    if not math.isfinite(number):
+        raise UnusableError(f"is {brief(node.value)!r}, but a number is wanted{_quotes(node)}")
+    return number
+
+
+_READERS: dict[type, Callable[[yaml.ScalarNode], Any]] = {
+    bool: _flag,
+    int: _whole,
+    float: _number,
+    str: _text,
+    Path: _text,
+    RecipeSource: _text,
+}
 
 
 def _is_text(node: yaml.ScalarNode) -> bool:
-    """It stands in quotes or has the tag ``!!str``: text on purpose."""
+    """True for what stands in quotes or has the tag ``!!str``: it is text on purpose."""
     return node.tag == TEXT and (node.style is not None or not _NUMBER.fullmatch(node.value))
 
 
 def _quotes(node: yaml.ScalarNode) -> str:
     return ": leave out the quotes" if node.style in ("'", '"') else ""
+
+
+def hint(name: str, known: tuple[str, ...]) -> str:
+    """``; did you mean ...?`` where a known name is near."""
+    near = get_close_matches(name[:80], known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def brief(text: str) -> str:
