@@ -44,13 +44,14 @@ def test_the_papers_own_figures() -> None:
     assert size(of_rank_8, 6, "bytes").ratio == pytest.approx(1.4, abs=0.02)
 
 
-def test_a_layout_is_what_a_model_of_such_tasks_stores() -> None:
+@pytest.mark.parametrize("p", [2, 4, 6], ids=["factors", "more than a core", "a core"])
+def test_a_layout_is_what_a_model_of_such_tasks_stores(p: int) -> None:
     made = [
-        adapter(f"t{i}", {"a": update(30, 20, 3, i), "b": update(16, 40, 3, 50 + i)})
+        adapter(f"t{i}", {"a": update(30, 20, 6, i), "b": update(16, 40, 6, 50 + i)})
         for i in (0, 1, 2)
     ]
-    found = sizes(build(made, 6, p=2))
-    layout = SizeLayout((ModuleShape(30, 20), ModuleShape(16, 40)), k=6, p=2, rank=3)
+    found = sizes(build(made, 6, p=p))
+    layout = SizeLayout((ModuleShape(30, 20), ModuleShape(16, 40)), k=6, p=p, rank=6)
     assert found.basis == 4 * layout.basis
     assert found.coefficients == 3 * 4 * layout.coefficients
     assert found.adapters == size(layout, 3, "bytes").lora

@@ -72,9 +72,13 @@ class SizeLayout:
 
     @property
     def coefficients(self) -> int:
-        """Numbers stored a task: sum of min(2 k p, k^2)."""
+        """Numbers stored a task: 2 k p a module, or the k^2 of the core where p >= k.
+
+        For k/2 < p < k the core would be smaller, but its cast would hide the rank, so that the
+        factors are stored (``sharespace.subspace.coefficients.compact``).
+        """
         return sum(
-            min((left + right) * min(self.p, left, right), left * right)
+            (left + right) * self.p if self.p < min(left, right) else left * right
             for left, right in self._dimensions
         )
 
