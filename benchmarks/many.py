@@ -38,7 +38,7 @@ from sharespace.linalg.joint import hosvd
 from sharespace.linalg.problem import UpdateProblem
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build import initialise, new_task
-from sharespace.subspace.build_budgeted import private_layer
+from sharespace.subspace.build_budgeted import per_task_layer
 from sharespace.subspace.build_layer import LayerResult, read_updates
 from sharespace.subspace.fidelity import measure, sizes
 from sharespace.subspace.merge import merge
@@ -284,7 +284,7 @@ def _own_model(
     for module, profile, point in zip(modules, own, points, strict=True):
         ranks = profile.own_ranks(module.problem.weights, point.columns)
         shape = next(a.shapes[module.name] for a in adapters if module.name in a.shapes)
-        layer, found = private_layer(shape, module.problem.updates, ranks, torch.float32)
+        layer, found = per_task_layer(shape, module.problem.updates, ranks, torch.float32)
         norms = module.problem.updates.norms.tolist()
         results[module.name] = LayerResult(
             layer,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sharespace import Share
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.plan import own_ranks
+from sharespace.subspace.baselines import own_ranks
 from sharespace.tuner import applied
 
 Method = Literal["share", "joint"]

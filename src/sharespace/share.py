@@ -20,13 +20,12 @@ from sharespace.store import Checkout, Operation, checkout, commit
 from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace import plan as _plan
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
+from sharespace.subspace.baselines import Baselines, baselines
 from sharespace.subspace.build import Progress, initialise, refuse_erased
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.methods import DEFAULT_METHOD
-from sharespace.subspace.plan import Baselines, baselines
-from sharespace.subspace.retrained import retrained
-from sharespace.subspace.state import BuildSettings, ShareModel, Task, reconstruct
+from sharespace.subspace.state import BuildSettings, ShareModel, Task, reconstruct, retrained
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -13,8 +13,7 @@ from builders import MODULE, adapter, build, dense, gauss, law, stored_dense, st
 from sharespace.errors import MismatchError, TaskNotFoundError
 from sharespace.subspace.coefficients import Core, Factors, PerTask
 from sharespace.subspace.merge import merge
-from sharespace.subspace.retrained import retrained
-from sharespace.subspace.state import CALIBRATE, FINETUNE, Ledger, ShareModel
+from sharespace.subspace.state import CALIBRATE, FINETUNE, Ledger, ShareModel, retrained
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NEW = adapter("new", update(12, 9, 3, 77))

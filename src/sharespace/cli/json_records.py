@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.store.layout import LayerEntry
+from sharespace.subspace.baselines import Baselines
 from sharespace.subspace.fidelity import (
     Bytes,
     Fidelity,
@@ -16,7 +17,7 @@ from sharespace.subspace.fidelity import (
     StorageTally,
     tally_storage,
 )
-from sharespace.subspace.plan import Baselines, BuildPlan
+from sharespace.subspace.plan import BuildPlan
 from sharespace.subspace.state import Task
 
 if TYPE_CHECKING:

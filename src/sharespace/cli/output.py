@@ -22,8 +22,9 @@ from sharespace.cli import json_records
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.store.layout import LayerEntry
+from sharespace.subspace.baselines import Baselines
 from sharespace.subspace.fidelity import Fidelity, ModelStorage, StorageTally, UpdateTally
-from sharespace.subspace.plan import Baselines, BuildPlan, StorageSummary
+from sharespace.subspace.plan import BuildPlan, StorageSummary
 from sharespace.words import count, human, percent
 
 if TYPE_CHECKING:

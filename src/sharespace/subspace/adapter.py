@@ -1,8 +1,6 @@
-"""An adapter as sharespace sees it: low-rank updates by module, and all else it carries.
+"""An adapter as sharespace sees it: low-rank updates by module, and all else that it carries.
 
-Shapes of adapted modules, and the fingerprint of a set of them.
-
-Do these adapters and models belong to one base model?
+What the adapters of one Share model must agree about, base model and shapes, is checked here.
 """
 
 from __future__ import annotations
@@ -135,8 +133,8 @@ class Adapter:
         ``shapes`` is only needed where a module is a convolution.
         """
         kept = dict(kept or {})
-        found = {m: ModuleShape(u.up.shape[0], u.down.shape[1]) for m, u in updates.items()}
-        found.update(shapes or {})
+        all_shapes = {m: ModuleShape(u.up.shape[0], u.down.shape[1]) for m, u in updates.items()}
+        all_shapes.update(shapes or {})
         dtype = torch.float32
         for i, u in enumerate(updates.values()):
             pair = torch.promote_types(u.up.dtype, u.down.dtype)
@@ -145,7 +143,7 @@ class Adapter:
         return cls(
             name=name,
             base=base or BaseModel(),
-            shapes=found,
+            shapes=all_shapes,
             ranks={m: u.up.shape[1] for m, u in updates.items()},
             dtype=dtype,
             layer=dict(updates).__getitem__,

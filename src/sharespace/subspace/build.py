@@ -1,13 +1,8 @@
 """Step 1: a Share model from adapters, one layer in memory at a time.
 
-The work of one layer as a value that can be sent to another process.
-
-In this process a job holds whole adapters and the whole model, as references. Pickled, it holds
-its own layer's part of them: byte ranges of files where the adapters are files, tensors otherwise.
-
-How one layer is built or merged: in memory where it fits, out of core where it does not.
-
-A byte budget must not erase a task.
+A layer is one job, which any process can do: pickled, a job holds only its own layer's part of the
+adapters and the model, as byte ranges where the adapters are files. Where a layer's adapters do not
+fit in memory together, it is built or merged out of core.
 """
 
 from __future__ import annotations
@@ -98,7 +93,7 @@ def initialise(
     if not adapters:
         raise OptionError("adapters", "there are none", "Give at least one adapter")
     check_new_names([a.name for a in adapters], [])
-    found = base or common_base(adapters)
+    base = base or common_base(adapters)
     build = Build(
         settings=with_rule(settings or BuildSettings(), dimension),
         dimension=dimension,
@@ -107,7 +102,7 @@ def initialise(
         memory=memory,
     )
     layers, tasks = build_layers(adapters, build, "init", {}, progress, executor)
-    return ShareModel(found, build.settings, build.dtype, layers, {t.name: t for t in tasks})
+    return ShareModel(base, build.settings, build.dtype, layers, {t.name: t for t in tasks})
 
 
 def with_rule(settings: BuildSettings, dimension: Dimension) -> BuildSettings:
@@ -155,12 +150,12 @@ def gathered(
     modules: Collection[str], results: Iterable[LayerResult], progress: Progress | None
 ) -> dict[str, LayerResult]:
     """Module -> result, with the progress told after each."""
-    found: dict[str, LayerResult] = {}
+    by_module: dict[str, LayerResult] = {}
     for module, result in zip(modules, results, strict=True):
-        found[module] = result
+        by_module[module] = result
         if progress:
-            progress(module, len(found), len(modules))
-    return found
+            progress(module, len(by_module), len(modules))
+    return by_module
 
 
 def new_task(
@@ -175,18 +170,20 @@ def new_task(
     Args:
         exact: its updates were not rounded on their way into canonical form.
     """
-    mine = {m: r for m, r in results.items() if adapter.name in r.coefficients}
+    name = adapter.name
+    own = {m: r for m, r in results.items() if name in r.coefficients}
+    # Canonical form rounds every update by itself, before any basis does.
     rounding = 0.0 if exact else canonical_rounding(compute_dtype(adapter.dtype))
-    lost = {m: r.lost[adapter.name] + rounding * r.norms[adapter.name] for m, r in mine.items()}
+    lost = {m: r.lost[name] + rounding * r.norms[name] for m, r in own.items()}
     ledger = known or Ledger(
-        modules=tuple(mine),
-        norms=torch.tensor([r.norms[adapter.name] for r in mine.values()], dtype=torch.float64),
-        truncations=torch.zeros(len(mine), 0, dtype=torch.float64),
+        modules=tuple(own),
+        norms=torch.tensor([r.norms[name] for r in own.values()], dtype=torch.float64),
+        truncations=torch.zeros(len(own), 0, dtype=torch.float64),
         events=(),
     )
     return Task(
-        name=adapter.name,
-        coefficients={m: r.coefficients[adapter.name] for m, r in mine.items()},
+        name=name,
+        coefficients={m: r.coefficients[name] for m, r in own.items()},
         ledger=ledger.with_event(event, lost),
         kept=adapter.kept,
         config=adapter.config,
@@ -216,8 +213,8 @@ def _total_weights(
 ) -> dict[str, float]:
     """1 / |dW_i over all modules| of each task, as it was at entry."""
     total: dict[str, float] = {}
-    for job, found in zip(jobs, energies, strict=True):
-        for adapter, energy in zip(job.members, found, strict=True):
+    for job, squares in zip(jobs, energies, strict=True):
+        for adapter, energy in zip(job.members, squares, strict=True):
             total[adapter.name] = total.get(adapter.name, 0.0) + energy
     norms = torch.tensor(list(total.values()), dtype=torch.float64).sqrt()
     return dict(zip(total, weights(norms).tolist(), strict=True))

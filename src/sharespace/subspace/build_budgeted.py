@@ -1,9 +1,7 @@
 """One layer under a byte budget: what each task takes of the common bases, or its own SVD.
 
-Tasks outside the subspace, each by its own truncated SVD, beside those inside it.
-
-Under a byte budget every task has what suits it (method.md, consequence 2): a private update, or a
-core of its own rank in as many leading directions as pay.
+Every task has what suits it (docs/method.md, "Consequence 2: storage per task must be an option"):
+an update stored per task, or a core of its own rank in as many leading directions as pay.
 """
 
 from __future__ import annotations
@@ -55,12 +53,12 @@ def entry_energies(module: str, members: Sequence[Adapter], build: Build) -> lis
     Raises:
         CorruptAdapterError: a factor holds NaN or infinity.
     """
-    found = []
+    energies = []
     for adapter, (up, down) in zip(members, read_pairs(members, module, build.device), strict=True):
         known = build.entry_norms.get(adapter.name, {}).get(module)
         energy = _energy(up, down) if known is None else known**2
-        found.append(energy)
-    return found
+        energies.append(energy)
+    return energies
 
 
 def _energy(up: Tensor, down: Tensor) -> float:
@@ -82,7 +80,7 @@ def budget_layer(
     """One layer of a Share model that is kept to a byte budget."""
     problem = read_problem(module, members, build)
     if choice.point.is_own:
-        layer, result = private_layer(shape, problem.updates, choice.own_ranks, build.dtype)
+        layer, result = per_task_layer(shape, problem.updates, choice.own_ranks, build.dtype)
     else:
         layer, result = _mixed_layer(shape, problem, members, build, choice.point)
     return by_name(members, layer, result, problem.updates.norms)
@@ -96,37 +94,37 @@ def _mixed_layer(
     point: LayerOption,
 ) -> tuple[LayerSubspace, Projection]:
     weighed = _weighed(problem, members, build)
-    settled = allocate(weighed, point, build.itemsize, build.dimension.budget)
-    parts = [_part(shape, found.bases, build) for found in settled]
-    whole = side_by_side(parts)
+    groups = allocate(weighed, point, build.itemsize, build.dimension.budget)
+    subspaces = [_group(shape, group.bases, build) for group in groups]
+    whole = side_by_side(subspaces)
     certificates = [
-        _certificate(problem.select(found.tasks), found.bases, found.choices) for found in settled
+        _certificate(problem.select(group.tasks), group.bases, group.choices) for group in groups
     ]
     layer = replace(whole, cap=whole.k, certificate=_summed(certificates))
-    return layer, _projected(problem, settled, parts, layer.k)
+    return layer, _projected(problem, groups, subspaces, layer.k)
 
 
-def _part(shape: ModuleShape, bases: BasisPair, build: Build) -> LayerSubspace:
+def _group(shape: ModuleShape, bases: BasisPair, build: Build) -> LayerSubspace:
     left, right = (stored_basis(basis, build.dtype) for basis in (bases.left, bases.right))
     return LayerSubspace(shape, left, right)
 
 
 def _projected(
     problem: UpdateProblem,
-    settled: Sequence[GroupSubspace],
-    parts: Sequence[LayerSubspace],
+    groups: Sequence[GroupSubspace],
+    subspaces: Sequence[LayerSubspace],
     k: tuple[int, int],
 ) -> Projection:
-    """Every task in its own part of the layer, or private."""
+    """Every task in its own group's subspace, or stored per task."""
     values: dict[int, Coefficients] = {}
     lost = torch.zeros(len(problem.updates.ranks), dtype=torch.float64)
-    for found, part, offset in zip(
-        settled, parts, group_offsets([p.k for p in parts]), strict=True
+    for group, subspace, offset in zip(
+        groups, subspaces, group_offsets([s.k for s in subspaces]), strict=True
     ):
-        tasks = list(found.tasks)
-        mine = project_mixed(problem.updates.select(tasks), part, found.choices)
-        lost[tasks] = mine.lost
-        values.update(zip(tasks, (v.placed(offset, k) for v in mine.coefficients), strict=True))
+        tasks = list(group.tasks)
+        result = project_mixed(problem.updates.select(tasks), subspace, group.choices)
+        lost[tasks] = result.lost
+        values.update(zip(tasks, (v.placed(offset, k) for v in result.coefficients), strict=True))
     return Projection(tuple(values[task] for task in range(len(values))), lost)
 
 
@@ -136,28 +134,30 @@ def _weighed(problem: UpdateProblem, members: Sequence[Adapter], build: Build) -
     return replace(problem, weights=torch.tensor(total).to(problem.weights))
 
 
-def _certificate(problem: UpdateProblem, bases: BasisPair, chosen: TaskChoices) -> Certificate:
-    """The sum of the groups' certificates; what a private update loses is beyond its rank."""
-    found = []
-    for (a, b, rank), tasks in groups(chosen).items():
-        some = replace(problem.select(tasks), p=rank)
+def _certificate(problem: UpdateProblem, bases: BasisPair, choices: TaskChoices) -> Certificate:
+    """The sum over tasks that are stored alike; own SVDs lose what is beyond their rank."""
+    certificates = []
+    for (a, b, rank), tasks in alike(choices).items():
+        selected = replace(problem.select(tasks), p=rank)
         if a:
-            found.append(certify(some, bases.first((a, b))))
+            certificates.append(certify(selected, bases.first((a, b))))
         else:
-            tail = some.sigma.double()[:, rank:].square().sum(1)
-            found.append(Certificate(0.0, 0.0, float((some.weights.square() * tail).sum())))
-    return _summed(found)
+            tail = selected.sigma.double()[:, rank:].square().sum(1)
+            certificates.append(
+                Certificate(0.0, 0.0, float((selected.weights.square() * tail).sum()))
+            )
+    return _summed(certificates)
 
 
-def _summed(found: Sequence[Certificate]) -> Certificate:
+def _summed(certificates: Sequence[Certificate]) -> Certificate:
     return Certificate(
-        sum(c.discarded_left for c in found),
-        sum(c.discarded_right for c in found),
-        sum(c.rank_tail for c in found),
+        sum(c.discarded_left for c in certificates),
+        sum(c.discarded_right for c in certificates),
+        sum(c.rank_tail for c in certificates),
     )
 
 
-def private_layer(
+def per_task_layer(
     shape: ModuleShape, updates: CanonicalUpdates, ranks: Sequence[int], dtype: torch.dtype
 ) -> tuple[LayerSubspace, Projection]:
     """A layer without a subspace, every task stored as dW_i ~ P_i Q_i^T of the given rank.
@@ -169,45 +169,45 @@ def private_layer(
         dtype: stored dtype.
     """
     layer = LayerSubspace.empty(shape, dtype, cap=(0, 0))
-    found = [_private(updates, task, keep, dtype) for task, keep in enumerate(ranks)]
-    lost = torch.tensor([e for _, e in found], dtype=torch.float64)
-    return layer, Projection(tuple(v for v, _ in found), lost)
+    stored = [_per_task(updates, task, keep, dtype) for task, keep in enumerate(ranks)]
+    lost = torch.tensor([e for _, e in stored], dtype=torch.float64)
+    return layer, Projection(tuple(v for v, _ in stored), lost)
 
 
 def project_mixed(
-    updates: CanonicalUpdates, layer: LayerSubspace, chosen: TaskChoices
+    updates: CanonicalUpdates, layer: LayerSubspace, choices: TaskChoices
 ) -> Projection:
-    """Every task as it was chosen: a private update, or a core in the layer's leading directions.
+    """Every task by its choice: an update stored per task, or a core in leading directions.
 
     What a core does not use of the bases are zero rows at its end, which are not stored.
     """
     dtype = layer.left_basis.dtype
     values: dict[int, Coefficients] = {}
     lost = torch.zeros(len(updates.ranks), dtype=torch.float64)
-    for (a, b, rank), tasks in groups(chosen).items():
+    for (a, b, rank), tasks in alike(choices).items():
         if a:
-            part = layer.subspace_at((0, 0), (a, b))
-            found = project(updates.select(tasks), part, rank)
-            lost[tasks] = found.lost
+            subspace = layer.subspace_at((0, 0), (a, b))
+            result = project(updates.select(tasks), subspace, rank)
+            lost[tasks] = result.lost
             values.update(
-                zip(tasks, (v.placed((0, 0), layer.k) for v in found.coefficients), strict=True)
+                zip(tasks, (v.placed((0, 0), layer.k) for v in result.coefficients), strict=True)
             )
             continue
         for task in tasks:
-            values[task], lost[task] = _private(updates, task, rank, dtype)
+            values[task], lost[task] = _per_task(updates, task, rank, dtype)
     return Projection(tuple(values[i] for i in range(len(values))), lost)
 
 
-def groups(chosen: TaskChoices) -> dict[tuple[int, int, int], list[int]]:
-    """(left directions, right directions, rank) -> tasks; without directions: private."""
-    found: dict[tuple[int, int, int], list[int]] = {}
-    parts = (chosen.left.tolist(), chosen.right.tolist(), chosen.rank.tolist())
-    for task, (a, b, rank) in enumerate(zip(*parts, strict=True)):
-        found.setdefault((a, b, rank), []).append(task)
-    return found
+def alike(choices: TaskChoices) -> dict[tuple[int, int, int], list[int]]:
+    """(left directions, right directions, rank) -> tasks; without directions: stored per task."""
+    tasks: dict[tuple[int, int, int], list[int]] = {}
+    columns = (choices.left.tolist(), choices.right.tolist(), choices.rank.tolist())
+    for task, (a, b, rank) in enumerate(zip(*columns, strict=True)):
+        tasks.setdefault((a, b, rank), []).append(task)
+    return tasks
 
 
-def _private(
+def _per_task(
     updates: CanonicalUpdates, task: int, rank: int, dtype: torch.dtype
 ) -> tuple[PerTask, float]:
     one = updates.select([task])

@@ -160,7 +160,7 @@ def build_layer(
 
 
 def by_name(
-    members: Sequence[Adapter], layer: LayerSubspace, found: Projection, norms: Tensor
+    members: Sequence[Adapter], layer: LayerSubspace, result: Projection, norms: Tensor
 ) -> LayerResult:
     """What was found of the tasks in their order, under their names.
 
@@ -170,8 +170,8 @@ def by_name(
     names = [a.name for a in members]
     return LayerResult(
         layer,
-        dict(zip(names, found.coefficients, strict=True)),
-        dict(zip(names, found.lost.tolist(), strict=True)),
+        dict(zip(names, result.coefficients, strict=True)),
+        dict(zip(names, result.lost.tolist(), strict=True)),
         dict(zip(names, norms.tolist(), strict=True)),
     )
 
@@ -183,11 +183,11 @@ def stored_basis(basis: Tensor, dtype: torch.dtype) -> Tensor:
     return basis.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _certificate(problem: UpdateProblem, bases: BasisPair, found: Projection) -> Certificate:
+def _certificate(problem: UpdateProblem, bases: BasisPair, result: Projection) -> Certificate:
     """Of the stored bases, from what the projection measured, where it says all."""
-    if problem.p is not None or found.outside is None:
+    if problem.p is not None or result.outside is None:
         return certify(problem, bases)
-    left, right = (found.outside.to(problem.weights) @ problem.weights.square()).tolist()
+    left, right = (result.outside.to(problem.weights) @ problem.weights.square()).tolist()
     return _rounded(problem, left, right, 0.0)
 
 
@@ -195,8 +195,8 @@ def certify(problem: UpdateProblem, bases: BasisPair) -> Certificate:
     """The certificate of bases for a problem, rounding of the compute dtype added."""
     lost = [0.0, 0.0, 0.0]
     for tasks, part in problem.updates.slices():
-        some = replace(problem, updates=part, weights=problem.weights[tasks])
-        lost = [x + more for x, more in zip(lost, _lost(some, bases), strict=True)]
+        sliced = replace(problem, updates=part, weights=problem.weights[tasks])
+        lost = [x + y for x, y in zip(lost, _lost(sliced, bases), strict=True)]
     return _rounded(problem, *lost)
 
 

@@ -96,17 +96,17 @@ def build_streamed(
     )
     rows = rows_of(members, module, build, memory)
     if cap is None:
-        found, bases = _explained(rows, members, module, wanted, build, memory)
+        compressed, bases = _explained(rows, members, module, wanted, build, memory)
     else:
-        found = _compressed(rows, members, module, wanted)
-        bases = build.method.bases(LayerTasks(problem_of(found, wanted)), cap)
-    side = _side(members, found)
+        compressed = _compressed(rows, members, module, wanted)
+        bases = build.method.bases(LayerTasks(problem_of(compressed, wanted)), cap)
+    side = _side(members, compressed)
     layer = LayerSubspace(
         shape,
-        _turned(found.left, bases.left, build.dtype),
-        _turned(found.right, bases.right, build.dtype),
+        _turned(compressed.left, bases.left, build.dtype),
+        _turned(compressed.right, bases.right, build.dtype),
         cap,
-        certified(problem_of(found, wanted), bases, side),
+        certified(problem_of(compressed, wanted), bases, side),
         streamed=True,
     )
     return _result(layer, side, build.method.express(side.framed, layer, settings.p))
@@ -138,11 +138,11 @@ def _compressed(
         raise too_large(members, module) from error
 
 
-def _side(members: Sequence[Adapter], found: CompressedTasks) -> MergeSide:
+def _side(members: Sequence[Adapter], compressed: CompressedTasks) -> MergeSide:
     # Orthonormal to float64: what that moves is rounding of the dtype they were computed in.
-    frames = orthonormal(found.left.double()), orthonormal(found.right.double())
-    framed = FramedTasks(*frames, found.core)
-    return MergeSide(tuple(a.name for a in members), framed, found.norms, found.outside)
+    frames = orthonormal(compressed.left.double()), orthonormal(compressed.right.double())
+    framed = FramedTasks(*frames, compressed.core)
+    return MergeSide(tuple(a.name for a in members), framed, compressed.norms, compressed.outside)
 
 
 def _explained(
@@ -161,18 +161,18 @@ def _explained(
         if 4 * sum(rows.ranks) * columns * torch.float64.itemsize > memory:
             raise TooWideError(f"more than {k} directions")
         guess = replace(wanted, k=(k, k))
-        found = _compressed(rows, members, module, guess)
-        bases = _smallest(problem_of(found, guess), found, build, k == limit)
+        compressed = _compressed(rows, members, module, guess)
+        bases = _smallest(problem_of(compressed, guess), compressed, build, k == limit)
         if bases is not None and (max(bases.k) <= k or k == limit):
-            return found, bases
+            return compressed, bases
         k = min(4 * k if bases is None else max(bases.k), limit)
 
 
 def _smallest(
-    problem: UpdateProblem, found: CompressedTasks, build: Build, last: bool
+    problem: UpdateProblem, compressed: CompressedTasks, build: Build, last: bool
 ) -> BasisPair | None:
     """None where the frames do not hold enough."""
-    total = float((problem.weights * found.norms.to(problem.weights)).square().sum())
+    total = float((problem.weights * compressed.norms.to(problem.weights)).square().sum())
     target = (build.dimension.variance or 0.0) * total / problem.total if problem.total else 1.0
     if target > 1.0 and not last:
         return None

@@ -1,11 +1,8 @@
-"""The one interface, and the executor that every build and merge uses unless told otherwise.
+"""Where the layers of a build or merge are computed: here, or on the processes of a Dask cluster.
 
-Pieces of work on the processes of a Dask cluster (source: distributed.dask.org).
-
-Values as bytes for another process, tensors with their strides.
-
-A view is sent without the rest of its storage (a basis is a view of a whole mapped file), and with
-the strides it has: another order of the same numbers in memory may round differently.
+Dask (https://distributed.dask.org) gets each piece of work as bytes. A tensor travels without the
+rest of its storage (a basis is a view of a whole mapped file) and with the strides that it has:
+another order of the same numbers in memory may round differently.
 """
 
 from __future__ import annotations
@@ -182,7 +179,7 @@ class Dask:
         """What a piece of work gave; waits as long as there are workers."""
         while True:
             try:
-                found = loads(future.result(timeout=_LOOK))
+                result = loads(future.result(timeout=_LOOK))
             except (TimeoutError, asyncio.TimeoutError):
                 self._room()
             except self._distributed.KilledWorker as error:
@@ -198,9 +195,9 @@ class Dask:
                     "a worker", _first_line(error), "Install the same sharespace on every machine"
                 ) from error
             else:
-                if isinstance(found, SharespaceError):
-                    raise found
-                return found
+                if isinstance(result, SharespaceError):
+                    raise result
+                return result
 
     def _room(self) -> int:
         """How many items may be in flight now.
@@ -251,7 +248,7 @@ def run(wanted: tuple[str, str], threads: int, job: bytes) -> bytes:
     Args:
         wanted: versions of sharespace and torch where the result is used.
         threads: of torch.
-        job: (function, item) as ``travel.dumps`` gives it.
+        job: (function, item) as ``dumps`` gives it.
     """
     if wanted != versions():
         here, there = " and torch ".join(versions()), " and torch ".join(wanted)

@@ -1,7 +1,4 @@
-"""What a Share model keeps of each task: errors, bounds, certificates, bytes.
-
-How updates are stored, by layer and task: what a byte budget chose, counted, with its bytes.
-"""
+"""What a Share model keeps of each task: errors, bounds, certificates, bytes, kinds of storage."""
 
 from __future__ import annotations
 
@@ -55,7 +52,7 @@ class Bytes:
 
     basis: int
     coefficients: int
-    """Coefficients and private updates of all tasks."""
+    """Coefficients of all tasks, updates stored per task included."""
     other: int
     """What is kept beside (heads, biases ...) and the ledgers."""
     adapters: int
@@ -208,7 +205,7 @@ class StorageTally:
     """The updates of a layer, a task or a model, by the way in which they are stored."""
 
     whole: UpdateTally = UpdateTally()
-    """In all directions of the layer's subspace, or of their family's."""
+    """In all directions of the layer's subspace, or of their group's."""
     leading: UpdateTally = UpdateTally()
     """In its leading directions only; the coefficients of the others would be zero."""
     per_task: UpdateTally = UpdateTally()
@@ -270,17 +267,17 @@ def tally_storage(tasks: Iterable[Task], dimensions: Mapping[str, LayerDimension
         dimensions: module -> layer, of all its layers.
     """
     layers = dict.fromkeys(dimensions, StorageTally())
-    found: dict[str, StorageTally] = {}
+    by_task: dict[str, StorageTally] = {}
     kinds: dict[str, dict[str, StorageKind]] = {}
     for task in tasks:
         kinds[task.name] = {m: storage_kind(c, dimensions[m]) for m, c in task.coefficients.items()}
-        mine = StorageTally()
+        tally = StorageTally()
         for module, how in kinds[task.name].items():
             one = _one(how, task.coefficients[module].nbytes)
             layers[module] += one
-            mine += one
-        found[task.name] = mine
-    return ModelStorage(layers, found, kinds)
+            tally += one
+        by_task[task.name] = tally
+    return ModelStorage(layers, by_task, kinds)
 
 
 def _one(how: StorageKind, nbytes: int) -> StorageTally:

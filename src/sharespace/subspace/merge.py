@@ -2,9 +2,9 @@
 
 Up to the cap the bases grow by what the newcomers need and no old task changes by a bit. At the cap
 the joint problem is solved again on the cores alone, with the weights that the tasks entered with,
-and *every* task is re-expressed in the new bases (method.md, "Exact merge in core space").
+and *every* task is re-expressed in the new bases (docs/method.md, "Exact merge in core space").
 
-Two Share models of one base as one, in core space.
+The union of two Share models of one base goes the same way.
 """
 
 from __future__ import annotations
@@ -114,12 +114,12 @@ def with_results(
 
 def _moved(task: Task, results: Mapping[str, LayerResult], event: str) -> Task:
     """A known task with its new coefficients; the ledger only grows when something was lost."""
-    mine = {m: r for m, r in results.items() if task.name in r.coefficients}
-    if not mine:
+    own = {m: r for m, r in results.items() if task.name in r.coefficients}
+    if not own:
         return task
-    lost = {m: r.lost[task.name] for m, r in mine.items()}
+    lost = {m: r.lost[task.name] for m, r in own.items()}
     ledger = task.ledger.with_event(event, lost) if any(lost.values()) else task.ledger
-    moved = {m: r.coefficients[task.name] for m, r in mine.items()}
+    moved = {m: r.coefficients[task.name] for m, r in own.items()}
     return replace(task, coefficients={**task.coefficients, **moved}, ledger=ledger)
 
 

@@ -96,29 +96,29 @@ def _needed(old: MergeSide, new: MergeSide, p: int | None = None) -> list[NewDir
 
 def known_tasks(model: ShareModel, module: str, device: torch.device) -> Known:
     """The known tasks in the layer's subspace; updates stored per task stay as they are."""
-    found = {
+    entries = {
         t.name: (c, t.ledger.norm(module))
         for t in model.tasks.values()
         if (c := t.coefficients.get(module)) is not None and c.is_shared
     }
-    return known_of(model.layers[module], found, device)
+    return known_of(model.layers[module], entries, device)
 
 
 def known_of(
     layer: LayerSubspace,
-    found: Mapping[str, tuple[Coefficients, float]],
+    entries: Mapping[str, tuple[Coefficients, float]],
     device: torch.device,
 ) -> Known:
     """Tasks of a layer from their coefficients and norms at entry."""
-    pairs = [c.factors() for c, _ in found.values()]
+    pairs = [c.factors() for c, _ in entries.values()]
     framed = framed_coefficients(
         layer.left_basis.to(device),
         layer.right_basis.to(device),
         [(e.to(device), f.to(device)) for e, f in pairs],
     )
-    entered = [norm for _, norm in found.values()]
-    norms = torch.tensor(entered, dtype=torch.float64, device=device)
-    return Known(MergeSide(tuple(found), framed, norms), tuple(c for c, _ in found.values()))
+    norms_at_entry = [norm for _, norm in entries.values()]
+    norms = torch.tensor(norms_at_entry, dtype=torch.float64, device=device)
+    return Known(MergeSide(tuple(entries), framed, norms), tuple(c for c, _ in entries.values()))
 
 
 def _grow(
@@ -173,14 +173,14 @@ def _truncate(
     """At the cap: solve the problem on the cores, rotate the bases once, re-express everybody."""
     rounding = tolerance(compute_dtype(layer.left_basis.dtype))
     left, right = (
-        torch.cat([basis, more.beyond(rounding**2)], dim=1)
-        for basis, more in zip((old.framed.left, old.framed.right), needed, strict=True)
+        torch.cat([basis, directions.beyond(rounding**2)], dim=1)
+        for basis, directions in zip((old.framed.left, old.framed.right), needed, strict=True)
     )
     method = basis_method(settings.method)
-    everyone = in_enlarged_bases(old.framed, new.framed, left, right)
+    all_tasks = in_enlarged_bases(old.framed, new.framed, left, right)
     norms = torch.cat([old.norms, new.norms])
-    problem = UpdateProblem(everyone.core, weights(norms), settings.p, settings.seed)
-    factors = everyone.factors if method.needs_factors else ()
+    problem = UpdateProblem(all_tasks.core, weights(norms), settings.p, settings.seed)
+    factors = all_tasks.factors if method.needs_factors else ()
     tasks = LayerTasks(problem, factors, settings.centred)
     bases = method.bases(tasks, layer.cap or layer.k)
     moved = replace(
@@ -189,7 +189,7 @@ def _truncate(
         right_basis=stored_basis(right @ bases.right, layer.right_basis.dtype),
         certificate=certified(problem, bases, new),
     )
-    coefficients = method.express(everyone, moved, settings.p)
+    coefficients = method.express(all_tasks, moved, settings.p)
     known = len(old.names)
     # In their own frames: what of the newcomers was left out as rounding is counted, too.
     lost = [
@@ -211,18 +211,20 @@ def certified(problem: UpdateProblem, bases: BasisPair, new: MergeSide) -> Certi
     What is outside of the two frames is lost whatever the bases; it counts once, half of it on each
     side.
     """
-    found = certify(problem, bases)
+    certificate = certify(problem, bases)
     if new.outside is None:
-        return found
+        return certificate
     half = float(new.outside @ weights(new.norms).square()) / 2
     return replace(
-        found,
-        discarded_left=found.discarded_left + half,
-        discarded_right=found.discarded_right + half,
+        certificate,
+        discarded_left=certificate.discarded_left + half,
+        discarded_right=certificate.discarded_right + half,
     )
 
 
-def lost_by(side: MergeSide, layer: LayerSubspace, found: Sequence[Coefficients]) -> list[float]:
+def lost_by(
+    side: MergeSide, layer: LayerSubspace, coefficients: Sequence[Coefficients]
+) -> list[float]:
     """The norm of what each task loses when it is stored so.
 
     Where a part of the tasks is outside of the frames, all of it is lost, and what the stored
@@ -230,13 +232,13 @@ def lost_by(side: MergeSide, layer: LayerSubspace, found: Sequence[Coefficients]
     the loss by no more than the rounding.
     """
     framed, device = side.framed, side.framed.left.device
-    if not found:
+    if not coefficients:
         return []
     stored = layer.left_basis.to(device), layer.right_basis.to(device)
     change = FrameChange.of((framed.left, framed.right), stored)
     parts = []
     for tasks, part in framed.core.slices():
-        rows = (r.to(part.left) for r in factor_rows(found[tasks], layer))
+        rows = (r.to(part.left) for r in factor_rows(coefficients[tasks], layer))
         parts.append(torch.stack(change.differences(part, *rows)).double())
     lost, stray = torch.cat(parts, dim=1)
     if side.outside is not None:

@@ -43,9 +43,9 @@ def project(updates: CanonicalUpdates, layer: LayerSubspace, p: int | None = Non
     for _, part in updates.slices():
         splits = frames[0].split(part), frames[1].split(part.flipped)
         left_seen, right_seen = (s.inside @ t for s, t in zip(splits, turns, strict=True))
-        found = coefficients_of(left_seen, part, right_seen, layer, p)
-        cores = dense_cores(found, layer).to(device)
-        coefficients += found
+        sliced = coefficients_of(left_seen, part, right_seen, layer, p)
+        cores = dense_cores(sliced, layer).to(device)
+        coefficients += sliced
         lost.append(split_errors(part, frames, splits, cores))
         outside.append(torch.stack([_energies(part, split) for split in splits]))
     return Projection(tuple(coefficients), torch.cat(lost).cpu(), torch.cat(outside, dim=1).cpu())

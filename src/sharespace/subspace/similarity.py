@@ -1,7 +1,4 @@
-"""How alike are subspaces, and updates that were trained independently?
-
-How the subspace settles as tasks are merged: angles between successive bases.
-"""
+"""How alike subspaces and independently trained updates are, and how bases change by merges."""
 
 from __future__ import annotations
 
@@ -119,13 +116,13 @@ def linear_cka(
         raise MismatchError("updates", f"of the shapes {sorted(sizes)}", "Compare one module")
     spanned = [_representation(u, side, centred) for u in updates]
     self_products = [_product(x, x) for x in spanned]
-    found: list[list[float | None]] = [[None] * len(updates) for _ in updates]
+    matrix: list[list[float | None]] = [[None] * len(updates) for _ in updates]
     for i, one in enumerate(spanned):
         for j, other in enumerate(spanned[: i + 1]):
             scale = (self_products[i] * self_products[j]) ** 0.5
             if scale > 0:
-                found[i][j] = found[j][i] = min(1.0, _product(one, other) / scale)
-    return found
+                matrix[i][j] = matrix[j][i] = min(1.0, _product(one, other) / scale)
+    return matrix
 
 
 def _representation(update: LayerUpdate, side: UpdateSide, centred: bool) -> Tensor:
@@ -164,8 +161,8 @@ def adapters_cka(
     for module in dict.fromkeys(m for a in adapters for m in a.shapes):
         members = [i for i in range(count) if module in adapters[i].shapes]
         updates = [adapters[i].layer(module) for i in members]
-        found = linear_cka(updates, side=side, centred=centred)
-        for i, row in zip(members, found, strict=True):
+        matrix = linear_cka(updates, side=side, centred=centred)
+        for i, row in zip(members, matrix, strict=True):
             for j, value in zip(members, row, strict=True):
                 if value is not None:
                     sums[i][j].append(value)

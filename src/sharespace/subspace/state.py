@@ -1,6 +1,6 @@
-"""The values that everything else passes around: frozen, changed only by ``with_*`` copies.
+"""The values that everything else passes around: a Share model, its tasks and their ledgers.
 
-Which bases a Share model has, as one name that changes when a number in them does.
+All are frozen; ``with_*`` methods and the functions here give changed copies.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from sharespace.errors import OptionError, TaskExistsError, TaskNotFoundError
+from sharespace.errors import MismatchError, OptionError, TaskExistsError, TaskNotFoundError
+from sharespace.linalg.frames import frame_difference
 from sharespace.options import check_options, option
 from sharespace.subspace.adapter import (
     LEARNED,
@@ -26,7 +27,7 @@ from sharespace.subspace.adapter import (
     Provenance,
     fingerprint,
 )
-from sharespace.subspace.coefficients import Coefficients
+from sharespace.subspace.coefficients import CoefficientPair, Coefficients
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.methods import DEFAULT_METHOD, basis_method, method_names
 
@@ -39,12 +40,12 @@ CALIBRATE = "calibrate"
 _NEGLIGIBLE = 1e-5
 """Of a module's norm: what an exact merge may round away."""
 
-_KNOWN: WeakKeyDictionary[ShareModel, str] = WeakKeyDictionary()
+_BASIS_IDS: WeakKeyDictionary[ShareModel, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
 class Ledger:
-    """What a task has lost since it came, module by module (method.md, "Ledger")."""
+    """What a task has lost since it came, module by module (docs/method.md, "Ledger")."""
 
     modules: tuple[str, ...]
     norms: Tensor
@@ -275,6 +276,68 @@ def as_adapter(model: ShareModel, task: Task) -> Adapter:
     )
 
 
+def retrained(
+    model: ShareModel,
+    task: str,
+    pairs: Mapping[str, CoefficientPair],
+    kept: Mapping[str, Tensor],
+    event: str = FINETUNE,
+) -> ShareModel:
+    """The model with one task's coefficients and heads replaced; nothing else changes.
+
+    After ``FINETUNE`` the ledger starts a new segment: the task is now what was trained, so its
+    bound counts only what is lost from here on; the bound before stays on record (docs/method.md,
+    "Ledger"). After ``CALIBRATE`` the task is still what it came as, and the bound grows by how far
+    its update was moved.
+
+    Args:
+        pairs: module -> (E, F); modules that are not named stay as they are. Of a group's task
+            in the directions of its own subspace, or of all.
+        kept: what the task carries besides, by the key in the adapter's file.
+        event: ``FINETUNE`` or ``CALIBRATE``.
+
+    Raises:
+        TaskNotFoundError: there is no such task.
+        MismatchError: a pair does not fit its module's bases, or is of a module the task lacks.
+    """
+    known = model.task(task)
+    new = {m: _stored(model, known, m, pair, model.dtype) for m, pair in pairs.items()}
+    if event == CALIBRATE:
+        before: Mapping[str, Coefficients] = known.coefficients
+    else:
+        # What was trained, unrounded: only the cast to the stored dtype is lost.
+        exact = {m: (e.double().cpu(), f.double().cpu()) for m, (e, f) in pairs.items()}
+        before = {m: _stored(model, known, m, pair, torch.float64) for m, pair in exact.items()}
+    lost = {m: _distance(model.layers[m], before[m], new[m]) for m in new}
+    changed = replace(
+        known,
+        coefficients={**known.coefficients, **new},
+        ledger=known.ledger.with_event(event, lost),
+        kept={**known.kept, **kept} if kept else known.kept,
+    )
+    return model.with_tasks(changed if t == task else model.tasks[t] for t in model.tasks)
+
+
+def _stored(
+    model: ShareModel, task: Task, module: str, pair: CoefficientPair, dtype: torch.dtype
+) -> Coefficients:
+    """One module's new coefficients in a dtype.
+
+    Raises:
+        MismatchError: see ``retrained``.
+    """
+    if module not in task.coefficients:
+        raise MismatchError(
+            f"module {module!r}", f"task {task.name!r} does not adapt it", "Leave it out"
+        )
+    return task.coefficients[module].with_factors(module, pair, model.layers[module], dtype)
+
+
+def _distance(layer: LayerSubspace, old: Coefficients, new: Coefficients) -> float:
+    """Frobenius norm of the difference of two updates of one module."""
+    return float(frame_difference(old.framed(layer), new.framed(layer))[0])
+
+
 def check_new_names(new: Iterable[str], known: Iterable[str]) -> None:
     """Refuse empty and duplicate task names.
 
@@ -300,15 +363,15 @@ def basis_id(model: ShareModel) -> str:
     Coefficients mean something only together with the bases they were trained in; two models with
     the same id have the same bases, bit for bit. Computed once per model.
     """
-    if model not in _KNOWN:
+    if model not in _BASIS_IDS:
         digest = hashlib.sha256()
         for name in sorted(model.layers):
             layer = model.layers[name]
             digest.update(name.encode("utf-8", "surrogatepass"))
             digest_basis(digest, layer.left_basis)
             digest_basis(digest, layer.right_basis)
-        _KNOWN[model] = digest.hexdigest()
-    return _KNOWN[model]
+        _BASIS_IDS[model] = digest.hexdigest()
+    return _BASIS_IDS[model]
 
 
 def digest_basis(digest: hashlib._Hash, basis: Tensor) -> None:

@@ -289,5 +289,5 @@ def test_the_store_remembers_it(tmp_path: Path) -> None:
 def test_no_memory_at_all_is_refused(memory: int) -> None:
     from sharespace import Share
 
-    with pytest.raises(OptionError, match="above 0"):
+    with pytest.raises(OptionError, match=r"memory=.* at least 1"):
         Share.from_adapters(relatives(2), k=2, memory=memory)

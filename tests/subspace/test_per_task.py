@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from builders import canonical, dense, law, update
 from sharespace.subspace.adapter import ModuleShape
-from sharespace.subspace.build_budgeted import own_svd, private_layer
+from sharespace.subspace.build_budgeted import own_svd, per_task_layer
 from sharespace.subspace.coefficients import PerTask
 
 
@@ -22,7 +22,7 @@ from sharespace.subspace.coefficients import PerTask
 def test_a_private_task_is_its_truncated_svd(seed: int, keep: int, stored: torch.dtype) -> None:
     tasks = [update(9, 7, r, seed + r, dtype=torch.float64) for r in (2, 5)]
     shape = ModuleShape(9, 7)
-    layer, found = private_layer(shape, canonical(tasks), [min(keep, 2), keep], stored)
+    layer, found = per_task_layer(shape, canonical(tasks), [min(keep, 2), keep], stored)
     assert layer.k == (0, 0)
     for i, (task, rank) in enumerate(zip(tasks, (min(keep, 2), keep), strict=True)):
         value = found.coefficients[i]

@@ -38,8 +38,7 @@ from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTas
 from sharespace.subspace.layer import group_offsets
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.plan import storage
-from sharespace.subspace.retrained import retrained
-from sharespace.subspace.state import ShareModel, as_adapter, reconstruct
+from sharespace.subspace.state import ShareModel, as_adapter, reconstruct, retrained
 from sharespace.tuner.start import new_task
 from store.reseal import reseal
 
