@@ -74,8 +74,8 @@ def test_contributions_of_every_version_arrive_exactly(store: Path, inbox: Path)
     assert verify(store, all_versions=True).ok
 
 
-def _families() -> ShareModel:
-    """Two families of tasks under a budget with room for more, each with its own subspaces."""
+def _two_groups() -> ShareModel:
+    """Two groups of tasks under a budget with room for more, each with its own subspaces."""
     members = []
     for number in range(2):
         frames = {m: (frame(n, 2, number), frame(d, 2, number + 5)) for m, (n, d) in SHAPES.items()}
@@ -92,16 +92,16 @@ def _families() -> ShareModel:
     return initialise(members, Dimension(budget=4 * (bases + 2 * 80 * 4) + 900), base=BASE)
 
 
-def test_trained_where_families_have_subspaces_of_their_own(store: Path, inbox: Path) -> None:
-    model = _families()
+def test_trained_where_groups_have_subspaces_of_their_own(store: Path, inbox: Path) -> None:
+    model = _two_groups()
     assert all(len(layer.groups) == 2 for layer in model.layers.values())
-    families = store.parent / "families.share"
-    commit(families, model, operation=Operation("init"), expected_parent=None)
+    groups = store.parent / "groups.share"
+    commit(groups, model, operation=Operation("init"), expected_parent=None)
     one = trained(model, "new", 1)
     put(inbox, one)
-    assert [a.task for a in gather(families, inbox).merged] == ["new"]
-    assert errors(families, "new", {m: dense_of(model, one, m) for m in SHAPES}) < 1e-5
-    assert verify(families, all_versions=True).ok
+    assert [a.task for a in gather(groups, inbox).merged] == ["new"]
+    assert errors(groups, "new", {m: dense_of(model, one, m) for m in SHAPES}) < 1e-5
+    assert verify(groups, all_versions=True).ok
 
 
 def test_old_tasks_stay_bit_for_bit(store: Path, inbox: Path) -> None:
@@ -118,7 +118,7 @@ def test_coefficients_alone_add_no_direction(store: Path, inbox: Path) -> None:
     assert {m: layer.k for m, layer in load(store).layers.items()} == k
 
 
-def everyone(store: Path) -> tuple[list[Contribution], dict[str, ShareModel]]:
+def seven_contributions(store: Path) -> tuple[list[Contribution], dict[str, ShareModel]]:
     """Seven contributions against three versions."""
     models = [load(store)]
     for i in (1, 2):
@@ -137,7 +137,7 @@ def test_order_and_batches_make_no_difference(
     folder = tmp_path_factory.mktemp("order")
     store, inbox = folder / "s", folder / "inbox"
     start(store)
-    found, models = everyone(store)
+    found, models = seven_contributions(store)
     for at, index in enumerate(order, 1):
         put(inbox, found[index])
         if at in cuts:

@@ -43,7 +43,7 @@ def _rows(task: str, split: str, count: int) -> list[dict[str, str]]:
     return rows[:count]
 
 
-def test_real_inputs_find_their_task_and_strangers_the_base(tmp_path: Path) -> None:
+def test_real_inputs_find_their_task_and_others_the_base(tmp_path: Path) -> None:
     model, tokenizer = _base()
 
     def embedded(task: str, split: str, count: int) -> Any:
@@ -71,6 +71,6 @@ def test_real_inputs_find_their_task_and_strangers_the_base(tmp_path: Path) -> N
     router = Router.load(tmp_path / "router.safetensors")
     for task, found in held_out.items():
         assert router.route(found).tasks.count(task) >= 17, task
-    # Fewer inputs than dimensions: the margin is loose, and still strangers stand out.
+    # Fewer inputs than dimensions: the margin is loose, and still inputs of no task stand out.
     careful = router.with_fallback_rate(0.1, torch.cat(list(held_out.values())))
     assert careful.route(embedded(OUTSIDE, "test", 20)).fallback_rate > 0.3

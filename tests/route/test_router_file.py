@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -120,14 +121,32 @@ def test_damage_is_named(
     assert str(path) in str(caught.value)
 
 
+def _sealed(text: str) -> Callable[[Path], None]:
+    """Another router's JSON, with the sum that the format wants for it."""
+
+    def damage(path: Path) -> None:
+        tensors = load_file(path)
+        digest = hashlib.sha256(text.encode())
+        for name in ("means", "scatters"):
+            digest.update(tensors[name].numpy().tobytes())
+        _rewritten(lambda m: m.update(router=text, sha256=digest.hexdigest()))(path)
+
+    return damage
+
+
 def test_a_header_that_does_not_fit_is_refused_although_its_sum_is_right(
-    router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    router: Router, tmp_path: Path
 ) -> None:
     path = tmp_path / "router.safetensors"
     router.save(path)
-    monkeypatch.setattr("sharespace.route.router_file._digest", lambda *_: "same")
-    for text in ("{}", "[]", "no json", '{"tasks": ["a"], "counts": [1], "shrinkage": 1}'):
-        _rewritten(lambda m, text=text: m.update(router=text, sha256="same"))(path)  # type: ignore[misc]
+    with safe_open(path, framework="pt") as file:
+        whole = file.metadata()["router"]
+    _sealed(whole)(path)
+    assert tuple(Router.load(path).tasks) == NAMES
+    one_task = '{"tasks": ["a"], "counts": [1], "shrinkage": 1}'
+    twice = whole.replace('"counts"', '"tasks": [], "counts"')
+    for text in ("{}", "[]", "no json", one_task, twice):
+        _sealed(text)(path)
         with pytest.raises(CorruptStoreError, match="does not fit"):
             Router.load(path)
 
