@@ -149,7 +149,7 @@ def test_plain_is_the_remedy_for_pruned_bases(share: Path, tmp_path: Path) -> No
 
 def test_names_and_adapters_that_are_missing(share: Path, tmp_path: Path) -> None:
     model = trained(ShareConfig(share=str(share), task="new"))
-    with pytest.raises(OptionError, match="none of that name"):
+    with pytest.raises(OptionError, match="no PEFT adapter 'x'"):
         contribute(model, tmp_path / "inbox", adapter="x")
     with pytest.raises(OptionError, match="no name"):
         contribute(trained(peft.LoraConfig(target_modules=["first"])), tmp_path / "inbox")
