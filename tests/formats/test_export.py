@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +105,16 @@ def test_bad_options(to: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="key of a factor"):
         write_adapter(tmp_path / "x", PlainLora({"a.b": update()}, kept=kept), to=to)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rank": 0}, {"rank": 2.5}, {"dtype": "float16"}, {"dtype": torch.int8}, {"rank": True}],
+)
+def test_options_without_a_usable_value(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(OptionError, match=f"{name}="):
+        ExportOptions(**options)
 
 
 @pytest.mark.parametrize("to", ["peft", "diffusers"])

@@ -26,7 +26,7 @@ from sharespace.errors import (
 from sharespace.formats.weights_file import KeptTensors, TensorInfo, WeightsFile, sha256
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape, Provenance
 
-_FACTOR_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FACTOR_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _UNSHARDED = (
     "Save the adapter again from gathered weights (DeepSpeed ZeRO-3 and FSDP shards look like this)"
 )
@@ -100,6 +100,7 @@ def build_adapter(
         base=base,
         shapes={module: shape for module, (shape, _) in sizes.items()},
         ranks={module: rank for module, (_, rank) in sizes.items()},
+        # The smallest dtype that holds the factors of every dtype in the file.
         dtype=reduce(torch.promote_types, (file.infos[key].dtype for key in factors)),
         layer=FileLayers(file, keys.pairs),
         kept=KeptTensors(file, keys.kept),
@@ -150,7 +151,7 @@ def _check_factor(file: WeightsFile, key: str, info: TensorInfo) -> None:
         raise CorruptAdapterError(
             str(file.path), f"factor {key!r} has dtype {info.dtype}", "Factors are floating point"
         )
-    if info.dtype not in _FACTOR_DTYPES:
+    if info.dtype not in FACTOR_DTYPES:
         raise UnsupportedAdapterError(
             str(file.path), f"factor {key!r} has dtype {info.dtype}", "Save it as F32, F16 or BF16"
         )

@@ -32,6 +32,8 @@ from sharespace.formats.lora_config import (
     owners,
     plain_config,
 )
+from sharespace.formats.pairs import FACTOR_DTYPES
+from sharespace.options import check_options, option
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
 
 
@@ -39,7 +41,7 @@ from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleS
 class ExportOptions:
     """The same for every target; what a target has no use for, it does not read."""
 
-    rank: int | None = None
+    rank: int | None = option(None, least=1)
     """Pad all factors to this rank; None: the largest that a module needs."""
     dtype: torch.dtype | None = None
     """Of the factors; None: each as it is."""
@@ -49,6 +51,14 @@ class ExportOptions:
     """Replace a directory that has something in it."""
     component: str = "unet"
     """Model of a pipeline that the modules belong to, where the task came from none (diffusers)."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.dtype is not None and self.dtype not in FACTOR_DTYPES:
+            known = ", ".join(map(str, FACTOR_DTYPES))
+            raise OptionError(
+                f"dtype={self.dtype!r}", "factors are not written in it", f"Give one of {known}"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -196,7 +196,9 @@ class Stamp:
 
     size: int
     modified: int
+    """Time of the last change in nanoseconds."""
     inode: int
+    """Tells a file that was replaced by another of the same size and time."""
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:

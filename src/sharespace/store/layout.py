@@ -25,10 +25,12 @@ LOCK = "lock"
 VERSIONS = "versions"
 OBJECTS = "objects"
 
+# Limits of docs/format.md: a file that was damaged or forged must not fill the memory.
 MAX_HEAD_BYTES = 1 << 16
 MAX_MANIFEST_BYTES = 1 << 28
 
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+# A number of 18 digits always fits into 64 bits.
 MANIFEST_NAME = re.compile(r"(?P<number>[0-9]{8,18})-(?P<sha256>[0-9a-f]{64})\.json", re.ASCII)
 OBJECT_NAME = re.compile(
     r"(?P<role>basis|task|kept)-(?P<sha256>[0-9a-f]{64})\.safetensors", re.ASCII

@@ -84,6 +84,7 @@ def _describe(role: str, name: str, tensor: Tensor) -> tuple[torch.dtype, torch.
 
 def _header_bytes(header: Mapping[str, object]) -> bytes:
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    # Spaces, so that the data starts at a multiple of 8 and tensors can be mapped where they lie.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
@@ -113,6 +114,7 @@ class TensorFile:
 
 def tensor_bytes_of(tensor: Tensor) -> memoryview:
     """A tensor's values in row-major order, little-endian."""
+    # Seen as bytes, because NumPy has no bfloat16.
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
@@ -182,6 +184,7 @@ def check_file(root: Path, ref: FileRef, *, hashed: bool) -> Path:
             raise corrupt(str(path), "missing; was its version pruned?") from None
         if not stat.S_ISREG(info.st_mode):
             raise corrupt(str(path), "not a regular file")
+        # The size first: it costs no read, and finds what was cut short.
         if info.st_size != ref.bytes:
             raise corrupt(str(path), f"{info.st_size} bytes instead of {ref.bytes}")
         if hashed and sha256_of(path) != ref.sha256:

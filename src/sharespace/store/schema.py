@@ -132,6 +132,7 @@ def _checked(data: bytes, file: str) -> JsonFields:
     make_error = partial(corrupt, file)
     fields = JsonFields(parse_json(data, make_error), make_error)
     fields.one_of("format", FORMAT)
+    # Before any other field, of which a newer schema may have changed each.
     version = fields.whole("schema_version", least=1)
     if version > SCHEMA_VERSION:
         why = f"written in schema version {version}; this release reads up to {SCHEMA_VERSION}"
