@@ -22,7 +22,7 @@ from benchmarks.common import environment
 from experiments.glue import table
 from experiments.glue.jobs import make, with_seed
 
-from sharespace.compare import Outcome, Workbench, method, methods
+from sharespace.compare import Outcome, Workbench, all_methods, method
 from sharespace.errors import SharespaceError
 from sharespace.learn.training import quiet
 from sharespace.stream.recipe import Recipe, check, load_recipe, record, refuse_other
@@ -35,7 +35,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="?", type=Path, default=HERE / "full.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--methods", nargs="+", choices=list(methods()), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(all_methods()), default=list(METHODS))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     return parser.parse_args(arguments)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from compare.streams import Points, jobs, settings
-from sharespace.compare import Outcome, Workbench, methods
+from sharespace.compare import Outcome, Workbench, all_methods
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Everything:
 def everything() -> Everything:
     bench = Workbench(jobs(), settings())
     outcomes, reads = {}, {}
-    for name, run in methods().items():
+    for name, run in all_methods().items():
         Points.reads.clear()
         outcomes[name] = run(bench)
         reads[name] = list(Points.reads)

@@ -10,7 +10,7 @@ import torch
 
 from compare.conftest import Everything
 from compare.streams import LORA, SHAPES, jobs, net, settings
-from sharespace.compare import methods, run
+from sharespace.compare import all_methods, run
 from sharespace.compare.comparison import Comparison
 from sharespace.stream.measures import forgetting
 
@@ -31,7 +31,7 @@ ONE_STEP = {
 
 
 def test_every_method_scores_every_task(everything: Everything) -> None:
-    assert set(everything.outcomes) == set(methods())
+    assert set(everything.outcomes) == set(all_methods())
     for name, outcome in everything.outcomes.items():
         assert outcome.method == name
         assert set(outcome.matrix.last) == set(LABELS)
@@ -39,7 +39,7 @@ def test_every_method_scores_every_task(everything: Everything) -> None:
         assert outcome.heads == HEADS
         assert outcome.stored.heads == 4 * sum(HEADS.values())
     rows = tuple(o.row(seed=0) for o in everything.outcomes.values())
-    assert len(Comparison(rows).summary()) == len(methods())
+    assert len(Comparison(rows).summary()) == len(all_methods())
 
 
 def test_one_lora_in_sequence_forgets_and_share_does_not(everything: Everything) -> None:
@@ -109,7 +109,7 @@ def test_only_those_that_say_so_read_old_data(everything: Everything) -> None:
 
 
 def test_one_seed_one_result_whatever_ran_before(everything: Everything) -> None:
-    again = run(jobs(), settings(), ["replay", "o_lora", "share_strict"])
+    again = run(jobs(), settings(), ["o_lora", "share_strict"])
     for name, outcome in again.items():
         assert outcome.matrix == everything.outcomes[name].matrix
 

@@ -9,10 +9,10 @@ from sharespace.compare import (
     Outcome,
     StoredBytes,
     Workbench,
+    all_methods,
+    compared,
     compared_method,
     method,
-    methods,
-    registry,
     run,
 )
 from sharespace.errors import OptionError
@@ -22,7 +22,7 @@ from sharespace.stream.measures import ScoreMatrix
 @pytest.fixture
 def untrained_method(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registered method that is gone again after the test."""
-    monkeypatch.setattr(registry, "_METHODS", dict(methods()))
+    monkeypatch.setattr(compared, "_METHODS", dict(all_methods()))
 
     @compared_method("untrained", paper="https://example.org/untrained", uses_old_data=True)
     def untrained(bench: Workbench) -> Outcome:
@@ -53,6 +53,6 @@ def test_a_name_is_given_once() -> None:
 
 
 def test_every_method_of_the_package_says_what_it_does() -> None:
-    for known in methods().values():
+    for known in all_methods().values():
         assert known.description, known.name
         assert known.paper is None or known.paper.startswith("https://arxiv.org/abs/"), known.name

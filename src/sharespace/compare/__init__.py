@@ -10,9 +10,9 @@ registers one from elsewhere.
 """
 
 from sharespace.compare.bench import OwnLora, Workbench
+from sharespace.compare.compared import ComparedMethod, all_methods, compared_method, method, run
 from sharespace.compare.job import ComparisonSettings, Outcome, StoredBytes, TaskJob
 from sharespace.compare.methods.share_stream import ShareStream, run_share_stream
-from sharespace.compare.registry import ComparedMethod, compared_method, method, methods, run
 
 __all__ = [
     "ComparedMethod",
@@ -23,9 +23,9 @@ __all__ = [
     "StoredBytes",
     "TaskJob",
     "Workbench",
+    "all_methods",
     "compared_method",
     "method",
-    "methods",
     "run",
     "run_share_stream",
 ]

@@ -1,6 +1,6 @@
-"""The one table that every experiment prints: methods, their scores and what they cost.
+"""The one table of all comparisons: methods, their scores over several runs, and what they cost.
 
-Comparisons and size claims as tables: markdown for files, rich for a terminal.
+It is markdown for files and rich for a terminal; size claims are markdown too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Cost:
     nbytes: int
     """Every byte on disk that all tasks need beside the base model, heads included."""
     paper_count: float | None = None
-    """The paper's own count: coefficients per task, nothing else; None for other methods."""
+    """Coefficients only (as the paper counts): numbers a task; None for other methods."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ComparisonRow:
 
     @property
     def mean(self) -> float:
-        """Over the tasks (ACC)."""
+        """Mean score over the tasks (ACC)."""
         return fmean(self.scores.values())
 
     @classmethod
@@ -113,13 +113,13 @@ class ComparisonRow:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """JSON values."""
+        """The row as JSON values."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {**plain, "scores": dict(self.scores), "cost": asdict(self.cost)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> ComparisonRow:
-        """What ``to_record`` gave.
+        """The row that ``to_record`` made a record of.
 
         Raises:
             OptionError: the record does not fit.
@@ -161,7 +161,8 @@ class Summary:
 class Comparison:
     """Runs of several methods on the same tasks.
 
-    Raises OptionError for no rows, rows of different tasks, or a run that is there twice.
+    Raises:
+        OptionError: there are no rows, rows of different tasks, or a run that is there twice.
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -209,17 +210,17 @@ class Comparison:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """JSON values: every run, and the summary for readers."""
+        """The comparison as JSON values: every run, and the summary for readers."""
         return {
             "seeds": list(self.seeds),
             "orders": list(self.orders),
             "rows": [row.to_record() for row in self.rows],
-            "summary": [asdict(found) for found in self.summary()],
+            "summary": [asdict(summary) for summary in self.summary()],
         }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Comparison:
-        """What ``to_record`` gave; the summary is computed again from the rows.
+        """The comparison that ``to_record`` made a record of; its summary is computed again.
 
         Raises:
             OptionError: the record does not fit.
@@ -242,7 +243,7 @@ def _summary(tasks: tuple[str, ...], runs: list[ComparisonRow]) -> Summary:
         trainable=fmean(run.cost.trainable for run in runs),
         trainable_with_heads=fmean(run.cost.trainable_with_heads for run in runs),
         nbytes=fmean(run.cost.nbytes for run in runs),
-        paper_count=found.mean if (found := _known(counts)) else None,
+        paper_count=spread.mean if (spread := _known(counts)) else None,
     )
 
 
@@ -258,7 +259,7 @@ def _known(values: list[float | None]) -> Spread | None:
 
 def markdown(comparison: Comparison) -> str:
     """The table as markdown, and a line that says what it shows."""
-    rows = [_cells(found) for found in comparison.summary()]
+    rows = [_cells(summary) for summary in comparison.summary()]
     return f"{_grid(_header(comparison), rows)}\n\n{caption(comparison)}\n"
 
 
@@ -267,8 +268,8 @@ def rich_table(comparison: Comparison) -> Table:
     table = Table(caption=caption(comparison))
     for i, name in enumerate(_header(comparison)):
         table.add_column(escape(name), justify="right" if i else "left", overflow="fold")
-    for found in comparison.summary():
-        table.add_row(*(escape(cell) for cell in _cells(found)))
+    for summary in comparison.summary():
+        table.add_row(*(escape(cell) for cell in _cells(summary)))
     return table
 
 
@@ -279,7 +280,7 @@ def caption(comparison: Comparison) -> str:
     if orders > 1:
         over += f" and {orders} orders of the tasks"
     text = "Scores after the last task; forgetting and BWT in points."
-    if any(found.runs > 1 for found in comparison.summary()):
+    if any(summary.runs > 1 for summary in comparison.summary()):
         text += f" Mean ± sample standard deviation over the runs ({over})."
     else:
         text += f" One run ({over})."
@@ -313,45 +314,45 @@ def claims_markdown(claims: Sequence[Claim], reached: Sequence[tuple[Reach, Reac
     return "\n".join([_grid(header, rows), "", "Sizes in bytes.", *lines, ""])
 
 
-def _reached(found: Reach) -> str:
-    if found.tasks is None:
-        return f"never (limit {found.limit:.1f})"
-    return f"from {found.tasks:,} {'task' if found.tasks == 1 else 'tasks'} on"
+def _reached(reach: Reach) -> str:
+    if reach.tasks is None:
+        return f"never (limit {reach.limit:.1f})"
+    return f"from {reach.tasks:,} {'task' if reach.tasks == 1 else 'tasks'} on"
 
 
 def _header(comparison: Comparison) -> list[str]:
     return ["method", *comparison.tasks, *_AFTER_TASKS]
 
 
-def _cells(found: Summary) -> list[str]:
+def _cells(summary: Summary) -> list[str]:
     """One line of the table."""
     return [
-        found.method,
-        *(_score(spread) for spread in found.scores.values()),
-        _score(found.mean),
-        _score(found.forgetting, 2),
-        _score(found.backward_transfer, 2, sign="+"),
-        _fraction(found.gain_retained),
-        _number(found.trainable),
-        _number(found.trainable_with_heads),
-        _number(found.paper_count),
-        _number(found.nbytes),
-        str(found.runs),
+        summary.method,
+        *(_score(spread) for spread in summary.scores.values()),
+        _score(summary.mean),
+        _score(summary.forgetting, 2),
+        _score(summary.backward_transfer, 2, sign="+"),
+        _fraction(summary.gain_retained),
+        _number(summary.trainable),
+        _number(summary.trainable_with_heads),
+        _number(summary.paper_count),
+        _number(summary.nbytes),
+        str(summary.runs),
     ]
 
 
-def _score(found: Spread | None, digits: int = 1, sign: str = "") -> str:
-    if found is None:
+def _score(spread: Spread | None, digits: int = 1, sign: str = "") -> str:
+    if spread is None:
         return _NONE
-    # Rounded before: no "-0.00".
-    mean = f"{round(found.mean, digits) + 0.0:{sign}.{digits}f}"
-    return mean if found.std is None else f"{mean} ± {found.std:.{digits}f}"
+    # Rounded before it is written, and 0.0 added: a tiny negative number would read "-0.00".
+    mean = f"{round(spread.mean, digits) + 0.0:{sign}.{digits}f}"
+    return mean if spread.std is None else f"{mean} ± {spread.std:.{digits}f}"
 
 
-def _fraction(found: Spread | None) -> str:
-    if found is None:
+def _fraction(spread: Spread | None) -> str:
+    if spread is None:
         return _NONE
-    hundred = Spread(100 * found.mean, None if found.std is None else 100 * found.std)
+    hundred = Spread(100 * spread.mean, None if spread.std is None else 100 * spread.std)
     return f"{_score(hundred)} %"
 
 

@@ -1,12 +1,8 @@
-"""Panels side by side as a PNG.
+"""Figures of a comparison, and panels of them side by side as a PNG.
 
-What all figures have in common: colours, scales, frames.
-
-R matrices as heat maps: a row a step, a column a task.
-
-A stream of tasks: scores step by step, and what was forgotten of each task.
-
-How the subspace settles, and how alike independently trained updates are.
+R matrices as heat maps, scores step by step, what was forgotten of each task, how the subspace
+settles, and how alike independently trained updates are. Each ``draw_...`` function draws one
+figure on axes of matplotlib; ``picture`` puts several on a page.
 """
 
 from __future__ import annotations
@@ -17,10 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 from sharespace.errors import OptionError
 from sharespace.extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 ADAPTERS, SHARE = "#D55E00", "#0072B2"
@@ -34,10 +33,10 @@ COLOURS = "viridis"
 INK, PALE = "#333333", "#999999"
 
 ScoreRows = Mapping[str, Sequence[float | None]]
-"""Row's name -> a score in percent per column; None for a task that has not come yet."""
+"""Name of a row -> a score in percent for each column; None for a task that has not come yet."""
 
 Runs = Sequence[Sequence[float | None]]
-"""A row a run (seed), a value a step; None where there is none yet."""
+"""A row for each run (seed), a value for each step; None where there is none yet."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Panel:
     """One figure of a picture."""
 
     title: str
-    draw: Callable[[Any], None]
+    draw: Callable[[Axes], None]
     """Draws on axes of matplotlib; ``functools.partial`` of a ``draw_...`` function."""
     width: float = 1.0
     """Relative to the others in its row."""
@@ -99,7 +98,7 @@ def look(index: int) -> tuple[str, str]:
     return PALETTE[index % 8], MARKS[(index + index // 8) % 8]
 
 
-def tidy(axes: Any, grid: str = "both") -> None:
+def tidy(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
     """A light grid behind the data, no frame at the top and to the right.
 
     Args:
@@ -116,10 +115,12 @@ def crowded(names: Sequence[str]) -> bool:
     return len(names) * max((len(n) for n in names), default=0) > 44
 
 
-def name_ticks(axes: Any, names: Sequence[str]) -> None:
+def name_ticks(axes: Axes, names: Sequence[str]) -> None:
     """Names below the x axis, slanted where they are crowded."""
-    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded(names) else {}
-    axes.set_xticks(range(len(names)), names, **turned)
+    axes.set_xticks(range(len(names)), names)
+    if crowded(names):
+        for label in axes.get_xticklabels():
+            label.set(rotation=40, ha="right", rotation_mode="anchor")
 
 
 def blank_cells(rows: Iterable[Sequence[float | None]]) -> list[list[float]]:
@@ -127,7 +128,7 @@ def blank_cells(rows: Iterable[Sequence[float | None]]) -> list[list[float]]:
     return [[float("nan") if s is None else s for s in row] for row in rows]
 
 
-def grid_lines(axes: Any, rows: int, columns: int) -> None:
+def grid_lines(axes: Axes, rows: int, columns: int) -> None:
     """White gaps between the cells of a heat map instead of a frame."""
     axes.set_xticks([i - 0.5 for i in range(1, columns)], minor=True)
     axes.set_yticks([t - 0.5 for t in range(1, rows)], minor=True)
@@ -142,7 +143,7 @@ def cell_size(columns: int) -> float:
 
 
 def draw_matrix(
-    axes: Any,
+    axes: Axes,
     steps: ScoreRows,
     references: ScoreRows,
     tasks: Sequence[str],
@@ -207,7 +208,7 @@ def lowest(*matrices: ScoreRows) -> float:
     return max(0.0, 10 * (min(known) // 10))
 
 
-def _write_score(axes: Any, i: int, t: int, score: float | None, low: float, tasks: int) -> None:
+def _write_score(axes: Axes, i: int, t: int, score: float | None, low: float, tasks: int) -> None:
     if score is None:
         text = "not yet\nlearned" if tasks <= 6 else ""
         axes.text(i, t, text, ha="center", va="center", color=PALE, fontsize=8)
@@ -217,7 +218,7 @@ def _write_score(axes: Any, i: int, t: int, score: float | None, low: float, tas
 
 
 def draw_steps(
-    axes: Any,
+    axes: Axes,
     methods: Mapping[str, Runs],
     steps: Sequence[str],
     levels: Mapping[str, float] | None = None,
@@ -251,7 +252,7 @@ def draw_steps(
 
 
 def draw_forgetting(
-    axes: Any, methods: Mapping[str, Mapping[str, Sequence[float]]], *, label: str = "points"
+    axes: Axes, methods: Mapping[str, Mapping[str, Sequence[float]]], *, label: str = "points"
 ) -> None:
     """What was forgotten of each task, a group of bars a task; below 0: the task got better.
 
@@ -268,16 +269,18 @@ def draw_forgetting(
         spreads = [_spread(by_task[t]) for t in known]
         # A colour comes again, hatched, where there are more methods than colours.
         hatch = "///" if i >= len(PALETTE) else ""
-        bars = {
-            "color": look(i)[0],
-            "width": 0.92 * wide,
-            "label": name,
-            "hatch": hatch,
-            "edgecolor": "white",
-            "linewidth": 0,
-        }
-        errors = {"yerr": spreads, "error_kw": {"elinewidth": 1}} if any(spreads) else {}
-        axes.bar(at, [fmean(by_task[t]) for t in known], **bars, **errors)
+        axes.bar(
+            at,
+            [fmean(by_task[t]) for t in known],
+            0.92 * wide,
+            color=look(i)[0],
+            label=name,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0,
+            yerr=spreads if any(spreads) else None,
+            error_kw={"elinewidth": 1},
+        )
     axes.axhline(0, color=INK, linewidth=0.8)
     name_ticks(axes, tasks)
     axes.set_ylabel(f"forgetting ({label})")
@@ -306,7 +309,7 @@ def _count(runs: Runs) -> str:
     return f" ({len(runs)} seeds)" if len(runs) > 1 else ""
 
 
-def _legend_below(axes: Any, entries: int, names: Sequence[str]) -> None:
+def _legend_below(axes: Axes, entries: int, names: Sequence[str]) -> None:
     """Below the names of the x axis, where it hides no data.
 
     Args:
@@ -322,7 +325,7 @@ def _legend_below(axes: Any, entries: int, names: Sequence[str]) -> None:
 
 
 def draw_settling(
-    axes: Any, angles: Mapping[str, Sequence[Sequence[float]]], steps: Sequence[str]
+    axes: Axes, angles: Mapping[str, Sequence[Sequence[float]]], steps: Sequence[str]
 ) -> None:
     """Principal angles between successive bases: median, middle 80 % as a band, largest dotted.
 
@@ -360,7 +363,7 @@ def draw_settling(
     axes.legend(frameon=False, loc="best", fontsize=9)
 
 
-def draw_cka(axes: Any, names: Sequence[str], values: Sequence[Sequence[float | None]]) -> None:
+def draw_cka(axes: Axes, names: Sequence[str], values: Sequence[Sequence[float | None]]) -> None:
     """Linear CKA of every pair as an annotated heat map from 0 to 1; blank where there is none.
 
     Args:
@@ -379,7 +382,7 @@ def draw_cka(axes: Any, names: Sequence[str], values: Sequence[Sequence[float | 
     axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
 
 
-def _write_similarity(axes: Any, j: int, i: int, value: float | None, names: int) -> None:
+def _write_similarity(axes: Axes, j: int, i: int, value: float | None, names: int) -> None:
     if value is None:
         return
     ink, size = ("black" if value > 0.6 else "white"), cell_size(names)
@@ -387,7 +390,7 @@ def _write_similarity(axes: Any, j: int, i: int, value: float | None, names: int
 
 
 def _quantile(ascending: Sequence[float], q: float) -> float:
-    """By linear interpolation."""
+    """The q-quantile of ascending values, by linear interpolation."""
     at = q * (len(ascending) - 1)
     low = math.floor(at)
     high = min(low + 1, len(ascending) - 1)

@@ -1,9 +1,7 @@
-"""Parameter and memory claims, counted two ways side by side (method.md, "Honest size").
+"""Size claims, counted two ways side by side, and figures of them (docs/method.md, "Honest size").
 
-*The paper's count*: coefficients that a task trains, nothing else. *Every byte*: bases,
+*Coefficients only (as the paper counts)*: what a task trains, nothing else. *Every byte*: bases,
 coefficients, heads and what a file adds, in the stored dtype; LoRA's heads and files as well.
-
-Bytes against the number of tasks.
 """
 
 from __future__ import annotations
@@ -13,49 +11,51 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sharespace.compare.figures import ADAPTERS, INK, PALE, SHARE, tidy
 from sharespace.errors import OptionError
+from sharespace.options import check_options, option
 from sharespace.subspace.adapter import ModuleShape
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 CountedBy = Literal["paper", "bytes"]
+"""``"paper"``: coefficients only (as the paper counts) against LoRA's factors; ``"bytes"``: every
+byte of both."""
 
 
 @dataclass(frozen=True)
 class SizeLayout:
-    """What every task of a family looks like, as Share and as LoRA.
+    """What every task looks like, as Share and as LoRA, where all tasks are alike.
 
-    Raises OptionError where a number is not usable.
+    Raises:
+        OptionError: there is no module, or a number is not usable.
     """
 
     shapes: tuple[ModuleShape, ...]
     """Of the adapted modules."""
-    k: int
+    k: int = option(least=1)
     """Dimension of the subspaces a side; a module takes no more than its side has."""
-    p: int
+    p: int = option(least=1)
     """Pseudo-rank of the coefficients; at most k."""
-    rank: int
+    rank: int = option(least=1)
     """r of the LoRA adapters to compare with."""
-    itemsize: int = 4
+    itemsize: int = option(4, least=1)
     """Bytes of a stored number: 4 for float32."""
-    head: int = 0
+    head: int = option(0, least=0)
     """Numbers of a task's head, the same for both."""
-    share_overhead: int = 0
+    share_overhead: int = option(0, least=0)
     """Bytes that a task's file adds in Share: header, ledger, config."""
-    lora_overhead: int = 0
+    lora_overhead: int = option(0, least=0)
     """Bytes that an adapter's files add: header, config."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shapes", tuple(self.shapes))
         if not self.shapes:
             raise OptionError("shapes", "no adapted module", "Give at least one")
-        for name in ("k", "p", "rank", "itemsize"):
-            if getattr(self, name) < 1:
-                raise OptionError(name, f"got {getattr(self, name)}", "Give at least 1")
-        for name in ("head", "share_overhead", "lora_overhead"):
-            if getattr(self, name) < 0:
-                raise OptionError(name, f"got {getattr(self, name)}", "Give 0 or more")
+        check_options(self)
 
     @property
     def basis(self) -> int:
@@ -67,7 +67,7 @@ class SizeLayout:
 
     @property
     def trained(self) -> int:
-        """Coefficients that a task trains: sum of 2 k p. The paper's count."""
+        """Coefficients that a task trains: sum of 2 k p. It is what the paper counts."""
         return sum((left + right) * min(self.p, left, right) for left, right in self._dimensions)
 
     @property
@@ -162,6 +162,7 @@ def reach(layout: SizeLayout, ratio: float, counted: CountedBy) -> Reach:
     if not (math.isfinite(ratio) and ratio > 0):
         raise OptionError("ratio", f"got {ratio}", "Give a positive number, for example 100")
     fixed, share, lora = _bytes(layout, counted)
+    # In fractions: near the limit a rounding error would be thousands of tasks.
     gain = lora - Fraction(ratio) * share
     limit = lora / share
     if gain < 0 or (gain == 0 and fixed):
@@ -189,8 +190,8 @@ def bytes_on_disk(path: Path) -> int:
     if not path.exists():
         raise OptionError(f"path {path}", "nothing there", "Give a file or a folder")
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-    found = {(s.st_dev, s.st_ino): s.st_size for s in (f.stat() for f in files)}
-    return sum(found.values())
+    by_inode = {(s.st_dev, s.st_ino): s.st_size for s in (f.stat() for f in files)}
+    return sum(by_inode.values())
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class SizePoint:
     """False: extrapolated."""
 
 
-def draw_sizes(axes: Any, points: Sequence[SizePoint], assumption: str) -> None:
+def draw_sizes(axes: Axes, points: Sequence[SizePoint], assumption: str) -> None:
     """Kilobytes against the number of tasks; measured with marks, extrapolated dashed.
 
     Args:
@@ -234,7 +235,12 @@ def draw_sizes(axes: Any, points: Sequence[SizePoint], assumption: str) -> None:
 
 
 def _curve(
-    axes: Any, points: Sequence[SizePoint], sizes: Sequence[int], colour: str, label: str, mark: str
+    axes: Axes,
+    points: Sequence[SizePoint],
+    sizes: Sequence[int],
+    colour: str,
+    label: str,
+    mark: str,
 ) -> None:
     measured = [(p.tasks, b / 1000) for p, b in zip(points, sizes, strict=True) if p.measured]
     rest = [(p.tasks, b / 1000) for p, b in zip(points, sizes, strict=True) if not p.measured]
@@ -255,10 +261,10 @@ class CountedPoint:
     lora_factors: int
     """LoRA adapters without heads and files."""
     share_coefficients: int
-    """The paper's count: coefficients that the tasks train, nothing else."""
+    """Coefficients only (as the paper counts): what the tasks train, nothing else."""
 
 
-def draw_counts(axes: Any, points: Sequence[CountedPoint], ratio: float = 100) -> None:
+def draw_counts(axes: Axes, points: Sequence[CountedPoint], ratio: float = 100) -> None:
     """Both counts against the number of tasks, log-log, with the line of so many times smaller.
 
     Args:
@@ -305,7 +311,7 @@ def draw_counts(axes: Any, points: Sequence[CountedPoint], ratio: float = 100) -
     axes.legend(frameon=False, loc="upper left", fontsize=9)
 
 
-def _tell_ratio(axes: Any, tasks: int, nbytes: int, against: int, colour: str) -> None:
+def _tell_ratio(axes: Axes, tasks: int, nbytes: int, against: int, colour: str) -> None:
     axes.annotate(
         f"{against / nbytes:.0f}x" if against >= 10 * nbytes else f"{against / nbytes:.1f}x",
         (tasks, nbytes),

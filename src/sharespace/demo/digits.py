@@ -131,10 +131,10 @@ QUICK = DemoSettings(
     lora_rank=2,
     k=4,
     method=TaskMethod(p=2, phi=1, heads=(HEAD,)),
-    pretrain=_training(150, 1e-2, batch=32),
-    head=_training(20, 2e-2, batch=32),
-    lora=_training(40, 2e-2, batch=32),
-    subspace=_training(40, 4e-2, batch=32),
+    pretrain=_training(60, 1e-2, batch=32),
+    head=_training(10, 2e-2, batch=32),
+    lora=_training(20, 2e-2, batch=32),
+    subspace=_training(20, 4e-2, batch=32),
 )
 """Too short to learn well: for tests."""
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sharespace.compare.bench import Workbench
+from sharespace.compare.compared import compared_method
 from sharespace.compare.job import Outcome, TaskJob
 from sharespace.compare.lora import DEFAULT, lora_layers
 from sharespace.compare.methods.sequential import TaskModels, in_sequence
-from sharespace.compare.registry import compared_method
 from sharespace.compare.trainers import collate, penalised
 from sharespace.learn import Fit, fit
 from sharespace.subspace.layer import tensor_bytes

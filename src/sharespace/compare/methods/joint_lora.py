@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sharespace.compare.bench import Workbench
+from sharespace.compare.compared import compared_method
 from sharespace.compare.job import Outcome, StoredBytes
 from sharespace.compare.lora import count_trained, lora_bytes
 from sharespace.compare.methods.sequential import release_all, tied_models
-from sharespace.compare.registry import compared_method
 from sharespace.compare.trainers import MixedPart, fit_together
 from sharespace.stream.measures import ScoreMatrix
 

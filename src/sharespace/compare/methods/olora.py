@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sharespace.compare.bench import Workbench
+from sharespace.compare.compared import compared_method
 from sharespace.compare.job import Outcome, StoredBytes, TaskJob
 from sharespace.compare.lora import DEFAULT, add_lora, count_trained, lora_bytes, lora_layers
-from sharespace.compare.registry import compared_method
 from sharespace.compare.trainers import penalised
 from sharespace.learn import Fit, fit
 

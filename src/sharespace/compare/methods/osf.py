@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from sharespace.compare.bench import Workbench
+from sharespace.compare.compared import compared_method
 from sharespace.compare.job import Outcome, StoredBytes, TaskJob
 from sharespace.compare.lora import count_trained
-from sharespace.compare.registry import compared_method
 from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.learn import Fit

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from sharespace.compare.bench import OwnLora, Workbench
+from sharespace.compare.compared import compared_method
 from sharespace.compare.job import Outcome, StoredBytes
 from sharespace.compare.lora import DEFAULT, add_lora, lora_layers, updates_of
 from sharespace.compare.methods.share_stream import build_share
-from sharespace.compare.registry import compared_method
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import LayerUpdate
 from sharespace.subspace.baselines import own_ranks

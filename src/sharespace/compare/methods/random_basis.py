@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sharespace.compare.bench import Workbench
+from sharespace.compare.compared import compared_method
 from sharespace.compare.job import Outcome, StoredBytes
 from sharespace.compare.methods.share_stream import learn_in_subspace
-from sharespace.compare.registry import compared_method
 from sharespace.share import Share
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import BaseModel

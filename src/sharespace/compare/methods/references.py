@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sharespace.compare.bench import Workbench
+from sharespace.compare.compared import compared_method
 from sharespace.compare.job import Outcome, StoredBytes
-from sharespace.compare.registry import compared_method
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.layer import tensor_bytes
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from sharespace.compare.bench import Workbench
+from sharespace.compare.compared import compared_method
 from sharespace.compare.job import Outcome, TaskJob
 from sharespace.compare.lora import train_heads
 from sharespace.compare.methods.sequential import TaskModels, in_sequence
-from sharespace.compare.registry import compared_method
 from sharespace.compare.trainers import MixedPart, fit_together
 from sharespace.learn import Fit
 

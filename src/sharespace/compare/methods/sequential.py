@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from sharespace.compare.bench import Workbench
+from sharespace.compare.compared import compared_method
 from sharespace.compare.job import Outcome, StoredBytes, TaskJob
 from sharespace.compare.lora import add_lora, count_trained, lora_bytes, tie
-from sharespace.compare.registry import compared_method
 from sharespace.learn import Fit
 from sharespace.tuner import release
 

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import Subset
 
 from sharespace.compare.bench import OwnLora, Workbench
+from sharespace.compare.compared import compared_method
 from sharespace.compare.job import Outcome, StoredBytes
-from sharespace.compare.registry import compared_method
 from sharespace.learn import Adapted, Finetuned, Fit, TaskMethod, adapt, finetune, load_task
 from sharespace.share import Share
 from sharespace.stream.loop import Arrival, StreamLoop

@@ -77,7 +77,7 @@ def compared_method(
     return register
 
 
-def methods() -> Mapping[str, ComparedMethod]:
+def all_methods() -> Mapping[str, ComparedMethod]:
     """Name -> method, in the order in which they were registered."""
     return dict(_METHODS)
 
@@ -124,7 +124,7 @@ def run(
         MissingExtraError: PEFT or transformers is not installed.
     """
     # All names are looked up before the first method is run.
-    chosen = [method(name) for name in (methods() if names is None else names)]
+    chosen = [method(name) for name in (all_methods() if names is None else names)]
     bench = Workbench(jobs, settings, own)
     outcomes = {}
     for compared in chosen:
