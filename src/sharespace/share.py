@@ -13,7 +13,7 @@ import torch
 from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.formats import ExportOptions, PlainLora, write_adapter
-from sharespace.formats.registry import AdapterSources, open_adapters
+from sharespace.formats.format_registry import AdapterSources, open_adapters
 from sharespace.linalg.dimension import Dimension
 from sharespace.options import Limits, OptionType, check_option
 from sharespace.store import Checkout, Operation, checkout, commit

@@ -14,7 +14,7 @@ from torch import Tensor
 from sharespace.errors import CorruptAdapterError, OptionError, UnsupportedAdapterError
 from sharespace.files import SAFETENSORS_DTYPES
 from sharespace.formats import read_adapter
-from sharespace.formats.registry import open_weights
+from sharespace.formats.format_registry import open_weights
 from sharespace.formats.torch_file import TorchFile
 
 STATM = Path("/proc/self/statm")

@@ -127,7 +127,7 @@ def test_related_tasks_lose_what_they_lose_in_memory(seed: int, p: int | None) -
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_strangers_lose_little_more_than_in_memory(seed: int) -> None:
+def test_independent_tasks_lose_little_more_than_in_memory(seed: int) -> None:
     updates = [update(60, 50, 3, 100 * seed + i, dtype=torch.float64) for i in range(25)]
     wanted = FrameSearch((8, 8))
     streamed = lost(compress(rows_of(updates, 10_000), wanted), wanted)

@@ -200,5 +200,5 @@ def test_a_reader_that_is_overtaken_reads_the_new_version(
             prune(path, keep=1)
         return ref
 
-    monkeypatch.setattr("sharespace.store.store.find_version", find)
+    monkeypatch.setattr("sharespace.store.commits.find_version", find)
     assert_same(load(path), MODELS[0])

@@ -1,8 +1,6 @@
 """Reading and writing adapters: the only place that knows key names of other formats."""
 
-from sharespace.formats.hub import download_store
-from sharespace.formats.plain import ExportOptions, PlainLora
-from sharespace.formats.registry import (
+from sharespace.formats.format_registry import (
     FORMATS,
     Format,
     default_name,
@@ -12,6 +10,8 @@ from sharespace.formats.registry import (
     server_options,
     write_adapter,
 )
+from sharespace.formats.hub import download_store
+from sharespace.formats.plain import ExportOptions, PlainLora
 
 __all__ = [
     "FORMATS",

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from sharespace.errors import ContributionError, CorruptAdapterError, StoreError
 from sharespace.formats import default_name, read_adapter
+from sharespace.formats.format_registry import find_weights
 from sharespace.formats.hub import download_store
 from sharespace.formats.lora_config import CONFIG, PREFIX
 from sharespace.formats.peft import read_config
-from sharespace.formats.registry import find_weights
 from sharespace.formats.weights_file import SafetensorsFile
 from sharespace.gather.codec import encode
 from sharespace.gather.contribution import (

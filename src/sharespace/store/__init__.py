@@ -1,9 +1,9 @@
 """Share models on disk: versions that never change, files named by their content."""
 
+from sharespace.store.commits import Checkout, checkout, commit, history, load
 from sharespace.store.directory import refuse_existing
 from sharespace.store.edit import Pruned, prune, receive, remove, rename, rollback
 from sharespace.store.layout import Manifest, Operation, TaskSummary, Version
-from sharespace.store.store import Checkout, checkout, commit, history, load
 from sharespace.store.verification import Finding, Report, verify
 
 __all__ = [

@@ -21,6 +21,7 @@ from sharespace.errors import (
     TaskNotFoundError,
 )
 from sharespace.files import disk_errors, lock, remove_files, write_files
+from sharespace.store.commits import StorePath, check_writable
 from sharespace.store.directory import (
     clear_unfinished,
     committed_versions,
@@ -48,7 +49,6 @@ from sharespace.store.layout import (
 )
 from sharespace.store.objects import Payload, StoredFile, check_file, write_objects
 from sharespace.store.schema import head_to_json
-from sharespace.store.store import StorePath, check_writable
 from sharespace.subspace.state import check_new_names
 
 _Tasks: TypeAlias = tuple[TaskEntry, ...]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sharespace.errors import CorruptStoreError, StoreError
 from sharespace.files import disk_errors
+from sharespace.store.commits import StorePath
 from sharespace.store.directory import (
     committed_versions,
     read_head,
@@ -23,7 +24,6 @@ from sharespace.store.directory import (
 from sharespace.store.layout import HEAD, Content, FileRef, Manifest, ManifestRef, TaskEntry
 from sharespace.store.lazy import check_basis_names, read_layer
 from sharespace.store.objects import OpenedFile
-from sharespace.store.store import StorePath
 from sharespace.store.taskfile import read_task, summarise, tensors_of
 from sharespace.subspace.layer import LayerSubspace
 

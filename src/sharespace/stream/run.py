@@ -18,7 +18,7 @@ from sharespace.learn import load_task
 from sharespace.learn.training import quiet
 from sharespace.share import Share
 from sharespace.store import Operation
-from sharespace.store.store import plan_commit
+from sharespace.store.commits import plan_commit
 from sharespace.stream.folder import RunFolder
 from sharespace.stream.learning import (
     Workshop,
