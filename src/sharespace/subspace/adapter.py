@@ -224,6 +224,7 @@ def _agreed(base: BaseModel, named_by: str, adapter: Adapter) -> tuple[BaseModel
 
 
 def _is_local(model_id: str) -> bool:
+    # An id of the Hub is "name" or "owner/name"; more slashes, or backslashes, are a path.
     return model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1 or "\\" in model_id
 
 

@@ -112,6 +112,7 @@ def with_rule(settings: BuildSettings, dimension: Dimension) -> BuildSettings:
         OptionError: the method has no such rule.
     """
     basis_method(settings.method).check_rule(dimension)
+    # With a k by pattern each layer has its own cap, and a module that comes later has none.
     cap = dimension.k if isinstance(dimension.k, int) else settings.cap
     return replace(settings, cap=cap, budget=dimension.budget)
 
@@ -399,6 +400,7 @@ def refuse_erased(model: ShareModel) -> None:
     budget = model.settings.budget
     for task in model.tasks.values() if budget is not None else ():
         ledger = task.ledger
+        # Not 1: what is left of a task that lost all but rounding is no task either.
         if ledger.total_norm and ledger.truncations[:, -1].norm() >= 0.999 * ledger.total_norm:
             raise OptionError(
                 f"budget of {budget} bytes",

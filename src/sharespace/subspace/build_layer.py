@@ -202,6 +202,7 @@ def certify(problem: UpdateProblem, bases: BasisPair) -> Certificate:
 
 def _rounded(problem: UpdateProblem, left: float, right: float, tail: float) -> Certificate:
     rounding = canonical_rounding(problem.updates.left.dtype)
+    # The updates themselves were rounded into canonical form: a bound must cover that, too.
     slack = rounding**2 * problem.total
     return Certificate(left * (1 + rounding) + slack, right * (1 + rounding) + slack, tail)
 

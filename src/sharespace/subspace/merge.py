@@ -148,6 +148,7 @@ def merged(job: MergeJob) -> LayerResult:
     model, module, members, build = job.model, job.module, job.members, job.build
     if module not in model.layers:
         shape = members[0].shapes[module]
+        # An empty layer grows by weighed directions of updates, which such a method does not use.
         if build.method.builds_new_layers:
             return make_layer(module, shape, members, build)
         model = replace(model, layers={module: _empty_layer(model, shape)})

@@ -77,12 +77,14 @@ def merge_sides(
     old = known.side
     needed = _needed(old, new, settings.p)
     rounding = stored_rounding(layer.left_basis.dtype)
+    # A direction with less energy than the stored dtype rounds away would store noise.
     extra = [side.beyond(rounding**2) for side in needed]
     grown = layer.k[0] + extra[0].shape[1], layer.k[1] + extra[1].shape[1]
     fits = layer.cap is None or (grown[0] <= layer.cap[0] and grown[1] <= layer.cap[1])
     if fits and new.whole:
         return _grow(layer, extra, known, new, settings)
     if settings.p is not None:
+        # At the cap the best core of rank p may use others than an update's leading directions.
         needed = _needed(old, new)
     return _truncate(layer, needed, old, new, settings)
 
@@ -171,6 +173,7 @@ def _truncate(
     settings: BuildSettings,
 ) -> LayerResult:
     """At the cap: solve the problem on the cores, rotate the bases once, re-express everybody."""
+    # Of the compute dtype and not of the stored one: the bases are chosen first, and cast then.
     rounding = tolerance(compute_dtype(layer.left_basis.dtype))
     left, right = (
         torch.cat([basis, directions.beyond(rounding**2)], dim=1)

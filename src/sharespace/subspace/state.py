@@ -121,6 +121,7 @@ class Ledger:
         counted = self.truncations[:, self.segment :]
         if not counted.shape[1]:
             return True
+        # Rounding adds up whatever its direction; two truncations may also cancel in part.
         others = counted.sum(dim=1) - counted.amax(dim=1)
         return bool((others <= _NEGLIGIBLE * self.norms).all())
 
@@ -363,10 +364,13 @@ def basis_id(model: ShareModel) -> str:
     Coefficients mean something only together with the bases they were trained in; two models with
     the same id have the same bases, bit for bit. Computed once per model.
     """
+    # Weak keys: a model is a value that nobody should keep alive only because it was once named.
     if model not in _BASIS_IDS:
         digest = hashlib.sha256()
+        # Sorted, so that the order in which modules were met does not matter.
         for name in sorted(model.layers):
             layer = model.layers[name]
+            # A module's name comes from a file and may hold what strict UTF-8 refuses.
             digest.update(name.encode("utf-8", "surrogatepass"))
             digest_basis(digest, layer.left_basis)
             digest_basis(digest, layer.right_basis)
