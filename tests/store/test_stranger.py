@@ -28,7 +28,7 @@ def test_the_updates_are_ours() -> None:
             assert np.array_equal(found[module], wanted.numpy())
 
 
-def test_the_updates_of_families_are_ours() -> None:
+def test_the_updates_of_groups_are_ours() -> None:
     manifest, ours = read_current(make_store_v2.PATH), make_store_v2.model()
     for name, task in ours.tasks.items():
         found = updates(make_store_v2.PATH, manifest, name)
