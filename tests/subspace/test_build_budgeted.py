@@ -89,7 +89,7 @@ def test_rows_of_a_mixed_batch_get_their_own(model: ShareModel) -> None:
     assert stack.left.shape[1] <= 4  # not as wide as the bases
     x, module = torch.randn(len(names), D), nn.Linear(D, N)
     slots = torch.arange(1, len(names) + 1)
-    private = dict(stack.private)
+    private = dict(stack.per_task)
     found = with_updates(module, stack, x, slots, private, module(x))
     for row, name in enumerate(names):
         wanted = module(x[row]).double() + stored_dense(model, name) @ x[row].double()

@@ -173,7 +173,7 @@ def test_rows_of_a_mixed_batch_get_their_own(model: ShareModel) -> None:
         stack.put(slot, value(model, name))
     x, module = torch.randn(len(names), D), nn.Linear(D, N)
     slots = torch.arange(1, len(names) + 1)
-    found = with_updates(module, stack, x, slots, dict(stack.private), module(x))
+    found = with_updates(module, stack, x, slots, dict(stack.per_task), module(x))
     for row, name in enumerate(names):
         wanted = module(x[row]).double() + stored_dense(model, name) @ x[row].double()
         torch.testing.assert_close(found[row].double(), wanted, rtol=1e-4, atol=1e-4)

@@ -55,7 +55,7 @@ def merge_from(
 
     config, name = named_adapter("merge_from", model, task, adapter)
     if isinstance(config, ShareConfig):
-        trained = collect(model, name, adapter=adapter, base=share.model.base)
+        trained = collect(cast(PeftModel, model), name, adapter=adapter, base=share.model.base)
     else:
         with _saved(model, adapter) as folder:
             trained = _in_memory(read_adapter(folder, name))

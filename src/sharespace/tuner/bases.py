@@ -1,4 +1,4 @@
-"""Where the Share model that a configuration names comes from."""
+"""Find the Share model that a ``ShareConfig`` names: in memory, on disk or on the Hub."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from sharespace.store import checkout
 from sharespace.subspace.state import ShareModel, basis_id
 
 MEMORY = "memory:"
-"""Start of the names that ``publish`` gives."""
+"""Names that ``publish`` gives begin with this."""
 
 _PUBLISHED: WeakValueDictionary[str, ShareModel] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, eq=False)
-class Bases:
-    """A Share model that was found, and how to find it again."""
+class LocatedShare:
+    """A Share model, and what a configuration keeps to find the same one again."""
 
     model: ShareModel
+    """The model itself."""
     version: int | None
-    """Of the store; None where it came from memory."""
-    id: str
-    """``basis_id`` of the model."""
+    """Version of the store; None where the model came from memory."""
+    basis_id: str
+    """``basis_id`` of the model: coefficients belong to one id."""
 
 
 def publish(model: ShareModel) -> str:
@@ -34,39 +35,45 @@ def publish(model: ShareModel) -> str:
 
     It lasts as long as the model itself is referred to, and only in this process: an adapter
     trained with it is loaded elsewhere by giving ``share`` anew (a path), or with ``save_basis``.
+
+    Args:
+        model: for example ``share.model``.
+
+    Returns:
+        The name.
     """
-    # The address: two models may have the same bases and different tasks.
+    # The address as well: two models may have the same bases and different tasks.
     name = f"{MEMORY}{basis_id(model)}-{id(model):x}"
     _PUBLISHED[name] = model
     return name
 
 
-def find(share: str, version: int | None, expected: str | None) -> Bases:
-    """The Share model of that name.
+def locate_share(share: str, version: int | None, expected: str | None) -> LocatedShare:
+    """The Share model of that name, checked to have the bases that are expected.
 
     Args:
         share: path of a store, Hub id, or what ``publish`` gave.
         version: of the store; None: the current one.
-        expected: id of the bases that coefficients belong to; None: whatever is found.
+        expected: id of the bases that coefficients belong to; None: any.
 
     Raises:
-        MismatchError: other bases are found than expected, or none (in memory).
+        MismatchError: it has other bases than expected, or is no longer in memory.
         StoreError: the store cannot be read.
     """
     if share.startswith(MEMORY):
-        found = Bases(_from_memory(share), None, "")
+        model, number = _from_memory(share), None
     else:
         opened = checkout(_folder(share), version)
-        found = Bases(opened.model, opened.version.number, "")
-    found = Bases(found.model, found.version, basis_id(found.model))
-    if expected is not None and found.id != expected:
-        at = f" version {found.version}" if found.version else ""
+        model, number = opened.model, opened.version.number
+    actual = basis_id(model)
+    if expected is not None and actual != expected:
+        at = f" version {number}" if number else ""
         raise MismatchError(
             f"Share model {share!r}{at}",
-            f"has the bases {found.id[:12]}, but the coefficients belong to {expected[:12]}",
+            f"has the bases {actual[:12]}, but the coefficients belong to {expected[:12]}",
             "Give the Share model and share_version that the adapter was trained in",
         )
-    return found
+    return LocatedShare(model, number, actual)
 
 
 def _from_memory(share: str) -> ShareModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict
@@ -11,8 +10,10 @@ from torch import Tensor, nn
 
 from sharespace.errors import MismatchError
 from sharespace.formats.components import COMPONENTS
+from sharespace.protocols import PeftModel
 from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, LayerUpdate, ModuleShape
 from sharespace.subspace.state import Task
+from sharespace.tuner.config import ShareConfig
 from sharespace.tuner.layer import SubspaceConv, SubspaceLayer
 from sharespace.tuner.modules import PREFIX
 
@@ -20,25 +21,29 @@ from sharespace.tuner.modules import PREFIX
 def layers_of(model: nn.Module, adapter: str) -> dict[str, SubspaceLayer]:
     """Adapted module, by its name in the base model -> layer.
 
+    Args:
+        model: a ``PeftModel``, or the base model below it.
+        adapter: PEFT's name for the adapter.
+
     Raises:
         MismatchError: no layer has an adapter of that name.
     """
-    found = {
+    layers = {
         name.removeprefix(PREFIX): module
         for name, module in model.named_modules()
         if isinstance(module, SubspaceLayer) and module.has(adapter)
     }
-    if not found:
+    if not layers:
         raise MismatchError(
             f"adapter {adapter!r}",
             "the model has no layers in a Share model's subspace under that name",
             "Make it with get_peft_model(model, ShareConfig(...))",
         )
-    return found
+    return layers
 
 
 def collect(
-    model: Any,
+    model: PeftModel,
     task: str,
     *,
     adapter: str = "default",
@@ -51,13 +56,13 @@ def collect(
         model: a ``PeftModel`` made with ``ShareConfig``.
         task: the task's name.
         adapter: PEFT's name for it.
-        base: of the Share model; None: as the model's configuration says.
+        base: the base model's name, as the Share model has it; None: as the configuration says.
         config: more fields of PEFT's ``LoraConfig``, for example ``task_type``.
 
     Raises:
         MismatchError: the model has no such adapter.
     """
-    settings = model.peft_config[adapter]
+    settings = _config(model, adapter)
     component = f"{settings.component}." if settings.component else ""
     layers = {component + n: m for n, m in layers_of(model, adapter).items()}
     updates = {name: layer.update(adapter) for name, layer in layers.items()}
@@ -70,7 +75,7 @@ def collect(
         kept=heads,
         config={
             **_lora_fields(settings, updates, bool(heads)),
-            # Or an export would put the component before the modules' names once more.
+            # Without it an export would put the component before the modules' names once more.
             **({COMPONENTS: [settings.component]} if settings.component else {}),
             **(config or {}),
         },
@@ -78,36 +83,54 @@ def collect(
     )
 
 
-def kept_tensors(model: Any, adapter: str) -> dict[str, Tensor]:
+def kept_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     """Heads and other modules trained whole, under PEFT's keys."""
     state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    mine = ("sharespace_", "left_basis", "right_basis")
+    of_layers = ("sharespace_", "left_basis", "right_basis")
     return {
         key: value.detach().cpu().clone().contiguous()
         for key, value in state.items()
-        if not key.rpartition(".")[2].startswith(mine)
+        if not key.rpartition(".")[2].startswith(of_layers)
     }
 
 
 @torch.no_grad()
-def trained_coefficients(model: Any, adapter: str, task: Task) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module -> (E, F) as trained with frozen bases, k x p; a private update's factors, n x q.
+def trained_coefficients(
+    model: PeftModel, adapter: str, task: Task
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Module -> (E, F) as trained with frozen bases, k x p; of one stored per task its factors.
 
     Only for adapters without temporary directions of their own (phi = 0).
     """
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    settings = model.peft_config[adapter]
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    settings = _config(model, adapter)
     component = f"{settings.component}." if settings.component else ""
     for module, layer in layers_of(model, adapter).items():
         name = component + module
         stored = task.coefficients.get(name)
         if stored is not None and not stored.is_shared:
             update = layer.update(adapter)
-            found[name] = (update.up, update.down.mT)
+            pairs[name] = (update.up, update.down.mT)
         else:
             left, right = layer.coefficients(adapter)
-            found[name] = (left.detach().cpu().clone(), right.detach().cpu().clone())
-    return found
+            pairs[name] = (left.detach().cpu().clone(), right.detach().cpu().clone())
+    return pairs
+
+
+def _config(model: PeftModel, adapter: str) -> ShareConfig:
+    """The adapter's configuration.
+
+    Raises:
+        MismatchError: the model has no such adapter, or one of another method.
+    """
+    config = model.peft_config.get(adapter)
+    if not isinstance(config, ShareConfig):
+        raise MismatchError(
+            f"adapter {adapter!r}",
+            "the model has none of that name in a Share model's subspace",
+            "Make it with get_peft_model(model, ShareConfig(...))",
+        )
+    return config
 
 
 def _shape(layer: SubspaceLayer, update: LayerUpdate) -> ModuleShape:
@@ -119,7 +142,7 @@ def _shape(layer: SubspaceLayer, update: LayerUpdate) -> ModuleShape:
 
 
 def _lora_fields(
-    settings: Any, updates: Mapping[str, LayerUpdate], heads: bool
+    settings: ShareConfig, updates: Mapping[str, LayerUpdate], heads: bool
 ) -> dict[str, object]:
     """What an export of the task as plain LoRA says of itself."""
     rank = max((u.up.shape[1] for u in updates.values()), default=0)
@@ -131,5 +154,5 @@ def _lora_fields(
         "r": rank,
         "lora_alpha": rank,
         "target_modules": sorted(updates),
-        "modules_to_save": sorted(settings.modules_to_save) if heads else None,
+        "modules_to_save": sorted(settings.modules_to_save or ()) if heads else None,
     }

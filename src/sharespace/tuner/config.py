@@ -1,10 +1,4 @@
-"""The configuration of the PEFT method.
-
-The method's member of PEFT's enumeration of methods.
-
-PEFT has no public way to add one from outside: ``register_peft_method`` wants the member to be
-there. An ``Enum`` is closed, so it is added to the tables that ``enum`` itself keeps, and checked.
-"""
+"""The configuration of the PEFT method, and the method's member of PEFT's enumeration."""
 
 from __future__ import annotations
 
@@ -23,6 +17,11 @@ NAME = "SHARESPACE"
 
 
 def _member() -> PeftType:
+    """The member of ``PeftType`` that stands for this method, added where it is not there yet.
+
+    PEFT (0.21) has no public way to add one from outside: ``register_peft_method`` wants the member
+    to be there. An ``Enum`` is closed, so it is added to the tables that ``enum`` itself keeps.
+    """
     if NAME in PeftType.__members__:
         return PeftType(NAME)
     member = str.__new__(PeftType, NAME)
@@ -53,7 +52,8 @@ class ShareConfig(PeftConfig):
 
     Per adapted module the bases (n x k_left, d x k_right) are frozen and shared by all adapters of
     the model; trained are the coefficients (k x p a side), the temporary directions and the modules
-    in ``modules_to_save``. Kaushik et al., arXiv 2602.06043, section 3 (method.md, step 2).
+    in ``modules_to_save``. Kaushik et al., arXiv 2602.06043, section 3; docs/method.md, "Step 2:
+    learn a new task".
     """
 
     share: str | None = field(
@@ -132,4 +132,5 @@ class ShareConfig(PeftConfig):
             raise OptionError(f"dropout={self.dropout}", "it is in [0, 1)", "Change it")
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
+            # A set, as PEFT's own configurations have it: it is written to JSON as a list.
             setattr(self, name, set(value) if isinstance(value, list) else value)

@@ -10,9 +10,7 @@ and the temporary directions beta', alpha' belong to one adapter. In the form "c
 is trained, and [E; e], [F; f] say which p directions it works in. The factors are multiplied out
 before they meet the inputs, so that a row costs what it costs in a LoRA of rank p, whatever k is;
 only in training the right one may take the way through alpha^T x, which saves memory.
-Kaushik et al., arXiv 2602.06043, section 3.
-
-Which adapter each row of a batch goes through (PEFT's ``adapter_names``).
+Kaushik et al., arXiv 2602.06043, section 3; docs/method.md, "Training forms".
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from torch.nn import functional
 from sharespace.errors import MismatchError, OptionError
 from sharespace.subspace.adapter import LayerUpdate
 from sharespace.tuner.modules import is_transposed
-from sharespace.tuner.start import Values
+from sharespace.tuner.start import StartValues
 
 _MUCH_SMALLER = 4
 """So many times smaller than x must alpha^T x be to go through it."""
@@ -70,7 +68,7 @@ class SubspaceLayer(BaseTunerLayer):
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.sharespace_dropout = nn.ModuleDict({})
         self.scaling: dict[str, float] = {}
-        self.routing: Routing | None = None
+        self.routing: RowAdapters | None = None
         self.out_features, self.in_features = sides(self.get_base_layer())
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer())
         self._disable_adapters = False
@@ -82,7 +80,7 @@ class SubspaceLayer(BaseTunerLayer):
         self.register_buffer("right_basis", right_basis.to(device).contiguous())
 
     def update_layer(
-        self, name: str, values: Values, *, dropout: float, inference_mode: bool
+        self, name: str, values: StartValues, *, dropout: float, inference_mode: bool
     ) -> None:
         """Add an adapter, or replace the one of that name."""
         self.sharespace_left_coefficients[name] = _parameter(values.left_coefficients)
@@ -96,6 +94,7 @@ class SubspaceLayer(BaseTunerLayer):
             self.sharespace_core[name] = _parameter(values.core)
             self.frozen_peft_weight_names[name] = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT)
         self.sharespace_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()
+        # 1 and not lora_alpha / r: coefficients carry their own scale. PEFT and diffusers set it.
         self.scaling[name] = 1.0
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
@@ -119,8 +118,8 @@ class SubspaceLayer(BaseTunerLayer):
             parameter.data = parameter.data.to(dtype)
 
     def _parameters_of(self, adapter_name: str) -> list[nn.Parameter]:
-        found = (getattr(self, name) for name in self.adapter_layer_names)
-        return [parameters[adapter_name] for parameters in found if adapter_name in parameters]
+        dictionaries = (getattr(self, name) for name in self.adapter_layer_names)
+        return [by_name[adapter_name] for by_name in dictionaries if adapter_name in by_name]
 
     @property
     def innermost(self) -> Any:
@@ -143,12 +142,12 @@ class SubspaceLayer(BaseTunerLayer):
         return self._left(name), self._right(name)
 
     def _left(self, name: str) -> Tensor:
-        mine = self.coefficients(name)[0]
-        return _times(self.left_basis, self.sharespace_left_temporary, mine, name)
+        coefficients = self.coefficients(name)[0]
+        return _times(self.left_basis, self.sharespace_left_temporary, coefficients, name)
 
     def _right(self, name: str) -> Tensor:
-        mine = self.sharespace_right_coefficients[name]
-        return _times(self.right_basis, self.sharespace_right_temporary, mine, name)
+        coefficients = self.sharespace_right_coefficients[name]
+        return _times(self.right_basis, self.sharespace_right_temporary, coefficients, name)
 
     def update(self, name: str) -> LayerUpdate:
         """The adapter as trained so far, temporary directions included: n x p and p x d."""
@@ -239,6 +238,7 @@ class SubspaceLayer(BaseTunerLayer):
     def _base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.quantization_backend is not None:
+            # Backpropagation may fail where a view of a 4-bit layer's result is changed.
             result = self.quantization_backend.maybe_clone_base_result(result)
         return result
 
@@ -288,12 +288,13 @@ class SubspaceLinear(nn.Module, SubspaceLayer):
         Autograd then keeps k numbers a row for the gradient of F, not d. Temporary directions need
         x itself for theirs. Evaluation rounds in one way, whether or not gradients are wanted.
         """
-        mine = self.sharespace_right_coefficients[name]
+        coefficients = self.sharespace_right_coefficients[name]
         d, k = self.right_basis.shape
-        learns = self.training and torch.is_grad_enabled() and mine.requires_grad
+        learns = self.training and torch.is_grad_enabled() and coefficients.requires_grad
         if not learns or name in self.sharespace_right_temporary or d < _MUCH_SMALLER * k:
             return functional.linear(x, self._right(name).mT)
-        return functional.linear(functional.linear(x, self.right_basis.to(mine.dtype).mT), mine.mT)
+        z = functional.linear(x, self.right_basis.to(coefficients.dtype).mT)
+        return functional.linear(z, coefficients.mT)
 
 
 class SubspaceConv(nn.Module, SubspaceLayer):
@@ -355,17 +356,19 @@ def sides(module: Any) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Routing:
-    """One name a row; it stays on the layers until the next forward pass.
+class RowAdapters:
+    """Which adapter each row of a batch goes through (PEFT's ``adapter_names``).
+
+    It stays on the layers until the next forward pass.
 
     Gradient checkpointing runs layers again in the backward pass, when a hook of the forward pass
     would be gone.
     """
 
     names: tuple[str, ...]
-    """One a row; ``"__base__"`` for the base model."""
+    """One name a row; ``"__base__"`` for the base model."""
     beams: int = 1
-    """Of beam search, which repeats each row that often (but not in an encoder)."""
+    """Beam search repeats each row that often, but not in an encoder."""
 
     def rows(self, count: int) -> tuple[str, ...]:
         """Names for a batch of ``count`` rows.

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sharespace.errors import MismatchError
-from sharespace.tuner.layer import Routing, SubspaceLayer
+from sharespace.tuner.layer import RowAdapters, SubspaceLayer
 
 
 @contextmanager
-def mixing(model: nn.Module, routing: Routing | None) -> Iterator[None]:
+def mixing(model: nn.Module, routing: RowAdapters | None) -> Iterator[None]:
     """Forward passes of the model inside the block go through the adapters that ``routing`` names.
 
     Layers keep the routing until the next pass, because gradient checkpointing runs them again in
@@ -28,7 +28,7 @@ def mixing(model: nn.Module, routing: Routing | None) -> Iterator[None]:
         routing: None: the active adapters for all rows.
     """
     layers = [module for module in model.modules() if isinstance(module, SubspaceLayer)]
-    heads: list[Any] = []
+    heads: list[ModulesToSaveWrapper] = []
     handles = []
     _route(layers, routing)
     if routing is not None:
@@ -56,17 +56,17 @@ def _recomputes(model: nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def _route(layers: list[SubspaceLayer], routing: Routing | None) -> None:
+def _route(layers: list[SubspaceLayer], routing: RowAdapters | None) -> None:
     for layer in layers:
         layer.routing = routing
 
 
 def _route_in_backward(
     module: nn.Module,
-    args: Any,
-    output: Any,
+    args: object,
+    output: object,
     layers: list[SubspaceLayer],
-    routing: Routing | None,
+    routing: RowAdapters | None,
 ) -> None:
     """Forward hook: the backward pass runs layers again with the routing of *its* forward pass.
 
@@ -76,13 +76,13 @@ def _route_in_backward(
     def restore(gradient: Tensor) -> None:
         _route(layers, routing)
 
-    for found in tree_leaves(output):
-        if isinstance(found, Tensor) and found.requires_grad:
-            found.register_hook(restore)  # type: ignore[no-untyped-call]
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            leaf.register_hook(restore)  # type: ignore[no-untyped-call]
 
 
 def _mixed_head(
-    head: ModulesToSaveWrapper, routing: Routing, x: Tensor, *args: Any, **kwargs: Any
+    head: ModulesToSaveWrapper, routing: RowAdapters, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     """Every row through its own copy of the head; the base model's where an adapter has none.
 
@@ -95,11 +95,11 @@ def _mixed_head(
     rows = routing.rows(len(x))
     index, outputs = [], []
     for name in dict.fromkeys(rows):
-        mine = torch.tensor([i for i, row in enumerate(rows) if row == name], device=x.device)
-        own = name in head.modules_to_save
-        module = head.modules_to_save[name] if own else head.original_module
-        outputs.append(module(x[mine], *args, **kwargs))
-        index.append(mine)
+        own_rows = torch.tensor([i for i, row in enumerate(rows) if row == name], device=x.device)
+        copies = head.modules_to_save
+        module = copies[name] if name in copies else head.original_module  # noqa: SIM401
+        outputs.append(module(x[own_rows], *args, **kwargs))
+        index.append(own_rows)
     sizes = {tuple(o.shape[1:]) for o in outputs}
     if len(sizes) > 1:
         raise MismatchError(

@@ -1,13 +1,13 @@
 """The method's model class: puts the layers in place, as PEFT's ``LoraModel`` does for LoRA.
 
-Adapters that carry their bases in their own file (``ShareConfig.save_basis``).
-
-Make the method known to PEFT; importing ``sharespace.tuner`` does it.
+An adapter may carry its bases in its own file (``ShareConfig.save_basis``): then the configuration
+has the sizes of every module, and no Share model is looked for. ``register`` makes the method known
+to PEFT.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -22,12 +22,19 @@ from sharespace.errors import CorruptAdapterError, MismatchError, OptionError
 from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import ShareModel, Task
-from sharespace.tuner.bases import find
+from sharespace.tuner.bases import locate_share
 from sharespace.tuner.config import DEFAULT_P, SHARESPACE, ShareConfig
-from sharespace.tuner.layer import BASE, Routing, SubspaceConv, SubspaceLayer, SubspaceLinear, sides
+from sharespace.tuner.layer import (
+    BASE,
+    RowAdapters,
+    SubspaceConv,
+    SubspaceLayer,
+    SubspaceLinear,
+    sides,
+)
 from sharespace.tuner.mixing import mixing
 from sharespace.tuner.modules import fill_heads, head_modules
-from sharespace.tuner.start import Values, known_task, new_core, new_task, starting_core
+from sharespace.tuner.start import StartValues, known_task, new_core, new_task, starting_core
 
 _NAMES = ("left_basis", "right_basis")
 
@@ -41,7 +48,7 @@ class ShareTuner(BaseTuner):
     _share: ShareModel | None = None
     """Only while an adapter is put in place: a model that is copied or pickled has none."""
 
-    def _check_new_adapter_config(self, config: Any) -> None:
+    def _check_new_adapter_config(self, config: ShareConfig) -> None:
         """Find the Share model, and refuse a second one with other bases."""
         super()._check_new_adapter_config(config)
         if config.layout is None:
@@ -49,20 +56,22 @@ class ShareTuner(BaseTuner):
                 raise OptionError(
                     "ShareConfig", "names no Share model", "Give share=PATH or a Hub id"
                 )
-            found = find(config.share, config.share_version, config.basis_id)
-            config.share_version, config.basis_id = found.version, found.id
-            self._share = found.model
-        for name, other in self.peft_config.items():
-            if other is not config and other.basis_id != config.basis_id:
+            located = locate_share(config.share, config.share_version, config.basis_id)
+            config.share_version, config.basis_id = located.version, located.basis_id
+            self._share = located.model
+        for name, present in self.peft_config.items():
+            if present is not config and present.basis_id != config.basis_id:
                 raise MismatchError(
                     f"adapter {name!r}",
                     "was made with other bases, and a model has one subspace",
                     "Load each in a model of its own, or merge both into one Share model",
                 )
 
-    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
+    def _prepare_adapter_config(
+        self, peft_config: ShareConfig, model_config: Mapping[str, object]
+    ) -> ShareConfig:
         """All modules of the subspace unless told otherwise; the heads of a known task."""
-        config: ShareConfig = peft_config
+        config = peft_config
         if config.target_modules is None:
             names = self._share.layers if self._share else config.layout or {}
             component = f"{config.component}." if config.component else ""
@@ -70,8 +79,8 @@ class ShareTuner(BaseTuner):
         task = self._known_task(config)
         if task is not None:
             heads = head_modules(self.model, task)
-            wanted = [*(config.modules_to_save or ()), *heads]
-            config.modules_to_save = list(dict.fromkeys(wanted)) or None
+            names = dict.fromkeys([*(config.modules_to_save or ()), *heads])
+            config.modules_to_save = list(names) or None
         return config
 
     def _known_task(self, config: ShareConfig) -> Task | None:
@@ -81,7 +90,7 @@ class ShareTuner(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: Any,
+        peft_config: ShareConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -89,7 +98,7 @@ class ShareTuner(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        config: ShareConfig = peft_config
+        config = peft_config
         layer, values = self._start(config, current_key)
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         _check_shape(current_key, base, layer)
@@ -102,12 +111,13 @@ class ShareTuner(BaseTuner):
         target.update_layer(
             adapter_name, values, dropout=config.dropout, inference_mode=config.inference_mode
         )
+        # PEFT adds adapters to a model that trains another one: the new one waits, as LoRA's does.
         if adapter_name not in self.active_adapters:
             for parameters in target.adapter_layer_names:
                 if adapter_name in getattr(target, parameters):
                     getattr(target, parameters)[adapter_name].requires_grad_(False)
 
-    def _start(self, config: ShareConfig, key: str) -> tuple[LayerSubspace, Values]:
+    def _start(self, config: ShareConfig, key: str) -> tuple[LayerSubspace, StartValues]:
         """A module's subspace, and the adapter's values there before training or loading."""
         if self._share is None:
             return empty(config.layout or {}, key)
@@ -125,10 +135,13 @@ class ShareTuner(BaseTuner):
         return new
 
     def _replace_module(
-        self, parent: nn.Module, child_name: str, new_module: Any, child: Any
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
     ) -> None:
-        """Unloading puts back the module itself: PEFT would set a ``weight`` that heads made of
-        several modules do not have."""
+        """Put a module in the place of another.
+
+        Unloading puts back the module itself: PEFT 0.21 would go on to set the ``weight`` of what
+        it puts in place, which heads made of several modules do not have.
+        """
         if isinstance(new_module, SubspaceLayer):
             super()._replace_module(parent, child_name, new_module, child)
         else:
@@ -147,10 +160,14 @@ class ShareTuner(BaseTuner):
             if task is not None and config.init_weights:
                 fill_heads(model, adapter_name, task)
         finally:
+            # A model may be copied or pickled later: not with the whole Share model in it.
             self._share = None
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Parameters are made in float32, which is what PEFT casts to; without it, the base's."""
+        """Cast to the base's dtype where PEFT's ``autocast_adapter_dtype`` is off.
+
+        Otherwise PEFT casts 16-bit parameters to float32, in which they are made here already.
+        """
         for layer in self.modules():
             if isinstance(layer, SubspaceLayer) and layer.has(adapter_name):
                 dtype = layer._get_base_layer_device_and_dtype(layer.innermost)[1]
@@ -164,11 +181,11 @@ class ShareTuner(BaseTuner):
         routing = None
         if names is not None:
             self._check_names(names)
-            routing = Routing(tuple(names), int(kwargs.get("num_beams") or 1))
+            routing = RowAdapters(tuple(names), int(kwargs.get("num_beams") or 1))
         with mixing(self.model, routing):
             yield
 
-    def _check_names(self, names: Any) -> None:
+    def _check_names(self, names: Sequence[str]) -> None:
         unknown = sorted({n for n in names if n != BASE} - set(self.peft_config))
         if unknown:
             raise OptionError(
@@ -181,25 +198,29 @@ class ShareTuner(BaseTuner):
     def _get_adapter_state_dict(
         cls,
         model: nn.Module,
-        config: Any,
+        config: ShareConfig,
         adapter_name: str,
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """The bases only where the configuration asks for them."""
-        found: dict[str, Tensor] = super()._get_adapter_state_dict(
+        """PEFT's selection, with the bases only where the configuration asks for them."""
+        selected: dict[str, Tensor] = super()._get_adapter_state_dict(
             model, config, adapter_name, state_dict, unwanted_adapter_names
         )
         if config.save_basis:
-            return found
-        return {k: v for k, v in found.items() if not is_basis(k)}
+            return selected
+        return {k: v for k, v in selected.items() if not is_basis(k)}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+        cls,
+        model: nn.Module,
+        config: ShareConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """Refuse coefficients without their bases."""
-        check(config, state_dict)
+        check_bases(config, state_dict)
         if config.layout is None:
             # Those of the Share model are in place, and their id has been checked.
             state_dict = {k: v for k, v in state_dict.items() if not is_basis(k)}
@@ -209,7 +230,7 @@ class ShareTuner(BaseTuner):
         return remapped
 
 
-def _random(values: Values, seed: int) -> Values:
+def _random(values: StartValues, seed: int) -> StartValues:
     """With E (or C) random instead of zero: an update that changes the output."""
     generator = torch.Generator().manual_seed(seed + 1)
     if values.core is not None:
@@ -239,7 +260,7 @@ def _check_shape(key: str, module: nn.Module, layer: LayerSubspace) -> None:
     """Refuse a module of another shape than the subspace was made for.
 
     Raises:
-        MismatchError: as said.
+        MismatchError: its sides are others.
     """
     shape = layer.shape
     if sides(module) != (shape.out_features, shape.in_features):
@@ -260,7 +281,7 @@ def layout(model: nn.Module, adapter: str) -> dict[str, list[int]]:
 
     The last is 1 for the form "core" and 0 for "factors".
     """
-    found: dict[str, list[int]] = {}
+    sizes: dict[str, list[int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, SubspaceLayer) and module.has(adapter):
             n, k_left = module.left_basis.shape
@@ -269,11 +290,11 @@ def layout(model: nn.Module, adapter: str) -> dict[str, list[int]]:
             right = module.sharespace_right_coefficients[adapter]
             temporary = [left.shape[0] - k_left, right.shape[0] - k_right]
             core = int(adapter in module.sharespace_core)
-            found[name] = [n, d, k_left, k_right, left.shape[1], *temporary, core]
-    return found
+            sizes[name] = [n, d, k_left, k_right, left.shape[1], *temporary, core]
+    return sizes
 
 
-def empty(sizes: Mapping[str, Any], key: str) -> tuple[LayerSubspace, Values]:
+def empty(sizes: Mapping[str, Sequence[int]], key: str) -> tuple[LayerSubspace, StartValues]:
     """Room for one module's bases and values, which the file then fills.
 
     Bases are NaN until then: what is computed without them cannot pass for a result.
@@ -287,7 +308,7 @@ def empty(sizes: Mapping[str, Any], key: str) -> tuple[LayerSubspace, Values]:
     layer = LayerSubspace(
         ModuleShape(n, d), torch.full((n, k_left), torch.nan), torch.full((d, k_right), torch.nan)
     )
-    return layer, Values(
+    return layer, StartValues(
         torch.zeros(k_left + phi_left, p),
         torch.zeros(k_right + phi_right, p),
         torch.zeros(n, phi_left),
@@ -296,7 +317,7 @@ def empty(sizes: Mapping[str, Any], key: str) -> tuple[LayerSubspace, Values]:
     )
 
 
-def check(config: Any, state_dict: Mapping[str, Tensor]) -> None:
+def check_bases(config: ShareConfig, state_dict: Mapping[str, Tensor]) -> None:
     """Refuse a file without bases where the configuration says that it has them.
 
     Raises:
@@ -311,6 +332,9 @@ def check(config: Any, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def register() -> None:
-    """Once per process; calling it again changes nothing."""
+    """Make the method known to PEFT; importing ``sharespace.tuner`` does it.
+
+    Once per process; calling it again changes nothing.
+    """
     if SHARESPACE not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(name="sharespace", config_cls=ShareConfig, model_cls=ShareTuner)

@@ -1,21 +1,19 @@
-"""Heads of tasks that a Share model knows, put where PEFT keeps modules that are trained whole.
+"""Modules of the base model: change their weights for a while, fill heads, give all back as it was.
 
-The modules of a model that carry an update: find them, change their weights and take it back.
-
-Give the base model back as it was.
+A head of a task that a Share model knows goes where PEFT keeps modules that are trained whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from sharespace.errors import MismatchError
+from sharespace.protocols import PeftModel
 from sharespace.subspace.adapter import LayerUpdate
 from sharespace.subspace.state import Task
 
@@ -37,7 +35,7 @@ def head_modules(model: nn.Module, task: Task) -> list[str]:
     modules = dict(model.named_modules())
     saved = task.config.get("modules_to_save") or []
     named = [m for m in modules for s in saved if m == s or m.endswith(f".{s}")]  # type: ignore[attr-defined]
-    found: dict[str, None] = {}
+    heads: dict[str, None] = {}
     for key in head_tensors(task):
         inside = [m for m in named if key.startswith(f"{m}.")] or [key.partition(".")[0]]
         if inside[0] not in modules or not _has(modules[inside[0]], key[len(inside[0]) + 1 :]):
@@ -46,8 +44,8 @@ def head_modules(model: nn.Module, task: Task) -> list[str]:
                 f"carries {key!r}, which is no part of a module of this model trained whole",
                 "Load the base model with the task's head, or export the task as plain LoRA",
             )
-        found[min(inside, key=len)] = None
-    return list(found)
+        heads[min(inside, key=len)] = None
+    return list(heads)
 
 
 def _has(module: nn.Module, key: str) -> bool:
@@ -152,13 +150,18 @@ def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) 
         parameters[name].copy_(value)
 
 
-def release(model: Any) -> nn.Module:
+def release(model: PeftModel) -> nn.Module:
     """The base model of a ``PeftModel`` without adapters, its own heads in place again.
 
-    PEFT's ``unload`` alone leaves the active adapter's trained head in the model.
+    Args:
+        model: made by ``get_peft_model``, ``prepare``, ``adapt``, ``finetune`` or ``load_task``;
+            it cannot be used afterwards.
+
+    Returns:
+        The object that PEFT's layers were put into.
     """
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
+            # PEFT's ``unload`` alone leaves the active adapter's trained head in the model.
             module.set_adapter([])
-    base: nn.Module = model.unload()
-    return base
+    return model.unload()

@@ -1,4 +1,7 @@
-"""What a task's coefficients and temporary directions are before training (method.md, step 2)."""
+"""What a task's coefficients and temporary directions are before training.
+
+See docs/method.md, "Training forms".
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from sharespace.subspace.project import dense_cores
 from sharespace.subspace.state import ShareModel
 
 TEMPORARY_SCALE = 0.02
-"""Norm of a column of beta' at the start."""
+"""Norm of a column of beta' before training."""
 
 
 @dataclass(frozen=True, eq=False)
-class Values:
+class StartValues:
     """One module of one task, float32: dW = [beta, beta'] [E; e] C ([alpha, alpha'] [F; f])^T."""
 
     left_coefficients: Tensor
@@ -34,8 +37,8 @@ class Values:
     """C, p x p, of the form "core"; None: the form "factors", C = I and not trained."""
 
 
-def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: int) -> Values:
-    """A task as it is stored; a private update becomes temporary directions, exactly.
+def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: int) -> StartValues:
+    """A task as it is stored; an update stored per task becomes temporary directions, exactly.
 
     Args:
         p: pseudo-rank to train with; columns beyond the task's own start as in ``new_task``.
@@ -49,7 +52,7 @@ def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: i
         up, down = value.factors()
         left = torch.cat([torch.zeros(layer.k[0], q), torch.eye(q)])
         right = torch.cat([torch.zeros(layer.k[1], q), torch.eye(q)])
-        return Values(left, right, up.float(), down.float())
+        return StartValues(left, right, up.float(), down.float())
     subspace = value.subspace_in(layer)
     core = value.own_core(subspace.k) if subspace is not None and p is None else None
     if core is not None and core.shape[0] == core.shape[1]:
@@ -58,20 +61,20 @@ def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: i
             torch.eye(k)[:, offset : offset + len(core)]
             for k, offset in zip(layer.k, value.offset, strict=True)
         )
-        return Values(left, right, torch.zeros(n, 0), torch.zeros(d, 0), core.float())
+        return StartValues(left, right, torch.zeros(n, 0), torch.zeros(d, 0), core.float())
     left, right = (factor.float() for factor in value.factors())
     own = left.shape[1]
     if p is not None and p < own:
         raise OptionError(f"p={p}", f"the task has p={own}", "Leave p out, or give at least that")
-    more = max((p or own) - own, 0)
+    added = max((p or own) - own, 0)
     generator = torch.Generator().manual_seed(seed)
-    extra = _unit_scale(layer.k[1], more, generator)
+    extra = _unit_scale(layer.k[1], added, generator)
     left = torch.cat([left, torch.zeros(layer.k[0], extra.shape[1])], dim=1)
     right = torch.cat([right, extra], dim=1)
-    return Values(left, right, torch.zeros(n, 0), torch.zeros(d, 0))
+    return StartValues(left, right, torch.zeros(n, 0), torch.zeros(d, 0))
 
 
-def new_task(layer: LayerSubspace, p: int, phi: int, core: Tensor | None, seed: int) -> Values:
+def new_task(layer: LayerSubspace, p: int, phi: int, core: Tensor | None, seed: int) -> StartValues:
     """A task that has not been trained.
 
     Args:
@@ -85,10 +88,10 @@ def new_task(layer: LayerSubspace, p: int, phi: int, core: Tensor | None, seed: 
     new_right = complement(layer.right_basis, phi, generator)
     sides = (layer.k[0] + new_left.shape[1], layer.k[1] + new_right.shape[1])
     left, right = start(sides, min(p, *sides), core, generator)
-    return Values(left, right, new_left.float(), new_right.float())
+    return StartValues(left, right, new_left.float(), new_right.float())
 
 
-def new_core(layer: LayerSubspace, p: int, phi: int, core: Tensor | None, seed: int) -> Values:
+def new_core(layer: LayerSubspace, p: int, phi: int, core: Tensor | None, seed: int) -> StartValues:
     """A task that trains one core between p directions a side: p^2 numbers, not 2 k p.
 
     The directions are the bases' leading p - phi and phi temporary ones, random until
@@ -113,16 +116,16 @@ def new_core(layer: LayerSubspace, p: int, phi: int, core: Tensor | None, seed: 
     new_left, new_right = new_left[:, :temporary], new_right[:, :temporary]
     known = min(p - temporary, *layer.k)
     left, right = (_leading(k, known, temporary) for k in layer.k)
-    begin = torch.zeros(known + temporary, known + temporary)
+    start_core = torch.zeros(known + temporary, known + temporary)
     if core is not None:
-        begin[:known, :known] = core[:known, :known].float()
-    return Values(left, right, new_left, new_right, begin)
+        start_core[:known, :known] = core[:known, :known].float()
+    return StartValues(left, right, new_left, new_right, start_core)
 
 
 def _leading(k: int, known: int, temporary: int) -> Tensor:
     """(k + temporary) x (known + temporary): the first directions of the basis, then the rest."""
-    chosen = [*range(known), *range(k, k + temporary)]
-    return torch.eye(k + temporary)[:, chosen]
+    columns = [*range(known), *range(k, k + temporary)]
+    return torch.eye(k + temporary)[:, columns]
 
 
 def start(
@@ -130,15 +133,16 @@ def start(
 ) -> tuple[Tensor, Tensor]:
     """[E; e] and [F; f] before training: (k_left + phi) x p and (k_right + phi) x p.
 
-    Zero: E = e = 0 and [F; f] random, orthogonal, with entries of unit scale (the paper's): the
-    step of an optimizer such as Adam has the same size in every entry, so this is what makes it
-    comparable to LoRA's. With all of them zero there would be no gradient.
-    From a core: C's own split, e = 0; a column that C does not fill starts as in the zero start.
+    Without a core, E = e = 0 and [F; f] is random, orthogonal, with entries of unit scale (the
+    paper's): the step of an optimizer such as Adam has the same size in every entry, so this is
+    what makes it comparable to LoRA's. With all of them zero there would be no gradient. From a
+    core, E and F are C's own split and e = 0; a column that C does not fill starts as without one.
     """
     right = _unit_scale(sides[1], p, generator)
     left = torch.zeros(sides[0], p)
     if core is not None and core.numel():
         u, s, vh = torch.linalg.svd(core.double(), full_matrices=False)
+        # 1e-6: below it a float32 core has only rounding, whose directions mean nothing.
         filled = int((s[:p] > 1e-6 * s[0]).sum()) if s[0] > 0 else 0
         root = s[:filled].sqrt()
         left[: len(u), :filled] = (u[:, :filled] * root).float()
@@ -157,10 +161,11 @@ def _unit_scale(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 def complement(basis: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Random orthonormal directions orthogonal to a basis: n x min(count, n - k), float64.
 
-    None where the subspaces of many families have as many directions as there are.
+    No column is left where the subspaces of many groups of tasks have n directions together.
     """
     n, k = basis.shape
     draw = torch.randn(n, max(min(count, n - k), 0), generator=generator).double()
+    # A basis stored in 16 bits is not orthonormal to rounding: its own Q is.
     known = torch.linalg.qr(basis.cpu().double())[0]
     # Twice, as one pass leaves what rounding put back into the basis.
     for _ in range(2):
@@ -182,6 +187,6 @@ def starting_core(model: ShareModel, start: str, module: str) -> Tensor | None:
             f"start {start!r}", "neither 'zero', 'mean' nor a known task", f"Known tasks: {known}"
         )
     tasks = model.tasks.values() if start == "mean" else [model.tasks[start]]
-    found = [t.coefficients[module] for t in tasks if module in t.coefficients]
-    shared = [c for c in found if c.is_shared]
+    values = [t.coefficients[module] for t in tasks if module in t.coefficients]
+    shared = [value for value in values if value.is_shared]
     return dense_cores(shared, model.layers[module]).mean(0) if shared else None

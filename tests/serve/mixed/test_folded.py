@@ -15,7 +15,7 @@ from serve.mixed.test_batch import bert, each_alone, gpt2, logits, tokens, witho
 from sharespace import Share
 from sharespace.serve.mixed import MixedTasks
 from sharespace.serve.mixed.folded import folded, is_kept, worth_folding
-from sharespace.serve.mixed.row_layout import Chosen
+from sharespace.serve.mixed.row_layout import RowTasks
 from sharespace.serve.mixed.rows import with_own, with_updates
 from sharespace.serve.mixed.stacks import Stack
 from sharespace.subspace.adapter import ModuleShape
@@ -65,13 +65,13 @@ def test_own_factors_are_the_stack(
         }  # fmt: skip
         values.append(made.get(kind))
     stack = stack_of((n, d), k, values)
-    chosen = Chosen.of([min(row, len(values)) for row in rows], CPU)
+    chosen = RowTasks.of([min(row, len(values)) for row in rows], CPU)
     if not chosen.numbers:
         return
     narrow = folded(stack, chosen, stack.width(chosen.numbers))
     module = nn.Linear(d, n)
     x = normal(len(rows), length, d, generator=generator)
-    private = {s: stack.private[s] for s in stack.private if s in chosen.numbers}
+    private = {s: stack.per_task[s] for s in stack.per_task if s in chosen.numbers}
     wide = None if stack.is_empty else stack
     with torch.no_grad():
         found = with_own(module, narrow, x, chosen, module(x))
@@ -104,7 +104,7 @@ def test_when_it_is_worth_it() -> None:
 
 def test_the_output_is_changed_itself_only_without_gradients() -> None:
     stack, module = stack_of_tasks(3), nn.Linear(64, 64)
-    chosen = Chosen.of([1, 2, 3], CPU)
+    chosen = RowTasks.of([1, 2, 3], CPU)
     narrow = folded(stack, chosen, 8)
     x = torch.randn(3, 5, 64)
     pairs: list[tuple[Stack | None, dict[int, tuple[Tensor, Tensor]]]] = [

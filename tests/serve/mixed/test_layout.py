@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from sharespace.errors import OptionError
-from sharespace.serve.mixed.row_layout import Layout
+from sharespace.serve.mixed.row_layout import RowLayout
 
 
-def layout(beams: int = 1, copies: int = 1) -> Layout:
-    return Layout((3, 0, 5), beams, lambda: copies)
+def layout(beams: int = 1, copies: int = 1) -> RowLayout:
+    return RowLayout((3, 0, 5), beams, lambda: copies)
 
 
 def test_rows_side_by_side_and_copies_one_after_the_other() -> None:
@@ -35,5 +35,5 @@ def test_copies_are_asked_for_only_where_they_matter() -> None:
     def never() -> int:
         raise AssertionError
 
-    assert Layout((1,), 1, never).of(1) == (1,)
-    assert Layout((1,), 2, never).of(2) == (1, 1)
+    assert RowLayout((1,), 1, never).of(1) == (1,)
+    assert RowLayout((1,), 2, never).of(2) == (1, 1)

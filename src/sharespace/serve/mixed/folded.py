@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sharespace.serve.mixed.row_layout import Chosen, add_product
+from sharespace.serve.mixed.row_layout import RowTasks, add_product
 from sharespace.serve.mixed.stacks import Stack
 
 _WORTH = 0.75
-"""So much of the work with the bases may be left, or own factors are not worth their trouble."""
+"""Own factors are used where they take at most this part of the time that the bases take."""
 _NARROW = {4: 4 / 3, 2: 4.0}
 """Bytes of a number -> time of a product with few columns by that of one with as many as a basis
 has, a column: where products are fast, reading x and the output is what takes time."""
@@ -27,15 +27,15 @@ _CACHED = 2**18
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """The tasks' factors beta E_i and alpha F_i, in the order of ``Chosen.tasks``.
+    """The tasks' factors beta E_i and alpha F_i, in the order of ``RowTasks.tasks``.
 
     ::
 
         dW_i x = beta E_i ((alpha F_i)^T x)                               rows of many positions
         dW_i x = [beta E_1, beta E_2, ...] (mask_i * ([alpha F_1, ...]^T x))     side by side
 
-    It stands in for the ``Stack`` that it was made of, for these slots only; private updates are
-    factors like the others.
+    It stands in for the ``Stack`` that it was made of, for these slots only; updates stored per
+    task are factors like the others.
     """
 
     left: Tensor
@@ -53,50 +53,52 @@ class Folded:
         """Side by side, d x (tasks w)."""
         return self.right.flatten(0, 1).mT
 
-    def add(self, out: Tensor, x: Tensor, chosen: Chosen) -> None:
+    def add(self, out: Tensor, x: Tensor, row_tasks: RowTasks) -> None:
         """Add each row's update to the output of a linear layer.
 
         Args:
             out: [rows, positions, n].
             x: [rows, positions, d], of the factors' dtype.
-            chosen: the rows' tasks.
+            row_tasks: the rows' tasks.
         """
         if not _goes_by_row(len(self.left), x.shape[1], x.element_size()):
-            add_product(out.flatten(0, 1), self._side_by_side(x, chosen), self.left.flatten(0, 1))
+            add_product(
+                out.flatten(0, 1), self._side_by_side(x, row_tasks), self.left.flatten(0, 1)
+            )
             return
         size = len(x)
         if x.device.type == "cpu" and len(self.left) > 1:
             longest = self.left.shape[1] * max(x.shape[2], out.shape[2])
             size = max(1, _CACHED // max(1, longest))
-        for begin in range(0, len(x), size):
-            self._add_by_row(out, x, chosen, slice(begin, begin + size))
+        for first in range(0, len(x), size):
+            self._add_by_row(out, x, row_tasks, slice(first, first + size))
 
-    def _add_by_row(self, out: Tensor, x: Tensor, chosen: Chosen, rows: slice) -> None:
-        place = chosen.place[rows]
+    def _add_by_row(self, out: Tensor, x: Tensor, row_tasks: RowTasks, rows: slice) -> None:
+        place = row_tasks.place[rows]
         # Factors times columns of x: twice as fast as rows of x times factors.
         hidden = torch.bmm(_of_rows(self.right, place), x[rows].mT)
-        if chosen.adapted is not None:
-            hidden = hidden * chosen.adapted[rows, None, None]
+        if row_tasks.with_task is not None:
+            hidden = hidden * row_tasks.with_task[rows, None, None]
         add_product(out[rows], hidden.mT, _of_rows(self.left, place))
 
-    def _side_by_side(self, x: Tensor, chosen: Chosen) -> Tensor:
+    def _side_by_side(self, x: Tensor, row_tasks: RowTasks) -> Tensor:
         """[rows * positions, tasks w]."""
         hidden = self.right.flatten(0, 1) @ x.flatten(0, 1).mT
-        if chosen.mine is not None:
+        if row_tasks.owners is not None:
             split = hidden.view(*self.right.shape[:2], *x.shape[:2])
-            hidden = (split * chosen.mine[:, None, :, None]).view(hidden.shape)
+            hidden = (split * row_tasks.owners[:, None, :, None]).view(hidden.shape)
         return hidden.mT
 
-    def coordinates(self, hidden: Tensor, chosen: Chosen) -> Tensor:
+    def coordinates(self, hidden: Tensor, row_tasks: RowTasks) -> Tensor:
         """Zero where a column is another task's.
 
         Args:
             hidden: [rows * groups, positions, tasks w].
-            chosen: the rows' tasks.
+            row_tasks: the rows' tasks.
         """
-        if chosen.mine is None:
+        if row_tasks.owners is None:
             return hidden
-        mask = chosen.mine.mT.repeat_interleave(self.right.shape[1], 1)
+        mask = row_tasks.owners.mT.repeat_interleave(self.right.shape[1], 1)
         return hidden * mask.repeat_interleave(len(hidden) // len(mask), 0)[:, None]
 
 
@@ -160,24 +162,25 @@ def mean_k(stack: Stack) -> float:
 
 # What is kept may be used with gradients, after a pass in inference mode.
 @torch.inference_mode(False)
-def folded(stack: Stack, chosen: Chosen, width: int) -> Folded:
+def folded(stack: Stack, row_tasks: RowTasks, width: int) -> Folded:
     """The factors of these tasks, rounded once, to the dtype.
 
     Args:
         stack: of one module.
-        chosen: the rows' tasks.
+        row_tasks: the rows' tasks.
         width: of the widest.
     """
-    # More than ``width`` columns only where all tasks are private: these have zeros here.
-    left = _folded(stack.left_basis, stack.left_of(chosen.tasks, width), width)
-    taken = stack.right_of(chosen.tasks, width)
+    # The stack has more than ``width`` columns only where all tasks are stored per task here: their
+    # slots are zero.
+    left = _folded(stack.left_basis, stack.left_of(row_tasks.tasks, width), width)
+    taken = stack.right_of(row_tasks.tasks, width)
     if taken is None:
-        right = _padded(stack.core_inputs(chosen.tasks, width), width)
+        right = _padded(stack.core_inputs(row_tasks.tasks, width), width)
     else:
         right = _folded(stack.right_basis, taken, width)
-    for place, slot in enumerate(chosen.numbers):
-        if slot in stack.private:
-            for side, factor in zip((left, right), stack.private[slot], strict=True):
+    for place, slot in enumerate(row_tasks.numbers):
+        if slot in stack.per_task:
+            for side, factor in zip((left, right), stack.per_task[slot], strict=True):
                 side[place, : factor.shape[1]] = factor.mT
     return Folded(left, right)
 
@@ -190,6 +193,6 @@ def _folded(basis: Tensor, coefficients: Tensor, width: int) -> Tensor:
 
 
 def _padded(factors: Tensor, width: int) -> Tensor:
-    """A private task's may be wider."""
-    more = width - factors.shape[1]
-    return torch.nn.functional.pad(factors, (0, 0, 0, more)) if more else factors
+    """[tasks, p, side] -> [tasks, width, side]: an update stored per task may be wider than p."""
+    missing = width - factors.shape[1]
+    return torch.nn.functional.pad(factors, (0, 0, 0, missing)) if missing else factors

@@ -28,7 +28,7 @@ def heads_of(model: nn.Module, task: Task, adapted: Mapping[str, object]) -> Hea
     Raises:
         MismatchError: something is no parameter of this model, or not where a head can be.
     """
-    found: dict[str, dict[str, Tensor]] = {}
+    heads: dict[str, dict[str, Tensor]] = {}
     modules = dict(model.named_modules())
     for key, tensor in head_tensors(task).items():
         owner, _, own = key.rpartition(".")
@@ -39,8 +39,8 @@ def heads_of(model: nn.Module, task: Task, adapted: Mapping[str, object]) -> Hea
                 f"carries {key!r}, which no head of this model has",
                 "Load the base model with a head of that kind, or export the task and use PEFT",
             )
-        found.setdefault(owner, {})[own] = tensor.to(like.device, like.dtype)
-    return found
+        heads.setdefault(owner, {})[own] = tensor.to(like.device, like.dtype)
+    return heads
 
 
 def own_outputs(
@@ -105,8 +105,8 @@ def _linear(
         bias[i, :labels] = parameters.get("bias", 0)
     place = torch.searchsorted(torch.tensor(list(known), device=slots.device), slots)
     flat = x.reshape(len(x), -1, x.shape[-1]).to(weight.dtype)
-    found = torch.baddbmm(bias[place][:, None], flat, weight[place].mT)
-    return found.reshape(*x.shape[:-1], most).to(dtype)
+    outputs = torch.baddbmm(bias[place][:, None], flat, weight[place].mT)
+    return outputs.reshape(*x.shape[:-1], most).to(dtype)
 
 
 def _by_task(
@@ -119,12 +119,12 @@ def _by_task(
     """Any other module: the rows of one task after those of another."""
     rows, outputs = [], []
     for slot in sorted(set(slots.tolist())):
-        mine = (slots == slot).nonzero().flatten()
+        own_rows = (slots == slot).nonzero().flatten()
         parameters = own.get(slot)
-        out = result[mine]
+        out = result[own_rows]
         if parameters is not None:
-            out = functional_call(module, dict(parameters), (x[mine],))
-        rows.append(mine)
+            out = functional_call(module, dict(parameters), (x[own_rows],))
+        rows.append(own_rows)
         outputs.append(out)
     return torch.cat(_padded(outputs))[torch.cat(rows).argsort()]
 

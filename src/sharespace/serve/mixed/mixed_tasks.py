@@ -2,12 +2,7 @@
 
 PEFT's ``adapter_names`` keeps an adapter per task in every layer and runs them one after the other;
 here a row takes its coefficients by number out of one stack, and the bases meet all rows at once.
-
-The passes that run with one choice of tasks: which slots, and what is computed once for all.
-
-Forward hooks on modules by name, each at most once, and all taken away together.
-
-Pipelines of diffusers: several models, of which a task may adapt more than one.
+The model may be a pipeline of diffusers: several models, of which a task may adapt more than one.
 """
 
 from __future__ import annotations
@@ -17,15 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sharespace.errors import MismatchError, OptionError
 from sharespace.serve.mixed.folded import Folded, folded, is_kept, worth_folding
 from sharespace.serve.mixed.heads import heads_of, own_outputs
-from sharespace.serve.mixed.row_layout import Chosen, Layout
+from sharespace.serve.mixed.row_layout import RowLayout, RowTasks
 from sharespace.serve.mixed.rows import is_convolution, with_own, with_updates
 from sharespace.serve.mixed.slots import Slots
 from sharespace.serve.mixed.stacks import BASE_SLOT, Stack
@@ -33,6 +28,7 @@ from sharespace.share import Share
 from sharespace.tuner.layer import sides
 
 _DENOISERS = ("unet", "transformer")
+"""Component names of the model that pipelines of diffusers run at every step."""
 
 
 class MixedTasks:
@@ -51,7 +47,7 @@ class MixedTasks:
     """
 
     def __init__(
-        self, model: Any, share: Share, *, slots: int = 256, dtype: torch.dtype | None = None
+        self, model: object, share: Share, *, slots: int = 256, dtype: torch.dtype | None = None
     ) -> None:
         """Attach to a model.
 
@@ -95,6 +91,9 @@ class MixedTasks:
         A block that runs goes on with the version it began with, and nobody waits for it. What is
         refused leaves the current version in place.
 
+        Args:
+            share: the version; its bases are copied to the model's device now.
+
         Raises:
             MismatchError: the model is not the Share model's base.
         """
@@ -132,7 +131,7 @@ class MixedTasks:
         with self._alone():
             slots = self._hook_updates()
             numbers = slots.numbers(names)
-            layout = Layout(
+            layout = RowLayout(
                 tuple(numbers), beams, self._copies if copies is None else lambda: copies
             )
             self._hook_heads(slots, set(numbers))
@@ -158,11 +157,11 @@ class MixedTasks:
     def _open(self, share: Share) -> Slots:
         for name, shape in share.model.shapes.items():
             module = module_of(self.model, name)
-            wanted = (shape.out_features, shape.in_features)
-            if sides(module) != wanted:
+            expected = (shape.out_features, shape.in_features)
+            if sides(module) != expected:
                 raise MismatchError(
                     f"module {name!r}",
-                    f"is {sides(module)} here, but {wanted} in the Share model",
+                    f"is {sides(module)} here, but {expected} in the Share model",
                     "Use the base model that the Share model was made for",
                 )
         find = partial(heads_of, self.model, adapted=share.model.layers)
@@ -184,19 +183,23 @@ class MixedTasks:
             self._hooked = slots
         return slots
 
-    def _hook_heads(self, slots: Slots, chosen: set[int]) -> None:
+    def _hook_heads(self, slots: Slots, used: set[int]) -> None:
         """Heads are seen when a task comes to hand: there may be thousands of tasks."""
-        for slot in chosen & slots.heads.keys():
+        for slot in used & slots.heads.keys():
             for name in slots.heads[slot]:
                 self._hooks.add("head", name, self._own_head)
 
-    def _add_update(self, name: str, module: Any, args: tuple[Any, ...], result: Tensor) -> Any:
+    def _add_update(
+        self, name: str, module: nn.Module, args: tuple[Tensor, ...], result: Tensor
+    ) -> Tensor | None:
         block = self._block
-        if block is None or block.chosen <= {BASE_SLOT}:
+        if block is None or block.used <= {BASE_SLOT}:
             return None
         return block.update(name, module, args[0], result)
 
-    def _own_head(self, name: str, module: Any, args: tuple[Any, ...], result: Tensor) -> Any:
+    def _own_head(
+        self, name: str, module: nn.Module, args: tuple[Tensor, ...], result: Tensor
+    ) -> Tensor | None:
         block = self._block
         own = {} if block is None else block.heads(name)
         if block is None or not own:
@@ -214,43 +217,46 @@ class Block:
 
     slots: Slots
     """Of the version that was current when the block began."""
-    layout: Layout
-    chosen: frozenset[int]
+    layout: RowLayout
+    used: frozenset[int]
     """Slots of all rows."""
-    known: dict[tuple[int, torch.device], Chosen] = field(default_factory=dict)
+    known: dict[tuple[int, torch.device], RowTasks] = field(default_factory=dict)
     """(rows of a pass, device) -> their tasks."""
 
     def heads(self, module: str) -> dict[int, Mapping[str, Tensor]]:
         """Slot -> own parameters of that module, of the tasks of these rows."""
-        known = {s: self.slots.heads.get(s, {}) for s in self.chosen}
+        known = {s: self.slots.heads.get(s, {}) for s in self.used}
         return {s: heads[module] for s, heads in known.items() if module in heads}
 
-    def of(self, x: Tensor) -> Chosen:
+    def of(self, x: Tensor) -> RowTasks:
         """The tasks for a tensor whose first axis is rows, repeated or not."""
         key = len(x), x.device
         if key not in self.known:
-            self.known[key] = Chosen.of(self.layout.of(len(x)), x.device)
+            self.known[key] = RowTasks.of(self.layout.of(len(x)), x.device)
         return self.known[key]
 
     def update(self, name: str, module: nn.Module, x: Tensor, result: Tensor) -> Tensor | None:
         """The module's output with the updates; None: no row has one here."""
         stack = self.slots.stacks[name]
-        private = {s: pair for s, pair in stack.private.items() if s in self.chosen}
-        if stack.is_empty and not private:
+        per_task = {s: pair for s, pair in stack.per_task.items() if s in self.used}
+        if stack.is_empty and not per_task:
             return None
         rows = self.of(x)
         narrow = self._folded(name, module, stack, rows, result)
         if narrow is not None:
             return with_own(module, narrow, x, rows, result)
         wide = None if stack.is_empty else stack
-        return with_updates(module, wide, x, rows.slots, private, result)
+        return with_updates(module, wide, x, rows.slots, per_task, result)
 
     def _folded(
-        self, name: str, module: nn.Module, stack: Stack, rows: Chosen, result: Tensor
+        self, name: str, module: nn.Module, stack: Stack, rows: RowTasks, result: Tensor
     ) -> Folded | None:
-        """Found done where the pass before was of the same few tasks, as in generation."""
+        """The tasks' own factors where they are faster than the bases; else None.
+
+        They are kept from the pass before where that was of the same few tasks, as in generation.
+        """
         known = self.slots.folded.get(name)
-        if known is not None and known[0] == self.chosen:
+        if known is not None and known[0] == self.used:
             return known[1]
         width, tasks, count = stack.width(rows.numbers), len(rows.numbers), len(rows.slots)
         sizes = count, result.numel() // (count * len(stack.left_basis))
@@ -258,21 +264,27 @@ class Block:
             return None
         made = folded(stack, rows, width)
         if is_kept(stack, width, tasks):
-            self.slots.folded[name] = self.chosen, made
+            self.slots.folded[name] = self.used, made
         return made
 
 
 class Hooks:
-    """Hooks on the modules of one model."""
+    """Forward hooks on modules by name, each kind at most once a module, taken away together."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._handles: dict[tuple[str, str], Any] = {}
+        self._handles: dict[tuple[str, str], RemovableHandle] = {}
 
-    def add(self, kind: str, name: str, call: Callable[..., Any], first: bool = False) -> None:
+    def add(
+        self, kind: str, name: str, call: Callable[..., Tensor | None], first: bool = False
+    ) -> None:
         """Call ``call(name, module, args, result)`` after the module, unless that kind is there.
 
-        ``first``: before hooks that the module has already.
+        Args:
+            kind: what the hook does.
+            name: of the module.
+            call: returns the output that takes the place of ``result``, or None.
+            first: before hooks that the module has already.
 
         Raises:
             MismatchError: there is no such module.
@@ -303,7 +315,7 @@ def module_of(model: nn.Module, name: str) -> nn.Module:
         ) from error
 
 
-def as_module(model: Any, adapted: Iterable[str]) -> nn.Module:
+def as_module(model: object, adapted: Iterable[str]) -> nn.Module:
     """The module in which the adapted modules are found by their names.
 
     Args:
@@ -323,16 +335,19 @@ def as_module(model: Any, adapted: Iterable[str]) -> nn.Module:
             "neither a torch module nor a pipeline of diffusers",
             "Give the base model itself",
         )
-    found = {name: c for name, c in components.items() if isinstance(c, nn.Module)}
-    if not any(name.partition(".")[0] in found for name in adapted):
+    modules = {name: c for name, c in components.items() if isinstance(c, nn.Module)}
+    if not any(name.partition(".")[0] in modules for name in adapted):
         for denoiser in _DENOISERS:
-            if denoiser in found:
-                return found[denoiser]
-    return nn.ModuleDict(found)
+            if denoiser in modules:
+                return modules[denoiser]
+    return nn.ModuleDict(modules)
 
 
-def guided_copies(model: Any) -> int:
-    """How often guidance repeats the batch: 2 while a pipeline says that it guides, else 1."""
+def guided_copies(model: object) -> int:
+    """How often guidance repeats the batch: 2 while a pipeline says that it guides, else 1.
+
+    diffusers runs the prompt and the empty prompt as one batch (classifier-free guidance).
+    """
     guides = not isinstance(model, nn.Module) and getattr(
         model, "do_classifier_free_guidance", False
     )

@@ -1,8 +1,8 @@
-"""Which task each row of a pass belongs to, where generation or guidance has repeated the rows.
+"""Which task each row of a forward pass belongs to, and how updates are added to its output.
 
-Whose a pass's rows are, as tensors: made once a pass, used by every module.
-
-A module's output, to which updates are added where it lies: a copy costs more than they do.
+Generation and guidance repeat the rows that were named. What every module needs to know of the rows
+is made once a pass, as tensors. Updates are added in place: a copy of the output costs more time
+than they do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sharespace.serve.mixed.stacks import BASE_SLOT
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """Slots of the rows that were named, and how a pass may repeat them.
 
     Beams and images of one prompt stand side by side; guidance puts whole copies of the batch one
@@ -30,6 +30,7 @@ class Layout:
     numbers: tuple[int, ...]
     """Slot of each row that was named."""
     beams: int
+    """Rows that generation makes of each, side by side."""
     copies: Callable[[], int]
     """Asked in a pass, as a pipeline knows its guidance only while it runs."""
 
@@ -54,7 +55,7 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class RowTasks:
     """The tasks of the rows of one pass, on one device."""
 
     slots: Tensor
@@ -62,17 +63,18 @@ class Chosen:
     numbers: tuple[int, ...]
     """The different slots, ascending, without the base model's."""
     tasks: Tensor
-    """The same, int64 [tasks]."""
+    """int64 [tasks]: the same as a tensor."""
     place: Tensor
-    """int64 [rows]: where a row's slot is in ``tasks``; rows of the base model: anywhere."""
-    mine: Tensor | None
-    """bool [tasks, rows]: whose a row is; None: all rows are of one task."""
-    adapted: Tensor | None
+    """int64 [rows]: where a row's slot is in ``tasks``; for rows of the base model any index."""
+    owners: Tensor | None
+    """bool [tasks, rows]: True where the row is the task's; None: all rows are of one task."""
+    with_task: Tensor | None
     """bool [rows]: rows that have a task; None: all have one."""
 
     @classmethod
+    # They are kept for a whole block, in which one pass may be in inference mode and another not.
     @torch.inference_mode(False)
-    def of(cls, rows: Sequence[int], device: torch.device) -> Chosen:
+    def of(cls, rows: Sequence[int], device: torch.device) -> RowTasks:
         """From the slot of each row."""
         tasks = tuple(sorted({slot for slot in rows if slot != BASE_SLOT}))
         known = {slot: place for place, slot in enumerate(tasks)}

@@ -13,7 +13,7 @@ from typing import TypeGuard
 from torch import Tensor, nn
 
 from sharespace.serve.mixed.folded import Folded
-from sharespace.serve.mixed.row_layout import Chosen, add_product, changeable
+from sharespace.serve.mixed.row_layout import RowTasks, add_product, changeable
 from sharespace.serve.mixed.stacks import Stack
 
 
@@ -22,7 +22,7 @@ def with_updates(
     stack: Stack | None,
     x: Tensor,
     slots: Tensor,
-    private: Mapping[int, tuple[Tensor, Tensor]],
+    per_task: Mapping[int, tuple[Tensor, Tensor]],
     result: Tensor,
 ) -> Tensor:
     """The output of the base module and the updates.
@@ -32,7 +32,7 @@ def with_updates(
         stack: its bases, and the coefficients of all slots; None: no row has any.
         x: the module's input, [rows, ..., d] or [rows, channels, ...].
         slots: int64 [rows].
-        private: slot -> (P, Q), of rows whose task is outside of the stack.
+        per_task: slot -> (P, Q), of rows whose task is outside of the stack.
         result: the module's output, which is changed itself where it needs no gradients.
     """
     out = changeable(result, rows=not is_convolution(module))
@@ -42,16 +42,16 @@ def with_updates(
         by_group = slots if groups == 1 else slots.repeat_interleave(groups)
         hidden = stack.coordinates(_down(module, x, stack.right_basis), by_group)
         _add(module, out, hidden, stack.left_basis)
-    for slot, (left, right) in private.items():
-        mine = (slots == slot).nonzero().flatten()
-        own = out[mine]
-        _add(module, own, _down(module, x[mine].to(right.dtype), right), left)
-        out.index_copy_(0, mine, own)
+    for slot, (left, right) in per_task.items():
+        own_rows = (slots == slot).nonzero().flatten()
+        own = out[own_rows]
+        _add(module, own, _down(module, x[own_rows].to(right.dtype), right), left)
+        out.index_copy_(0, own_rows, own)
     return out
 
 
 def with_own(
-    module: nn.Module, narrow: Folded, x: Tensor, chosen: Chosen, result: Tensor
+    module: nn.Module, narrow: Folded, x: Tensor, row_tasks: RowTasks, result: Tensor
 ) -> Tensor:
     """The output of the base module and the updates, with the tasks' own factors.
 
@@ -59,16 +59,16 @@ def with_own(
         module: linear, Conv1D of transformers, or a convolution with any groups.
         narrow: the factors of the rows' tasks.
         x: the module's input, [rows, ..., d] or [rows, channels, ...].
-        chosen: the rows' tasks.
+        row_tasks: the rows' tasks.
         result: the module's output, which is changed itself where it needs no gradients.
     """
     x, out = x.to(narrow.left.dtype), changeable(result, rows=not is_convolution(module))
     if is_convolution(module):
-        hidden = narrow.coordinates(_down(module, x, narrow.right_basis), chosen)
+        hidden = narrow.coordinates(_down(module, x, narrow.right_basis), row_tasks)
         _add(module, out, hidden, narrow.left_basis)
     else:
         flat = x.reshape(len(x), -1, x.shape[-1])
-        narrow.add(out.view(*flat.shape[:2], out.shape[-1]), flat, chosen)
+        narrow.add(out.view(*flat.shape[:2], out.shape[-1]), flat, row_tasks)
     return out
 
 

@@ -79,29 +79,30 @@ class Slots:
             MismatchError: a task carries something that has no place in the base model.
             OptionError: more tasks at once than there are slots.
         """
-        wanted = [name for name in dict.fromkeys(names) if name is not None]
-        for name in wanted:
+        needed = [name for name in dict.fromkeys(names) if name is not None]
+        for name in needed:
             if name not in self.model.tasks:
-                self.model.task(name)
-        if len(wanted) > self.count:
+                self.model.task(name)  # Raises TaskNotFoundError.
+        if len(needed) > self.count:
             raise OptionError(
-                f"{len(wanted)} tasks in one batch",
+                f"{len(needed)} tasks in one batch",
                 f"there are {self.count} slots",
                 "Make smaller batches, or MixedTasks with more slots",
             )
-        for name in wanted:
+        for name in needed:
             if name in self._used:
                 self._used.move_to_end(name)
-        for name in wanted:
+        for name in needed:
             if name not in self._used:
-                self._bring(name, wanted)
+                self._bring(name, needed)
         return [BASE_SLOT if name is None else self._used[name] for name in names]
 
     # Tensors outlive the pass, which may be in inference mode, where the next one is not.
     @torch.inference_mode(False)
-    def _bring(self, name: str, wanted: Sequence[str]) -> None:
+    def _bring(self, name: str, needed: Sequence[str]) -> None:
         task = _read(self.model, name)
-        slot = self._free.pop() if self._free else self._evict(wanted)
+        slot = self._free.pop() if self._free else self._evict(needed)
+        # They may be of the slot that is filled now.
         self.folded.clear()
         try:
             self.heads[slot] = self._heads_of(task)
@@ -113,8 +114,8 @@ class Slots:
             raise
         self._used[name] = slot
 
-    def _evict(self, wanted: Sequence[str]) -> int:
-        oldest = next(name for name in self._used if name not in wanted)
+    def _evict(self, needed: Sequence[str]) -> int:
+        oldest = next(name for name in self._used if name not in needed)
         slot = self._used.pop(oldest)
         self.heads.pop(slot, None)
         return slot

@@ -1,6 +1,7 @@
 """Coefficients of many tasks of one module, stacked, so that each row of a batch takes its own.
 
-Slots whose coefficients are of some directions only: where families have their own subspaces.
+Where groups of tasks have their own subspaces (docs/method.md, "Notation"), a slot holds the
+coefficients of one group subspace only, and the offset of its first direction.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sharespace.subspace.coefficients import Coefficients
 from sharespace.subspace.layer import LayerSubspace
 
 BASE_SLOT = 0
-"""Of the base model without any task: its coefficients are zero, for ever."""
+"""The slot of the base model without any task: its coefficients are always zero."""
 
 LEFT, RIGHT = 0, 1
 
@@ -30,7 +31,7 @@ class Stack:
         dW_i x = beta (C_i (alpha^T x))              cores
 
     alpha^T x and beta(.) are computed once for all rows; only k x p (or k x k) numbers a row are
-    gathered. method.md, "Notation".
+    gathered.
     """
 
     left_basis: Tensor
@@ -41,37 +42,37 @@ class Stack:
     """E^T, [slots, p, k_left]; with cores C^T, [slots, k_right, k_left]."""
     right: Tensor | None
     """F^T, [slots, p, k_right]; None: ``left`` holds cores."""
-    private: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    per_task: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Slot -> (P, Q), n x q and d x q, of tasks that keep this module outside the subspace."""
-    windows: Windows | None = None
-    """Where families have subspaces of their own: ``left`` and ``right`` are of one window of the
-    directions in each slot. None: of all directions."""
+    groups: GroupSlots | None = None
+    """Offsets of the slots' group subspaces, of which ``left`` and ``right`` are. None: the slots
+    are of all directions."""
 
     @classmethod
     def empty(
         cls, layer: LayerSubspace, slots: int, dtype: torch.dtype, device: torch.device | str
     ) -> Stack:
         """Slots of p = 0: the base model."""
-        windows = Windows.of(layer, slots, device)
-        left, right = windows.sizes if windows else layer.k
+        groups = GroupSlots.of(layer, slots, device)
+        left, right = groups.sizes if groups else layer.k
         return cls(
             layer.left_basis.to(device, dtype).mT.contiguous().mT,
             layer.right_basis.to(device, dtype).mT.contiguous().mT,
             torch.zeros(slots, 0, left, dtype=dtype, device=device),
             torch.zeros(slots, 0, right, dtype=dtype, device=device),
-            windows=windows,
+            groups=groups,
         )
 
     @property
     def nbytes(self) -> int:
         """Of the slots, without the bases."""
         kept = [self.left, *([] if self.right is None else [self.right])]
-        kept += [t for pair in self.private.values() for t in pair]
+        kept += [t for pair in self.per_task.values() for t in pair]
         return sum(t.numel() * t.element_size() for t in kept)
 
     def put(self, slot: int, value: Coefficients | None) -> None:
         """Fill a slot; None: the task does not adapt this module."""
-        self.private.pop(slot, None)
+        self.per_task.pop(slot, None)
         self.left[slot] = 0
         if self.right is not None:
             self.right[slot] = 0
@@ -81,15 +82,15 @@ class Stack:
             self._fill(slot, value)
         else:
             left, right = value.factors()
-            self.private[slot] = left.to(self.left), right.to(self.left)
+            self.per_task[slot] = left.to(self.left), right.to(self.left)
 
     def _fill(self, slot: int, value: Coefficients) -> None:
-        if self.windows is not None and not self.windows.fits(value):
+        if self.groups is not None and not self.groups.fits(value):
             self._open()
         if self.right is not None and value.rank > self.left.shape[1]:
             self._widen(value.rank)
-        if self.windows is not None:
-            self.windows.move(slot, value.offset)
+        if self.groups is not None:
+            self.groups.move(slot, value.offset)
         if self.right is None:
             core = value.core((self.left_basis.shape[1], self.right_basis.shape[1]))
             inner = self._cut(core, LEFT, value)
@@ -100,19 +101,19 @@ class Stack:
         self.right[slot, : f.shape[1]] = self._cut(f, RIGHT, value).mT.to(self.right)
 
     def _cut(self, matrix: Tensor, side: int, value: Coefficients) -> Tensor:
-        """The rows of a slot's window."""
-        if self.windows is None:
+        """The rows that belong to the group subspace of a task."""
+        if self.groups is None:
             return matrix
-        return self.windows.cut(matrix, side, value.offset[side])
+        return self.groups.cut(matrix, side, value.offset[side])
 
     def _open(self) -> None:
         """Slots of all directions, because a task uses several subspaces."""
         every, p = torch.arange(len(self.left), device=self.left.device), self.left.shape[1]
         left, right = self.left_of(every, p), self.right_of(every, p)
-        if self.right is None and self.windows is not None:
-            # C^T has its rows in a window, too.
-            left = self.windows.spread(left.mT, every, RIGHT).mT
-        self.left, self.right, self.windows = left, right, None
+        if self.right is None and self.groups is not None:
+            # C^T has its rows in the group subspace, too.
+            left = self.groups.spread(left.mT, every, RIGHT).mT
+        self.left, self.right, self.groups = left, right, None
 
     def _widen(self, p: int) -> None:
         """Slots of pseudo-rank p, or of whole cores where these are smaller."""
@@ -120,12 +121,13 @@ class Stack:
             return
         slots, before, k_left = self.left.shape
         k_right = self.right.shape[2]
+        # From here on factors would be more numbers than the core that they multiply to.
         if p * (k_left + k_right) >= k_left * k_right:
             self.left, self.right = self.right.mT @ self.left, None
             return
-        more = p - before
-        self.left = torch.cat([self.left, self.left.new_zeros(slots, more, k_left)], 1)
-        self.right = torch.cat([self.right, self.right.new_zeros(slots, more, k_right)], 1)
+        added = p - before
+        self.left = torch.cat([self.left, self.left.new_zeros(slots, added, k_left)], 1)
+        self.right = torch.cat([self.right, self.right.new_zeros(slots, added, k_right)], 1)
 
     def coordinates(self, hidden: Tensor, slots: Tensor) -> Tensor:
         """alpha^T x of each row -> E F^T alpha^T x.
@@ -137,34 +139,34 @@ class Stack:
         Returns:
             [rows, positions, k_left].
         """
-        if self.windows is not None:
-            hidden = self.windows.take(hidden, slots)
+        if self.groups is not None:
+            hidden = self.groups.take(hidden, slots)
         if self.right is not None:
             hidden = torch.bmm(hidden, self.right.index_select(0, slots).mT)
         hidden = torch.bmm(hidden, self.left.index_select(0, slots))
-        return hidden if self.windows is None else self.windows.spread(hidden, slots)
+        return hidden if self.groups is None else self.groups.spread(hidden, slots)
 
     def left_of(self, slots: Tensor, width: int) -> Tensor:
         """[tasks, at most width, k_left] of these slots, in all directions."""
         taken = self.left[:, :width].index_select(0, slots)
-        return taken if self.windows is None else self.windows.spread(taken, slots)
+        return taken if self.groups is None else self.groups.spread(taken, slots)
 
     def right_of(self, slots: Tensor, width: int) -> Tensor | None:
         """[tasks, at most width, k_right]; None: the slots hold cores."""
         if self.right is None:
             return None
         taken = self.right[:, :width].index_select(0, slots)
-        return taken if self.windows is None else self.windows.spread(taken, slots, RIGHT)
+        return taken if self.groups is None else self.groups.spread(taken, slots, RIGHT)
 
     def core_inputs(self, slots: Tensor, width: int) -> Tensor:
         """[tasks, width, d]: the directions that the slots' cores read."""
-        if self.windows is None:
+        if self.groups is None:
             return self.right_basis.mT[:width].repeat(len(slots), 1, 1)
-        return self.right_basis.mT[self.windows.index(RIGHT, slots)[:, :width]]
+        return self.right_basis.mT[self.groups.index(RIGHT, slots)[:, :width]]
 
     def width(self, slots: Collection[int]) -> int:
         """Columns of own factors n x w and d x w that hold the update of each of these slots."""
-        own = [pair[0].shape[1] for slot, pair in self.private.items() if slot in slots]
+        own = [pair[0].shape[1] for slot, pair in self.per_task.items() if slot in slots]
         return max([*own, *[int(self.left.shape[1])] * (len(own) < len(slots))])
 
     @property
@@ -174,22 +176,22 @@ class Stack:
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
-    """One window of the directions a side for each slot.
+class GroupSlots:
+    """The group subspace that each slot is of: an offset a side, and the size of the largest.
 
-    A family's coefficients are zero outside of its own subspace, so slots need not be as wide as
-    the bases of all families together.
+    Coefficients are zero outside of the subspace of their own group of tasks, so slots need not be
+    as wide as the bases of all groups together.
     """
 
     offsets: Tensor
-    """int64 [2, slots]: first (left, right) direction of a slot's window."""
+    """int64 [2, slots]: first (left, right) direction of a slot's group subspace."""
     sizes: tuple[int, int]
-    """Directions of a window: those of the largest subspace."""
+    """Directions (left, right) of a slot: those of the largest group subspace."""
     k: tuple[int, int]
-    """Of the layer."""
+    """Directions (left, right) of the layer, all groups together."""
 
     @classmethod
-    def of(cls, layer: LayerSubspace, slots: int, device: torch.device | str) -> Windows | None:
+    def of(cls, layer: LayerSubspace, slots: int, device: torch.device | str) -> GroupSlots | None:
         """None: the layer has one subspace."""
         if not layer.groups:
             return None
@@ -197,31 +199,32 @@ class Windows:
         return cls(torch.zeros(2, slots, dtype=torch.long, device=device), sizes, layer.k)
 
     def fits(self, value: Coefficients) -> bool:
-        """Whether the coefficients are in one window; those of several subspaces are not."""
+        """Whether a slot has room for them: not where they use the subspaces of several groups."""
         return all(used <= size for used, size in zip(value.used, self.sizes, strict=True))
 
     def move(self, slot: int, offset: tuple[int, int]) -> None:
-        """Set where a slot's window begins."""
+        """Set the offset of a slot's group subspace."""
         self.offsets[:, slot] = torch.tensor(offset).to(self.offsets)
 
     def cut(self, matrix: Tensor, side: int, offset: int) -> Tensor:
-        """The rows of a window, zeros where it ends after the last."""
-        found = matrix[offset : offset + self.sizes[side]]
-        return torch.nn.functional.pad(found, (0, 0, 0, self.sizes[side] - len(found)))
+        """The rows of a group subspace, zeros where it ends after the last direction."""
+        rows = matrix[offset : offset + self.sizes[side]]
+        return torch.nn.functional.pad(rows, (0, 0, 0, self.sizes[side] - len(rows)))
 
     def take(self, hidden: Tensor, slots: Tensor) -> Tensor:
-        """[rows, positions, k_right] -> those of each row's window."""
+        """[rows, positions, k_right] -> [rows, positions, size]: each row's group subspace."""
         index = self.index(RIGHT, slots)[:, None].expand(-1, hidden.shape[1], -1)
         return hidden.gather(2, index)
 
     def spread(self, hidden: Tensor, slots: Tensor, side: int = LEFT) -> Tensor:
-        """[rows, positions, window] -> [rows, positions, k], zero outside of the window."""
+        """[rows, positions, size] -> [rows, positions, k], zero outside of the group subspace."""
         result = hidden.new_zeros(*hidden.shape[:2], self.k[side])
         index = self.index(side, slots)[:, None].expand(-1, hidden.shape[1], -1)
-        # Added, because indices are there twice where a window ends after the last direction.
+        # Added, because the last index is there twice where a slot has room beyond the last
+        # direction; what is there is zero.
         return result.scatter_add_(2, index, hidden)
 
     def index(self, side: int, slots: Tensor) -> Tensor:
-        """int64 [rows, window]: directions of the slots' windows."""
+        """int64 [rows, size]: directions of the slots' group subspaces."""
         steps = torch.arange(self.sizes[side], device=slots.device)
         return (self.offsets[side][slots][:, None] + steps).clamp(max=self.k[side] - 1)

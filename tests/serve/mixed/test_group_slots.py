@@ -1,4 +1,4 @@
-"""Slots that hold one family's directions only give what slots of all directions give."""
+"""Slots that hold one group subspace only give what slots of all directions give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from builders import gauss, law
 from sharespace.serve.mixed.folded import folded
-from sharespace.serve.mixed.row_layout import Chosen
+from sharespace.serve.mixed.row_layout import RowTasks
 from sharespace.serve.mixed.rows import with_own, with_updates
 from sharespace.serve.mixed.stacks import Stack
 from sharespace.subspace.adapter import ModuleShape
@@ -31,7 +31,7 @@ def layer_of(parts: Sequence[tuple[int, int]]) -> LayerSubspace:
 
 
 def value_of(kind: str, layer: LayerSubspace, part: int, seed: int) -> Coefficients:
-    """Of one family, private, or of all directions."""
+    """Coefficients of one group, of a layer stored per task, or of all directions."""
     left, right = layer.groups[part]
     if kind == "private":
         return PerTask(gauss(seed, N, 2).float(), gauss(seed + 1, D, 2).float())
@@ -77,8 +77,8 @@ def test_every_row_has_its_own_update(
     wanted = base.clone()
     for row, value in enumerate(values):
         wanted[row] += x[row] @ dense(layer, value).mT
-    chosen = Chosen.of(rows, torch.device("cpu"))
-    private = dict(stack.private)
+    chosen = RowTasks.of(rows, torch.device("cpu"))
+    private = dict(stack.per_task)
     found = with_updates(module, stack, x, chosen.slots, private, base.clone())
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
     own = folded(stack, chosen, stack.width(chosen.numbers))
@@ -96,9 +96,9 @@ def test_slots_are_as_wide_as_the_largest_subspace(kind: str) -> None:
     assert stack.nbytes / len(stack.left) < 0.4 * whole.nbytes / len(whole.left)
 
 
-def test_a_task_of_several_subspaces_opens_the_windows() -> None:
+def test_a_task_of_several_subspaces_makes_slots_of_all_directions() -> None:
     layer = layer_of([(2, 2), (3, 3)])
     values = [value_of(k, layer, 1, 5) for k in ("core", "everywhere")]
     stack = filled(layer, values)
-    assert stack.windows is None
+    assert stack.groups is None
     assert stack.left.shape[2] == 5
