@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from builders import (
@@ -162,7 +162,11 @@ def test_loading_gives_the_bits_that_were_saved(
     share.save(path)
     loaded = Share.load(path)
     assert_same(loaded.model, share.model)
-    merged, again = share.merge(family.adapters[1:]), loaded.merge(family.adapters[1:])
+    try:
+        merged = share.merge(family.adapters[1:])
+    except OptionError:
+        reject()  # So few bytes may be refused: nothing of a task would be left.
+    again = loaded.merge(family.adapters[1:])
     assert_same(again.model, merged.model)
     again.save()
     assert_same(Share.load(path).model, merged.model)
