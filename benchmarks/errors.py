@@ -158,7 +158,7 @@ def compare(adapters: Sequence[Adapter], ks: Sequence[int]) -> dict[str, Any]:
 
 
 def _summary(modules: Sequence[Module], method: Method, k: int) -> dict[str, float]:
-    """Mean over tasks and modules (as method.md counts), and by task over all its modules."""
+    """Mean over tasks and modules (as docs/method.md counts), and by task over all its modules."""
     lost = _by_task(modules, [method(m, k) for m in modules])
     norms = _by_task(modules, [m.problem.updates.norms for m in modules])
     single = [x / y for n in lost for x, y in zip(lost[n], norms[n], strict=True) if y]

@@ -163,8 +163,16 @@ class Share:
     def plan(cls, adapters: AdapterSources, **options: Any) -> _plan.BuildPlan:
         """What ``from_adapters`` with the same options would be worth; nothing is written.
 
-        Bytes now and as Share, break-even, expected error and shared fraction of each task, own
-        SVDs at the same bytes, and a verdict.
+        Args:
+            adapters: as in ``from_adapters``.
+            options: of ``from_adapters``.
+
+        Returns:
+            Bytes now and as Share, break-even, expected error and shared fraction of each task, own
+            SVDs at the same bytes, and a verdict.
+
+        Raises:
+            OptionError, AdapterError, MismatchError: as in ``from_adapters``.
         """
         originals: list[Adapter] = []
 
@@ -182,6 +190,7 @@ class Share:
         """Open a stored Share model; tensors are read when they are needed.
 
         Args:
+            path: the store's directory.
             version: an earlier version's number; None: the current one.
 
         Raises:
@@ -208,6 +217,7 @@ class Share:
         target = Path(path).absolute() if path is not None else self._path
         if target is None:
             raise OptionError("save", "this Share model has no path yet", "Say where: save(path)")
+        # Only the store that this came from has its history to continue; elsewhere it is a copy.
         continues = target == self._path
         if continues and not self._pending and self._version is not None:
             return self._version.number
@@ -251,7 +261,15 @@ class Share:
             cap: a new cap on every layer's dimension; None: the caps that it has.
             base: id of the base model, where the adapters name it differently.
             executor: where the layers are computed.
+            device: where to compute.
+            progress: called as (module, modules done, modules in all).
             memory: bytes that one layer of all newcomers may take, as in ``from_adapters``.
+
+        Raises:
+            AdapterError: an adapter cannot be read.
+            MismatchError: the adapters are not of this base model.
+            TaskExistsError: a task has the name of one of them.
+            OptionError: an option has no usable value.
         """
         cap, memory = _checked("cap", cap), _checked("memory", memory)
         new = open_adapters(adapters)
@@ -271,6 +289,10 @@ class Share:
     def union(self, other: Share, *, cap: int | None = None) -> Share:
         """The tasks of both, with the settings of this one.
 
+        Args:
+            other: a Share model of the same base model.
+            cap: a new cap on every layer's dimension; None: the caps that this one has.
+
         Raises:
             TaskExistsError: a task is in both.
             MismatchError: they are of different base models.
@@ -278,11 +300,27 @@ class Share:
         return self._then(union(self._model, other.model, cap=cap), "union", other.tasks)
 
     def remove(self, *names: str) -> Share:
-        """Without these tasks; the others stay as they are, bit for bit."""
+        """Without these tasks; the others stay as they are, bit for bit.
+
+        Args:
+            names: of the tasks.
+
+        Raises:
+            TaskNotFoundError: there is none of that name.
+        """
         return self._then(self._model.without_tasks(*names), "remove", names)
 
     def rename(self, old: str, new: str) -> Share:
-        """With a task under another name."""
+        """With a task under another name.
+
+        Args:
+            old: its name.
+            new: its name from now on.
+
+        Raises:
+            TaskNotFoundError: there is none of the old name.
+            TaskExistsError: there is one of the new name.
+        """
         return self._then(self._model.with_renamed(old, new), "rename", [old, new])
 
     def retrained(
@@ -298,6 +336,7 @@ class Share:
         See ``sharespace.learn.finetune`` and ``calibrate``, which call it.
 
         Args:
+            name: of the task.
             pairs: module -> (E, F), k_left x p and k_right x p.
             kept: heads, by the key in the adapter's file.
             event: "finetune": the task is now what was trained, and its ledger starts anew;
@@ -312,13 +351,26 @@ class Share:
     def task(self, name: str) -> Task:
         """A task's coefficients, ledger and all that it carries.
 
+        Args:
+            name: of the task.
+
         Raises:
             TaskNotFoundError: there is none of that name.
         """
         return self._model.task(name)
 
     def updates(self, name: str) -> Mapping[str, LayerUpdate]:
-        """A task's low-rank updates by module: up (n x p), down (p x d), scaling 1."""
+        """A task's low-rank updates by module.
+
+        Args:
+            name: of the task.
+
+        Returns:
+            Module -> up (n x p) and down (p x d) in the stored dtype, with scaling 1.
+
+        Raises:
+            TaskNotFoundError: there is none of that name.
+        """
         return reconstruct(self._model, name)
 
     def fidelity(self, against: AdapterSources = ()) -> _fidelity.Fidelity:
@@ -328,11 +380,26 @@ class Share:
             against: the original adapters, to measure the errors of these tasks. Without them
                 errors come from the ledger: exact after the build, estimates after merges, and
                 always with a bound.
+
+        Raises:
+            TaskNotFoundError: one of the adapters has the name of no task.
+            AdapterError: an adapter cannot be read.
         """
         return _fidelity.fidelity(self._model, open_adapters(against))
 
     def baselines(self, originals: AdapterSources, seed: int = 0) -> Baselines:
-        """The errors of a mean adapter, a random basis, and own SVDs at equal bytes."""
+        """The errors of simpler ways to store the same adapters, which a Share model must beat.
+
+        Args:
+            originals: the original adapters of all tasks.
+            seed: of the random basis.
+
+        Returns:
+            The errors of a mean adapter, of a random basis, and of own SVDs at equal bytes.
+
+        Raises:
+            OptionError: the adapters are not those of all tasks.
+        """
         return baselines(self._model, open_adapters(originals), seed)
 
     def export(
@@ -349,6 +416,8 @@ class Share:
         """Write a task as plain LoRA, scaling baked in, and what the format takes beside it.
 
         Args:
+            task: name of the task.
+            path: a new directory.
             to: "peft" (loads with ``PeftModel.from_pretrained``), "diffusers", "kohya", "vllm",
                 "sglang", "gguf" (llama.cpp), or a registered format; ``docs/howto/export.md``
                 says what each takes.
@@ -377,6 +446,10 @@ class Share:
         Args:
             model: the base model (a component of a pipeline for a diffusers adapter); changed in
                 place, as PEFT does.
+            task: name of the task.
+
+        Returns:
+            The model, without PEFT's layers.
 
         Raises:
             MissingExtraError: PEFT is not installed.
@@ -390,6 +463,7 @@ class Share:
                 raise OptionError(
                     f"task {task!r}", f"it spans components {names}", "Export it and load each"
                 )
+            # safe_merge: PEFT refuses to merge what would make a weight not finite.
             merged: Module = peft.PeftModel.from_pretrained(model, written[0]).merge_and_unload(
                 safe_merge=True
             )

@@ -32,7 +32,7 @@ def layouts(draw: st.DrawFn) -> SizeLayout:
 
 
 def test_the_papers_own_figures() -> None:
-    """method.md, "Honest size"."""
+    """docs/method.md, "Honest size"."""
     assert ROBERTA.trained == 12_288
     assert ROBERTA.lora == 1_179_648
     six = size(ROBERTA, 6, "paper")

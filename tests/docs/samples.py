@@ -27,7 +27,7 @@ from sharespace.formats import ExportOptions, PlainLora, write_adapter
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 
 TASKS = ("sst2", "rte", "mrpc", "cola", "qnli")
-STRANGERS = ("legal", "medical", "sports")
+UNRELATED = ("legal", "medical", "sports")
 STYLES = ("ink", "sketch")
 SIZE = 128
 RANK = 8
@@ -40,7 +40,7 @@ OWN = 0.03
 
 
 def make(folder: Path) -> None:
-    """Write ``roberta-base``, ``adapters/<task>``, ``strangers/<task>``, ``styles/<style>``,
+    """Write ``roberta-base``, ``adapters/<task>``, ``unrelated/<task>``, ``styles/<style>``,
     ``unusual/<kind>``, ``data/reviews``, and ``chat/<task>`` with the config of ``tiny-llama``."""
     with _quiet(), _inside(folder):
         _base()
@@ -48,8 +48,8 @@ def make(folder: Path) -> None:
         _reviews(Path("data/reviews"))
         for seed, name in enumerate(TASKS):
             _adapter(f"adapters/{name}", seed)
-        for seed, name in enumerate(STRANGERS, 20):
-            _adapter(f"strangers/{name}", seed, common=0.0)
+        for seed, name in enumerate(UNRELATED, 20):
+            _adapter(f"unrelated/{name}", seed, common=0.0)
         _adapter("unusual/dora", 50, use_dora=True)
         _adapter("unusual/pissa", 51, init_lora_weights="pissa")
         _adapter("unusual/half", 52, dtype=torch.float16)

@@ -1,4 +1,4 @@
-"""What others fell into (method.md): one named test each."""
+"""What others fell into (docs/method.md): one named test each."""
 
 from __future__ import annotations
 

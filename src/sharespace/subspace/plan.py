@@ -11,6 +11,7 @@ from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.baselines import Baselines, baselines
 from sharespace.subspace.fidelity import Bytes, Fidelity, fidelity, tally_storage
 from sharespace.subspace.state import ShareModel
+from sharespace.words import percent
 
 PlanVerdict = Literal["worth it", "marginal", "not worth it"]
 
@@ -140,12 +141,12 @@ def judge(
     size = measured.bytes.total / max(measured.bytes.adapters, 1)
     if break_even is None or count < break_even:
         when = f"it would be from {break_even} adapters like these" if break_even else "it never is"
-        return "not worth it", f"no smaller than the adapters at this fidelity; {when}"
+        return "not worth it", f"it is no smaller than the adapters at this fidelity; {when}"
     if share >= 0.97 * own:
         return "not worth it", _no_gain(fraction, share, own)
     text = (
-        f"{size:.0%} of the bytes at a mean error of {share:.3f} "
-        f"(own SVDs of the same bytes: {own:.3f}); {fraction:.0%} is shared"
+        f"it takes {percent(size)} of the bytes at a mean error of {share:.3f} "
+        f"(own SVDs of the same bytes: {own:.3f}); {percent(fraction)} is shared"
     )
     return ("worth it" if share <= 0.7 * own else "marginal"), text
 
@@ -154,11 +155,11 @@ def _no_gain(fraction: float, share: float, own: float) -> str:
     against = f"own SVDs of the same bytes have an error of {own:.3f}, Share {share:.3f}"
     if fraction < 0.1:
         return (
-            f"these adapters share nothing to speak of ({fraction:.0%} at equal columns); "
+            f"these adapters share nothing to speak of ({percent(fraction)} at equal columns); "
             f"{against}. Sharing is made by training in the subspace, not found afterwards"
         )
     return (
-        f"{fraction:.0%} is shared at equal columns, but the bytes are spread badly over the "
+        f"{percent(fraction)} is shared at equal columns, but the bytes are spread badly over the "
         f"layers; {against}. A byte budget spreads them"
     )
 
