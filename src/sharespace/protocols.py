@@ -1,13 +1,13 @@
-"""What is used of PEFT and transformers, as types.
+"""What is used of PEFT, transformers and datasets, as types.
 
-Both are optional and neither has types that mypy could use, so that without these everything that
+They are optional and have no types that mypy could use, so that without these everything that
 comes from them would be ``Any``. Nothing is checked at run time.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
@@ -111,3 +111,46 @@ class Tokenizer(Protocol):
         add_generation_prompt: bool,
     ) -> str:
         """A conversation as text, by the tokenizer's own template."""
+
+
+class RowTable(Protocol):
+    """What is used of ``datasets.Dataset``: rows with named columns."""
+
+    features: Mapping[str, object]
+    """Column -> its type."""
+    _fingerprint: str
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def __getitem__(self, key: str) -> Sequence[object]:
+        """All values of a column."""
+
+    def select(self, indices: Iterable[int]) -> RowTable:
+        """These rows, in this order."""
+
+    def shuffle(self, *, seed: int, keep_in_memory: bool) -> RowTable:
+        """The rows in a random order."""
+
+    def add_column(self, name: str, column: list[object]) -> RowTable:
+        """The rows with one more column."""
+
+    def remove_columns(self, column_names: str) -> RowTable:
+        """The rows without a column."""
+
+    def with_transform(
+        self, transform: Callable[[Mapping[str, Sequence[Any]]], object]
+    ) -> RowTable:
+        """Rows that are transformed when they are taken."""
+
+    def map(
+        self, function: Callable[[Mapping[str, Sequence[Any]]], object], **options: object
+    ) -> RowTable:
+        """Rows that a function made of the rows of a batch."""
+
+    def train_test_split(self, **options: object) -> Mapping[str, RowTable]:
+        """The rows in two tables, ``train`` and ``test``."""

@@ -193,7 +193,7 @@ class RunFolder:
         found = {"format": FORMAT, "version": VERSION, **record(self.recipe)}
         write_json(self.path, _RECIPE, found)
 
-    def keep_counts(self, adapter: Path, counts: Mapping[str, Any]) -> None:
+    def keep_counts(self, adapter: Path, counts: Mapping[str, object]) -> None:
         """Write down what was counted of an initial LoRA, before it appears itself."""
         write_json(adapter.parent, f"{adapter.name}.json", counts)
 
@@ -214,7 +214,7 @@ def plain(task: str) -> str:
     return re.sub(r"[^\w.-]", "_", task)[:60]
 
 
-def write_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
+def write_json(folder: Path, name: str, value: Mapping[str, object]) -> None:
     """Write a record, which appears whole or not at all."""
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=True)
     write_files(folder, [(name, [text.encode()])])
@@ -284,7 +284,7 @@ class RouterFiles:
             raise CorruptStoreError(str(path), "its bytes changed", "Bring it back as it was")
         return data
 
-    def keep_record(self, record: Mapping[str, Any], content: str) -> None:
+    def keep_record(self, record: Mapping[str, object], content: str) -> None:
         """Write down the router's scores, after the router itself.
 
         Args:

@@ -143,7 +143,7 @@ class Step:
         """The names of its tasks, joined by ``+``."""
         return step_name(self.tasks)
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """The record as JSON values."""
         return asdict(self)
 
@@ -221,7 +221,7 @@ class RouterResult:
         names = RoutedTask.__dataclass_fields__
         return {name: _mean(getattr(s, name) for s in self.scores.values()) for name in names}
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """The record as JSON values, without the path."""
         scores = {name: vars(score) for name, score in self.scores.items()}
         rest = {k: v for k, v in vars(self).items() if k not in ("path", "scores")}

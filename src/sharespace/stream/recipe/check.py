@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sharespace.errors import RecipeError, SharespaceError
 from sharespace.extras import require
 from sharespace.formats import read_adapter
-from sharespace.stream.recipe.data import check_columns, inputs, targets, texts
+from sharespace.stream.recipe.data import check_columns, inputs, parts, targets, texts
 from sharespace.stream.recipe.keys import Recipe, TaskSpec
 from sharespace.stream.recipe.load import refuse
 from sharespace.stream.recipe.splits import TaskRows, read_rows
@@ -104,8 +104,8 @@ def _checked_rows(spec: TaskSpec, rows: TaskRows) -> tuple[tuple[str, ...], tupl
     names, _ = targets(spec, rows)
     columns = inputs(spec, rows.eval)
     if spec.settings.task_type != "image-classification":
-        for part in (rows.train, rows.eval):
-            for column in columns if part is not None else ():
+        for _, part in parts(rows):
+            for column in columns:
                 texts(spec, column, part[column])
     return columns, names
 

@@ -14,6 +14,7 @@ from typing import Any
 from sharespace.errors import RecipeError
 from sharespace.extras import require
 from sharespace.learn.training import quiet
+from sharespace.protocols import RowTable
 from sharespace.stream.metrics import IGNORED
 from sharespace.stream.recipe.keys import Recipe, TaskSpec, TaskType
 from sharespace.stream.recipe.load import MOST_LABELS, refuse
@@ -23,7 +24,7 @@ from sharespace.stream.recipe.values import hint
 RowBatch = Mapping[str, Sequence[Any]]
 """Column -> a value for each row, as ``datasets`` gives a batch."""
 
-Encoder = Callable[[RowBatch], dict[str, Any]]
+Encoder = Callable[[RowBatch], dict[str, object]]
 
 TEXT2 = "text2"
 """Column that makes pairs of texts, where data has it and the recipe names no other."""
@@ -107,7 +108,7 @@ def load_task_data(spec: TaskSpec, processor: Any) -> TaskData:
     )
 
 
-def _labelled(part: Any, labels: list[Any] | None) -> Any:
+def _labelled(part: RowTable, labels: list[object] | None) -> RowTable:
     """With the numbers of the classes in the column ``labels``."""
     if labels is None:
         return part
@@ -117,14 +118,14 @@ def _labelled(part: Any, labels: list[Any] | None) -> Any:
         return part.add_column("labels", labels)
 
 
-def _chosen(part: Any, most: int | None, spec: TaskSpec) -> Any:
+def _chosen(part: RowTable, most: int | None, spec: TaskSpec) -> RowTable:
     """So many rows at most, chosen by the seed."""
     if most is None or len(part) <= most:
         return part
     return part.shuffle(seed=spec.seed, keep_in_memory=True).select(range(most))
 
 
-def _encoded(spec: TaskSpec, processor: Any, part: Any) -> Any:
+def _encoded(spec: TaskSpec, processor: Any, part: RowTable) -> RowTable:
     kind = spec.settings.task_type
     if kind == "image-classification":
         # Encoded when taken: all pixels at once would fill the memory.
@@ -160,7 +161,7 @@ def text_encoder(spec: TaskSpec, tokenizer: Any, columns: Sequence[str]) -> Enco
     """A text or a pair; the longer of a pair is cut first. Labels come from ``labels``."""
     length = longest(spec, tokenizer)
 
-    def encode(batch: RowBatch) -> dict[str, Any]:
+    def encode(batch: RowBatch) -> dict[str, object]:
         columns_of_texts = [texts(spec, column, batch[column]) for column in columns]
         encoded = dict(tokenizer(*columns_of_texts, truncation=True, max_length=length))
         return {**encoded, "labels": list(batch["labels"])}
@@ -184,7 +185,7 @@ def causal_encoder(spec: TaskSpec, tokenizer: Any, columns: Sequence[str]) -> En
         given = given[max(0, len(given) + len(learned) - length) :]
         return [*given, *learned], [*[IGNORED] * len(given), *learned]
 
-    def encode(batch: RowBatch) -> dict[str, Any]:
+    def encode(batch: RowBatch) -> dict[str, object]:
         *before, completions = (texts(spec, column, batch[column]) for column in columns)
         prompts = before[0] if before else [""] * len(completions)
         pairs = [one(p, c) for p, c in zip(prompts, completions, strict=True)]
@@ -201,7 +202,7 @@ def image_encoder(spec: TaskSpec, processor: Any) -> Encoder:
     """Images as RGB through the model's own processor; called when a batch is taken."""
     column = spec.settings.image
 
-    def encode(batch: RowBatch) -> dict[str, Any]:
+    def encode(batch: RowBatch) -> dict[str, object]:
         images = [image.convert("RGB") for image in batch[column]]
         pixels = processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "labels": list(batch["labels"])}
@@ -219,19 +220,21 @@ def _without(end: list[int], ids: list[int]) -> list[int]:
     return ids[:-1] if end and ids[-1:] == end else ids
 
 
-def texts(spec: TaskSpec, column: str, values: Sequence[Any]) -> list[str]:
+def texts(spec: TaskSpec, column: str, values: Sequence[object]) -> list[str]:
     """The values, all of them text.
 
     Raises:
         RecipeError: one is null.
     """
+    checked = []
     for value in values:
         if not isinstance(value, str):
             refuse(spec, "data", f"column {column!r} has a row with {value!r} in place of a text")
-    return list(values)
+        checked.append(value)
+    return checked
 
 
-def inputs(spec: TaskSpec, part: Any) -> tuple[str, ...]:
+def inputs(spec: TaskSpec, part: RowTable) -> tuple[str, ...]:
     """Columns that go into the model: a text, a pair, prompt and completion, or an image.
 
     Args:
@@ -249,7 +252,7 @@ def inputs(spec: TaskSpec, part: Any) -> tuple[str, ...]:
     return (s.text, TEXT2) if pair else (s.text,)
 
 
-def targets(spec: TaskSpec, rows: TaskRows) -> tuple[tuple[str, ...], dict[str, list[Any]]]:
+def targets(spec: TaskSpec, rows: TaskRows) -> tuple[tuple[str, ...], dict[str, list[object]]]:
     """Names of the classes, and split -> the label of each row: int, or float for regression.
 
     Empty for ``causal-lm``.
@@ -261,17 +264,21 @@ def targets(spec: TaskSpec, rows: TaskRows) -> tuple[tuple[str, ...], dict[str, 
     if kind == "causal-lm":
         return (), {}
     if kind == "regression":
-        return (), {s: _floats(spec, p[column], s) for s, p in parts(rows)}
+        return (), {s: [*_floats(spec, p[column], s)] for s, p in parts(rows)}
     names = label_names(spec, rows)
-    return names, {s: numbers(spec, names, p[column], s) for s, p in parts(rows)}
+    return names, {s: [*numbers(spec, names, p[column], s)] for s, p in parts(rows)}
 
 
-def _floats(spec: TaskSpec, values: Iterable[Any], split: str) -> list[float]:
+def _floats(spec: TaskSpec, values: Iterable[object], split: str) -> list[float]:
     """The labels of a regression."""
     floats = []
     for row, value in enumerate(values, 1):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):
+        # True and False are numbers in Python, but no labels of a regression.
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not math.isfinite(value)
+        ):
             refuse(spec, "label", f"{split} row {row} has {value!r:.40}, no number")
         floats.append(float(value))
     return floats
@@ -312,7 +319,9 @@ def _met(spec: TaskSpec, rows: TaskRows) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def numbers(spec: TaskSpec, names: Sequence[str], values: Iterable[Any], split: str) -> list[int]:
+def numbers(
+    spec: TaskSpec, names: Sequence[str], values: Iterable[object], split: str
+) -> list[int]:
     """Number of each row's class, from 0.
 
     A text is a class's name; a number is its place, unless the names are numbers themselves.
@@ -332,12 +341,12 @@ def numbers(spec: TaskSpec, names: Sequence[str], values: Iterable[Any], split: 
     return result
 
 
-def _key(value: Any) -> tuple[type, str]:
+def _key(value: object) -> tuple[type, str]:
     """What tells values apart: True is not 1, and what cannot be hashed has a text."""
     return type(value), str(value)
 
 
-def _number(spec: TaskSpec, known: Mapping[str, int], value: Any, where: str) -> int:
+def _number(spec: TaskSpec, known: Mapping[str, int], value: object, where: str) -> int:
     name, place = _name(value), _place(value)
     if name is None:
         refuse(spec, "label", f"{where} has no label")
@@ -349,7 +358,7 @@ def _number(spec: TaskSpec, known: Mapping[str, int], value: Any, where: str) ->
     return at
 
 
-def _name(value: Any) -> str | None:
+def _name(value: object) -> str | None:
     """A label as a text; None: there is none. Columns of numbers with gaps come as floats: 1.0 is
     ``1``."""
     if value is None or (isinstance(value, float) and value != value):
@@ -359,17 +368,18 @@ def _name(value: Any) -> str | None:
     return str(value)
 
 
-def _place(value: Any) -> int | None:
+def _place(value: object) -> int | None:
     """A whole number, whatever type it came in; None: it is none."""
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return int(value) if whole else None
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    return None
 
 
 def _numeric(names: Iterable[str]) -> bool:
     return all(n.removeprefix("-").isdecimal() for n in names)
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
@@ -389,14 +399,14 @@ def check_columns(spec: TaskSpec, rows: TaskRows) -> None:
             _type(spec, part, name, split)
 
 
-def _present(spec: TaskSpec, part: Any, name: str, split: str) -> None:
+def _present(spec: TaskSpec, part: RowTable, name: str, split: str) -> None:
     if name not in part.column_names:
         columns = ", ".join(part.column_names)
         guess = hint(name, tuple(part.column_names))
         refuse(spec, "data", f"the {split} split has no column {name!r}, but {columns}{guess}")
 
 
-def _type(spec: TaskSpec, part: Any, name: str, split: str) -> None:
+def _type(spec: TaskSpec, part: RowTable, name: str, split: str) -> None:
     feature = part.features[name]
     image = spec.settings.task_type == "image-classification"
     kind = type(feature).__name__ if image else str(getattr(feature, "dtype", feature))
@@ -405,7 +415,7 @@ def _type(spec: TaskSpec, part: Any, name: str, split: str) -> None:
         refuse(spec, "data", f"column {name!r} of the {split} split holds no {wanted} ({kind})")
 
 
-def parts(rows: TaskRows) -> list[tuple[str, Any]]:
+def parts(rows: TaskRows) -> list[tuple[str, RowTable]]:
     """The splits that are there, by what they are for."""
     both = (("train", rows.train), ("eval", rows.eval))
     return [(name, part) for name, part in both if part is not None]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 from sharespace.extras import require
 from sharespace.learn.training import quiet
+from sharespace.protocols import RowTable
 from sharespace.stream.recipe.keys import TaskSpec
 from sharespace.stream.recipe.load import refuse
 from sharespace.stream.recipe.values import RecipeSource
@@ -36,7 +36,7 @@ NOT_DATA = ("readme", "license", "licence", "labels")
 
 KNOWN = ", ".join(FORMATS)
 
-Splits = Mapping[str, Callable[[], Any]]
+Splits = Mapping[str, Callable[[], RowTable]]
 """Split -> what reads it as a ``datasets.Dataset``."""
 
 EVAL_SPLITS = ("validation", "valid", "dev", "eval", "test")
@@ -47,9 +47,9 @@ EVAL_SPLITS = ("validation", "valid", "dev", "eval", "test")
 class TaskRows:
     """A task's rows to learn from and rows to score on, untouched; None: it uses none."""
 
-    train: Any
+    train: RowTable | None
     """A ``datasets.Dataset``."""
-    eval: Any
+    eval: RowTable
     """A ``datasets.Dataset``."""
     label_file: tuple[str, ...] | None = None
     """Names of the classes in ``labels.txt`` beside the data."""
@@ -80,7 +80,7 @@ def read_rows(spec: TaskSpec) -> TaskRows:
     return TaskRows(train if spec.learns else None, held, _label_file(spec, spec.data))
 
 
-def _parted(spec: TaskSpec, part: Any, fraction: float) -> tuple[Any, Any]:
+def _parted(spec: TaskSpec, part: RowTable, fraction: float) -> tuple[RowTable, RowTable]:
     """The train split without the rows that are set aside for scoring, and these."""
     if len(part) < 2:
         refuse(spec, "eval_fraction", "the train split has one row only")
@@ -99,7 +99,7 @@ def _eval_name(spec: TaskSpec, splits: Splits) -> str:
     return known[0]
 
 
-def _split(spec: TaskSpec, splits: Splits, name: str, key: str) -> Any:
+def _split(spec: TaskSpec, splits: Splits, name: str, key: str) -> RowTable:
     """The rows of a split, at least one."""
     if name not in splits:
         refuse(spec, key, f"the data has no split {name!r}, but {', '.join(splits) or 'none'}")
@@ -109,7 +109,7 @@ def _split(spec: TaskSpec, splits: Splits, name: str, key: str) -> Any:
     return part
 
 
-def _one(spec: TaskSpec, key: str, splits: Splits) -> Any:
+def _one(spec: TaskSpec, key: str, splits: Splits) -> RowTable:
     """The rows of the only split."""
     if len(splits) != 1:
         refuse(spec, key, f"one file is wanted, not a folder with {', '.join(splits) or 'nothing'}")
@@ -142,8 +142,8 @@ def find_splits(spec: TaskSpec, key: str, source: RecipeSource) -> Splits:
         MissingExtraError: ``datasets`` is not installed.
     """
     if not source.is_local:
-        options: dict[str, Any] = {"name": spec.data_config, "revision": spec.data_revision}
-        return _taken(_load(spec, key, source.text, **options))
+        config, revision = spec.data_config, spec.data_revision
+        return _taken(_load(spec, key, source.text, name=config, revision=revision))
     for name in ("data_config", "data_revision") if key == "data" else ():
         if getattr(spec, name) is not None:
             refuse(spec, name, f"is for the Hub, but {source.text!r} is local")
@@ -159,7 +159,7 @@ def find_splits(spec: TaskSpec, key: str, source: RecipeSource) -> Splits:
     return {name: partial(_read, spec, key, of_split) for name, of_split in files.items()}
 
 
-def _taken(splits: Mapping[str, Any]) -> Splits:
+def _taken(splits: Mapping[str, RowTable]) -> Splits:
     """Splits that are read already."""
     return {name: partial(splits.__getitem__, name) for name in splits}
 
@@ -176,7 +176,7 @@ def _files(spec: TaskSpec, path: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _read(spec: TaskSpec, key: str, files: list[Path]) -> Any:
+def _read(spec: TaskSpec, key: str, files: list[Path]) -> RowTable:
     """The rows of one split's files, which have one format."""
     suffixes = {_suffix(file) for file in files}
     if len(suffixes) > 1:
@@ -198,15 +198,15 @@ def _suffix(path: Path) -> str:
 
 
 def _load(
-    spec: TaskSpec, key: str, what: str, *, local: bool = False, **options: Any
-) -> Mapping[str, Any]:
+    spec: TaskSpec, key: str, what: str, *, local: bool = False, **options: object
+) -> Mapping[str, RowTable]:
     """``datasets.load_dataset``, quietly; its many ways to fail as one error."""
     datasets = require("datasets", "train")
     try:
         with quiet(), tempfile.TemporaryDirectory() as folder:
             # A cached copy would outlive the data, which is to be gone once a task is learned.
             cache = {"cache_dir": folder} if local else {}
-            splits: Mapping[str, Any] = datasets.load_dataset(
+            splits: Mapping[str, RowTable] = datasets.load_dataset(
                 what, keep_in_memory=local or None, **options, **cache
             )
             return splits
