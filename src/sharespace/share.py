@@ -13,6 +13,7 @@ import torch
 from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.formats import ExportOptions, PlainLora, write_adapter
+from sharespace.formats.components import refuse_unusable
 from sharespace.formats.format_registry import AdapterSources, open_adapters
 from sharespace.linalg.dimension import Dimension
 from sharespace.options import Limits, OptionType, check_option
@@ -454,7 +455,9 @@ class Share:
         Raises:
             MissingExtraError: PEFT is not installed.
             OptionError: the task spans several components of a pipeline.
+            UnsupportedAdapterError: the task's config has a field that changes what factors do.
         """
+        refuse_unusable(f"task {task!r}", self.task(task).config)
         peft = require("peft", "train")
         with tempfile.TemporaryDirectory() as folder:
             written = self.export(task, Path(folder) / "adapter")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sharespace.formats.lora_config import METADATA
+from sharespace.formats.lora_config import METADATA, refuse_other_use
 from sharespace.formats.weights_file import parse_object
 
 COMPONENTS = "__components__"
@@ -87,3 +87,19 @@ def component_config(where: str, config: Mapping[str, Any], component: str) -> d
     own = {k.removeprefix(start): v for k, v in fields.items() if k.startswith(start)}
     # A model that was saved alone (not as part of a pipeline) has no prefix at its fields.
     return own or ({} if "r" not in fields else fields)
+
+
+def refuse_unusable(where: str, config: Mapping[str, Any]) -> None:
+    """Refuse to run an adapter, of one model or of a pipeline, that is more than a plain LoRA.
+
+    Args:
+        where: the task, named in errors.
+        config: ``Adapter.config``.
+
+    Raises:
+        UnsupportedAdapterError: see ``refuse_other_use``.
+        CorruptAdapterError: the header's entry is not a JSON object.
+    """
+    refuse_other_use(where, config)
+    for component in config.get(COMPONENTS) or ():
+        refuse_other_use(f"{where}, {component}", component_config(where, config, component))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sharespace.errors import UnsupportedAdapterError
-from sharespace.formats.components import COMPONENTS
+from sharespace.formats.components import COMPONENTS, refuse_unusable
 from sharespace.formats.lora_config import CONFIG, FACTOR
 from sharespace.formats.peft import read_config, write_folder
 from sharespace.formats.plain import PlainLora
@@ -26,12 +26,6 @@ _KINDS: Mapping[str, str] = {
     ".lora_embedding_": "LoRA of embeddings",
     ".token_adapter.": "trained tokens",
     ".lora_B.bias": "biases of factors",
-}
-
-# Fields of a LoraConfig that change what the factors do when they are served.
-_OTHER_USE: Mapping[str, str] = {
-    "alora_invocation_tokens": "its factors act from certain tokens on (aLoRA)",
-    "layer_replication": "it adapts a base model with repeated layers",
 }
 
 # All that an engine needs; other fields may be ones that it refuses or misreads.
@@ -62,9 +56,7 @@ def refuse_beyond_lora(plain: PlainLora, engine: str) -> None:
         key = next(iter(plain.kept))
         why = f"carries {kinds} beside its LoRA ({key!r}), which {engine} does not take"
         raise UnsupportedAdapterError("task", why, ELSEWHERE)
-    for field, why in _OTHER_USE.items():
-        if plain.config.get(field):
-            raise UnsupportedAdapterError("task", f"{field} is set: {why}", ELSEWHERE)
+    refuse_unusable("task", plain.config)
     for module in plain.updates:
         if module in plain.shapes and plain.shapes[module].kernel:
             why = f"it is a convolution, which {engine} does not take"

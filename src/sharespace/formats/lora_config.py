@@ -43,6 +43,23 @@ _OTHER_METHODS = {
     "arrow_config": "it routes between other adapters",
 }
 
+# Fields that leave the update at scaling * B A on all inputs of the adapted modules, or whose
+# effect is in tensors of their own (magnitudes, biases, trained tokens), which are looked at by
+# their keys. A field that is not here may change what factors do, as alora_invocation_tokens does.
+_PLAIN_USE = frozenset(
+    (
+        *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
+        *("revision", "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha"),
+        *("lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save"),
+        *("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern"),
+        *("alpha_pattern", "megatron_config", "megatron_core", "trainable_token_indices"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "use_dora"),
+        *("velora_config", "qalora_group_size", "runtime_config", "lora_bias"),
+        *("target_parameters", "ensure_weight_tying"),
+    )
+)
+_ALORA = {"alora_invocation_tokens": "its factors act from certain tokens on (aLoRA)"}
+
 # About how the factors were started or which modules were searched: settled by the factors and by
 # the list of modules themselves, and some of it changes the base model when it is loaded.
 _SETTLED: Mapping[str, object] = {
@@ -186,6 +203,31 @@ def refuse_other_updates(where: str, config: Mapping[str, Any]) -> None:
         if config.get(name):
             remedy = "Merge it into the base model, or train it without"
             raise UnsupportedAdapterError(where, f"{name} is set: {why}", remedy)
+
+
+def refuse_other_use(where: str, config: Mapping[str, Any]) -> None:
+    """Refuse to run factors whose config has a field that may change what they do.
+
+    Reading, keeping and exporting such an adapter is fine, as its config goes with it; adding
+    scaling * B A x to the output of its modules is not what it was trained for.
+
+    Args:
+        where: the task or the file, named in errors.
+        config: a LoraConfig's fields; those that are not set (None, False, empty) are passed over.
+
+    Raises:
+        UnsupportedAdapterError: a field is set that does not belong to a plain LoRA, or is not
+            known here.
+    """
+    reasons = _OTHER_METHODS | _ALORA
+    for name, value in config.items():
+        # Entries of this package, such as METADATA, are no fields.
+        if not value or name in _PLAIN_USE or name.startswith("__"):
+            continue
+        why = reasons.get(name, "what it does to the factors is not known here")
+        raise UnsupportedAdapterError(
+            where, f"{name} is set: {why}", "Export it as peft and run it with PEFT"
+        )
 
 
 def target_parameters(where: str, config: Mapping[str, Any]) -> list[str]:

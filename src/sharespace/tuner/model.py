@@ -19,6 +19,7 @@ from peft.utils import register_peft_method
 from torch import Tensor, nn
 
 from sharespace.errors import CorruptAdapterError, MismatchError, OptionError
+from sharespace.formats.components import refuse_unusable
 from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import ShareModel, Task
@@ -78,6 +79,7 @@ class ShareTuner(BaseTuner):
             config.target_modules = {n.removeprefix(component) for n in names}  # type: ignore[assignment]
         task = self._known_task(config)
         if task is not None:
+            refuse_unusable(f"task {task.name!r}", task.config)
             heads = head_modules(self.model, task)
             names = dict.fromkeys([*(config.modules_to_save or ()), *heads])
             config.modules_to_save = list(names) or None

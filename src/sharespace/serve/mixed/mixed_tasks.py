@@ -125,6 +125,8 @@ class MixedTasks:
         Raises:
             TaskNotFoundError: a task is not in the Share model.
             MismatchError: a task carries something that has no place in the model.
+            UnsupportedAdapterError: a task's config has a field that changes what its factors do
+                (aLoRA), or one that is not known.
             OptionError: more tasks at once than there are slots, or, in a pass, another number of
                 rows than names.
         """

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sharespace.errors import OptionError
+from sharespace.formats.components import refuse_unusable
 from sharespace.serve.mixed.folded import Folded
 from sharespace.serve.mixed.heads import Heads
 from sharespace.serve.mixed.stacks import BASE_SLOT, Stack
@@ -77,6 +78,7 @@ class Slots:
         Raises:
             TaskNotFoundError: a task is not in the Share model; nothing is read then.
             MismatchError: a task carries something that has no place in the base model.
+            UnsupportedAdapterError: a task's config has a field that changes what factors do.
             OptionError: more tasks at once than there are slots.
         """
         needed = [name for name in dict.fromkeys(names) if name is not None]
@@ -101,6 +103,7 @@ class Slots:
     @torch.inference_mode(False)
     def _bring(self, name: str, needed: Sequence[str]) -> None:
         task = _read(self.model, name)
+        refuse_unusable(f"task {name!r}", task.config)
         slot = self._free.pop() if self._free else self._evict(needed)
         # They may be of the slot that is filled now.
         self.folded.clear()
