@@ -12,10 +12,10 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments import EXPERIMENTS
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
-EXPERIMENTS = ("text_stream", "images", "pose", "text_to_image", "generation", "glue")
-"""In the order of the page; those without claims yet are left out."""
 WIDTH = 120
 
 HEAD = """# Results
@@ -48,21 +48,21 @@ def _claims_file(name: str) -> Path:
 
 def verdict(names: Sequence[str]) -> str:
     """How many of the claims hold."""
-    found = [
+    verdicts = [
         claim["holds"]
         for name in names
         for claim in json.loads(_claims_file(name).read_text(encoding="utf-8"))["claims"]
     ]
-    said = [f"{found.count(kind)} {kind}" for kind in ("yes", "partly", "no", "not tested")]
-    return f"Of {len(found)} claims: {', '.join(x for x in said if not x.startswith('0 '))}."
+    said = [f"{verdicts.count(kind)} {kind}" for kind in ("yes", "partly", "no", "not tested")]
+    return f"Of {len(verdicts)} claims: {', '.join(x for x in said if not x.startswith('0 '))}."
 
 
 def claims_table(names: Sequence[str]) -> str:
     """All experiments' claims in one table."""
     lines = ["| claim | paper | here | holds | experiment | note |", "|---|---|---|---|---|---|"]
     for name in names:
-        found = json.loads(_claims_file(name).read_text(encoding="utf-8"))
-        for c in found["claims"]:
+        content = json.loads(_claims_file(name).read_text(encoding="utf-8"))
+        for c in content["claims"]:
             where = f"[{_title(name)}](#{_anchor(_title(name))})"
             cells = (c["claim"], c["paper"], c["here"], c["holds"], where, c["note"])
             lines.append(f"| {' | '.join(cells)} |")
@@ -99,8 +99,8 @@ def _introduction(readme: str) -> str:
 
 def _part(readme: str, title: str) -> str:
     """The text under a heading; nothing where there is no such heading."""
-    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
-    return found[1].strip() + "\n" if found else ""
+    match = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
+    return match[1].strip() + "\n" if match else ""
 
 
 def _for_docs(text: str) -> str:

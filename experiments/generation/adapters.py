@@ -16,45 +16,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from experiments.generation.base import IGNORED, Base, Tokens, padded, tokenise
 from experiments.generation.many import Stack, adapted
 from experiments.generation.settings import ALPHA, LORA_RATE, RANK, TARGETS, Size, Start
 from experiments.generation.tasks import GenerationTask
-from torch import Tensor, nn
-from torch.nn import functional
-
 from sharespace.formats import ExportOptions, PlainLora, read_adapter, write_adapter
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 
+SEED = 0
+"""Of the starts and of the order of the examples."""
 _WARMUP = 0.06
 _CLIPPED = 1.0
 """Largest norm of an adapter's gradient, as Trainer has it."""
 
 
+def adapters_folder(
+    base: Base, tasks: Sequence[GenerationTask], size: Size, start: Start, cache: Path
+) -> Path:
+    """Where the adapters of a stream are kept, by what they are made from."""
+    numbers = (size.steps, size.batch_size, LORA_RATE, RANK, ALPHA, TARGETS, start, SEED)
+    content = repr((base.name, numbers, [(t.name, t.train) for t in tasks]))
+    return cache / f"adapters-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
 def load_adapters(
-    base: Base,
-    tasks: Sequence[GenerationTask],
-    size: Size,
-    start: Start,
-    seed: int,
-    cache: Path,
-    only: str = "",
+    folder: Path, base: Base, tasks: Sequence[GenerationTask], size: Size, start: Start
 ) -> dict[str, Adapter]:
-    """Task -> its own LoRA, from the cache where it is there; the others are trained (minutes).
+    """Task -> its own LoRA, from the folder where it is there; the others are trained (minutes).
 
     Args:
+        folder: of the stream (``adapters_folder``).
+        base: the base model.
+        tasks: those that are wanted.
+        size: of the training.
         start: "own": each adapter begins with its own random A; "same": all with one.
-        seed: of the starts and of the order of the examples.
-        only: beginning of the names of the tasks that are wanted.
     """
-    folder = cache / f"adapters-{_digest(base, tasks, size, start, seed)}"
-    tasks = [task for task in tasks if task.name.startswith(only)]
     missing = [t for t in tasks if not (folder / t.name / "adapter_config.json").is_file()]
     for at in range(0, len(missing), size.together):
         some = missing[at : at + size.together]
         rows = {t.name: tokenise(base.tokenizer, t.train, size.pretraining.length) for t in some}
         began = time.process_time()
-        stack, loss = train(base.model, rows, size, start, seed)
+        stack, loss = train(base.model, rows, size, start, SEED)
         for task in some:
             _write(folder / task.name, stack.updates(task.name), base)
         print(f"{at + len(some)} of {len(missing)} adapters ({start} start), last loss {loss:.3f}, "
@@ -62,21 +67,10 @@ def load_adapters(
     return {task.name: read_adapter(folder / task.name, task.name) for task in tasks}
 
 
-def _digest(
-    base: Base, tasks: Sequence[GenerationTask], size: Size, start: Start, seed: int
-) -> str:
-    numbers = (size.steps, size.batch_size, LORA_RATE, RANK, ALPHA, TARGETS, start, seed)
-    content = repr((base.name, numbers, [(t.name, t.train) for t in tasks]))
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
 def _write(folder: Path, updates: Mapping[str, LayerUpdate], base: Base) -> None:
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": sorted(TARGETS)}
-    write_adapter(
-        folder,
-        PlainLora(updates, config=config, base=BaseModel(base.name)),
-        ExportOptions(overwrite=True),
-    )
+    plain = PlainLora(updates, config=config, base=BaseModel(base.name))
+    write_adapter(folder, plain, ExportOptions(overwrite=True))
 
 
 def targets(model: nn.Module) -> dict[str, nn.Linear]:
@@ -120,17 +114,17 @@ def train(
     parameters = [*stack.up.values(), *stack.down.values()]
     optimizer = torch.optim.AdamW(parameters, lr=LORA_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, size.steps))
-    batches = [_batches(found, size.batch_size, name, seed) for name, found in rows.items()]
+    batches = [_batches(examples, size.batch_size, name, seed) for name, examples in rows.items()]
     last = 0.0
     for _ in range(size.steps):
         some = [row for batch in batches for row in next(batch)]
-        found = losses(model, scaled(stack), some)
+        by_adapter = losses(model, scaled(stack), some)
         optimizer.zero_grad()
-        found.sum().backward()  # type: ignore[no-untyped-call]
+        by_adapter.sum().backward()  # type: ignore[no-untyped-call]
         clip(parameters)
         optimizer.step()
         schedule.step()
-        last = float(found.detach().mean())
+        last = float(by_adapter.detach().mean())
     done = {module: factor.detach() for module, factor in scaled(stack).up.items()}
     return Stack(stack.names, done, {m: f.detach() for m, f in stack.down.items()}), last
 
@@ -148,10 +142,10 @@ def losses(model: Any, stack: Stack, rows: Sequence[Tokens]) -> Tensor:
     with adapted(model, stack):
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[:, :-1][counted])
-    found = functional.cross_entropy(logits.float(), labels[:, 1:][counted], reduction="none")
+    by_token = functional.cross_entropy(logits.float(), labels[:, 1:][counted], reduction="none")
     per = len(rows) // len(stack.names)
     owner = (torch.arange(len(rows)) // per)[:, None].expand_as(counted)[counted]
-    sums = torch.zeros(len(stack.names)).index_add(0, owner, found)
+    sums = torch.zeros(len(stack.names)).index_add(0, owner, by_token)
     return sums / owner.bincount(minlength=len(stack.names))
 
 

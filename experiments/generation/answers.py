@@ -7,15 +7,15 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from experiments.generation.hub import Question
 
+from experiments.generation.hub import Question
 from sharespace.extras import require
 from sharespace.stream.metrics import metric
 from sharespace.tuner import release
 
 
 def score(
-    model: Any, tokenizer: Any, found: Sequence[Question], adapter: str | None, tokens: int
+    model: Any, tokenizer: Any, questions: Sequence[Question], adapter: str | None, tokens: int
 ) -> float:
     """Percent: Rouge-L against the best of the references, mean over the examples.
 
@@ -25,23 +25,23 @@ def score(
         tokens: of an answer, at most.
     """
     if adapter is None:
-        return rouge(answers(model, tokenizer, found, tokens), found)
+        return rouge(answers(model, tokenizer, questions, tokens), questions)
     wrapped = require("peft", "train").PeftModel.from_pretrained(model, adapter)
     try:
-        return rouge(answers(wrapped.eval(), tokenizer, found, tokens), found)
+        return rouge(answers(wrapped.eval(), tokenizer, questions, tokens), questions)
     finally:
         release(wrapped)
 
 
 @torch.no_grad()
 def answers(
-    model: Any, tokenizer: Any, found: Sequence[Question], tokens: int, batch: int = 16
+    model: Any, tokenizer: Any, questions: Sequence[Question], tokens: int, batch: int = 16
 ) -> list[str]:
     """Greedy, the prompt as it is in the data set; long prompts lose their beginning."""
     tokenizer.padding_side = tokenizer.truncation_side = "left"
     texts: list[str] = []
-    for at in range(0, len(found), batch):
-        prompts = [question.input for question in found[at : at + batch]]
+    for at in range(0, len(questions), batch):
+        prompts = [question.input for question in questions[at : at + batch]]
         limit = model.config.max_position_embeddings - tokens
         given = tokenizer(
             prompts, return_tensors="pt", padding=True, truncation=True, max_length=min(limit, 2048)
@@ -55,10 +55,10 @@ def answers(
     return texts
 
 
-def rouge(texts: Sequence[str], found: Sequence[Question]) -> float:
+def rouge(texts: Sequence[str], questions: Sequence[Question]) -> float:
     """Percent."""
     rouge_l = metric("rouge_l")
     return fmean(
         max(rouge_l([text], [reference]) for reference in question.references)
-        for text, question in zip(texts, found, strict=True)
+        for text, question in zip(texts, questions, strict=True)
     )

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.generation.settings import Pretraining
-from experiments.generation.tasks import Example, plain_texts, taught
 from torch import Tensor
 from torch.nn import functional
 
+from experiments.generation.settings import Pretraining
+from experiments.generation.tasks import Example, plain_texts, taught
 from sharespace.extras import require
 
 IGNORED = -100
@@ -51,12 +51,12 @@ def tokenise(tokenizer: Any, examples: Sequence[Example], length: int) -> list[T
     """Prompts, answers and the end token; prompts lose their beginning where they are too long."""
     prompts = tokenizer([e.prompt for e in examples])["input_ids"]
     answers = tokenizer([f" {e.answer}" for e in examples])["input_ids"]
-    found = []
+    rows = []
     for asked, said in zip(prompts, answers, strict=True):
         said = [*said, tokenizer.eos_token_id]
         asked = asked[-(length - len(said)) :]
-        found.append(Tokens((*asked, *said), len(asked)))
-    return found
+        rows.append(Tokens((*asked, *said), len(asked)))
+    return rows
 
 
 def padded(rows: Sequence[Tokens], pad: int = 0) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from experiments.common.tables import scores
-from experiments.generation.relative import SHOWN, Results, all_tasks, by_batch, dimensions, key
-
+from experiments.generation.tables import SHOWN, Results, all_tasks, by_batch, dimensions, key
+from experiments.harness.tables import scores
 from sharespace.compare.figures import ADAPTERS, INK, SHARE, Panel, look, name_ticks, picture, tidy
 
 SHORT = {"own": "own random starts", "same": "one common start"}
@@ -39,13 +38,13 @@ def draw_batches(starts: Sequence[Sequence[Results]], path: Path) -> None:
 def _lines(axes: Any, run: Results, k: int) -> None:
     batches = range(1, len(run["batches"]) + 1)
     for number, (method, shown) in enumerate(SHOWN.items()):
-        found = run["methods"].get(key(method, k))
-        if found is None:
+        record = run["methods"].get(key(method, k))
+        if record is None:
             continue
         colour, mark = look(number)
         values = by_batch(run, key(method, k), "final")
         axes.plot(batches, values, color=colour, marker=mark, label=shown, linewidth=1.8)
-        if "after" in found:
+        if "after" in record:
             first = by_batch(run, key(method, k), "after")
             style = {"linestyle": ":", "markerfacecolor": "white"}
             axes.plot(batches, first, color=colour, marker=mark, linewidth=1.0, **style)

@@ -54,36 +54,36 @@ def find(folder: Path | None) -> list[Source]:
     """
     if folder is not None:
         adapters = [str(path) for path in (folder / "adapters").iterdir()]
-        found = joined(adapters, [str(path) for path in (folder / "data").iterdir()])
+        sources = joined(adapters, [str(path) for path in (folder / "data").iterdir()])
     else:
         api = require("huggingface_hub", "train").HfApi()
         adapters = [model.id for model in api.list_models(author=OWNER)]
-        found = joined(adapters, [data.id for data in api.list_datasets(author=OWNER)])
-    if not found:
+        sources = joined(adapters, [data.id for data in api.list_datasets(author=OWNER)])
+    if not sources:
         raise OptionError(
             str(folder or OWNER), "no adapter with a data set of its number", "Check --folder"
         )
-    return found
+    return sources
 
 
 def joined(adapters: Iterable[str], data: Iterable[str]) -> list[Source]:
     """Adapters and data sets of one number; those that lack the other are left out."""
-    sets = {int(found[1]): name for name in sorted(data) if (found := _DATA.fullmatch(name))}
-    mine = {int(found[1]): name for name in adapters if (found := _ADAPTER.fullmatch(name))}
+    sets = {int(match[1]): name for name in sorted(data) if (match := _DATA.fullmatch(name))}
+    mine = {int(match[1]): name for name in adapters if (match := _ADAPTER.fullmatch(name))}
     return [Source(f"task{n}", mine[n], sets[n]) for n in sorted(mine) if n in sets]
 
 
-def in_batches(found: list[Source], tasks: int, batches: int, seed: int) -> list[list[Source]]:
+def in_batches(sources: list[Source], tasks: int, batches: int, seed: int) -> list[list[Source]]:
     """Some tasks in a random order, as many in each batch.
 
     Raises:
         OptionError: there are fewer.
     """
-    if tasks > len(found):
-        raise OptionError(f"{tasks} tasks", f"only {len(found)} are there", "Ask for fewer")
-    chosen = random.Random(seed).sample(found, tasks)
+    if tasks > len(sources):
+        raise OptionError(f"{tasks} tasks", f"only {len(sources)} are there", "Ask for fewer")
+    drawn = random.Random(seed).sample(sources, tasks)
     size = -(-tasks // batches)
-    return [chosen[i : i + size] for i in range(0, tasks, size)]
+    return [drawn[i : i + size] for i in range(0, tasks, size)]
 
 
 def questions(data: str, count: int) -> list[Question]:

@@ -39,10 +39,10 @@ class Stack:
         modules = list(next(iter(adapters.values())))
         up, down = {}, {}
         for module in modules:
-            found = [updates[module] for updates in adapters.values()]
-            rank = max(u.up.shape[1] for u in found)
-            up[module] = torch.stack([_filled(u.scaling * u.up, rank) for u in found])
-            down[module] = torch.stack([_filled(u.down.mT, rank).mT for u in found])
+            factors = [updates[module] for updates in adapters.values()]
+            rank = max(u.up.shape[1] for u in factors)
+            up[module] = torch.stack([_filled(u.scaling * u.up, rank) for u in factors])
+            down[module] = torch.stack([_filled(u.down.mT, rank).mT for u in factors])
         return cls(tuple(adapters), up, down)
 
     def select(self, names: Sequence[str]) -> Stack:

@@ -8,11 +8,11 @@ from statistics import fmean
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+
 from experiments.generation.base import Base
 from experiments.generation.many import Stack, Updates
 from experiments.generation.scoring import Score, Tests, score
-from torch import Tensor
-
 from sharespace import Share
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.baselines import own_ranks
@@ -40,7 +40,7 @@ class Stream:
 
 def record(scores: Mapping[str, Score]) -> Record:
     """As JSON."""
-    return {name: asdict(found) for name, found in scores.items()}
+    return {name: asdict(score) for name, score in scores.items()}
 
 
 def originals(stream: Stream) -> Record:
@@ -78,15 +78,14 @@ def kept(stream: Stream, share: Share) -> Record:
     Explained variance is 1 less the mean squared relative error of all tasks and modules, so that
     every task and module counts alike.
     """
-    found = share.fidelity([stream.adapters[name] for name in share.tasks])
-    squares = [
-        layer.relative_error**2 for task in found.tasks.values() for layer in task.layers.values()
-    ]
+    fidelity = share.fidelity([stream.adapters[name] for name in share.tasks])
+    errors = [task.layers.values() for task in fidelity.tasks.values()]
+    squares = [layer.relative_error**2 for layers in errors for layer in layers]
     return {
         "tasks": len(share.tasks),
-        "share_bytes": found.bytes.basis + found.bytes.coefficients,
-        "adapter_bytes": found.bytes.adapters,
-        "relative_error": found.mean_relative_error,
+        "share_bytes": fidelity.bytes.basis + fidelity.bytes.coefficients,
+        "adapter_bytes": fidelity.bytes.adapters,
+        "relative_error": fidelity.mean_relative_error,
         "explained_variance": 1 - fmean(squares),
     }
 
@@ -98,13 +97,13 @@ def base_alone(stream: Stream) -> Record:
 
 def mean_adapter(stream: Stream) -> Record:
     """One update for all: the mean of all adapters' updates."""
-    found = [updates_of(a) for a in stream.adapters.values()]
+    updates = [updates_of(a) for a in stream.adapters.values()]
     mean = {
         module: LayerUpdate(
-            torch.cat([u[module].scaling * u[module].up for u in found], dim=1) / len(found),
-            torch.cat([u[module].down for u in found]),
+            torch.cat([u[module].scaling * u[module].up for u in updates], dim=1) / len(updates),
+            torch.cat([u[module].down for u in updates]),
         )
-        for module in found[0]
+        for module in updates[0]
     }
     with applied(stream.base.model, mean):
         return base_alone(stream)
@@ -151,8 +150,20 @@ def own_svd(stream: Stream, share: Share) -> Record:
 
 def truncated(update: LayerUpdate, rank: int) -> LayerUpdate:
     """The best update of a smaller rank."""
+    u, s, v = split(update)
+    return LayerUpdate((u[:, :rank] * s[:rank]).float(), v[:, :rank].mT.float())
+
+
+def split(update: LayerUpdate) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decomposition of dW, by way of its factors: u, s and v, float64."""
     left, upper = torch.linalg.qr(update.scaling * update.up.double())
     right, lower = torch.linalg.qr(update.down.mT.double())
     u, s, v = torch.linalg.svd(upper @ lower.mT)
-    up = (left @ u[:, :rank]) * s[:rank]
-    return LayerUpdate(up.float(), (right @ v.mT[:, :rank]).mT.float())
+    return left @ u, s, right @ v.mT
+
+
+def in_order(stream: Stream, batches: bool) -> list[list[str]]:
+    """Names of the tasks as they come: in their batches, or all at once."""
+    if batches:
+        return [list(batch) for batch in stream.batches]
+    return [[name for batch in stream.batches for name in batch]]

@@ -1,6 +1,6 @@
 """The paper's table: 500 Mistral-7B adapters of Lots-of-LoRAs in ten batches of 50, k = 256.
 
-    python -m experiments.generation.real --out results/real
+    python -m experiments real generation --out results/real
 
 Needs the Hugging Face Hub and a GPU. Adapters are downloaded and read batch by batch, one layer at
 a time; each is scored alone on the first test examples of its data set (Rouge-L), before its merge
@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 from benchmarks.common import environment
-from experiments.common.runs import write
+
 from experiments.generation import hub
 from experiments.generation.answers import score
 from experiments.generation.hub import Source
-
+from experiments.harness.results import write
 from sharespace import Share
 from sharespace.extras import require
 
@@ -35,7 +35,7 @@ STAGES = ("original", "after", "final")
 PAPER = "0.91 to 1.00"
 
 
-def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +57,7 @@ class Scores:
 
     file: Path
     environment: Mapping[str, Any]
-    found: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_stage: dict[str, dict[str, float]] = field(default_factory=dict)
     """Stage -> task -> percent."""
 
     @classmethod
@@ -66,8 +66,8 @@ class Scores:
         return cls(file, about, {stage: known.get(stage, {}) for stage in STAGES})
 
     def put(self, stage: str, task: str, percent: float) -> None:
-        self.found[stage][task] = percent
-        write(self.file, {**self.environment, "scores": self.found})
+        self.by_stage[stage][task] = percent
+        write(self.file, {**self.environment, "scores": self.by_stage})
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +77,13 @@ class Judge:
     model: Any
     tokenizer: Any
     scores: Scores
-    chosen: argparse.Namespace
+    options: argparse.Namespace
 
     def score(self, stage: str, source: Source, adapter: str) -> None:
         """Of one adapter, unless it is known."""
-        if source.name not in self.scores.found[stage]:
-            asked = hub.questions(source.data, self.chosen.examples)
-            percent = score(self.model, self.tokenizer, asked, adapter, self.chosen.tokens)
+        if source.name not in self.scores.by_stage[stage]:
+            asked = hub.questions(source.data, self.options.examples)
+            percent = score(self.model, self.tokenizer, asked, adapter, self.options.tokens)
             self.scores.put(stage, source.name, percent)
 
     def score_share(self, stage: str, sources: Sequence[Source], share: Share) -> None:
@@ -94,21 +94,22 @@ class Judge:
                 self.score(stage, source, str(written[0]))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    chosen = options(arguments)
-    found = hub.find(chosen.folder)
-    batches = hub.in_batches(found, chosen.tasks, chosen.batches, chosen.seed)
-    model, tokenizer = load_base(str(chosen.folder / "base") if chosen.folder else hub.BASE)
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
+    options = parsed(arguments)
+    sources = hub.find(options.folder)
+    batches = hub.in_batches(sources, options.tasks, options.batches, options.seed)
+    model, tokenizer = load_base(str(options.folder / "base") if options.folder else hub.BASE)
     about = {
-        "k": chosen.k,
-        "method": chosen.method,
+        "k": options.k,
+        "method": options.method,
         "batches": [[source.name for source in batch] for batch in batches],
-        "environment": environment(chosen.seed),
+        "environment": environment(options.seed),
     }
-    scores = Scores.open(chosen.out / "scores.json", about)
-    run(batches, Judge(model, tokenizer, scores, chosen), chosen)
-    (chosen.out / "table.md").write_text(table(batches, scores.found, chosen.k))
-    print(table(batches, scores.found, chosen.k))
+    scores = Scores.open(options.out / "scores.json", about)
+    run(batches, Judge(model, tokenizer, scores, options), options)
+    (options.out / "table.md").write_text(table(batches, scores.by_stage, options.k))
+    print(table(batches, scores.by_stage, options.k))
 
 
 def load_base(name: str) -> tuple[Any, Any]:
@@ -121,14 +122,14 @@ def load_base(name: str) -> tuple[Any, Any]:
     return model.to(device).eval(), tokenizer
 
 
-def run(batches: Sequence[Sequence[Source]], judge: Judge, chosen: argparse.Namespace) -> None:
+def run(batches: Sequence[Sequence[Source]], judge: Judge, options: argparse.Namespace) -> None:
     """Batch after batch; then all tasks once more."""
-    store = chosen.out / "share"
+    store = options.out / "share"
     share = Share.load(store) if store.exists() else None
     for number, batch in enumerate(batches, 1):
         for source in batch:
             judge.score("original", source, source.adapter)
-        share = merged(share, batch, chosen)
+        share = merged(share, batch, options)
         share.save(store)
         judge.score_share("after", batch, share)
         print(f"batch {number} of {len(batches)}: {share!r}", flush=True)
@@ -136,12 +137,12 @@ def run(batches: Sequence[Sequence[Source]], judge: Judge, chosen: argparse.Name
         judge.score_share("final", [source for batch in batches for source in batch], share)
 
 
-def merged(share: Share | None, batch: Sequence[Source], chosen: argparse.Namespace) -> Share:
+def merged(share: Share | None, batch: Sequence[Source], options: argparse.Namespace) -> Share:
     """With the batch's adapters, unless they are in it already."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     new = {s.name: s.adapter for s in batch if share is None or s.name not in share.tasks}
     if share is None:
-        return Share.from_adapters(new, k=chosen.k, method=chosen.method, device=device)
+        return Share.from_adapters(new, k=options.k, method=options.method, device=device)
     return share.merge(new, device=device) if new else share
 
 
@@ -162,7 +163,3 @@ def relative(scores: Mapping[str, Mapping[str, float]], stage: str, names: Seque
     """Mean over the tasks of what is kept of the original's score."""
     parts = [scores[stage][name] / scores["original"][name] for name in names]
     return f"{fmean(parts):.2f}" if parts else "-"
-
-
-if __name__ == "__main__":
-    main()

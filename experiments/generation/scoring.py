@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from experiments.generation.base import Base, Tokens, answer_logits, padded, tokenise
-from experiments.generation.many import Stack, adapted
-from experiments.generation.tasks import GenerationTask
 from torch import Tensor
 from torch.nn import functional
 
+from experiments.generation.base import Base, Tokens, answer_logits, padded, tokenise
+from experiments.generation.many import Stack, adapted
+from experiments.generation.tasks import GenerationTask
 from sharespace.stream.metrics import metric
 
 _ROWS = 384
@@ -61,28 +61,28 @@ def score(base: Base, tests: Sequence[Tests], stack: Stack | None) -> dict[str, 
         tests: of the tasks that are scored.
         stack: has an adapter of each task's name; None: the base model alone.
     """
-    found: dict[str, Score] = {}
+    scores: dict[str, Score] = {}
     for some in _chunks(tests):
         mine = stack.select([t.name for t in some]) if stack else None
         exact, loss = _forced(base.model, some, mine)
         for number, test in enumerate(some):
             percent = 100 * float(exact[number].float().mean())
-            found[test.name] = Score(percent, float(loss[number]))
+            scores[test.name] = Score(percent, float(loss[number]))
         if some[0].task.kind == "rewriting":
-            found |= _rouge(base, some, mine, found)
-    return {test.name: found[test.name] for test in tests}
+            scores |= _rouge(base, some, mine, scores)
+    return {test.name: scores[test.name] for test in tests}
 
 
 def _chunks(tests: Sequence[Tests]) -> list[list[Tests]]:
     """Tasks of one kind with as many examples each."""
-    found: list[list[Tests]] = []
+    chunks: list[list[Tests]] = []
     for test in sorted(tests, key=lambda t: (t.task.kind, len(t.rows))):
-        like = found and _shape(found[-1][0]) == _shape(test)
-        if like and (len(found[-1]) + 1) * len(test.rows) <= _ROWS:
-            found[-1].append(test)
+        like = chunks and _shape(chunks[-1][0]) == _shape(test)
+        if like and (len(chunks[-1]) + 1) * len(test.rows) <= _ROWS:
+            chunks[-1].append(test)
         else:
-            found.append([test])
-    return found
+            chunks.append([test])
+    return chunks
 
 
 def _shape(test: Tests) -> tuple[str, int]:
@@ -107,12 +107,12 @@ def _rouge(
     base: Base, tests: Sequence[Tests], stack: Stack | None, known: Mapping[str, Score]
 ) -> dict[str, Score]:
     answers = generate(base, [row for test in tests for row in test.rows], stack)
-    rouge, found = metric("rouge_l"), {}
+    rouge, scores = metric("rouge_l"), {}
     for test in tests:
         mine, answers = answers[: len(test.rows)], answers[len(test.rows) :]
         percent = rouge(mine, [example.answer for example in test.task.test])
-        found[test.name] = Score(percent, known[test.name].loss)
-    return found
+        scores[test.name] = Score(percent, known[test.name].loss)
+    return scores
 
 
 @torch.no_grad()

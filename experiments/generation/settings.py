@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sharespace.compare import ComparisonSettings
-from sharespace.learn import TaskMethod, TrainingSettings
+from experiments.harness.numbers import Numbers
 
 TARGETS = ("q_proj", "k_proj", "v_proj")
 """Adapted in every layer, as the Lots-of-LoRAs adapters do."""
@@ -119,35 +118,21 @@ LEARN = (
     "clinc150-1",
     "rule-rotate",
 )
-"""The learning stream: the first ``INITIAL`` as own LoRAs, the others in the subspace."""
+"""The learning stream: the first three as own LoRAs, the others in the subspace."""
 LEARN_QUICK = ("rule-last-2", "dbpedia-0", "banking77-0", "agnews")
-INITIAL = 3
 
 
-def settings(size: Size, seed: int) -> ComparisonSettings:
-    """All methods' numbers in the learning stream."""
-
-    def training(rate: float, steps: int = size.learn_steps) -> TrainingSettings:
-        return TrainingSettings(
-            max_steps=steps,
-            learning_rate=rate,
-            per_device_train_batch_size=size.batch_size,
-            weight_decay=0.0,
-            use_cpu=True,
-            lr_scheduler_type="cosine",
-        )
-
-    return ComparisonSettings(
-        head=training(1e-6, steps=1),
-        lora=training(LORA_RATE),
-        coefficients=training(CORE_RATE),
-        finetune=training(2e-3, steps=max(size.learn_steps // 2, 1)),
-        osf=training(1e-4),
-        targets=list(TARGETS),
+def numbers(size: Size) -> Numbers:
+    """What the learning stream trains with."""
+    return Numbers(
+        steps=size.learn_steps,
+        batch_size=size.batch_size,
+        lora=LORA_RATE,
+        core=CORE_RATE,
+        p=12,
+        phi=6,
+        targets=TARGETS,
         rank=RANK,
-        lora_alpha=ALPHA,
-        k=56,
-        method=TaskMethod(p=12, phi=6, form="core", directions="gradient"),
-        initial=INITIAL,
-        seed=seed,
+        alpha=ALPHA,
+        head=None,  # There are no heads.
     )

@@ -1,6 +1,6 @@
 """Tiny stand-ins for Mistral-7B, its Lots-of-LoRAs adapters and their data sets: the same layout.
 
-    python -m experiments.generation.standins FOLDER
+    python -m experiments standins generation FOLDER
 
 A Llama with random weights (Mistral's q, k and v have the same names, and k and v are smaller here,
 too), adapters of rank 16 on q, k and v made by PEFT, and data sets with the columns of the real
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments.harness import standins
 from sharespace.extras import require
 
 TASKS = (20, 190, 280, 1564)
@@ -97,5 +97,6 @@ def _data(folder: Path, draw: random.Random) -> None:
         (folder / f"{split}.jsonl").write_text(text)
 
 
-if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
+    standins.main(arguments, __doc__, make)

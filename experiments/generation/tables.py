@@ -1,29 +1,88 @@
-"""Tables of the merged adapters, of one start."""
+"""What is left of the merged adapters' scores, from the results files of ``merge``, in tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean, stdev
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, Literal
 
-from experiments.generation.relative import (
-    SHOWN,
-    Results,
-    Stage,
-    all_tasks,
-    by_batch,
-    dimensions,
-    gain,
-    key,
-    loss,
-    mean,
-    of_kind,
-    relative,
-    since_merge,
-    with_originals,
-)
-
+from experiments.harness.results import seed_of
+from experiments.harness.tables import spread
 from sharespace.compare.size import SizeLayout, reach
 from sharespace.subspace.adapter import ModuleShape
+
+Results = Mapping[str, Any]
+"""What a file of ``merge`` holds."""
+Stage = Literal["after", "final"]
+"""Right after the batch's merge, or at the end of the stream."""
+SHOWN = {
+    "joint": "joint (ours)",
+    "share": "share (the paper's)",
+    "own_svd": "each adapter's own SVD, equal bytes",
+    "random_basis": "random basis",
+    "mean_adapter": "mean adapter",
+    "base": "base model, no adapter",
+}
+"""Method -> what it is called."""
+
+
+def key(method: str, k: int) -> str:
+    """A method's name in the file."""
+    return method if method in ("mean_adapter", "base", "original") else f"{method} {k}"
+
+
+def mean(run: Results, name: str, tasks: Sequence[str], stage: Stage = "final") -> float:
+    """Percent, over some tasks."""
+    return fmean(run["methods"][name][stage][task]["percent"] for task in tasks)
+
+
+def relative(run: Results, name: str, tasks: Sequence[str], stage: Stage = "final") -> float:
+    """Part of the adapters' mean score that is kept: a ratio of means over the tasks."""
+    original = mean(run, "original", tasks)
+    return mean(run, name, tasks, stage) / original if original else 0.0
+
+
+def gain(run: Results, name: str, tasks: Sequence[str], stage: Stage = "final") -> float:
+    """Part of what the adapters gain over the base model that is kept."""
+    base = mean(run, "base", tasks)
+    whole = mean(run, "original", tasks) - base
+    return (mean(run, name, tasks, stage) - base) / whole if whole else 0.0
+
+
+def loss(run: Results, name: str) -> float:
+    """Nats a token of the references, mean over all tasks, at the end."""
+    return fmean(score["loss"] for score in run["methods"][name]["final"].values())
+
+
+def by_batch(run: Results, name: str, stage: Stage) -> list[float]:
+    """``relative`` of each batch."""
+    return [relative(run, name, batch, stage) for batch in run["batches"]]
+
+
+def since_merge(run: Results, name: str) -> list[float]:
+    """Part of each batch's score right after its merge that is left at the end."""
+    both = zip(by_batch(run, name, "final"), by_batch(run, name, "after"), strict=True)
+    return [last / first if first else 0.0 for last, first in both]
+
+
+def all_tasks(run: Results) -> list[str]:
+    return list(run["kinds"])
+
+
+def of_kind(run: Results, kind: str) -> list[str]:
+    """Tasks of one kind."""
+    return [name for name, its_kind in run["kinds"].items() if its_kind == kind]
+
+
+def dimensions(run: Results) -> list[int]:
+    """k of the joint Share models in the file."""
+    return sorted(int(name.split()[1]) for name in run["methods"] if name.startswith("joint "))
+
+
+def with_originals(first: Results, run: Results) -> Results:
+    """A run of another order with what the first one has and it lacks: adapters know no order."""
+    return {**run, "methods": {**first["methods"], **run["methods"]}}
+
 
 STARTS = {
     "own": "each adapter began with its own random A",
@@ -41,7 +100,7 @@ def text(runs: Sequence[Results]) -> str:
     return "\n".join([*parts, _summary(runs), "", _sizes(first), ""])
 
 
-def relatives(runs: Sequence[Results]) -> str:
+def related_table(runs: Sequence[Results]) -> str:
     """The same few tasks, by how their adapters began."""
     first = runs[0]
     ks = dimensions(first)
@@ -86,7 +145,7 @@ def _batches(run: Results, k: int) -> str:
     """Relative score of each batch, of the first order."""
     numbers = range(1, len(run["batches"]) + 1)
     lines = [
-        f"Part of the adapters' score that is kept, batch by batch (order {_seed(run)}).",
+        f"Part of the adapters' score that is kept, batch by batch (order {seed_of(run)}).",
         "",
         f"| method | scored | {' | '.join(str(n) for n in numbers)} | all |",
         "|---|---|" + "---|" * (len(numbers) + 1),
@@ -104,11 +163,6 @@ def _batches(run: Results, k: int) -> str:
             cells = [f"{value:.2f}" for value in since_merge(run, name)]
             lines.append(f"| {shown} | at the end / after its merge | {' | '.join(cells)} | |")
     return "\n".join(lines)
-
-
-def _seed(run: Results) -> int:
-    seed: int = run["environment"]["seed"]
-    return seed
 
 
 def _summary(runs: Sequence[Results]) -> str:
@@ -133,7 +187,7 @@ def _summary(runs: Sequence[Results]) -> str:
 
 
 def _row(runs: Sequence[Results], name: str) -> str:
-    kept = [relative(run, name, all_tasks(run)) for run in runs]
+    parts = [relative(run, name, all_tasks(run)) for run in runs]
     gained = [gain(run, name, all_tasks(run)) for run in runs]
     steps = runs[0]["methods"][name].get("steps")
     variance, ratio = "-", "-"
@@ -145,13 +199,8 @@ def _row(runs: Sequence[Results], name: str) -> str:
         f"{fmean(relative(run, name, of_kind(run, kind)) for run in runs):.2f}"
         for kind in ("classes", "rewriting")
     )
-    cells = (f"{_spread(kept)} ({len(kept)})", kinds, _spread(gained), lost, variance, ratio)
+    cells = (f"{spread(parts)} ({len(parts)})", kinds, spread(gained), lost, variance, ratio)
     return " | ".join(cells)
-
-
-def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{fmean(values):.2f}{deviation}"
 
 
 def layout(run: Results, k: int) -> SizeLayout:
@@ -174,13 +223,13 @@ def _sizes(run: Results) -> str:
         "|---|---|---|---|---|",
     ]
     for k in dimensions(run):
-        found = reach(layout(run, k), 1.0, "bytes")
+        reached = reach(layout(run, k), 1.0, "bytes")
         last = run["methods"][key("joint", k)]["steps"][-1]
         share, adapters = last["share_bytes"] / 1e6, last["adapter_bytes"] / 1e6
-        shared = run["nulls"].get(str(k), {}).get("shared")
+        shared = run["baselines"].get(str(k), {}).get("shared")
         part = f"{shared:.2f}" if shared is not None else "-"
         lines.append(
-            f"| {k} | {found.tasks} | {found.limit:.1f} | {adapters:.2f} / {share:.2f} MB = "
+            f"| {k} | {reached.tasks} | {reached.limit:.1f} | {adapters:.2f} / {share:.2f} MB = "
             f"{adapters / share:.1f}x | {part} |"
         )
     return "\n".join(lines)

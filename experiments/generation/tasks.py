@@ -56,14 +56,14 @@ def choose(text: str, names: Sequence[str]) -> str:
 def make_tasks(data: Path, size: Size) -> list[GenerationTask]:
     """All tasks of the stream; the same at every call."""
     draw = random.Random(0)
-    found = [
-        *_subsets(data, "clinc150", size.clinc, 4, size, draw),
-        *_subsets(data, "banking77", size.banking, 4, size, draw),
-        *_subsets(data, "dbpedia", size.dbpedia, 3, size, draw),
-        *(_whole(data, name, chosen, size) for name, chosen in WHOLE.items()),
+    choices = [
+        *_subsets(data, Subsets("clinc150", size.clinc, 4), size, draw),
+        *_subsets(data, Subsets("banking77", size.banking, 4), size, draw),
+        *_subsets(data, Subsets("dbpedia", size.dbpedia, 3), size, draw),
+        *(_whole(data, name, classes, size) for name, classes in WHOLE.items()),
     ]
     wanted = list(RULES)[: size.rules]
-    return [*found, *(_rewriting(data, name, *RULES[name], size) for name in wanted)]
+    return [*choices, *(_rewriting(data, name, *RULES[name], size) for name in wanted)]
 
 
 WHOLE: Mapping[str, tuple[int, ...]] = {
@@ -75,18 +75,29 @@ WHOLE: Mapping[str, tuple[int, ...]] = {
 """Tasks by data set -> classes; of the reviews the two ends only."""
 
 
-def _subsets(
-    data: Path, name: str, count: int, classes: int, size: Size, draw: random.Random
-) -> Iterator[GenerationTask]:
+@dataclass(frozen=True)
+class Subsets:
     """Choices between a few classes of a set."""
+
+    name: str
+    """Of the set."""
+    tasks: int
+    classes: int
+    """Of each task."""
+
+
+def _subsets(
+    data: Path, wanted: Subsets, size: Size, draw: random.Random
+) -> Iterator[GenerationTask]:
+    name = wanted.name
     train, test = load(data, name, "train"), load(data, name, "test")
-    for number in range(count):
-        chosen = draw.sample(_candidates(name, number, len(train.names)), classes)
+    for number in range(wanted.tasks):
+        labels = draw.sample(_candidates(name, number, len(train.names)), wanted.classes)
         yield GenerationTask(
             f"{name}-{number}",
             "classes",
-            _choices(train, chosen, size.train, seed=number),
-            _choices(test, chosen, size.test, seed=number),
+            _choices(train, labels, size.train, seed=number),
+            _choices(test, labels, size.test, seed=number),
         )
 
 
@@ -98,16 +109,16 @@ def _candidates(name: str, number: int, classes: int) -> range:
     return range(len(TAUGHT_BANKING) if name == "banking77" else 0, classes)
 
 
-def _whole(data: Path, name: str, chosen: Sequence[int], size: Size) -> GenerationTask:
+def _whole(data: Path, name: str, labels: Sequence[int], size: Size) -> GenerationTask:
     train, test = (
-        _choices(load(data, name, split), chosen, limit, seed=0, shown=name != "dbpedia")
+        _choices(load(data, name, split), labels, limit, seed=0, shown=name != "dbpedia")
         for split, limit in (("train", size.train), ("test", size.test))
     )
     return GenerationTask(name, "classes", train, test)
 
 
 def _choices(
-    found: Labelled, chosen: Sequence[int], limit: int, seed: int, shown: bool = True
+    labelled: Labelled, labels: Sequence[int], limit: int, seed: int, shown: bool = True
 ) -> tuple[Example, ...]:
     """Examples, as many of each class as there are of the others.
 
@@ -115,11 +126,11 @@ def _choices(
         shown: the classes are named in the prompt.
     """
     draw = random.Random(seed)
-    names = [found.names[label] for label in chosen]
+    names = [labelled.names[label] for label in labels]
     examples = []
-    for label, name in zip(chosen, names, strict=True):
-        texts = found.of_class(label)
-        for text in draw.sample(texts, min(len(texts), -(-limit // len(chosen)))):
+    for label, name in zip(labels, names, strict=True):
+        texts = labelled.of_class(label)
+        for text in draw.sample(texts, min(len(texts), -(-limit // len(labels)))):
             asked = choose(text, names) if shown else prompt(text, "name the kind of thing")
             examples.append(Example(asked, name))
     draw.shuffle(examples)
@@ -152,9 +163,9 @@ def taught(data: Path, count: int) -> list[Example]:
     draw = random.Random(1)
     texts = _few_words(data, "train", count // 2, seed="taught")
     rules = list(TAUGHT.values())
-    found: list[Example] = []
+    examples: list[Example] = []
     for at, words in enumerate(texts):
-        found += _rewritten([words], *rules[at % len(rules)])
+        examples += _rewritten([words], *rules[at % len(rules)])
     sources = [
         (load(data, "clinc150", "train"), list(TAUGHT_CLINC)),
         (load(data, "banking77", "train"), list(TAUGHT_BANKING)),
@@ -163,17 +174,17 @@ def taught(data: Path, count: int) -> list[Example]:
     pools = [{c: source.of_class(c) for c in classes} for source, classes in sources]
     for _ in range(count // 2):
         at = draw.choices(range(3), weights=(6, 3, 1))[0]
-        found.append(_taught_choice(sources[at][0], pools[at], draw))
-    draw.shuffle(found)
-    return found
+        examples.append(_taught_choice(sources[at][0], pools[at], draw))
+    draw.shuffle(examples)
+    return examples
 
 
 def _taught_choice(
     source: Labelled, pool: Mapping[int, Sequence[str]], draw: random.Random
 ) -> Example:
-    chosen = draw.sample(list(pool), min(draw.randint(2, 4), len(pool)))
-    right = draw.choice(chosen)
-    names = [source.names[label] for label in chosen]
+    labels = draw.sample(list(pool), min(draw.randint(2, 4), len(pool)))
+    right = draw.choice(labels)
+    names = [source.names[label] for label in labels]
     return Example(choose(draw.choice(pool[right]), names), source.names[right])
 
 

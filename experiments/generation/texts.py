@@ -27,8 +27,8 @@ class Labelled:
 
     def of_class(self, label: int) -> tuple[str, ...]:
         """Texts of one class, in their order."""
-        found = zip(self.texts, self.labels, strict=True)
-        return tuple(text for text, mine in found if mine == label)
+        pairs = zip(self.texts, self.labels, strict=True)
+        return tuple(text for text, mine in pairs if mine == label)
 
 
 @cache
@@ -41,13 +41,13 @@ def load(data: Path, name: str, split: str) -> Labelled:
     Raises:
         OptionError: there is no such set.
     """
-    found = read(data / name, split, None, seed=0)
+    split_set = read(data / name, split, None, seed=0)
     lines = (data / name / "labels.txt").read_text(encoding="utf-8").splitlines()
     names = tuple(plain(line.replace("_", " ")) for line in lines)
-    return Labelled(tuple(plain(text) for text in found.texts), found.labels, names)
+    return Labelled(tuple(plain(text) for text in split_set.texts), split_set.labels, names)
 
 
 def plain(text: str) -> str:
     """The first words, without punctuation."""
-    found = islice(_WORD.finditer(text.lower()), LONGEST)
-    return " ".join(match[0] for match in found)
+    words = islice(_WORD.finditer(text.lower()), LONGEST)
+    return " ".join(match[0] for match in words)

@@ -1,87 +1,74 @@
 """Why the paper's method may keep more of the scores than `joint`, which explains more variance.
 
-    python -m experiments.generation.weighing --data DATA/text
+    python -m experiments weighing generation --data DATA/text
 
-After ``run``, whose adapters it takes; nothing is trained. Two things are changed, one at a time:
-how much a task counts (1 / |dW|, as in the library, or 1), and whether the adapters come
-in ten batches or all at once. No option of the library changes the weights, so this script alone
-replaces one of its functions. One file, ``weighing.json``; what is in it already is not run again.
+After ``merge``, whose adapters it takes; nothing is trained. What is changed, one thing at a time:
+
+- how much a task counts (1 / |dW|, as in the library, or 1), and whether the adapters come in
+  ten batches or all at once. No option of the library changes the weights, so this script alone
+  replaces one of its functions;
+- how much a weak direction counts. The paper's method looks at factors, whose singular values are
+  about the roots of those of dW, so that a task's weaker directions count for more than in
+  ``joint``. Here ``joint`` chooses its bases for updates with the roots of their singular values,
+  and the updates themselves are projected onto them. At each batch this starts anew from what is
+  left of the known tasks, so that they count as much as the newcomers again; the same without
+  roots is the control.
+
+One file, ``weighing.json``; what is in it already is not run again.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from statistics import fmean
 from typing import Any
 from unittest.mock import patch
 
 from benchmarks.common import environment
-from experiments.common.runs import write
-from experiments.generation import script
-from experiments.generation.adapters import load_adapters
-from experiments.generation.merging import Method, Stream, kept, originals
-from experiments.generation.run import in_batches
-from experiments.generation.script import Ready
 from torch import Tensor
 
+from experiments.generation.experiment import Generation
+from experiments.generation.many import Updates
+from experiments.generation.merge import opened_stream
+from experiments.generation.merging import (
+    Method,
+    Stream,
+    in_order,
+    kept,
+    originals,
+    projected,
+    split,
+    updates_of,
+)
+from experiments.harness.experiment import opened, parser
+from experiments.harness.results import read_if_there, write
 from sharespace import Share
 from sharespace.linalg.updates import weights
+from sharespace.subspace.adapter import Adapter, LayerUpdate
 
 _USED_IN = ("sharespace.subspace.build_layer.weights", "sharespace.subspace.merge_layer.weights")
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One way to make the Share model."""
-
-    method: Method
-    power: float
-    """A task counts |dW|^-power."""
-    batches: bool
-    """In batches, or all at once."""
-
-    @property
-    def label(self) -> str:
-        """Its key in the file."""
-        weighed = f", weight {'1/|dW|' if self.power else 1}" if self.method == "joint" else ""
-        return f"{self.method}{weighed}, {'batches' if self.batches else 'at once'}"
-
-
-VARIANTS = (
-    *(Variant("joint", power, batches) for batches in (True, False) for power in (1.0, 0.0)),
-    *(Variant("share", 1.0, batches) for batches in (True, False)),
-)
-
-
-def main() -> None:
-    parser = script.parser(__doc__, "")
-    parser.add_argument("--k", type=int, nargs="+", help="default: the experiment's")
-    chosen = parser.parse_args()
-    ready = script.begin(chosen)
-    stream = own_stream(ready, chosen.cache)
-    file = chosen.out / "weighing.json"
-    results = json.loads(file.read_text()) if file.is_file() else begin(stream, ready.tasks)
-    for k in chosen.k or ready.size.dimensions:
-        for variant in VARIANTS:
-            mine = results["scores"].setdefault(str(k), {})
-            if variant.label not in mine:
-                mine[variant.label] = attempt(stream, variant, k)
-                write(file, results)
-                mean = fmean(s["percent"] for s in mine[variant.label]["final"].values())
-                print(f"k = {k}, {variant.label}: {mean:.1f}", flush=True)
-
-
-def own_stream(ready: Ready, cache: Path) -> Stream:
-    """The adapters with starts of their own, in the batches of seed 0."""
-    tasks = list(ready.tasks.values())
-    adapters = load_adapters(ready.base, tasks, ready.size, "own", 0, cache, "")
-    batches = in_batches(list(adapters), ready.size.batches, 0)
-    return Stream(ready.base, adapters, {name: ready.tests[name] for name in adapters}, batches)
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
+    choices = parser(Generation, __doc__)
+    choices.add_argument("--k", type=int, nargs="+", dest="caps", help="default: the experiment's")
+    choices.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    options = choices.parse_args(arguments)
+    experiment: Generation = opened(Generation, options)
+    stream = opened_stream(experiment, "own", 0)
+    file = experiment.results("weighing.json")
+    results = read_if_there(file) or begin(stream, experiment.tasks)
+    for k in options.caps or experiment.size.dimensions:
+        scores = results["scores"].setdefault(str(k), {})
+        for way in (way for way in options.ways if way not in scores):
+            scores[way] = WAYS[way](stream, k)
+            write(file, results)
+            mean = fmean(s["percent"] for s in scores[way]["final"].values())
+            print(f"k = {k}, {way}: {mean:.1f}", flush=True)
 
 
 def begin(stream: Stream, tasks: Any) -> dict[str, Any]:
@@ -95,128 +82,94 @@ def begin(stream: Stream, tasks: Any) -> dict[str, Any]:
     }
 
 
-def norm(adapter: Any) -> float:
+def norm(adapter: Adapter) -> float:
     """|dW| over all modules."""
-    updates = [adapter.layer(module) for module in adapter.shapes]
-    squares = [((u.scaling * u.up.double()) @ u.down.double()).square().sum() for u in updates]
+    squares = [whole(update).square().sum() for update in updates_of(adapter).values()]
     return math.sqrt(float(sum(squares)))
 
 
-def attempt(stream: Stream, variant: Variant, k: int) -> dict[str, Any]:
-    """Scores and errors at the end."""
-    with counted(variant.power):
-        share = built(stream, variant, k)
-    final = stream.score({name: share.updates(name) for name in share.tasks})
-    found = share.fidelity([stream.adapters[name] for name in share.tasks])
-    errors = {name: task.relative_error for name, task in found.tasks.items()}
-    explained = kept(stream, share)["explained_variance"]
-    return {"final": final, "relative_error": errors, "explained_variance": explained}
+def whole(update: LayerUpdate) -> Tensor:
+    """dW, float64."""
+    return (update.scaling * update.up.double()) @ update.down.double()
 
 
-def built(stream: Stream, variant: Variant, k: int) -> Share:
-    """The Share model of all adapters."""
-    names = [list(batch) for batch in stream.batches]
-    if not variant.batches:
-        names = [[name for batch in names for name in batch]]
-    parts = [[stream.adapters[name] for name in batch] for batch in names]
-    return merged(Share.from_adapters(parts[0], k=k, method=variant.method), parts[1:])
-
-
-def merged(share: Share, parts: Sequence[Sequence[Any]]) -> Share:
-    for part in parts:
-        share = share.merge(part)
-    return share
+def weighed(method: Method, power: float, batches: bool, stream: Stream, k: int) -> dict[str, Any]:
+    """Scores and errors at the end of a Share model in which tasks count |dW|^-power."""
+    first, *later = in_order(stream, batches)
+    with counted(power):
+        share = Share.from_adapters([stream.adapters[n] for n in first], k=k, method=method)
+        for names in later:
+            share = share.merge([stream.adapters[name] for name in names])
+    fidelity = share.fidelity([stream.adapters[name] for name in share.tasks])
+    return {
+        "final": stream.score({name: share.updates(name) for name in share.tasks}),
+        "relative_error": {name: t.relative_error for name, t in fidelity.tasks.items()},
+        "explained_variance": kept(stream, share)["explained_variance"],
+    }
 
 
 @contextmanager
 def counted(power: float) -> Iterator[None]:
     """Tasks count |dW|^-power for the time of the block."""
 
-    def other(norms: Tensor) -> Tensor:
+    def changed(norms: Tensor) -> Tensor:
         return weights(norms).pow(power)
 
     with ExitStack() as stack:
         for place in _USED_IN:
-            stack.enter_context(patch(place, other))
+            stack.enter_context(patch(place, changed))
         yield
 
 
-def table(record: Mapping[str, Any]) -> str:
-    """How much a task counts, and merging in batches against building at once."""
-    kinds = {kind: _of(record, kind) for kind in ("classes", "rewriting")}
-    norms = ", ".join(
-        f"{fmean(record['norms'][t] for t in tasks):.2f} ({kind})" for kind, tasks in kinds.items()
-    )
-    lines = [
-        "# How much a task counts",
-        "",
-        f"Score kept at the end, all {len(record['norms'])} adapters, one order. Mean |dW|: "
-        f"{norms}.",
-        "",
-        "| k | Share model | score kept | classes | rewriting | explained variance | of classes "
-        "| of rewriting |",
-        "|---|---|---|---|---|---|---|---|",
+def chosen_anew(roots: bool, batches: bool, stream: Stream, k: int) -> dict[str, Any]:
+    """Scores and errors at the end where each batch's bases are chosen for what is left so far."""
+    left: dict[str, Updates] = {}
+    for names in in_order(stream, batches):
+        left |= {name: updates_of(stream.adapters[name]) for name in names}
+        bases = bases_for(left, roots, k)
+        left = {name: projected(updates, bases) for name, updates in left.items()}
+    squares = {
+        name: [_error(stream.adapters[name].layer(m), update) for m, update in updates.items()]
+        for name, updates in left.items()
+    }
+    return {
+        "final": stream.score(left),
+        "relative_error": {name: fmean(s) ** 0.5 for name, s in squares.items()},
+        "explained_variance": 1 - fmean(fmean(s) for s in squares.values()),
+    }
+
+
+def bases_for(left: Mapping[str, Updates], roots: bool, k: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Module -> left and right basis of the joint Share model of these updates, or their roots."""
+    adapters = [
+        Adapter.from_updates(name, {m: with_roots(u) if roots else u for m, u in updates.items()})
+        for name, updates in left.items()
     ]
-    for k, variants in record["scores"].items():
-        for label, found in variants.items():
-            groups = (list(record["norms"]), *kinds.values())
-            cells = [f"{_part(record, found, tasks):.2f}" for tasks in groups]
-            cells.append(f"{found['explained_variance']:.2f}")
-            cells += [f"{_explained(found, tasks):.2f}" for tasks in kinds.values()]
-            lines.append(f"| {k} | {_safe(label)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_by_variance(record)]) + "\n"
+    layers = Share.from_adapters(adapters, k=k).model.layers
+    return {m: (layer.left_basis, layer.right_basis) for m, layer in layers.items()}
 
 
-def _explained(found: Mapping[str, Any], tasks: Sequence[str]) -> float:
-    """Of whole tasks, not module by module: larger modules count for more."""
-    return 1 - fmean(found["relative_error"][task] ** 2 for task in tasks)
+def with_roots(update: LayerUpdate) -> LayerUpdate:
+    """The update with the roots of its singular values."""
+    u, s, v = split(update)
+    return LayerUpdate((u * s.sqrt()).float(), v.mT.float())
 
 
-def _by_variance(record: Mapping[str, Any]) -> list[str]:
-    """Is the score of a choice between classes a matter of the error alone?"""
-    labels = [v.label for v in VARIANTS if v.power == 1.0]
-    lines = [
-        "Choices between classes: score kept (how many) by the variance that is explained of the "
-        f"task, k = {' and '.join(record['scores'])}:",
-        "",
-        f"| explained variance | {' | '.join(map(_safe, labels))} |",
-        "|---|" + "---|" * len(labels),
-    ]
-    for low in range(10, 60, 10):
-        cells = [_between(record, label, low, low + 10) for label in labels]
-        lines.append(f"| {low} to {low + 10} % | {' | '.join(cells)} |")
-    return lines
+def _error(original: LayerUpdate, approximation: LayerUpdate) -> float:
+    """Squared, relative."""
+    wanted = whole(original)
+    return float((wanted - whole(approximation)).square().sum() / wanted.square().sum())
 
 
-def _between(record: Mapping[str, Any], label: str, low: int, high: int) -> str:
-    """Of the classes' tasks of which so many percent are explained."""
-    pairs = [
-        (found["final"][task]["percent"], record["original"][task]["percent"])
-        for found in (v[label] for v in record["scores"].values() if label in v)
-        for task in _of(record, "classes")
-        if low <= 100 * _explained(found, [task]) < high
-    ]
-    own = sum(pair[1] for pair in pairs)
-    return f"{sum(pair[0] for pair in pairs) / own if own else 0:.2f} ({len(pairs)})"
-
-
-def _safe(label: str) -> str:
-    """In a table."""
-    return label.replace("|", "\\|")
-
-
-def _of(record: Mapping[str, Any], kind: str) -> list[str]:
-    return [name for name, found in record["kinds"].items() if found == kind]
-
-
-def _part(record: Mapping[str, Any], found: Mapping[str, Any], tasks: Sequence[str]) -> float:
-    """Part of the adapters' mean score that is kept: a ratio of means."""
-    mine, own = (
-        fmean(scores[task]["percent"] for task in tasks)
-        for scores in (found["final"], record["original"])
-    )
-    return mine / own if own else 0.0
-
-
-if __name__ == "__main__":
-    main()
+WAYS: Mapping[str, Callable[[Stream, int], dict[str, Any]]] = {
+    "joint, weight 1/|dW|, batches": partial(weighed, "joint", 1.0, True),
+    "joint, weight 1, batches": partial(weighed, "joint", 0.0, True),
+    "joint, weight 1/|dW|, at once": partial(weighed, "joint", 1.0, False),
+    "joint, weight 1, at once": partial(weighed, "joint", 0.0, False),
+    "share, batches": partial(weighed, "share", 1.0, True),
+    "share, at once": partial(weighed, "share", 1.0, False),
+    "joint of the roots, batches": partial(chosen_anew, True, True),
+    "joint of the roots, at once": partial(chosen_anew, True, False),
+    "joint, what is left counts anew, batches": partial(chosen_anew, False, True),
+}
+"""Its key in the file -> what makes it."""

@@ -43,8 +43,8 @@ def make(recipe: Recipe) -> tuple[list[TaskJob], ComparisonSettings]:
     data = [load_task_data(spec, tokenizer) for spec in recipe.tasks]
     trainings = [_training(*pair) for pair in zip(recipe.tasks, data, strict=True)]
     jobs = [
-        _job(recipe, spec, found, training, tokenizer)
-        for spec, found, training in zip(recipe.tasks, data, trainings, strict=True)
+        _job(recipe, spec, its_data, training, tokenizer)
+        for spec, its_data, training in zip(recipe.tasks, data, trainings, strict=True)
     ]
     return jobs, _settings(recipe, trainings[0])
 

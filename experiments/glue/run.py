@@ -1,6 +1,6 @@
 """Per-task LoRA, Share strict and Share-full on the tasks of a recipe, over several seeds.
 
-    python -m experiments.glue.run --seeds 0 1 2
+    python -m experiments run glue --seeds 0 1 2
 
 One file of results a seed; a method that is in it already is not run again, so that a run goes on
 where it was cut off. At the end the table of ``experiments.glue.table`` is printed.
@@ -9,9 +9,8 @@ where it was cut off. At the end the table of ``experiments.glue.table`` is prin
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -19,9 +18,10 @@ from typing import Any
 
 import torch
 from benchmarks.common import environment
+
 from experiments.glue import table
 from experiments.glue.jobs import make, with_seed
-
+from experiments.harness.results import read_if_there, write
 from sharespace.compare import Outcome, Workbench, all_methods, method
 from sharespace.errors import SharespaceError
 from sharespace.learn.training import quiet
@@ -31,22 +31,20 @@ HERE = Path(__file__).parent
 METHODS = ("head_only", "per_task_lora", "share_strict", "share_full")
 
 
-def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="?", type=Path, default=HERE / "full.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=list(all_methods()), default=list(METHODS))
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    chosen = options(arguments)
+    options = parser.parse_args(arguments)
     try:
         with quiet():
-            recipe = load_recipe(chosen.recipe)
+            recipe = load_recipe(options.recipe)
             check(recipe)
-            files = [run(with_seed(recipe, s), chosen.methods, chosen.out) for s in chosen.seeds]
+            seeded = [with_seed(recipe, seed) for seed in options.seeds]
+            files = [run(each, options.methods, options.out) for each in seeded]
     except SharespaceError as error:
         sys.exit(str(error))
     print(table.text(files))
@@ -63,7 +61,7 @@ def run(recipe: Recipe, names: Sequence[str], folder: Path) -> Path:
     for name in missing:
         outcome = method(name)(bench)
         results["methods"][name] = result(outcome)
-        _write(file, results)
+        write(file, results)
         mean = fmean(outcome.matrix.last.values())
         print(f"seed {recipe.seed} {name}: mean {mean:.2f}, {outcome.seconds:.0f} s", flush=True)
     return file
@@ -80,10 +78,10 @@ def _begin(file: Path, recipe: Recipe) -> dict[str, Any]:
     Raises:
         RecipeError: the file is of another recipe.
     """
-    if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text())
-        refuse_other(recipe, found["recipe"])
-        return found
+    known = read_if_there(file)
+    if known is not None:
+        refuse_other(recipe, known["recipe"])
+        return known
     return {
         "base": recipe.base.text,
         "recipe": record(recipe),
@@ -94,15 +92,3 @@ def _begin(file: Path, recipe: Recipe) -> dict[str, Any]:
 
 def _accelerator() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-def _write(file: Path, results: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".part")
-    unfinished.write_text(json.dumps(results, indent=1) + "\n")
-    unfinished.replace(file)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Tiny stand-ins for roberta-base and GLUE: the same files, columns, labels and metrics.
 
-    python -m experiments.glue.standins FOLDER
+    python -m experiments standins glue FOLDER
 
 A RoBERTa of two layers with random weights, a tokenizer of its kind trained on the stand-in texts,
 six data sets, and the two recipes, changed only to point there and to stop after a few steps.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from experiments.harness import standins
 from sharespace.extras import require
 from sharespace.learn.training import quiet
 
@@ -110,24 +110,24 @@ def _write_data(
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in SPLITS.items():
         made = rows(random.Random(f"{folder.name} {split}"))
-        found = [{**next(made), "idx": at} for at in range(count)]
+        examples = [{**next(made), "idx": at} for at in range(count)]
         if split == "test":
-            found = [{**row, "label": -1} for row in found]
-        kinds = {name: datasets.Value("string") for name in found[0]}
+            examples = [{**row, "label": -1} for row in examples]
+        kinds = {name: datasets.Value("string") for name in examples[0]}
         label = datasets.ClassLabel(names=list(labels)) if labels else datasets.Value("float32")
         features = datasets.Features({**kinds, "label": label, "idx": datasets.Value("int32")})
-        part = datasets.Dataset.from_list(found, features=features)
+        part = datasets.Dataset.from_list(examples, features=features)
         part.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
 
 
 def _texts() -> list[str]:
     """Of all tasks' train splits."""
-    found = []
+    texts = []
     for name, rows in TASK_ROWS.items():
         made = rows(random.Random(f"{name} train"))
         for row in (next(made) for _ in range(SPLITS["train"])):
-            found += [value for key, value in row.items() if key != "label"]
-    return found
+            texts += [value for key, value in row.items() if key != "label"]
+    return texts
 
 
 def _words(draw: random.Random) -> list[str]:
@@ -141,10 +141,10 @@ def _sentence(words: Sequence[str]) -> str:
 
 def _altered(draw: random.Random, words: Sequence[str], count: int) -> list[str]:
     """With some of its words of another sentence."""
-    other, found = _words(draw), list(words)
-    for at in draw.sample(range(len(found)), count):
-        found[at] = other[at]
-    return found
+    replacements, altered = _words(draw), list(words)
+    for at in draw.sample(range(len(altered)), count):
+        altered[at] = replacements[at]
+    return altered
 
 
 def _single(right: Callable[[random.Random, int], list[str]]) -> Callable[..., Iterator[Example]]:
@@ -166,8 +166,8 @@ def _pair(
     def rows(draw: random.Random) -> Iterator[Example]:
         while True:
             words, count = _words(draw), draw.randrange(6)
-            other = _sentence(_altered(draw, words, count))
-            yield {first: _sentence(words), second: other, "label": label(count)}
+            second_text = _sentence(_altered(draw, words, count))
+            yield {first: _sentence(words), second: second_text, "label": label(count)}
 
     return rows
 
@@ -203,5 +203,6 @@ TASK_ROWS: Mapping[str, Callable[[random.Random], Iterator[Example]]] = {
 """Endless examples of each."""
 
 
-if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
+    standins.main(arguments, __doc__, make)

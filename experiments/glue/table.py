@@ -1,12 +1,12 @@
 """What was run here, and what the paper printed: two tables, never one.
 
-python -m experiments.glue.table experiments/glue/results/*.json
+python -m experiments table glue experiments/glue/results/*.json
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ def text(files: Sequence[Path]) -> str:
     """Markdown: our runs, the paper's table, and whether the one may be held against the other.
 
     Args:
-        files: results of ``experiments.glue.run``, one a seed.
+        files: results of ````run``, one a seed.
     """
     results = [json.loads(file.read_text()) for file in files]
     paper = printed()
     parts = [markdown(comparison(results)), _paper_table(paper)]
-    if all(is_published(found["recipe"]) for found in results):
+    if all(is_published(each["recipe"]) for each in results):
         parts.append(_differences(comparison(results), paper))
     else:
         parts.append("Another recipe than full.yaml was run: don't hold one against the other.\n")
@@ -39,13 +39,13 @@ def text(files: Sequence[Path]) -> str:
 
 def printed() -> dict[str, Any]:
     """The paper's table."""
-    found: dict[str, Any] = json.loads((HERE / "paper.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((HERE / "paper.json").read_text())
+    return content
 
 
 def comparison(results: Sequence[Mapping[str, Any]]) -> Comparison:
     """All runs of all files."""
-    return Comparison(tuple(row for found in results for row in _rows(found)))
+    return Comparison(tuple(row for each in results for row in _rows(each)))
 
 
 def is_published(recipe: Mapping[str, Any]) -> bool:
@@ -54,19 +54,20 @@ def is_published(recipe: Mapping[str, Any]) -> bool:
 
 
 def _plain(recipe: Mapping[str, Any]) -> Any:
-    kept = {k: v for k, v in recipe["recipe"].items() if k not in _UNLIKE}
-    return json.loads(json.dumps({**recipe, "recipe": kept}))
+    keys = {k: v for k, v in recipe["recipe"].items() if k not in _UNLIKE}
+    return json.loads(json.dumps({**recipe, "recipe": keys}))
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[ComparisonRow]:
     """One a method."""
     matrices = {
-        name: ScoreMatrix.from_record(found["matrix"]) for name, found in results["methods"].items()
+        name: ScoreMatrix.from_record(outcome["matrix"])
+        for name, outcome in results["methods"].items()
     }
     last = {name: matrix.last for name, matrix in matrices.items()}
     own, head = last.get("per_task_lora"), last.get("head_only")
-    for name, found in results["methods"].items():
-        cost, seed = Cost(**found["cost"]), results["environment"]["seed"]
+    for name, outcome in results["methods"].items():
+        cost, seed = Cost(**outcome["cost"]), results["environment"]["seed"]
         yield ComparisonRow.from_matrix(name, matrices[name], cost, own=own, head=head, seed=seed)
 
 
@@ -86,12 +87,12 @@ def _paper_table(paper: Mapping[str, Any]) -> str:
 
 def _differences(ours: Comparison, paper: Mapping[str, Any]) -> str:
     """Points of ours above the paper's; for the methods that both have."""
-    means = {found.method: found for found in ours.summary()}
+    means = {summary.method: summary for summary in ours.summary()}
     rows = []
     for row in paper["rows"]:
         if row["method"] in means:
-            found = means[row["method"]]
-            mine = [found.scores[task].mean for task in paper["tasks"]] + [found.mean.mean]
+            summary = means[row["method"]]
+            mine = [summary.scores[task].mean for task in paper["tasks"]] + [summary.mean.mean]
             theirs = [*row["scores"], row["mean"]]
             points = [f"{a - b:+.2f}" for a, b in zip(mine, theirs, strict=True)]
             rows.append([row["name"], *points])
@@ -99,5 +100,8 @@ def _differences(ours: Comparison, paper: Mapping[str, Any]) -> str:
     return f"{table(header, rows)}\n"
 
 
-if __name__ == "__main__":
-    print(text([Path(name) for name in sys.argv[1:]]))
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, help="results of `run`, one a seed")
+    print(text(parser.parse_args(arguments).files))

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.common.heads import Head
 from torch import Tensor, nn
+
+from experiments.harness.cached import Features, Tensors, cached, digest
+from experiments.harness.heads import Head
+from experiments.images.sets import ImageSet
+
+_BATCH = 50
+_EVALUATED = 100
+"""Examples in a batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,16 +37,10 @@ class Base:
     bf16: bool = False
     """Frozen weights are bfloat16, and it is trained under autocast."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of all weights and where the halves part: the same for the same hidden states."""
-        found = hashlib.sha256(f"{self.side}".encode())
-        for half in (self.lower, self.upper):
-            found.update(b"half")
-            for name, tensor in half.state_dict().items():
-                found.update(name.encode())
-                found.update(tensor.detach().float().contiguous().numpy().tobytes())
-        return found.hexdigest()[:16]
+        return digest(self.side, self.lower, "upper half", self.upper)
 
 
 class Classifier(nn.Module):
@@ -82,3 +84,44 @@ def pixels(images: Tensor, side: int) -> Tensor:
     return nn.functional.interpolate(
         scaled, size=side, mode="bicubic", antialias=True, align_corners=False
     ).clamp(-1, 1)
+
+
+def flipped(examples: ImageSet) -> ImageSet:
+    """As seen in a mirror."""
+    return replace(examples, images=examples.images.flip(3))
+
+
+def features(examples: ImageSet, base: Base, cache: Path) -> Features:
+    """What the lower half of a base makes of a task's examples, from the cache where it is there.
+
+    Args:
+        examples: of a task.
+        base: the backbone.
+        cache: folder.
+    """
+    name = digest(base.digest, examples.images)
+    tensors = cached(cache, name, lambda: _compute(examples, base))
+    return Features(tensors["hidden"], examples.labels, tensors["pooled"])
+
+
+@torch.no_grad()
+def _compute(examples: ImageSet, base: Base) -> Tensors:
+    hidden, pooled = [], []
+    for images in torch.split(examples.images, _BATCH):
+        with computing(base):
+            states = base.lower(pixels(images, base.side)).bfloat16()
+            pooled.append(base.upper(states).float())
+        hidden.append(states.contiguous())
+    return {"hidden": torch.cat(hidden), "pooled": torch.cat(pooled)}
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, test: Features, base: Base) -> float:
+    """Percent of the examples."""
+    right = 0
+    parts = (torch.split(part, _EVALUATED) for part in (test.hidden, test.labels))
+    for hidden, labels in zip(*parts, strict=True):
+        with computing(base):
+            predicted = model(hidden=hidden)["logits"].argmax(1)
+        right += int((predicted == labels).sum())
+    return 100 * right / len(test)

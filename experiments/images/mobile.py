@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
-from experiments.common.mobilenet import load_mobilenet
-from experiments.images.base import Base
 from torch import Tensor, nn
+
+from experiments.harness.mobilenet import load_mobilenet
+from experiments.images.base import Base
 
 
 class Stack(nn.Module):
@@ -39,11 +39,6 @@ def mobilenet(folder: Path, blocks: int, side: int) -> Base:
     """
     model = load_mobilenet(folder).mobilenet_v1
     layers = list(model.layer)
-    for layer in layers[1::2]:
-        # LoRA's convolutions have no `stride`, which TF's padding asks for; a 1x1 convolution of
-        # stride 1 pads nothing.
-        layer.config = copy.deepcopy(layer.config)
-        layer.config.tf_padding = False
     below = 2 * blocks
     lower = {"stem": model.conv_stem} | {str(i): x for i, x in enumerate(layers[:below])}
     upper = {str(below + i): x for i, x in enumerate(layers[below:])}

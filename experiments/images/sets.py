@@ -32,9 +32,9 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, chosen: Tensor) -> ImageSet:
+    def rows(self, wanted: Tensor) -> ImageSet:
         """Some of the examples."""
-        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+        return replace(self, images=self.images[wanted], labels=self.labels[wanted])
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def read(source: Source, data: Path, split: Split, limit: int | None = None) -> 
     Raises:
         OptionError: there is no such set, or no such alphabet.
     """
-    found = _arrays(data / source.folder)
-    images, labels = found[f"x_{split}"], found[f"y_{split}"]
+    arrays = _arrays(data / source.folder)
+    images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
     if source.alphabet is not None:
-        mine = found[f"alphabet_{split}"] == _alphabet(data / source.folder, source.alphabet)
-        classes = sorted(set(found["y_train"][_train_alphabet(data, source)].tolist()))
+        mine = arrays[f"alphabet_{split}"] == _alphabet(data / source.folder, source.alphabet)
+        classes = sorted(set(arrays["y_train"][_train_alphabet(data, source)].tolist()))
         images, labels = images[mine], labels[mine]
     else:
-        classes = list(source.classes or sorted(set(found["y_train"].tolist())))
+        classes = list(source.classes or sorted(set(arrays["y_train"].tolist())))
         mine = np.isin(labels, classes)
         images, labels = images[mine], labels[mine]
     place = {label: i for i, label in enumerate(classes)}
@@ -95,8 +95,8 @@ def _arrays(folder: Path) -> Mapping[str, Any]:
     file = folder / "compact.npz"
     if not file.is_file():
         raise OptionError(f"set {folder.name!r}", f"{file} is not there", "Check --data")
-    with np.load(file) as found:
-        return {name: found[name] for name in found.files}
+    with np.load(file) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _names(folder: Path) -> list[str]:
@@ -112,10 +112,10 @@ def _alphabet(folder: Path, name: str) -> int:
 
 def _channels_first(images: Any) -> Tensor:
     """Grey images get three equal channels."""
-    found = torch.from_numpy(np.ascontiguousarray(images))
-    if found.dim() == 3:
-        return found[:, None].expand(-1, 3, -1, -1)
-    return found.permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    if pixels.dim() == 3:
+        return pixels[:, None].expand(-1, 3, -1, -1)
+    return pixels.permute(0, 3, 1, 2)
 
 
 def _noisy(images: Tensor, seed: int) -> Tensor:
@@ -141,7 +141,7 @@ CHANGES: Mapping[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-def _changed(found: ImageSet, change: str | None, seed: int) -> ImageSet:
+def _changed(examples: ImageSet, change: str | None, seed: int) -> ImageSet:
     if change is None:
-        return found
-    return replace(found, images=CHANGES[change](found.images, seed))
+        return examples
+    return replace(examples, images=CHANGES[change](examples.images, seed))

@@ -1,6 +1,6 @@
 """Tiny stand-ins for ViT-B/16 and the four data sets of the real recipes.
 
-    python -m experiments.images.standins FOLDER
+    python -m experiments standins images FOLDER
 
 A ViT with random weights and its image processor, a handful of coloured squares for each data set
 (folders of images by class, as the ``imagefolder`` format has them), and the shipped recipes,
@@ -9,8 +9,7 @@ changed only to point there and to stop after a few steps. Scores on them mean n
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ import torch
 import yaml
 from PIL import Image
 
-from sharespace.extras import require
-from sharespace.learn.training import quiet, seeded
+from experiments.harness import standins
+from sharespace.learn.training import quiet
 
 HERE = Path(__file__).parent
 RECIPES = ("vit-lora", "vit-data", "vit-adapters", "vit-hybrid")
@@ -43,7 +42,7 @@ CHANGES: Mapping[str, Any] = {
 def make(folder: Path) -> None:
     """``base``, ``data/<task>`` and the recipes."""
     with quiet():
-        make_base(folder / "base")
+        standins.make_vit(folder / "base", 16)
     for name in RECIPES:
         recipe = yaml.safe_load((HERE / f"{name}.yaml").read_text())
         for number, task in enumerate(recipe["tasks"]):
@@ -65,26 +64,10 @@ def changed(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _changed_task(task: Mapping[str, Any]) -> dict[str, Any]:
     """Its data lies in folders, whose columns are always called image and label."""
     left_out = ("image", "label", "num_train_epochs")
-    found = {key: value for key, value in task.items() if key not in left_out}
-    if "adapter" in found:
-        found["adapter"] = found["adapter"].removeprefix(MADE)
-    return {**found, "data": f"data/{task['name']}"}
-
-
-def make_base(folder: Path) -> None:
-    """A checkpoint as google/vit-base-patch16-224-in21k is one: a ViT without a classifier."""
-    transformers = require("transformers", "train")
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=16,
-        patch_size=8,
-    )
-    with seeded(0):
-        transformers.ViTModel(config).save_pretrained(folder)
-    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    changed_task = {key: value for key, value in task.items() if key not in left_out}
+    if "adapter" in changed_task:
+        changed_task["adapter"] = changed_task["adapter"].removeprefix(MADE)
+    return {**changed_task, "data": f"data/{task['name']}"}
 
 
 def make_data(folder: Path, seed: int, train_only: bool) -> None:
@@ -102,5 +85,6 @@ def make_data(folder: Path, seed: int, train_only: bool) -> None:
                 Image.fromarray(pixels.numpy()).save(place / f"{number}.png")
 
 
-if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
+    standins.main(arguments, __doc__, make)

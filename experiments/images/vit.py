@@ -6,18 +6,17 @@ ImageNet MobileNet has of them (a teacher; Hinton et al. 2015), so that a few mi
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.images.base import Base, pixels
-from experiments.images.features import features
-from experiments.images.sets import ImageSet, Source, read
-from experiments.images.settings import PRETRAINED, Size
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from experiments.harness.cached import cached, digest
+from experiments.images.base import Base, features, pixels
+from experiments.images.sets import ImageSet, Source, read
+from experiments.images.size import Size
+from experiments.images.tasks import PRETRAINED
 from sharespace.extras import require
 from sharespace.learn.training import seeded
 
@@ -64,8 +63,8 @@ def layers_of(vit: Any) -> list[nn.Module]:
 
 def _through(layers: Any, states: Any) -> Any:
     for layer in layers:
-        found = layer(states)
-        states = found[0] if isinstance(found, tuple) else found
+        output = layer(states)
+        states = output[0] if isinstance(output, tuple) else output
     return states
 
 
@@ -80,17 +79,17 @@ def small_vit(teacher: Base, data: Path, size: Size, cache: Path) -> Base:
     """
     source = Source("cifar100", classes=PRETRAINED)
     examples = read(source, data, "train", size.pretrained_on)
-    name = hashlib.sha256(teacher.digest.encode() + examples.images.numpy().tobytes())
-    name.update(repr((size.pretraining, WIDTH, LAYERS, HEADS, PATCH, _BATCH, _SHIFT)).encode())
-    file = cache / "vit" / f"{name.hexdigest()[:24]}.safetensors"
+    shape = (size.pretraining, WIDTH, LAYERS, HEADS, PATCH, _BATCH, _SHIFT)
+    name = digest(teacher.digest, examples.images, shape)
+
+    def pretrained() -> dict[str, Tensor]:
+        made = new_vit()
+        pretrain(made, examples, features(examples, teacher, cache / "features").pooled, size)
+        weights: dict[str, Tensor] = made.state_dict()
+        return weights
+
     vit = new_vit()
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pretrain(vit, examples, features(examples, teacher, cache / "features").pooled, size)
-        unfinished = file.with_suffix(".part")
-        save_file(vit.state_dict(), unfinished)
-        unfinished.replace(file)
-    vit.load_state_dict(load_file(file))
+    vit.load_state_dict(cached(cache / "vit", name, pretrained))
     vit.eval().requires_grad_(False).to(torch.bfloat16)
     return Base(
         name=f"small ViT ({WIDTH} wide, {LAYERS} layers), 50 classes of CIFAR-100",
@@ -146,8 +145,8 @@ def pretrain(vit: Any, examples: ImageSet, taught: Tensor, size: Size) -> None:
     for step in range(size.pretraining):
         rows = torch.randint(len(examples), (_BATCH,))
         with torch.autocast("cpu", torch.bfloat16):
-            found = vit(pixel_values=moved(images[rows])).last_hidden_state.mean(1)
-            both = outputs(found).float()
+            pooled = vit(pixel_values=moved(images[rows])).last_hidden_state.mean(1)
+            both = outputs(pooled).float()
         logits, features_ = both[:, : examples.classes], both[:, examples.classes :]
         loss = nn.functional.cross_entropy(logits, examples.labels[rows], label_smoothing=0.1)
         loss = loss + (features_ - wanted[rows]).square().mean()
@@ -162,7 +161,7 @@ def pretrain(vit: Any, examples: ImageSet, taught: Tensor, size: Size) -> None:
 
 def moved(images: Tensor) -> Tensor:
     """Half of them in a mirror, all moved by a few pixels."""
-    found = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images, images.flip(3))
-    padded = nn.functional.pad(found, [_SHIFT] * 4, mode="reflect")
+    mirrored = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images, images.flip(3))
+    padded = nn.functional.pad(mirrored, [_SHIFT] * 4, mode="reflect")
     top, left = torch.randint(0, 2 * _SHIFT + 1, (2,)).tolist()
     return padded[..., top : top + SIDE, left : left + SIDE]

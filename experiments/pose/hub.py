@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from experiments.pose.model import AngleBins, Bins, Head, train_head
+from experiments.harness.heads import Head
+from experiments.pose.model import AngleBins, Bins, train_head
 from experiments.pose.task import Views, collate
 from sharespace.extras import require
 

@@ -11,6 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.harness import heads
+from experiments.harness.heads import Head
+
+_BATCH = 100
+
 
 @dataclass(frozen=True)
 class Bins:
@@ -43,11 +48,11 @@ class Bins:
         second = (
             (first + 1) % self.count if self.circular else (first + 1).clamp(max=self.count - 1)
         )
-        found = torch.zeros(len(angles), self.count, dtype=angles.dtype)
+        targets = torch.zeros(len(angles), self.count, dtype=angles.dtype)
         rows = torch.arange(len(angles))
-        found[rows, first] += 1 - part
-        found[rows, second] += part
-        return found
+        targets[rows, first] += 1 - part
+        targets[rows, second] += part
+        return targets
 
     def decode(self, logits: Tensor) -> Tensor:
         """The mean over the likeliest bin and its neighbours; radians, [views]."""
@@ -56,8 +61,8 @@ class Bins:
         inside = torch.ones_like(near, dtype=torch.bool)
         if not self.circular:
             inside = (near >= 0) & (near < self.count)
-        kept = logits.gather(1, near % self.count).masked_fill(~inside, -math.inf).softmax(1)
-        place = near[:, 1] + (kept * steps).sum(1)
+        weights = logits.gather(1, near % self.count).masked_fill(~inside, -math.inf).softmax(1)
+        place = near[:, 1] + (weights * steps).sum(1)
         return (self.low + place * self.width) * (math.pi / 180)
 
 
@@ -85,32 +90,13 @@ class AngleBins:
             angles: radians, [views, 3].
         """
         parts = zip(self.all, torch.split(logits, self.counts, 1), angles.unbind(1), strict=True)
-        losses = [nn.functional.cross_entropy(found, b.weights(a)) for b, found, a in parts]
+        losses = [nn.functional.cross_entropy(mine, b.weights(a)) for b, mine, a in parts]
         return torch.stack(losses).sum()
 
     def decode(self, logits: Tensor) -> Tensor:
         """Radians, [views, 3]."""
         parts = zip(self.all, torch.split(logits, self.counts, 1), strict=True)
-        return torch.stack([bins.decode(found) for bins, found in parts], 1)
-
-
-class Head(nn.Linear):
-    """Bins' logits of standardised features."""
-
-    mean: Tensor
-    """float32 [features], of the base model's features on the task's training data."""
-    deviation: Tensor
-    """float32 [features]."""
-
-    def __init__(self, features: Tensor, bins: int) -> None:
-        super().__init__(features.shape[1], bins)
-        self.register_buffer("mean", features.mean(0))
-        self.register_buffer("deviation", features.std(0) + 1e-3)
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return super().forward((features - self.mean) / self.deviation)
+        return torch.stack([bins.decode(mine) for bins, mine in parts], 1)
 
 
 class UpperMobileNet(nn.Module):
@@ -170,15 +156,27 @@ def train_head(
         seed: of the order of the views.
         steps: of 256 views.
     """
-    head = Head(features, sum(bins.counts))
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=1e-1)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-    for _ in range(steps):
-        rows = torch.randint(len(features), (256,), generator=generator)
-        optimizer.zero_grad()
-        loss = bins.loss(head(features[rows]), angles[rows])
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-    return head
+    head = Head(features, sum(bins.counts), margin=1e-3)
+    training = heads.HeadTraining(steps, decay=1e-1, loss=bins.loss)
+    return heads.train_head(head, features, angles, seed, training)
+
+
+@torch.no_grad()
+def lower_states(pixels: Tensor, backbone: Any, lower: int) -> Tensor:
+    """What the frozen layers make of images.
+
+    Args:
+        pixels: uint8 [views, 3, height, width].
+        backbone: a ``MobileNetV1Model``.
+        lower: layers that are not adapted.
+
+    Returns:
+        float16 [views, channels, height, width].
+    """
+    batches = []
+    for batch in torch.split(pixels, _BATCH):
+        states = backbone.conv_stem(batch.float() / 127.5 - 1)
+        for layer in backbone.layer[:lower]:
+            states = layer(states)
+        batches.append(states.half())
+    return torch.cat(batches)

@@ -55,14 +55,14 @@ def _draw(
     mask: Mask, level: tuple[float, float], generator: np.random.Generator
 ) -> list[Mask] | None:
     """Patches one after the other until enough is covered; None where it became too much."""
-    found: list[Mask] = []
+    patches: list[Mask] = []
     covered = np.zeros_like(mask)
     for _ in range(_PATCHES):
-        found.append(_patch(mask, generator))
-        covered |= found[-1]
+        patches.append(_patch(mask, generator))
+        covered |= patches[-1]
         part = covered[mask].mean()
         if part >= level[0]:
-            return found if part < level[1] else None
+            return patches if part < level[1] else None
     return None
 
 
@@ -77,11 +77,11 @@ def _patch(mask: Mask, generator: np.random.Generator) -> Mask:
     x = (right * math.cos(angle) + down * math.sin(angle)) / width
     y = (down * math.cos(angle) - right * math.sin(angle)) / height
     box = generator.random() < 0.5
-    found: Mask = (np.maximum(abs(x), abs(y)) if box else np.hypot(x, y)) < 1
-    return found
+    inside: Mask = (np.maximum(abs(x), abs(y)) if box else np.hypot(x, y)) < 1
+    return inside
 
 
 def _texture(pixels: int, generator: np.random.Generator) -> Image:
     made = background(int(generator.integers(2**31)), pixels)
-    found: Image = (made * 255).round().astype(np.uint8)
-    return found
+    texture: Image = (made * 255).round().astype(np.uint8)
+    return texture

@@ -72,15 +72,15 @@ def split(root: Path, category: str, name: str) -> list[Annotated]:
     listed = root / "Image_sets" / f"{folder}_{name}.txt"
     if not listed.is_file():
         raise OptionError(str(listed), "there is no such file", "Give PASCAL3D+_release1.1")
-    found = []
+    objects = []
     for image in listed.read_text().split():
         annotation = root / "Annotations" / folder / f"{image}.mat"
         known = read_annotation(annotation, root / "Images" / folder / f"{image}.JPEG")
         if known is not None:
-            found.append(known)
-    if not found:
+            objects.append(known)
+    if not objects:
         raise OptionError(str(listed), "no image of it has one object with a viewpoint")
-    return found
+    return objects
 
 
 def occluded(root: Path, clean: Sequence[Annotated], category: str, level: str) -> list[Annotated]:
@@ -97,10 +97,10 @@ def occluded(root: Path, clean: Sequence[Annotated], category: str, level: str) 
     """
     folder = root / "images" / f"{category}{LEVELS[level]}"
     pairs = [(folder / known.image.name, known) for known in clean]
-    found = [Annotated(file, known.box, known.angles) for file, known in pairs if file.is_file()]
-    if not found:
+    hidden = [Annotated(file, known.box, known.angles) for file, known in pairs if file.is_file()]
+    if not hidden:
         raise OptionError(str(folder), "has no image of the list", "Give OccludedPASCAL3D+")
-    return found
+    return hidden
 
 
 def covered(root: Path, category: str, level: str, name: str) -> float:
@@ -112,10 +112,10 @@ def covered(root: Path, category: str, level: str, name: str) -> float:
         name: of the image, without its suffix.
     """
     file = root / "annotations" / f"{category}{LEVELS[level]}" / f"{name}.npz"
-    with np.load(file, allow_pickle=True) as found:
+    with np.load(file, allow_pickle=True) as arrays:
         # A grey image with the object bright; what made the set takes it above 10.
-        shown = found["mask"] > 10
-        return float((found["occluder_mask"] > 0.5)[shown].mean())
+        shown = arrays["mask"] > 10
+        return float((arrays["occluder_mask"] > 0.5)[shown].mean())
 
 
 def read_annotation(file: Path, image: Path) -> Annotated | None:

@@ -12,27 +12,32 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from experiments.common.figures import matrix_of
-from experiments.common.tables import Results
+from experiments.harness.figures import matrix_of
+from experiments.harness.results import Results
 from experiments.pose import meshes, occlusion
+from experiments.pose.occluded import VIEW
 from experiments.pose.render import DISTANCE, Scene, render
+from experiments.pose.report import METHODS, TESTS, Scored, means
 from experiments.pose.rotations import rotation
-from experiments.pose.settings import INITIAL, Size
-from experiments.pose.tables import METHODS, TESTS, means
+from experiments.pose.size import FULL, QUICK, Size
 from experiments.pose.views import draw_split
 from sharespace.extras import require
 from sharespace.stream.measures import ScoreMatrix
 
-VIEW = 1
-"""Which test view of each category is shown: the same for all, so none is picked."""
+INITIAL = 3
 _AXES = {"#e41a1c": (0, -1, 0), "#1b9e3a": (1, 0, 0), "#2060e0": (0, 0, 1)}
 """Colour -> front, side and up of the object."""
 _LINES = {"head_only": "#8a8a8a", "per_task_lora": "#d95f02", "share_strict": "#1f5fbf"}
 
 
+def size_of(quick: bool) -> Size:
+    """Of the views that were tested."""
+    return QUICK if quick else FULL
+
+
 def draw(
     runs: Sequence[Results],
-    scored: Sequence[Mapping[str, Any]],
+    scored: Scored,
     folder: Path,
     size: Size,
     path: Path,
@@ -66,8 +71,8 @@ def draw(
 
 def _smaller(path: Path) -> None:
     """The same picture in 256 colours: a third of the bytes."""
-    with Image.open(path) as found:
-        few = found.convert("RGB").quantize(256)
+    with Image.open(path) as picture:
+        few = picture.convert("RGB").quantize(256)
     few.save(path, optimize=True)
 
 
@@ -80,9 +85,9 @@ def _views(
         images = _images(meshes.load(folder, name), scene, size.pixels)
         for row, test in enumerate(TESTS):
             axes = grid[row][column]
-            found = scores[name]["share_strict"][test]
-            _pose(axes, images[test], scene, found["predicted"][VIEW])
-            axes.set_xlabel(f"error {found['errors'][VIEW]:.0f}°", fontsize=10)
+            answer = scores[name]["share_strict"][test]["shown"]
+            _pose(axes, images[test], scene, answer["predicted"])
+            axes.set_xlabel(f"error {answer['error']:.0f}°", fontsize=10)
             if not row:
                 axes.set_title(name, fontsize=12)
             if not column:
@@ -131,7 +136,7 @@ def project(
     return (across + 1) / 2 * pixels, (down + 1) / 2 * pixels
 
 
-def _by_occlusion(axes: Any, scored: Sequence[Mapping[str, Any]], measure: str, title: str) -> None:
+def _by_occlusion(axes: Any, scored: Scored, measure: str, title: str) -> None:
     places = np.arange(len(TESTS))
     for method, name in METHODS.items():
         values = [means(scored, method, test, measure) for test in TESTS]
@@ -169,9 +174,9 @@ def _retention(axes: Any, runs: Sequence[Results]) -> None:
 
 def first_ones(matrix: ScoreMatrix, count: int = INITIAL) -> dict[int, float]:
     """Categories learned so far -> mean score of the first ones, from when they are all known."""
-    found = {}
+    means_by_count = {}
     for scores in matrix.scores:
         known = [score for score in scores if score is not None]
         if len(known) >= count:
-            found[len(known)] = fmean(known[:count])
-    return found
+            means_by_count[len(known)] = fmean(known[:count])
+    return means_by_count

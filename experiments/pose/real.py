@@ -1,6 +1,6 @@
 """The real recipe: a stream of Pascal3D+ categories on a model of the Hub, one GPU.
 
-    python -m experiments.pose.real --pascal3d PASCAL3D+_release1.1 --occluded OccludedPASCAL3D \\
+    python -m experiments real pose --pascal3d PASCAL3D+_release1.1 --occluded OccludedPASCAL3D \\
         --base google/vit-base-patch16-224-in21k --targets q_proj v_proj --seeds 0 1 2
 
 Everything is as in ``run``: one results file a seed, methods that are there are not run again.
@@ -14,19 +14,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.common.methods import METHODS
-from experiments.common.runs import Run, run_methods
-from experiments.pose.evaluation import evaluate
-from experiments.pose.hub import HubBase, hub_model, load_hub
-from experiments.pose.pascal3d import CATEGORIES, LEVELS, Photographs, occluded, split
-from experiments.pose.settings import FULL, settings
-from experiments.pose.task import PoseTask
+from experiments.harness.methods import METHODS
+from experiments.harness.results import write
+from experiments.harness.run import Stream, run_methods
+from experiments.pose.experiment import numbers
+from experiments.pose.hub import hub_model, load_hub
+from experiments.pose.occluded import evaluate, file_of
+from experiments.pose.pascal3d import CATEGORIES, LEVELS, Annotated, Photographs, occluded, split
+from experiments.pose.size import FULL
+from experiments.pose.task import PoseExperiment, PoseTask
 from sharespace.compare import ComparisonSettings
 
 MAIN = ("head_only", "per_task_lora", "share_strict")
+ORDER = "pascal3d"
 
 
-def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,62 +43,55 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--k", type=int, default=96, help="cap of the subspaces")
+    parser.add_argument("--k", type=int, default=96, dest="cap", help="cap of the subspaces")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     parser.add_argument("--cache", type=Path, default=Path(".cache/pose-real"))
     parser.add_argument("--out", type=Path, default=Path("pose-real"), help="folder of results")
-    return parser.parse_args(arguments)
+    parser.set_defaults(quick=False, into="runs")
+    experiment = Pascal3D(parser.parse_args(arguments))
+    for seed in experiment.options.seeds:
+        run_methods(Stream(experiment, ORDER, seed), experiment.options.methods)
+        write(file_of(experiment, ORDER, seed), evaluate(experiment, ORDER, seed))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    chosen = options(arguments)
-    base = load_hub(chosen.base)
-    for seed in chosen.seeds:
-        run(base, seed, chosen)
+class Pascal3D(PoseExperiment):
+    """Categories of Pascal3D+; the numbers are those of the rendered experiment, but for what the
+    command line says."""
 
+    name = "pose"
+    subspace = False
 
-def run(base: HubBase, seed: int, chosen: argparse.Namespace) -> None:
-    """All methods with one seed, then the test sets under occlusion."""
-    tasks = [make_task(base, name, seed, chosen) for name in chosen.categories]
-    place = chosen.cache / f"{Path(base.name).name}-{chosen.steps}-{seed}"
-    found = Run(
-        folder=chosen.out / "runs",
-        order="pascal3d",
-        tasks=tuple(chosen.categories),
-        base=base.name,
-        settings=numbers(seed, chosen),
-        own=place / "own",
-        store=place / "share",
-    )
-    run_methods(found, lambda: [task.job() for task in tasks], chosen.methods)
-    evaluate(tasks, found.own, place / "share", chosen.out / "occluded" / f"pascal3d-{seed}.json")
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options)
+        self.hub = load_hub(options.base)
+        self.base = options.base
+        self.orders = {ORDER: tuple(options.categories)}
+        self.key = f"{Path(options.base).name}-{options.steps}"
+        self.size = replace(FULL, steps=options.steps, batch_size=options.batch_size)
+        self.numbers = replace(numbers(self.size), targets=options.targets)
 
+    def settings(self, seed: int, tasks: int) -> ComparisonSettings:
+        settings = super().settings(seed, tasks)
+        trainings = {
+            name: replace(getattr(settings, name), use_cpu=self.options.cpu)
+            for name in ("head", "lora", "coefficients", "finetune")
+        }
+        return replace(settings, **trainings, k=self.options.cap)
 
-def make_task(base: HubBase, name: str, seed: int, chosen: argparse.Namespace) -> PoseTask:
-    """One category: the training images of Pascal3D+, its validation images as the test."""
+    def task(self, name: str, seed: int, held_out: int = 0) -> PoseTask:
+        """The training images of Pascal3D+, its validation images as the test."""
+        del held_out  # Nothing is tuned here.
+        return self.once((name, seed), lambda: self._task(name, seed))
 
-    def views(annotated: Sequence[object]) -> Photographs:
-        return Photographs(annotated, base.size, base.mean, base.deviation)  # type: ignore[arg-type]
+    def _task(self, name: str, seed: int) -> PoseTask:
+        train = self._views(split(self.options.pascal3d, name, "train"))
+        clean = split(self.options.pascal3d, name, "val")
+        tests = {"clean": self._views(clean)}
+        if self.options.occluded is not None:
+            for level in LEVELS:
+                hidden = occluded(self.options.occluded, clean, name, level)
+                tests[level] = self._views(hidden)
+        return PoseTask(name, train, tests, hub_model(self.hub, train, seed))
 
-    train = views(split(chosen.pascal3d, name, "train"))
-    clean = split(chosen.pascal3d, name, "val")
-    tests = {"clean": views(clean)}
-    if chosen.occluded is not None:
-        for level in LEVELS:
-            tests[level] = views(occluded(chosen.occluded, clean, name, level))
-    return PoseTask(name, train, tests, hub_model(base, train, seed))
-
-
-def numbers(seed: int, chosen: argparse.Namespace) -> ComparisonSettings:
-    """Those of the rendered experiment, but for what the command line says."""
-    size = replace(FULL, steps=chosen.steps, batch_size=chosen.batch_size)
-    found = settings(size, seed)
-    trainings = {
-        name: replace(getattr(found, name), use_cpu=chosen.cpu)
-        for name in ("head", "lora", "coefficients", "finetune")
-    }
-    return replace(found, **trainings, targets=chosen.targets, k=chosen.k)
-
-
-if __name__ == "__main__":
-    main()
+    def _views(self, annotated: Sequence[Annotated]) -> Photographs:
+        return Photographs(annotated, self.hub.size, self.hub.mean, self.hub.deviation)

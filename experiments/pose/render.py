@@ -73,8 +73,8 @@ def render(mesh: Any, scene: Scene, pixels: int) -> tuple[NDArray[np.uint8], NDA
 
 def _turn(scene: Scene) -> Array:
     angles = torch.tensor([scene.azimuth, scene.elevation, scene.theta], dtype=torch.float64)
-    found: Array = rotation(angles).numpy()
-    return found
+    matrix: Array = rotation(angles).numpy()
+    return matrix
 
 
 def _cast(mesh: Any, scene: Scene, turn: Array, pixels: int) -> tuple[NDArray[np.bool_], Array]:
@@ -107,8 +107,8 @@ def _normals(mesh: Any, origins: Array, rays: Array, faces: NDArray[np.int64]) -
     smooth /= np.maximum(np.linalg.norm(smooth, axis=1, keepdims=True), 1e-12)
     away = (smooth * rays).sum(1) > 0
     smooth[away] *= -1
-    found: Array = smooth
-    return found
+    towards_camera: Array = smooth
+    return towards_camera
 
 
 def background(seed: int, pixels: int) -> Array:
@@ -121,6 +121,6 @@ def background(seed: int, pixels: int) -> Array:
     mode = "bilinear" if generator.random() < 0.7 else "nearest"
     corners = {"align_corners": False} if mode == "bilinear" else {}
     fine = torch.nn.functional.interpolate(coarse, size=pixels, mode=mode, **corners)
-    found: Array = fine[0].permute(1, 2, 0).numpy()
-    noise = generator.normal(scale=generator.uniform(0, 0.08), size=found.shape)
-    return np.clip(found + noise, 0, 1)
+    pattern: Array = fine[0].permute(1, 2, 0).numpy()
+    noise = generator.normal(scale=generator.uniform(0, 0.08), size=pattern.shape)
+    return np.clip(pattern + noise, 0, 1)

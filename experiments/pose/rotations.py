@@ -87,5 +87,5 @@ def turns(axis: Sequence[float], count: int) -> Tensor:
     x, y, z = torch.tensor(axis, dtype=torch.float64) / math.hypot(*axis)
     cross = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
     angles = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)
-    found: Tensor = torch.linalg.matrix_exp(angles[:, None, None] * cross)
-    return found.float()
+    group: Tensor = torch.linalg.matrix_exp(angles[:, None, None] * cross)
+    return group.float()

@@ -1,6 +1,6 @@
 """Tiny stand-ins for Pascal3D+, OccludedPASCAL3D+ and a ViT: the same folders, files and fields.
 
-    python -m experiments.pose.standins FOLDER
+    python -m experiments standins pose FOLDER
 
 The annotations are MATLAB files with a ``record``, the images grey squares on noise, the ViT has
 random weights. Scores on them mean nothing.
@@ -8,7 +8,6 @@ random weights. Scores on them mean nothing.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from experiments.harness import standins
 from experiments.pose.pascal3d import LEVELS
 from sharespace.extras import require
-from sharespace.learn.training import quiet, seeded
+from sharespace.learn.training import quiet
 
+CATEGORIES = ("car", "bus", "chair", "train")
 SPLITS = {"train": 8, "val": 4}
 WIDTH, HEIGHT = 60, 40
 BOX = (10, 8, 44, 33)
 """Left, top, right, bottom."""
 
 
-def make(folder: Path, categories: Sequence[str]) -> None:
+def make(folder: Path, categories: Sequence[str] = CATEGORIES) -> None:
     """``PASCAL3D+_release1.1``, ``OccludedPASCAL3D`` and ``base``."""
     with quiet():
-        make_base(folder / "base")
+        standins.make_vit(folder / "base", 32)
     for number, category in enumerate(categories):
         draw = np.random.default_rng(number)
         for split, count in SPLITS.items():
@@ -39,22 +40,6 @@ def make(folder: Path, categories: Sequence[str]) -> None:
             (listed / f"{category}_imagenet_{split}.txt").write_text("\n".join(names) + "\n")
             for name in names:
                 _write_image(folder, category, name, split == "val", draw)
-
-
-def make_base(folder: Path) -> None:
-    """A ViT of two layers and its image processor."""
-    transformers = require("transformers", "train")
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=32,
-        patch_size=8,
-    )
-    with seeded(0):
-        transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
-    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
 def _write_image(
@@ -74,7 +59,7 @@ def _write_image(
 
 def write_annotation(file: Path, image: str, objects: Sequence[Any], distance: float = 5.0) -> None:
     """A ``.mat`` file with an object for each azimuth, elevation and theta in degrees."""
-    found: Any = np.empty(len(objects), dtype=object)
+    made: Any = np.empty(len(objects), dtype=object)
     for at, (azimuth, elevation, theta) in enumerate(objects):
         view = {
             "azimuth_coarse": 0.0,
@@ -89,9 +74,9 @@ def write_annotation(file: Path, image: str, objects: Sequence[Any], distance: f
             "viewport": 3000.0,
         }
         box = np.array(BOX, dtype=float)
-        found[at] = {"class": "x", "bbox": box, "cad_index": 1, "viewpoint": view}
+        made[at] = {"class": "x", "bbox": box, "cad_index": 1, "viewpoint": view}
     imgsize = np.array([WIDTH, HEIGHT, 3])
-    record = {"filename": image, "database": "ImageNet", "imgsize": imgsize, "objects": found}
+    record = {"filename": image, "database": "ImageNet", "imgsize": imgsize, "objects": made}
     file.parent.mkdir(parents=True, exist_ok=True)
     require("scipy.io", "train").savemat(file, {"record": record})
 
@@ -118,5 +103,6 @@ def _save(file: Path, pixels: Any) -> None:
     Image.fromarray(pixels).save(file, quality=95)
 
 
-if __name__ == "__main__":
-    make(Path(sys.argv[1]), sys.argv[2:] or ["car", "bus", "chair", "train"])
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
+    standins.main(arguments, __doc__, make)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from experiments.harness.cached import stacked
+from experiments.harness.experiment import Experiment
 from experiments.pose.scoring import PoseScore, pose_score
 from sharespace.compare import TaskJob
 from sharespace.learn import Setup
@@ -17,6 +20,7 @@ from sharespace.learn import Setup
 _EVALUATED = 125
 """Views in a batch."""
 
+Made = TypeVar("Made")
 Views = Dataset[dict[str, Tensor]]
 """Of inputs of the model, and ``labels``: azimuth, elevation and theta in radians."""
 
@@ -57,10 +61,32 @@ class PoseTask:
             true.append(batch.pop("labels"))
             inputs = {name: value.to(device) for name, value in batch.items()}
             logits.append(model(**inputs)["logits"].float().cpu())
-        found: Tensor = self.model().bins.decode(torch.cat(logits))
-        return found, torch.cat(true)
+        predicted: Tensor = self.model().bins.decode(torch.cat(logits))
+        return predicted, torch.cat(true)
 
 
 def collate(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """All fields as float32, the examples along the first side."""
-    return {name: torch.stack([e[name] for e in examples]).float() for name in examples[0]}
+    return {name: field.float() for name, field in stacked(list(examples)).items()}
+
+
+class PoseExperiment(Experiment):
+    """An experiment whose tasks are categories."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options)
+        self._made: dict[Any, Any] = {}
+
+    def once(self, key: Any, make: Callable[[], Made]) -> Made:
+        """What was made under this key before, or now."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
+
+    def task(self, name: str, seed: int, held_out: int = 0) -> PoseTask:
+        """One category; the arguments are those of ``job``."""
+        raise NotImplementedError
+
+    def job(self, task: str, seed: int, held_out: int = 0) -> TaskJob:
+        return self.task(task, seed, held_out).job()

@@ -59,8 +59,8 @@ def draw_split(category: str, train: int, test: int, limits: Range, seed: int = 
 def _far_scene(known: Tensor, limits: Range, generator: np.random.Generator) -> Scene:
     for _ in range(_TRIES):
         angles = _viewpoint(limits, generator)
-        found = rotation(torch.tensor(angles, dtype=torch.float64))
-        if float(geodesic(known, found).min()) >= math.radians(limits.apart):
+        turn = rotation(torch.tensor(angles, dtype=torch.float64))
+        if float(geodesic(known, turn).min()) >= math.radians(limits.apart):
             return draw_scene(angles, generator)
     raise OptionError(
         f"apart={limits.apart} degrees",

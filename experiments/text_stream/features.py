@@ -5,22 +5,23 @@ Only the upper layers are adapted, so the lower ones give the same for every met
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.text_stream.sets import TextSet
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from experiments.harness.cached import Tensors, cached, digest
+from experiments.text_stream.sets import TextSet
 
 _BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Features(Dataset[dict[str, Tensor]]):
+class TextFeatures(Dataset[dict[str, Tensor]]):
     """Examples as hidden states."""
 
     hidden: Tensor
@@ -38,28 +39,23 @@ class Features(Dataset[dict[str, Tensor]]):
     @property
     def lengths(self) -> list[int]:
         """Tokens of each example."""
-        found: list[int] = self.offsets.diff().tolist()
-        return found
+        lengths: list[int] = self.offsets.diff().tolist()
+        return lengths
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
         return {"hidden": self.hidden[begin:end], "labels": self.labels[index]}
 
-    def subset(self, count: int) -> Features:
+    def subset(self, count: int) -> TextFeatures:
         """The first examples."""
-        end = int(self.offsets[count])
-        return Features(
-            self.hidden[:end], self.offsets[: count + 1], self.pooled[:count], self.labels[:count]
-        )
+        end, offsets = int(self.offsets[count]), self.offsets[: count + 1]
+        return TextFeatures(self.hidden[:end], offsets, self.pooled[:count], self.labels[:count])
 
-    def after(self, count: int) -> Features:
+    def after(self, count: int) -> TextFeatures:
         """All but the first examples."""
-        begin = self.offsets[count]
-        return Features(
-            self.hidden[int(begin) :],
-            self.offsets[count:] - begin,
-            self.pooled[count:],
-            self.labels[count:],
+        begin, offsets = int(self.offsets[count]), self.offsets[count:]
+        return TextFeatures(
+            self.hidden[begin:], offsets - begin, self.pooled[count:], self.labels[count:]
         )
 
 
@@ -73,59 +69,50 @@ def collate(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {"hidden": hidden, "attention_mask": mask, "labels": labels}
 
 
-def features(
-    examples: TextSet, encoder: Any, tokenizer: Any, *, lower: int, length: int, cache: Path
-) -> Features:
-    """Hidden states after ``lower`` layers, from the cache where they are there.
+@dataclass(frozen=True, eq=False)
+class Lower:
+    """The frozen lower layers of an encoder."""
 
-    Args:
-        examples: texts or pairs of texts.
-        encoder: the base model, a ``BertModel``.
-        tokenizer: its tokenizer.
-        lower: layers that are not adapted.
-        length: tokens of the longest example; the rest is cut off.
-        cache: folder; a file is named by the content that it was computed from.
-    """
-    file = cache / f"{_name(examples, encoder, lower, length)}.safetensors"
-    if not file.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        found = _compute(examples, encoder, tokenizer, lower, length)
-        unfinished = file.with_suffix(".part")
-        save_file(found, unfinished)
-        unfinished.replace(file)
-    loaded = load_file(file)
-    return Features(**loaded)
+    encoder: Any
+    """The whole base model, a ``BertModel``."""
+    tokenizer: Any
+    layers: int
+    """How many of them are not adapted."""
+    length: int
+    """Tokens of the longest example; the rest is cut off."""
+    cache: Path
 
+    @cached_property
+    def digest(self) -> str:
+        """Of all that decides what it makes of an example."""
+        return digest(self.encoder, self.layers, self.length)
 
-def _name(examples: TextSet, encoder: Any, lower: int, length: int) -> str:
-    digest = hashlib.sha256(repr((examples, lower, length)).encode())
-    for name, tensor in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:24]
+    def features(self, examples: TextSet) -> TextFeatures:
+        """Hidden states of texts or pairs of texts, from the cache where they are there."""
+        name = digest(examples, self.digest)
+        return TextFeatures(**cached(self.cache, name, lambda: self._compute(examples)))
 
-
-@torch.no_grad()
-def _compute(
-    examples: TextSet, encoder: Any, tokenizer: Any, lower: int, length: int
-) -> dict[str, Tensor]:
-    pairs = None if examples.pairs is None else list(examples.pairs)
-    tokens = tokenizer(list(examples.texts), pairs, truncation="longest_first", max_length=length)
-    lengths = torch.tensor([len(ids) for ids in tokens["input_ids"]])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
-    width = encoder.config.hidden_size
-    hidden = torch.empty(int(offsets[-1]), width, dtype=torch.bfloat16)
-    pooled = torch.empty(len(lengths), width)
-    for rows in torch.split(lengths.argsort(stable=True), _BATCH):
-        batch = tokenizer.pad(
-            [{key: tokens[key][i] for key in tokens} for i in rows.tolist()], return_tensors="pt"
+    @torch.no_grad()
+    def _compute(self, examples: TextSet) -> Tensors:
+        pairs = None if examples.pairs is None else list(examples.pairs)
+        tokens = self.tokenizer(
+            list(examples.texts), pairs, truncation="longest_first", max_length=self.length
         )
-        with torch.autocast("cpu", torch.bfloat16):
-            result = encoder.eval()(**batch, output_hidden_states=True)
-        mask = batch["attention_mask"].bool()
-        weights = mask[..., None].float()
-        pooled[rows] = (result.last_hidden_state.float() * weights).sum(1) / weights.sum(1)
-        for row, states, used in zip(rows.tolist(), result.hidden_states[lower], mask, strict=True):
-            hidden[offsets[row] : offsets[row + 1]] = states[used].bfloat16()
-    labels = torch.tensor(examples.labels)
-    return {"hidden": hidden, "offsets": offsets, "pooled": pooled, "labels": labels}
+        lengths = torch.tensor([len(ids) for ids in tokens["input_ids"]])
+        offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+        width = self.encoder.config.hidden_size
+        hidden = torch.empty(int(offsets[-1]), width, dtype=torch.bfloat16)
+        pooled = torch.empty(len(lengths), width)
+        for rows in torch.split(lengths.argsort(stable=True), _BATCH):
+            some = [{key: tokens[key][i] for key in tokens} for i in rows.tolist()]
+            batch = self.tokenizer.pad(some, return_tensors="pt")
+            with torch.autocast("cpu", torch.bfloat16):
+                result = self.encoder.eval()(**batch, output_hidden_states=True)
+            mask = batch["attention_mask"].bool()
+            weights = mask[..., None].float()
+            pooled[rows] = (result.last_hidden_state.float() * weights).sum(1) / weights.sum(1)
+            states = result.hidden_states[self.layers]
+            for row, mine, used in zip(rows.tolist(), states, mask, strict=True):
+                hidden[offsets[row] : offsets[row + 1]] = mine[used].bfloat16()
+        labels = torch.tensor(examples.labels)
+        return {"hidden": hidden, "offsets": offsets, "pooled": pooled, "labels": labels}

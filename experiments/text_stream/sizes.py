@@ -1,6 +1,6 @@
 """What is saved, counted two ways, for 6, 100 and 1000 tasks: stores are written and weighed.
 
-    python -m experiments.text_stream.sizes
+    python -m experiments sizes text_stream
 
 Starts from the Share model that ``run`` left in the cache (seed 0, order glue-first). Further tasks
 are derived from those that were learned in the subspace (the same directions with another core, at
@@ -11,16 +11,16 @@ take, whatever they can do. A LoRA of rank 8 with a head is weighed as often as 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks.common import environment
-from experiments.common.runs import write
 
+from experiments.harness.results import write
 from sharespace import Share
 from sharespace.compare.comparison import claims_markdown
 from sharespace.compare.figures import Panel, picture
@@ -32,6 +32,7 @@ from sharespace.compare.size import (
     draw_counts,
     reach,
 )
+from sharespace.errors import OptionError
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 
 HERE = Path(__file__).parent
@@ -39,39 +40,53 @@ FIGURES = HERE.parents[1] / "docs" / "figures"
 TASKS = (6, 100, 1000)
 RANK = 8
 INITIAL = 3
+STREAM = "glue-first-0"
 BATCH = 100
 TRAINED = 17 * 17
-"""Numbers that a task trains per module (settings.py: p = 17)."""
+"""Numbers that a task trains per module (experiment.py: p = 17)."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path(".cache/text_stream"))
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "sizes.json")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of all results")
     parser.add_argument("--figures", type=Path, default=FIGURES)
     parser.add_argument("--tasks", type=int, nargs="+", default=list(TASKS))
-    chosen = parser.parse_args()
-    share = Share.load(chosen.cache / "share" / "glue-first-0")
-    measured = measure(share, chosen.tasks)
+    options = parser.parse_args(arguments)
+    share = Share.load(kept_by_run(options.cache))
+    measured = measure(share, options.tasks)
     layout = layout_of(share, measured)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "environment": environment(0),
         "measured": measured,
         "trained": {"lora": lora_numbers(share), "share": TRAINED * len(share.model.layers)},
     }
-    write(chosen.out, found)
+    write(options.out / "sizes.json", results)
     text = claims_markdown(
-        claims(layout, chosen.tasks),
+        claims(layout, options.tasks),
         [(reach(layout, ratio, "paper"), reach(layout, ratio, "bytes")) for ratio in (10, 20, 100)],
     )
-    chosen.out.with_suffix(".md").write_text(f"{text}\n\n{table(measured)}\n")
-    draw(layout, chosen.figures / "text-stream-sizes.png")
+    (options.out / "sizes.md").write_text(f"{text}\n\n{table(measured)}\n")
+    draw(layout, options.figures / "text-stream-sizes.png")
+
+
+def kept_by_run(cache: Path) -> Path:
+    """The Share model of the first order and seed.
+
+    Raises:
+        OptionError: ``run`` has not left it there.
+    """
+    stores = sorted((cache / "share").glob(f"*-{STREAM}"))
+    if not stores:
+        raise OptionError(str(cache), f"has no Share model of {STREAM}", "Run it first")
+    return stores[0]
 
 
 def measure(share: Share, counts: list[int]) -> dict[str, Any]:
     """Bytes on disk of a store with so many tasks, and of as many plain adapters."""
     names = list(share.tasks)
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         # An initial task: it is a LoRA of rank 8.
         share.export(names[0], Path(folder) / "adapter", rank=RANK)
@@ -81,8 +96,8 @@ def measure(share: Share, counts: list[int]) -> dict[str, Any]:
             store = Path(folder) / f"store-{count}"
             # A copy, so that the store has one version only.
             Share(share.model).save(store)
-            found[str(count)] = {"share": bytes_on_disk(store), "lora": adapter * count}
-    return found
+            measured[str(count)] = {"share": bytes_on_disk(store), "lora": adapter * count}
+    return measured
 
 
 def with_tasks(share: Share, names: list[str], count: int) -> Share:
@@ -90,8 +105,8 @@ def with_tasks(share: Share, names: list[str], count: int) -> Share:
     if count < len(share.tasks):
         return share.remove(*share.tasks[count:])
     for begin in range(len(share.tasks), count, BATCH):
-        more = range(begin, min(begin + BATCH, count))
-        share = share.merge([derived(share, names, i) for i in more])
+        batch = range(begin, min(begin + BATCH, count))
+        share = share.merge([derived(share, names, i) for i in batch])
     return share
 
 
@@ -99,13 +114,13 @@ def derived(share: Share, names: list[str], index: int) -> Adapter:
     """A learned task with another core between its directions."""
     generator = torch.Generator().manual_seed(index)
     known = [name for name in names if name in share.tasks]
-    chosen = known[-1 - index % max(len(known) - INITIAL, 1)]
+    origin = known[-1 - index % max(len(known) - INITIAL, 1)]
     updates = {}
-    for module, update in share.updates(chosen).items():
+    for module, update in share.updates(origin).items():
         rank = update.up.shape[1]
         turn = torch.linalg.qr(torch.randn(rank, rank, generator=generator))[0]
         updates[module] = LayerUpdate(update.up @ turn, update.down)
-    task = share.task(chosen)
+    task = share.task(origin)
     return Adapter.from_updates(
         f"derived-{index}", updates, base=share.model.base, kept=task.kept, config=task.config
     )
@@ -127,13 +142,13 @@ def layout_of(share: Share, measured: dict[str, Any]) -> SizeLayout:
         head=head,
     )
     largest = max(measured, key=int)
-    found, count = measured[largest], int(largest)
+    nbytes, count = measured[largest], int(largest)
     exact = claims(plain, (count,))[0].total
     return SizeLayout(
         **{
             **{name: getattr(plain, name) for name in ("shapes", "k", "p", "rank", "head")},
-            "share_overhead": max((found["share"] - exact.share) // count, 0),
-            "lora_overhead": max((found["lora"] - exact.lora) // count, 0),
+            "share_overhead": max((nbytes["share"] - exact.share) // count, 0),
+            "lora_overhead": max((nbytes["lora"] - exact.lora) // count, 0),
         }
     )
 
@@ -167,13 +182,3 @@ def draw(layout: SizeLayout, path: Path) -> None:
     panels = [Panel("bytes against the number of tasks", partial(draw_counts, points=points))]
     title = f"MiniLM, q and v of three layers: k = {layout.k}, p = {layout.p}; LoRA of rank 8"
     picture(path, title, panels, columns=1)
-
-
-def load(path: Path) -> dict[str, Any]:
-    """The results."""
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
-if __name__ == "__main__":
-    main()

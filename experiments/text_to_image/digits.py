@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from experiments.text_to_image.settings import SIDE
 from torch import Tensor
+
+from experiments.text_to_image.settings import SIDE
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = ("a {}", "the digit {}", "a handwritten {}")

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from experiments.text_to_image.digits import NAMES, Digits, read
 from experiments.text_to_image.settings import SIDE, Size
 from experiments.text_to_image.styles import STYLES, styled
-from torch import Tensor, nn
-from torch.nn import functional
 
 RATE = 2e-3
 _OF_EACH = 8
@@ -42,12 +43,12 @@ class Judge(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The last hidden layer, [count, 128]."""
-        found: Tensor = self.hidden(self.trunk(images)).relu()
-        return found
+        hidden: Tensor = self.hidden(self.trunk(images)).relu()
+        return hidden
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.features(images)
-        return self.digit(found), self.style(found)
+        hidden = self.features(images)
+        return self.digit(hidden), self.style(hidden)
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,13 @@ def _untrained() -> Judge:
 
 
 def _key(digits: Digits, judge: Judge, size: Size) -> str:
-    found = hashlib.sha256(digits.images.numpy().tobytes())
+    digest = hashlib.sha256(digits.images.numpy().tobytes())
     for name in STYLES:
-        found.update(styled(name, digits.images[:8]).contiguous().numpy().tobytes())
+        digest.update(styled(name, digits.images[:8]).contiguous().numpy().tobytes())
     for value in judge.state_dict().values():
-        found.update(value.numpy().tobytes())
-    found.update(repr((size.judges, RATE, _OF_EACH, _SHIFT)).encode())
-    return found.hexdigest()[:12]
+        digest.update(value.numpy().tobytes())
+    digest.update(repr((size.judges, RATE, _OF_EACH, _SHIFT)).encode())
+    return digest.hexdigest()[:12]
 
 
 def _train(judge: Judge, digits: Digits, size: Size) -> None:
@@ -107,9 +108,9 @@ def _train(judge: Judge, digits: Digits, size: Size) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, max(size.judges, 2))
     for _ in range(size.judges):
         images, labels, styles = _batch(digits, generator)
-        found, guessed = judge(images)
-        loss = functional.cross_entropy(found, labels)
-        loss = loss + functional.cross_entropy(guessed, styles)
+        digit_logits, style_logits = judge(images)
+        loss = functional.cross_entropy(digit_logits, labels)
+        loss = loss + functional.cross_entropy(style_logits, styles)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from experiments.text_to_image import painting
-from experiments.text_to_image.jobs import Denoiser, Studio
-from experiments.text_to_image.settings import steps
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
+from experiments.text_to_image import painting
+from experiments.text_to_image.settings import steps
+from experiments.text_to_image.studio import Denoiser, Studio
 from sharespace.compare import ComparisonSettings
 from sharespace.learn import Fit, fit
 
@@ -27,7 +27,7 @@ def make(
 ) -> None:
     """Train a style's LoRA, write it as a pipeline's LoRA file, load it again and score it.
 
-    Beside the file stands ``own.json``, as ``experiments.common.own`` reads it.
+    Beside the file stands ``own.json``, as ``experiments.harness.own`` reads it.
 
     Args:
         studio: base model and classifiers.

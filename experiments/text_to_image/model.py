@@ -20,12 +20,13 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.configuration_utils import register_to_config
-from experiments.text_to_image.digits import CAPTIONS, NAMES
-from experiments.text_to_image.settings import SIDE, Size
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from experiments.text_to_image.digits import CAPTIONS, NAMES
+from experiments.text_to_image.settings import SIDE, Size
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 8
@@ -67,9 +68,9 @@ def tokenizer() -> Any:
     They were learned from the captions once by ``learn_vocabulary``; the learner breaks ties at
     random, so they are kept.
     """
-    found = json.loads(_VOCABULARY.read_text())
-    merges = [tuple(pair.split(" ")) for pair in found["merges"]]
-    return CLIPTokenizer(vocab=found["vocab"], merges=merges, model_max_length=LENGTH)
+    vocabulary = json.loads(_VOCABULARY.read_text())
+    merges = [tuple(pair.split(" ")) for pair in vocabulary["merges"]]
+    return CLIPTokenizer(vocab=vocabulary["vocab"], merges=merges, model_max_length=LENGTH)
 
 
 def learn_vocabulary() -> dict[str, Any]:
@@ -134,7 +135,7 @@ def scheduler() -> Any:
 
 def pipeline(text_encoder: Any, words: Any, denoiser: Any) -> Any:
     """Stable Diffusion's pipeline over these parts."""
-    found = StableDiffusionPipeline(
+    pipe = StableDiffusionPipeline(
         vae=BlockCodec(),
         text_encoder=text_encoder,
         tokenizer=words,
@@ -144,8 +145,8 @@ def pipeline(text_encoder: Any, words: Any, denoiser: Any) -> Any:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    found.set_progress_bar_config(disable=True)
-    return found
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def build(size: Size) -> Any:
@@ -178,5 +179,5 @@ def v_loss(denoiser: Any, noising: Any, latents: Tensor, prompts: Tensor) -> Ten
     times = torch.randint(0, noising.config.num_train_timesteps, (len(latents),))
     noisy = noising.add_noise(latents, noise, times)
     wanted = noising.get_velocity(latents, noise, times)
-    found = denoiser(noisy, times, encoder_hidden_states=prompts).sample
-    return functional.mse_loss(found.float(), wanted.float())
+    velocity = denoiser(noisy, times, encoder_hidden_states=prompts).sample
+    return functional.mse_loss(velocity.float(), wanted.float())

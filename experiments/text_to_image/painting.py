@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from experiments.text_to_image.digits import NAMES, prompt
 from experiments.text_to_image.settings import SIDE, Size
-from torch import Tensor
 
 _BATCH = 50
 
@@ -45,14 +46,14 @@ class Painter:
             self.pipe.unet = before
 
     def _batch(self, labels: Tensor, latents: Tensor) -> Tensor:
-        found = self.pipe(
+        output = self.pipe(
             prompt=[prompt(label) for label in labels.tolist()],
             latents=latents,
             num_inference_steps=self.size.denoising,
             guidance_scale=self.size.guidance,
             output_type="pt",
         )
-        images: Tensor = found.images.float() * 2 - 1
+        images: Tensor = output.images.float() * 2 - 1
         return images
 
 

@@ -1,7 +1,5 @@
 """The base model: trained on captioned digits once, then read from the cache.
 
-    python -m experiments.text_to_image.pretrain --data DATA/images
-
 The cache is by content: another image, caption, number or start is another model.
 """
 
@@ -16,12 +14,12 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from experiments.text_to_image import script
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
 from experiments.text_to_image.digits import CAPTIONS, NAMES, Digits, read
 from experiments.text_to_image.model import build, embed, pipeline, v_loss
 from experiments.text_to_image.settings import Size
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 RATE = 2e-3
 WITHOUT = 0.1
@@ -36,30 +34,30 @@ def base(data: Path, size: Size, cache: Path) -> Any:
     folder = cache / f"base-{key(digits, size)}"
     if not (folder / "done").is_file():
         _save(train(digits, size), folder)
-    found = pipeline(
+    pipe = pipeline(
         CLIPTextModel.from_pretrained(folder / "text_encoder"),
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         UNet2DConditionModel.from_pretrained(folder / "unet"),
     )
-    for part in (found.text_encoder, found.unet):
+    for part in (pipe.text_encoder, pipe.unet):
         part.eval().requires_grad_(False)
-    return found
+    return pipe
 
 
 def key(digits: Digits, size: Size) -> str:
     """Of everything that decides what the model becomes."""
-    found = hashlib.sha256(digits.images.numpy().tobytes())
+    digest = hashlib.sha256(digits.images.numpy().tobytes())
     numbers = (size.channels, size.pretraining, size.pretraining_batch, RATE, WITHOUT, AVERAGED)
-    found.update(repr((numbers, CAPTIONS, NAMES)).encode())
+    digest.update(repr((numbers, CAPTIONS, NAMES)).encode())
     untrained = build(size)
     # Entries with an underscore are diffusers' own notes, in an order that changes.
     noising = {k: v for k, v in untrained.scheduler.config.items() if not k.startswith("_")}
-    found.update(json.dumps(noising, sort_keys=True).encode())
-    found.update(untrained.tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(json.dumps(noising, sort_keys=True).encode())
+    digest.update(untrained.tokenizer.backend_tokenizer.to_str().encode())
     for part in (untrained.unet, untrained.text_encoder):
         for name, value in part.state_dict().items():
-            found.update(name.encode() + value.numpy().tobytes())
-    return found.hexdigest()[:12]
+            digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def train(digits: Digits, size: Size) -> Any:
@@ -90,30 +88,20 @@ def _loss(pipe: Any, digits: Digits, count: int) -> Tensor:
     latents = pipe.vae.encode(digits.images[rows])
     table = embed(pipe, [c.format(n) for c in CAPTIONS for n in NAMES] + [""])
     wording = torch.randint(len(CAPTIONS), (count,))
-    chosen = wording * len(NAMES) + digits.labels[rows]
-    chosen[torch.rand(count) < WITHOUT] = len(table) - 1
-    return v_loss(pipe.unet, pipe.scheduler, latents, table[chosen])
+    captions = wording * len(NAMES) + digits.labels[rows]
+    captions[torch.rand(count) < WITHOUT] = len(table) - 1
+    return v_loss(pipe.unet, pipe.scheduler, latents, table[captions])
 
 
 @torch.no_grad()
 def _follow(average: Mapping[str, Tensor], now: Mapping[str, Tensor], step: int) -> None:
-    kept = min(AVERAGED, (1 + step) / (10 + step))
+    decay = min(AVERAGED, (1 + step) / (10 + step))
     for name, value in average.items():
         if value.is_floating_point():
-            value.lerp_(now[name], 1 - kept)
+            value.lerp_(now[name], 1 - decay)
 
 
 def _save(pipe: Any, folder: Path) -> None:
     for part in ("unet", "text_encoder", "tokenizer"):
         getattr(pipe, part).save_pretrained(folder / part)
     (folder / "done").touch()
-
-
-def main() -> None:
-    chosen = script.parser(__doc__).parse_args()
-    script.begin(chosen)
-    base(chosen.data, script.size(chosen), chosen.cache)
-
-
-if __name__ == "__main__":
-    main()

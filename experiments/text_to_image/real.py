@@ -1,6 +1,6 @@
 """The recipe for real pipelines: style LoRAs from the Hub, merged one after the other.
 
-    python -m experiments.text_to_image.real --device cuda --dtype bfloat16 \\
+    python -m experiments real text_to_image --device cuda --dtype bfloat16 \\
         --pipeline stabilityai/stable-diffusion-xl-base-1.0 \\
         --lora pixel=nerijs/pixel-art-xl --lora papercut=TheLastBen/Papercut_SDXL \\
         --prompt "a lighthouse by the sea" --prompt "a fox" --k 64
@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from benchmarks.common import environment
 from diffusers import DiffusionPipeline
-from experiments.common.runs import write
-from experiments.text_to_image.pictures import grid
 
+from experiments.harness.results import write
+from experiments.text_to_image.pictures import grid
 from sharespace import Adapter, Share
 from sharespace.errors import OptionError
 from sharespace.formats import PlainLora, read_adapter, write_adapter
@@ -39,7 +39,7 @@ NOISE = 0
 """Seed of the images; the next one is the other noise."""
 
 
-def options() -> argparse.Namespace:
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,7 +55,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--side", type=int, help="pixels; default: the pipeline's own")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 @dataclass(eq=False)
@@ -69,22 +69,23 @@ class Stream:
     steps: list[dict[str, Any]] = field(default_factory=list)
 
 
-def main() -> None:
-    chosen = options()
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
+    options = parsed(arguments)
     pipe = DiffusionPipeline.from_pretrained(
-        chosen.pipeline, torch_dtype=getattr(torch, chosen.dtype)
-    ).to(chosen.device)
+        options.pipeline, torch_dtype=getattr(torch, options.dtype)
+    ).to(options.device)
     pipe.set_progress_bar_config(disable=True)
     stream, share = Stream(), None
     originals: list[Adapter] = []
-    for name, source in loras(chosen.lora).items():
+    for name, source in loras(options.lora).items():
         originals.append(read_adapter(source, name))
-        share = merged(share, originals[-1], chosen.k)
-        share.save(chosen.out / "styles.share")
-        _own_images(pipe, originals[-1], stream, chosen)
-        stream.steps.append(step(pipe, share, originals, stream, chosen))
+        share = merged(share, originals[-1], options.k)
+        share.save(options.out / "styles.share")
+        _own_images(pipe, originals[-1], stream, options)
+        stream.steps.append(step(pipe, share, originals, stream, options))
         record = {"steps": stream.steps, "environment": environment(NOISE)}
-        write(chosen.out / "results.json", {"settings": _plain(chosen), **record})
+        write(options.out / "results.json", {"settings": _plain(options), **record})
 
 
 def loras(given: Sequence[str]) -> dict[str, str]:
@@ -105,56 +106,47 @@ def merged(share: Share | None, adapter: Adapter, k: int) -> Share:
     return Share.from_adapters([adapter], k=k) if share is None else share.merge([adapter])
 
 
-def paint(pipe: Any, folder: str | os.PathLike[str], noise: int, chosen: Any) -> Images:
+def paint(pipe: Any, folder: str | os.PathLike[str], noise: int, options: Any) -> Images:
     """Images of all prompts with a LoRA file, by the pipeline's own loader."""
     pipe.load_lora_weights(os.fspath(folder))
     try:
-        size = {"height": chosen.side, "width": chosen.side} if chosen.side else {}
-        found = [
+        size = {"height": options.side, "width": options.side} if options.side else {}
+        images = [
             pipe(
                 prompt,
-                num_inference_steps=chosen.steps,
-                guidance_scale=chosen.guidance,
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance,
                 generator=torch.Generator().manual_seed(1000 * noise + i),
                 output_type="np",
                 **size,
             ).images[0]
-            for i, prompt in enumerate(chosen.prompt)
+            for i, prompt in enumerate(options.prompt)
         ]
-        return np.stack(found)
+        return np.stack(images)
     finally:
         pipe.unload_lora_weights()
 
 
-def _own_images(pipe: Any, original: Adapter, stream: Stream, chosen: Any) -> None:
+def _own_images(pipe: Any, original: Adapter, stream: Stream, options: Any) -> None:
     """Of the original LoRA, in whatever form its file is, with two noises."""
     with TemporaryDirectory() as folder:
         place = Path(folder) / "own"
-        write_adapter(
-            place,
-            PlainLora(
-                {module: original.layer(module) for module in original.shapes},
-                shapes=original.shapes,
-                kept=original.kept,
-                config=original.config,
-            ),
-            to="diffusers",
-        )
-        stream.own[original.name] = paint(pipe, place, NOISE, chosen)
-        stream.other_noise[original.name] = paint(pipe, place, NOISE + 1, chosen)
+        write_adapter(place, PlainLora.from_adapter(original), to="diffusers")
+        stream.own[original.name] = paint(pipe, place, NOISE, options)
+        stream.other_noise[original.name] = paint(pipe, place, NOISE + 1, options)
 
 
 def step(
-    pipe: Any, share: Share, originals: Sequence[Adapter], stream: Stream, chosen: Any
+    pipe: Any, share: Share, originals: Sequence[Adapter], stream: Stream, options: Any
 ) -> dict[str, Any]:
     """Images and distances of every known style after a merge."""
     now = {}
     for name in share.tasks:
         with TemporaryDirectory() as folder:
             share.export(name, Path(folder) / "lora", to="diffusers")
-            now[name] = paint(pipe, Path(folder) / "lora", NOISE, chosen)
+            now[name] = paint(pipe, Path(folder) / "lora", NOISE, options)
         stream.learned.setdefault(name, now[name])
-    _picture(chosen, stream, now)
+    _picture(options, stream, now)
     errors = share.fidelity(originals).tasks
     return {
         name: {
@@ -172,8 +164,8 @@ def distance(first: Images, second: Images) -> float:
     return float(np.mean((first.astype(np.float64) - second) ** 2))
 
 
-def _picture(chosen: Any, stream: Stream, now: Mapping[str, Images]) -> None:
-    columns = [f"{name}: {prompt}" for name in now for prompt in chosen.prompt]
+def _picture(options: Any, stream: Stream, now: Mapping[str, Images]) -> None:
+    columns = [f"{name}: {prompt}" for name in now for prompt in options.prompt]
     parts = {
         "the LoRA itself": stream.own,
         "Share, when\nit came": stream.learned,
@@ -181,12 +173,8 @@ def _picture(chosen: Any, stream: Stream, now: Mapping[str, Images]) -> None:
     }
     rows = {text: [i for name in now for i in images[name]] for text, images in parts.items()}
     title = f"After {len(now)} styles"
-    grid(chosen.out / f"step-{len(now)}.png", title, columns, rows, shape=(2.4, 2.4))
+    grid(options.out / f"step-{len(now)}.png", title, columns, rows, shape=(2.4, 2.4))
 
 
-def _plain(chosen: argparse.Namespace) -> dict[str, Any]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(chosen).items()}
-
-
-if __name__ == "__main__":
-    main()
+def _plain(options: argparse.Namespace) -> dict[str, Any]:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}

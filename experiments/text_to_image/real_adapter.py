@@ -1,11 +1,11 @@
-"""A stranger's Stable Diffusion 1.5 LoRA through Share and back into diffusers.
+"""A public Stable Diffusion 1.5 LoRA through Share and back into diffusers.
 
-    python -m experiments.text_to_image.real_adapter --adapter ADAPTERS/stable-diffusion-v1-5/NAME
+    python -m experiments real_adapter text_to_image --adapter ADAPTERS/stable-diffusion-v1-5/NAME
 
 The file is of the old diffusers form (attention processors, no configuration). It is compressed
 together with adapters that are made here for the same modules, as one file is no collection: some
-are relatives (the real one with noise on its factors), the others strangers (random factors of the
-same norms). They say nothing about how much real adapters share; what is tested is the way: read,
+are noisy copies (the real one with noise on its factors), the others random (factors of the same
+norms). They say nothing about how much real adapters share; what is tested is the way: read,
 compress, export, load in diffusers' own UNet with Stable Diffusion 1.5's configuration, and compare
 what acts on each weight there with what the Share model holds.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from benchmarks.common import environment
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from experiments.common.runs import write
-from experiments.text_to_image import script
 
+from experiments.harness.results import write
 from sharespace import Adapter, Share
 from sharespace.formats import read_adapter
 from sharespace.subspace.adapter import LayerUpdate
 
+RESULTS = Path(__file__).parent / "results"
 CONFIG: dict[str, Any] = {
     "sample_size": 64,
     "block_out_channels": (320, 640, 1280, 1280),
@@ -39,36 +39,37 @@ CONFIG: dict[str, Any] = {
 }
 """Of Stable Diffusion 1.5's UNet; the rest are diffusers' defaults."""
 NOISE = 0.3
-"""Of relatives: norm of the noise on each factor, relative to the factor."""
+"""Of noisy copies: norm of the noise on each factor, relative to the factor."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
+    """The stage, as from the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--adapter", type=Path, required=True, help="folder or file")
-    parser.add_argument("--out", type=Path, default=script.RESULTS / "real_adapter.json")
-    parser.add_argument("--relatives", type=int, default=3)
-    parser.add_argument("--strangers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of all results")
+    parser.add_argument("--copies", type=int, default=3, help="noisy ones")
+    parser.add_argument("--random", type=int, default=2)
     parser.add_argument("--k", type=int, nargs="+", default=[8, 16, 24])
     parser.add_argument("--modules", default="", help="only modules whose name contains this")
-    chosen = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    write(chosen.out, measured(chosen))
+    write(options.out / "real_adapter.json", measured(options))
 
 
-def measured(chosen: argparse.Namespace) -> dict[str, Any]:
+def measured(options: argparse.Namespace) -> dict[str, Any]:
     """What the results file holds."""
-    real = of_modules(read_adapter(chosen.adapter, "real"), chosen.modules)
-    others = made(real, chosen.relatives, chosen.strangers)
-    rows = [row([real, *others], k) for k in chosen.k]
+    real = of_modules(read_adapter(options.adapter, "real"), options.modules)
+    made_here = made(real, options.copies, options.random)
+    rows = [row([real, *made_here], k) for k in options.k]
     return {
-        "adapter": chosen.adapter.name,
-        "made_here": {"relatives": chosen.relatives, "strangers": chosen.strangers, "noise": NOISE},
+        "adapter": options.adapter.name,
+        "made_here": {"copies": options.copies, "random": options.random, "noise": NOISE},
         "modules": len(real.shapes),
         "ranks": sorted(set(real.ranks.values())),
         "parameters": sum(u.up.numel() + u.down.numel() for u in updates_of(real).values()),
-        "original_in_diffusers": differences(updates_of(real), chosen.adapter),
+        "original_in_diffusers": differences(updates_of(real), options.adapter),
         "by_k": rows,
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "environment": environment(0),
@@ -77,10 +78,10 @@ def measured(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def of_modules(adapter: Adapter, part: str) -> Adapter:
     """The adapter on some of its modules."""
-    chosen = {m: adapter.layer(m) for m in adapter.shapes if part in m}
-    shapes = {m: adapter.shapes[m] for m in chosen}
+    updates = {m: adapter.layer(m) for m in adapter.shapes if part in m}
+    shapes = {m: adapter.shapes[m] for m in updates}
     return Adapter.from_updates(
-        adapter.name, chosen, base=adapter.base, shapes=shapes, config=adapter.config
+        adapter.name, updates, base=adapter.base, shapes=shapes, config=adapter.config
     )
 
 
@@ -88,19 +89,19 @@ def updates_of(adapter: Adapter) -> dict[str, LayerUpdate]:
     return {module: adapter.layer(module) for module in adapter.shapes}
 
 
-def made(real: Adapter, relatives: int, strangers: int) -> list[Adapter]:
+def made(real: Adapter, copies: int, random: int) -> list[Adapter]:
     """Adapters for the same modules."""
     generator = torch.Generator().manual_seed(0)
-    close = [(f"relative-{i}", 1.0) for i in range(relatives)]
-    far = [(f"stranger-{i}", 0.0) for i in range(strangers)]
-    return [_made(real, name, kept, generator) for name, kept in close + far]
+    close = [(f"copy-{i}", 1.0) for i in range(copies)]
+    far = [(f"random-{i}", 0.0) for i in range(random)]
+    return [_made(real, name, part, generator) for name, part in close + far]
 
 
-def _made(real: Adapter, name: str, kept: float, generator: torch.Generator) -> Adapter:
+def _made(real: Adapter, name: str, part: float, generator: torch.Generator) -> Adapter:
     def factor(given: torch.Tensor) -> torch.Tensor:
         noise = torch.randn(given.shape, generator=generator)
         noise *= given.norm() / noise.norm()
-        return kept * given + (NOISE if kept else 1.0) * noise
+        return part * given + (NOISE if part else 1.0) * noise
 
     updates = {
         module: LayerUpdate(factor(u.up), factor(u.down), u.scaling)
@@ -116,15 +117,15 @@ def row(adapters: list[Adapter], k: int) -> dict[str, Any]:
     began = time.process_time()
     share = Share.from_adapters(adapters, k=k)
     seconds = time.process_time() - began
-    found = share.fidelity(adapters)
+    fidelity = share.fidelity(adapters)
     with TemporaryDirectory() as folder:
         share.export("real", Path(folder) / "real", to="diffusers")
         loaded = differences(share.updates("real"), Path(folder) / "real")
     return {
         "k": k,
         "seconds": seconds,
-        "relative_error": {name: task.relative_error for name, task in found.tasks.items()},
-        "bytes": {"basis": found.bytes.basis, "coefficients": found.bytes.coefficients},
+        "relative_error": {name: task.relative_error for name, task in fidelity.tasks.items()},
+        "bytes": {"basis": fidelity.bytes.basis, "coefficients": fidelity.bytes.coefficients},
         "bytes_of_adapters": sum(
             u.up.nbytes + u.down.nbytes for a in adapters for u in updates_of(a).values()
         ),
@@ -160,14 +161,10 @@ def differences(expected: Mapping[str, LayerUpdate], file: Path) -> dict[str, An
     for module, update in expected.items():
         layer = unet.get_submodule(module.removeprefix("unet."))
         wanted = update.scaling * update.up.float() @ update.down.float()
-        found = layer.get_delta_weight(adapter).detach().float()
-        worst = max(worst, float((found - wanted).norm() / wanted.norm()))
+        there = layer.get_delta_weight(adapter).detach().float()
+        worst = max(worst, float((there - wanted).norm() / wanted.norm()))
     return {
         "modules": len(expected),
         "largest_relative_difference": worst,
         "load_lora_weights_finds_it": named,
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sharespace.compare import ComparisonSettings
-from sharespace.learn import TaskMethod, TrainingSettings
+from experiments.harness.numbers import Numbers
 
 TASKS = ("outlined", "striped", "bold", "embossed", "framed", "blurred", "rotated")
 """Styles, in the order of the stream. The first three come as finished LoRAs, the others are
@@ -81,28 +80,19 @@ def steps(style: str, size: Size) -> int:
     return size.slow_steps if style in SLOW else size.steps
 
 
-def settings(size: Size, seed: int) -> ComparisonSettings:
-    """All methods' numbers."""
-
-    def training(rate: float) -> TrainingSettings:
-        return TrainingSettings(
-            max_steps=size.steps,
-            learning_rate=rate,
-            per_device_train_batch_size=size.batch_size,
-            weight_decay=0.0,
-            use_cpu=True,
-            lr_scheduler_type="cosine",
-        )
-
-    return ComparisonSettings(
-        head=training(1e-3),  # there are no heads: never used
-        lora=training(4e-3),
-        coefficients=training(1e-2),
+def numbers(size: Size) -> Numbers:
+    """What is trained with."""
+    return Numbers(
+        steps=size.steps,
+        batch_size=size.batch_size,
+        lora=4e-3,
+        core=1e-2,
+        p=24,
+        phi=12,
         targets=TARGETS,
-        rank=8,
-        lora_alpha=8,
-        k=72,
-        method=TaskMethod(p=24, phi=12, form="core", directions="gradient"),
         initial=INITIAL,
-        seed=seed,
+        alpha=8,
+        head=None,  # There are no heads.
+        finetune=False,
+        osf=None,
     )

@@ -47,9 +47,9 @@ def embossed(images: Tensor) -> Tensor:
 
 def framed(images: Tensor) -> Tensor:
     """A white frame of two pixels."""
-    found = torch.ones_like(images)
-    found[..., 2:-2, 2:-2] = images[..., 2:-2, 2:-2]
-    return found
+    framed_images = torch.ones_like(images)
+    framed_images[..., 2:-2, 2:-2] = images[..., 2:-2, 2:-2]
+    return framed_images
 
 
 def blurred(images: Tensor) -> Tensor:

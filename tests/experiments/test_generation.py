@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,22 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("tokenizers")
 
+from experiments_calls import call
 from shared_data import TEXT
 
 if not TEXT.is_dir():
     pytest.skip("the text sets are not here", allow_module_level=True)
 
-from experiments.generation import adapters, learn, run, script, summarise, tune, weighing
+from experiments.generation import adapters
 from experiments.generation.adapters import fresh, scaled, train
 from experiments.generation.base import padded, tokenise
+from experiments.generation.experiment import Generation
 from experiments.generation.many import Stack, adapted
 from experiments.generation.rules import RULES, TAUGHT
 from experiments.generation.scoring import _forced
 from experiments.generation.settings import ALPHA, LORA_RATE, QUICK, RANK, TARGETS
 from experiments.generation.tasks import Example
+from experiments.harness.experiment import opened, parser
 
 from sharespace.formats import PlainLora, write_adapter
 
@@ -41,34 +43,29 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ready(cache: Path) -> script.Ready:
-    parser = script.parser(None, "none")
-    return script.begin(parser.parse_args(["--data", str(TEXT), "--cache", str(cache), "--quick"]))
-
-
-def call(main: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
-    main()
+def experiment(cache: Path) -> Generation:
+    arguments = ["--data", str(TEXT), "--cache", str(cache), "--quick"]
+    made: Generation = opened(Generation, parser(Generation, None).parse_args(arguments))
+    return made
 
 
 def test_from_data_to_tables_and_figures(
-    ready: script.Ready, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Generation, cache: Path, tmp_path: Path
 ) -> None:
-    assert len(ready.tasks) == 10
-    common = ("--data", TEXT, "--cache", cache, "--quick")
-    merge = (*common, "--out", tmp_path / "merge", "--starts", "own")
-    call(run.main, monkeypatch, *merge, "--seeds", "0", "1")
-    found = json.loads((tmp_path / "merge" / "own-0.json").read_text())
+    assert len(experiment.tasks) == 10
+    results, figures = tmp_path / "results", tmp_path / "figures"
+    common = ("generation", "--data", TEXT, "--cache", cache, "--quick", "--out", results)
+    call("merge", *common, "--starts", "own", "--seeds", 0, 1)
+    merged = json.loads((results / "merge" / "own-0.json").read_text())
     names = {"original", "base", "mean_adapter", "share 4", "joint 4", "own_svd 4"}
-    assert set(found["methods"]) == {*names, "random_basis 4"}
-    assert [step["tasks"] for step in found["methods"]["joint 4"]["steps"]] == [4, 8, 10]
-    again = json.loads((tmp_path / "merge" / "own-1.json").read_text())
+    assert set(merged["methods"]) == {*names, "random_basis 4"}
+    assert [step["tasks"] for step in merged["methods"]["joint 4"]["steps"]] == [4, 8, 10]
+    again = json.loads((results / "merge" / "own-1.json").read_text())
     assert set(again["methods"]) == {"share 4", "joint 4"}
 
     methods = ("head_only", "per_task_lora", "share_strict")
-    learned = (*common, "--out", tmp_path / "learn", "--seeds", "0", "--methods", *methods)
-    call(learn.main, monkeypatch, *learned)
-    record = json.loads((tmp_path / "learn" / "generation-0.json").read_text())
+    call("run", *common, "--seeds", 0, "--methods", *methods)
+    record = json.loads((results / "runs" / "generation-0.json").read_text())
     trained = {m: record["methods"][m]["trainable"]["agnews"] for m in methods}
     modules = 2 * len(TARGETS)
     assert trained == {
@@ -77,36 +74,32 @@ def test_from_data_to_tables_and_figures(
         "share_strict": modules * 12 * 12,
     }
 
-    others = (*common, "--out", tmp_path / "results")
-    trials = ("--core", "4", "2", "1e-2", "2", "--lora", "2", "1e-3", "2")
-    call(tune.main, monkeypatch, *others, "--tasks", "agnews", *trials)
-    tried = json.loads((tmp_path / "results" / "tune.json").read_text())["trials"]
-    assert set(tried) == {"core p=4 phi=2 rate=0.01 steps=2", "lora rank=2 rate=0.001 steps=2"}
-    call(weighing.main, monkeypatch, *others)
-    check_weighing(json.loads((tmp_path / "results" / "weighing.json").read_text())["scores"]["4"])
+    trials = ("--core", 4, 2, 1e-2, 2, "--lora", 2, 1e-3, 2)
+    call("tune", *common, "--tasks", "agnews", *trials)
+    tried = json.loads((results / "tune.json").read_text())["trials"]
+    labels = {"core p=4 phi=2 rate=0.01 steps=2", "lora rank=2 rate=0.001 steps=2"}
+    assert set(tried) == {*labels, "head alone"}
+    call("weighing", *common)
+    check_weighing(json.loads((results / "weighing.json").read_text())["scores"]["4"])
 
-    figures = tmp_path / "figures"
-    figures.mkdir()
-    out = ("--out", tmp_path / "results", "--figures", figures)
-    given = ("--merge", tmp_path / "merge", "--learn", tmp_path / "learn")
-    none = ("--slower", tmp_path / "none", "--sizes", tmp_path / "none")
-    call(summarise.main, monkeypatch, *given, *none, "--relatives", tmp_path / "merge", *out)
-    assert "joint (ours)" in (tmp_path / "results" / "tables.md").read_text()
-    assert len(json.loads((tmp_path / "results" / "claims.json").read_text())["claims"]) == 3
-    assert len(list(figures.glob("generation-*.png"))) == 2
+    call("summarise", "generation", "--results", results, "--figures", figures)
+    assert "joint (ours)" in (results / "tables.md").read_text()
+    assert len(json.loads((results / "claims.json").read_text())["claims"]) == 3
+    assert len(list(figures.glob("generation-*.png"))) == 3
 
 
 def check_weighing(found: Any) -> None:
     """Who counts how much matters, and the library's weights leave the least relative error."""
-    at_once = {label: v for label, v in found.items() if "at once" in label}
-    assert len(found) == 2 * len(at_once) == 6
+    assert sum("roots" in label for label in found) == 2
+    at_once = {n: v for n, v in found.items() if "at once" in n and "roots" not in n}
+    assert len(at_once) == 3
     best = max(at_once, key=lambda label: at_once[label]["explained_variance"])
     assert best == "joint, weight 1/|dW|, at once"
 
 
-def test_many_adapters_at_once_are_as_pefts(ready: script.Ready, tmp_path: Path) -> None:
+def test_many_adapters_at_once_are_as_pefts(experiment: Generation, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    base = ready.base
+    base = experiment.model
     rows = tokenise(base.tokenizer, [Example("may i book", "hotel"), Example("a new", "b")], 64)
     ids, _ = padded(rows)
     names = ["first", "second"]
@@ -133,13 +126,14 @@ def _drawn(model: Any, seed: int) -> Any:
     return Stack(("x",), up, down).updates("x")
 
 
-def test_training_many_is_training_each_by_peft(ready: script.Ready) -> None:
+def test_training_many_is_training_each_by_peft(experiment: Generation) -> None:
     """The second of two adapters that are trained together, against PEFT's layers, alone."""
     peft = pytest.importorskip("peft")
-    model = ready.base.model.float()
+    model = experiment.model.model.float()
     size = replace(QUICK, steps=3, batch_size=3)
     names = ["rule-last-2", "rule-reverse"]
-    rows = {n: tokenise(ready.base.tokenizer, ready.tasks[n].train, 64) for n in names}
+    tokenizer = experiment.model.tokenizer
+    rows = {n: tokenise(tokenizer, experiment.tasks[n].train, 64) for n in names}
     stack, _ = train(model, rows, size, "own", seed=5)
 
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))
@@ -165,12 +159,12 @@ def test_training_many_is_training_each_by_peft(ready: script.Ready) -> None:
         mine = stack.updates(names[1])[name]
         torch.testing.assert_close(mine.up @ mine.down, theirs.detach(), rtol=1e-3, atol=1e-5)
     wrapped.unload()
-    ready.base.model.to(torch.bfloat16)
+    experiment.model.model.to(torch.bfloat16)
 
 
-def test_exact_match_needs_no_generation(ready: script.Ready) -> None:
+def test_exact_match_needs_no_generation(experiment: Generation) -> None:
     """A greedy answer is the reference where all its tokens come first, and only there."""
-    base = ready.base
+    base = experiment.model
     asked = [Example(f"text: {' '.join(WORDS[:n])} task:", "x") for n in (2, 4, 6)]
     rows = tokenise(base.tokenizer, asked, 64)
     model = base.model
@@ -185,7 +179,7 @@ def test_exact_match_needs_no_generation(ready: script.Ready) -> None:
             )[0].tolist()
         right = replace(row, ids=tuple(made))
         wrong = replace(row, ids=(*made[:-1], (made[-1] + 1) % len(base.tokenizer)))
-        test = ready.tests["agnews"]
+        test = experiment.tests["agnews"]
         for found, expected in ((right, True), (wrong, False)):
             exact, _ = _forced(model, [replace(test, rows=(found,))], None)
             assert bool(exact[0, 0]) is expected
@@ -202,10 +196,10 @@ def test_rules_of_the_stream_are_not_taught() -> None:
     assert answers["long"] == "book hotel"
 
 
-def test_an_adapters_start_and_clipping_are_its_own(ready: script.Ready) -> None:
-    own = fresh(ready.base.model, ["a", "b"], "own", 0)
-    same = fresh(ready.base.model, ["a", "b"], "same", 0)
-    alone = fresh(ready.base.model, ["b"], "own", 0)
+def test_an_adapters_start_and_clipping_are_its_own(experiment: Generation) -> None:
+    own = fresh(experiment.model.model, ["a", "b"], "own", 0)
+    same = fresh(experiment.model.model, ["a", "b"], "same", 0)
+    alone = fresh(experiment.model.model, ["b"], "own", 0)
     for module, down in own.down.items():
         assert not torch.equal(down[0], down[1])
         assert torch.equal(down[1], alone.down[module][0])

@@ -15,6 +15,7 @@ from experiments.generation import hub, real, standins
 from experiments.generation.answers import rouge
 from experiments.generation.hub import Question
 
+from experiments_calls import call
 from sharespace import Share
 from sharespace.errors import OptionError
 
@@ -37,7 +38,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_real_recipe_runs_and_goes_on(folder: Path, tmp_path: Path) -> None:
     common = ["--folder", str(folder), "--out", str(tmp_path), *ARGUMENTS]
-    real.main(common)
+    call("real", "generation", *common)
     scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert all(len(scores[stage]) == 4 for stage in real.STAGES)
     share = Share.load(tmp_path / "share")
@@ -48,7 +49,7 @@ def test_the_real_recipe_runs_and_goes_on(folder: Path, tmp_path: Path) -> None:
     scores["final"].popitem()
     kept = {**json.loads((tmp_path / "scores.json").read_text()), "scores": scores}
     (tmp_path / "scores.json").write_text(json.dumps(kept))
-    real.main(common)
+    call("real", "generation", *common)
     again = json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert len(again["final"]) == 4
     assert Share.load(tmp_path / "share").version == share.version == 2

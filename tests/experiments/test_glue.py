@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import json
 import sys
@@ -31,17 +30,6 @@ LORA = 4 * 8 * (32 + 32)
 def datasets() -> Any:
     pytest.importorskip("psutil", reason="the extra bench is not installed")
     return pytest.importorskip("datasets", reason="the extra train is not installed")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nothing_to_collect() -> Iterator[None]:
-    """Trainer collects garbage after each training: half a second of all that was imported."""
-    for name in ("peft", "sklearn.metrics", "transformers.trainer", "transformers.models.roberta"):
-        pytest.importorskip(name, reason="the extra train is not installed")
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -20,7 +20,7 @@ here = pytest.mark.skipif(
 
 @here
 def test_both_halves_of_the_mobilenet_are_the_whole() -> None:
-    from experiments.common.mobilenet import load_mobilenet
+    from experiments.harness.mobilenet import load_mobilenet
     from experiments.images.mobile import mobilenet
 
     folder = DATA / "backbones" / "mobilenet_v1_025_128"
@@ -38,7 +38,7 @@ def test_both_halves_of_the_mobilenet_are_the_whole() -> None:
 @here
 def test_tasks_of_the_streams() -> None:
     from experiments.images.sets import read
-    from experiments.images.settings import PRETRAINED, STREAMS, TASKS
+    from experiments.images.tasks import PRETRAINED, STREAMS, TASKS
 
     images = DATA / "images"
     for name in ("cifar-9", "things", "mnist-noisy", "korean"):
@@ -56,7 +56,7 @@ def test_tasks_of_the_streams() -> None:
 @here
 def test_changes_of_images() -> None:
     from experiments.images.sets import read
-    from experiments.images.settings import TASKS
+    from experiments.images.tasks import TASKS
 
     images = DATA / "images"
     plain, turned, dark = (
@@ -92,12 +92,12 @@ def test_pixels() -> None:
 
 
 def test_a_dead_feature_does_not_harm_the_head() -> None:
-    from experiments.common.heads import train_head
+    from experiments.harness.heads import Head, train_head
 
     features = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     labels = (features[:, 0] > 0).long()
     features[:, 3] = 0
-    head = train_head(features, labels, 2, seed=0)
+    head = train_head(Head(features, 2), features, labels, seed=0)
     assert (head(features).argmax(1) == labels).float().mean() > 0.9
     assert bool(torch.isfinite(head(torch.randn(4, 6) * 5)).all())
 

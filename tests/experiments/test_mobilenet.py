@@ -8,7 +8,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from experiments.common.mobilenet import load_mobilenet
+from experiments.harness.mobilenet import load_mobilenet
 
 from shared_data import SHARED
 from sharespace.errors import MismatchError, OptionError

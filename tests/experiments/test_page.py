@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import page
+from experiments import EXPERIMENTS, page
 
 
 def test_page_is_in_sync() -> None:
@@ -16,7 +16,7 @@ def test_page_is_in_sync() -> None:
 
 def test_experiments_with_claims_are_on_the_page() -> None:
     for file in page.HERE.glob("*/results/claims.json"):
-        assert file.parents[1].name in page.EXPERIMENTS
+        assert file.parents[1].name in EXPERIMENTS
 
 
 def test_a_section_is_made_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

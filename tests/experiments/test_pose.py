@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from experiments.pose import meshes, occluded, run, summarise
+from experiments.pose import meshes
 from experiments.pose.model import AngleBins, Bins
 from experiments.pose.occlusion import LEVELS, occlude
 from experiments.pose.pictures import first_ones, project
@@ -19,6 +17,7 @@ from experiments.pose.render import Scene, render
 from experiments.pose.rotations import geodesic, rotation, turns
 from experiments.pose.views import Range, angles_of, draw_split
 
+from experiments_calls import call
 from shared_data import SHARED
 from sharespace.errors import OptionError
 from sharespace.stream.measures import ScoreMatrix
@@ -115,7 +114,7 @@ def test_the_image_shows_the_pose() -> None:
 
 @here
 def test_no_mesh_has_a_rotational_symmetry() -> None:
-    """So none is scored with one (settings.GROUPS): the nearest is the teapot's half turn."""
+    """So none is scored with one (experiment.GROUPS): the nearest is the teapot's half turn."""
     for name, least in (("teapot", 0.03), ("beetle-alt", 0.03), ("rocker-arm", 0.03)):
         mesh = meshes.load(DATA / "meshes", name)
         assert meshes.deviation(mesh, turns((0, 0, 1), 2)[1].numpy(), 1500) > least
@@ -124,43 +123,27 @@ def test_no_mesh_has_a_rotational_symmetry() -> None:
         meshes.load(DATA / "meshes", "sphere")
 
 
-@pytest.fixture
-def nothing_to_collect() -> Iterator[None]:
-    """Trainer collects garbage after each training: half a second of all that was imported."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @here
-@pytest.mark.usefixtures("nothing_to_collect")
-def test_from_meshes_to_tables_and_figures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_meshes_to_tables_and_figures(tmp_path: Path) -> None:
     results, figures = tmp_path / "results", tmp_path / "figures"
-    figures.mkdir()
-    common = ["--data", str(DATA), "--cache", str(tmp_path / "cache"), "--quick", "--seeds", "0"]
-    runs = [*common, "--out", str(results / "runs"), "--methods", *METHODS]
-    run.main(runs)
-    found = json.loads((results / "runs" / "animals-first-0.json").read_text())
-    assert set(found["methods"]) == set(METHODS)
-    assert found["methods"]["share_strict"]["trainable"]["cow"] == 2 * 32 * 32
-    capsys.readouterr()
-    run.main(runs)
-    assert not capsys.readouterr().out
+    places = ("--data", DATA, "--cache", tmp_path / "cache", "--out", results)
+    common = (*places, "--quick", "--seeds", 0, "--orders", "animals-first")
+    call("run", "pose", *common, "--methods", *METHODS)
+    run = json.loads((results / "runs" / "animals-first-0.json").read_text())
+    assert set(run["methods"]) == set(METHODS)
+    assert run["methods"]["share_strict"]["trainable"]["cow"] == 2 * 32 * 32
 
-    occluded.main([*common, "--out", str(results / "occluded")])
+    call("occluded", "pose", *common)
     scored = json.loads((results / "occluded" / "animals-first-0.json").read_text())["scores"]
-    at_end = found["methods"]["share_strict"]["matrix"]["scores"][-1]
+    at_end = run["methods"]["share_strict"]["matrix"]["scores"][-1]
     assert [s["share_strict"]["clean"]["acc_pi_6"] for s in scored.values()] == at_end
-    own = found["methods"]["per_task_lora"]["matrix"]["scores"][-1]
+    own = run["methods"]["per_task_lora"]["matrix"]["scores"][-1]
     assert [s["per_task_lora"]["clean"]["acc_pi_6"] for s in scored.values()] == own
 
-    places = ["--results", str(results), "--figures", str(figures)]
-    summarise.main(["--data", str(DATA), *places, "--quick"])
+    shown = ("--results", results, "--figures", figures)
+    call("summarise", "pose", "--data", DATA, *shown, "--quick")
     text = (results / "tables.md").read_text()
     assert all(f"| {name} |" in text for name in METHODS)
     assert "| L3 (60-80 %) | Share at the end |" in text
     assert len(json.loads((results / "claims.json").read_text())["claims"]) == 4
-    assert len(list(figures.glob("*.png"))) == 4
+    assert len(list(figures.glob("*.png"))) == 3

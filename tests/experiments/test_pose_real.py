@@ -10,7 +10,7 @@ import numpy as np
 import peft
 import pytest
 import transformers
-from experiments.pose import real, standins
+from experiments.pose import standins
 from experiments.pose.hub import hub_model, load_hub
 from experiments.pose.pascal3d import (
     LEVELS,
@@ -23,6 +23,7 @@ from experiments.pose.pascal3d import (
 )
 from experiments.pose.task import collate
 
+from experiments_calls import call
 from sharespace.errors import OptionError
 from sharespace.extras import require
 
@@ -108,7 +109,7 @@ def test_the_recipe_starts(folder: Path, tmp_path: Path) -> None:
     arguments += ["--occluded", folder / "OccludedPASCAL3D", "--categories", *CATEGORIES]
     arguments += ["--steps", "2", "--batch-size", "4", "--k", "16", "--cpu"]
     arguments += ["--cache", tmp_path / "cache", "--out", tmp_path / "out"]
-    real.main([str(a) for a in arguments])
+    call("real", "pose", *arguments)
     found = json.loads((tmp_path / "out" / "runs" / "pascal3d-0.json").read_text())
     assert set(found["methods"]) == {"head_only", "per_task_lora", "share_strict"}
     scored = json.loads((tmp_path / "out" / "occluded" / "pascal3d-0.json").read_text())["scores"]

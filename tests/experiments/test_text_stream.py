@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from experiments_calls import call
 from shared_data import TEXT
 
-ROOT = Path(__file__).resolve().parents[2]
-METHODS: tuple[str, ...] = ("head_only", "per_task_lora", "joint_lora", "share_strict")
-METHODS += ("share_full", "random_basis", "sequential_lora")
+VARIANT = "core 6 (phi 3): 171 times fewer"
+METHODS = ("head_only", "per_task_lora", "joint_lora", "share_strict", "share_full")
 
 pytestmark = [
     pytest.mark.skipif(not TEXT.is_dir(), reason="the text sets are not here"),
@@ -26,54 +23,33 @@ pytestmark = [
 ]
 
 
-def script(name: str, *arguments: str | Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", f"experiments.text_stream.{name}", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+def test_from_data_to_tables_and_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, results, figures = tmp_path / "cache", tmp_path / "results", tmp_path / "figures"
+    common = ("--data", TEXT, "--cache", cache, "--out", results, "--quick")
+    run = ("run", "text_stream", *common, "--seeds", 0, "--orders", "glue-first", "--methods")
+    call(*run, *METHODS)
+    file = results / "runs" / "glue-first-0.json"
+    methods = json.loads(file.read_text())["methods"]
+    assert set(methods) == set(METHODS)
+    assert methods["share_strict"]["trainable"]["amazon5"] == 2 * 17 * 17  # q and v of one layer
+    capsys.readouterr()
+    call(*run, *METHODS)
+    assert not capsys.readouterr().out, "nothing is run twice"
 
-
-def test_from_data_to_tables_and_figures(tmp_path: Path) -> None:
-    cache, runs, transfer = tmp_path / "cache", tmp_path / "runs", tmp_path / "transfer"
-    common = ("--data", TEXT, "--cache", cache, "--quick", "--seeds", "0")
-    script("run", *common, "--out", runs, "--orders", "glue-first", "--methods", *METHODS)
-    results = json.loads((runs / "glue-first-0.json").read_text())
-    assert set(results["methods"]) == set(METHODS)
-    trained = results["methods"]["share_strict"]["trainable"]
-    assert trained["wic"] == 2 * 17 * 17  # q and v of one layer
-    assert not script(
-        "run", *common, "--out", runs, "--orders", "glue-first", "--methods", *METHODS
-    )
-
-    script("transfer", *common, "--out", transfer, "--targets", "wic")
-    tables, figures = tmp_path / "tables.md", tmp_path / "figures"
-    figures.mkdir()
-    script(
-        "summarise", "--runs", runs, "--transfer", transfer, "--out", tables, "--figures", figures
-    )
-    text = tables.read_text()
+    call("transfer", "text_stream", *common, "--seeds", 0, "--targets", "wic")
+    call("sweep", "text_stream", *common, "--tasks", "amazon5", "--variants", VARIANT)
+    call("summarise", "text_stream", "--results", results, "--figures", figures)
+    text = (results / "tables.md").read_text()
     assert all(f"| {name} |" in text for name in METHODS)
     assert "| wic | subspace of 3 earlier tasks |" in text
-    assert len(list(figures.glob("*.png"))) == 2
+    assert f"| {VARIANT} |" in text
+    assert len(json.loads((results / "claims.json").read_text())["claims"]) == 4
+    assert len(list(figures.glob("text-stream-*.png"))) == 2
 
-    script(
-        "sizes",
-        "--cache",
-        cache,
-        "--out",
-        tmp_path / "sizes.json",
-        "--figures",
-        figures,
-        "--tasks",
-        "6",
-        "12",
-    )
-    sizes = json.loads((tmp_path / "sizes.json").read_text())["measured"]
+    places = ("--cache", cache, "--out", results, "--figures", figures)
+    call("sizes", "text_stream", *places, "--tasks", 6, 12)
+    sizes = json.loads((results / "sizes.json").read_text())["measured"]
     assert sizes["12"]["lora"] == 2 * sizes["6"]["lora"]
     assert sizes["6"]["share"] < sizes["12"]["share"] < 2 * sizes["6"]["share"]

@@ -1,1 +1,0 @@
-"""What the experiments share: results files of many methods, and tables and figures of them."""

@@ -1,0 +1,3 @@
+"""Streams of small image tasks on two frozen backbones: a MobileNet and a small ViT."""
+
+STAGES = ("standins",)
