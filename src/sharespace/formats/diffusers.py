@@ -44,7 +44,7 @@ from sharespace.formats.peft import (
     check_written,
     has_peft_factors,
     header_entries,
-    without_adapter_name,
+    plain_keys,
 )
 from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, split_components
 from sharespace.formats.weights_file import SafetensorsFile, WeightsFile, write_tensors
@@ -112,7 +112,7 @@ def read_diffusers(file: WeightsFile, *, name: str, source: str) -> Adapter:
         UnsupportedAdapterError: something in it can't be kept exactly.
     """
     where = str(file.path)
-    keys = without_adapter_name(file)
+    keys = plain_keys(file)
     default = default_component(keys)
     config = header_entries(file)
     scalings = _HeaderScalings(where, config, default)

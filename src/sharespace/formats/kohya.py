@@ -31,6 +31,7 @@ from sharespace.formats.pairs import alpha_scaling, build_adapter, sort_by_role
 from sharespace.formats.peft import check_written, header_entries
 from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, padded
 from sharespace.formats.weights_file import SafetensorsFile, WeightsFile, write_tensors
+from sharespace.module_names import WRAPPER_PARTS
 from sharespace.subspace.adapter import Adapter, BaseModel
 
 _COMPONENT_OF: Mapping[str, str] = {
@@ -48,6 +49,8 @@ _ROLES: Mapping[str, str] = {
     "alpha": "alpha",
 }
 _KEY = re.compile(r"(lora_unet|lora_te[123]?)_([^.]+)\.(.+)", re.DOTALL)
+# Wrappers' parts of a flattened path; the word for a wrapped whole model only at its start.
+_WRAPPERS = re.compile(rf"^((?:module_)+)|(?<![^_])(?:{'|'.join(sorted(WRAPPER_PARTS))})_")
 _UNET = "unet"
 _TEXT = {"text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 
@@ -124,8 +127,9 @@ def _parse_key(key: str) -> tuple[str, str] | None:
     match = _KEY.fullmatch(key)
     if match is None:
         return None
-    path = unflatten(match[2])
-    if match[3] not in _ROLES or flatten(path) != match[2]:
+    flat = _WRAPPERS.sub("", match[2])
+    path = unflatten(flat)
+    if match[3] not in _ROLES or flatten(path) != flat:
         raise UnsupportedAdapterError(
             repr(key), f"it belongs to module {path!r}, and what it does is not known", "Drop it"
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
+from sharespace.module_names import WRAPPER_PARTS
 from sharespace.subspace.adapter import BaseModel
 
 Value = TypeVar("Value")
@@ -32,6 +33,14 @@ _CONVERT = (
 
 # Initialisations that subtract their start from the base weights: B A alone is not the update.
 _BASE_CHANGED = ("pissa", "corda", "olora", "loftq", "lora_ga")
+
+# Fields with names of modules or parameters, or with regular expressions for them.
+_MODULE_FIELDS = (
+    *("target_modules", "target_parameters", "modules_to_save", "exclude_modules"),
+    *("rank_pattern", "alpha_pattern"),
+)
+# A wrapper's part of a path, also where the dot behind it is escaped in a regular expression.
+_WRAPPED = re.compile(rf"(?<![^.^])(?:{'|'.join(sorted(WRAPPER_PARTS))})\\?\.|^module\\?\.")
 
 # Fields whose update is not B A on the base model's own layers.
 _OTHER_METHODS = {
@@ -151,6 +160,24 @@ def _pattern(where: str, config: Mapping[str, Any], name: str) -> list[tuple[str
                 where, f"{name} has {key!r}, not a regular expression ({error})", "Correct it"
             ) from error
     return list(pattern.items())
+
+
+def without_wrappers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with the names of modules and the patterns for them as the bare model has them."""
+    fields = dict(config)
+    for name in _MODULE_FIELDS:
+        value = fields.get(name)
+        if isinstance(value, dict):
+            fields[name] = {_bare(key): entry for key, entry in value.items()}
+        elif isinstance(value, list):
+            fields[name] = [_bare(entry) for entry in value]
+        elif isinstance(value, str):
+            fields[name] = _bare(value)
+    return fields
+
+
+def _bare(pattern: object) -> object:
+    return _WRAPPED.sub("", pattern) if isinstance(pattern, str) else pattern
 
 
 def _rank(where: str, name: str, value: object) -> int:

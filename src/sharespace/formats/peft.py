@@ -1,16 +1,17 @@
 """PEFT's adapters: a folder with ``adapter_config.json`` beside ``adapter_model.*``.
 
 Keys are ``base_model.model.<module>.lora_{A,B}.weight``; all else (heads under their plain names,
-biases, ``lora_embedding_{A,B}``, ``lora_magnitude_vector`` ...) is kept. A kept tensor's key is the
-file's, but for an adapter name in a LoRA key (``lora_A.default.weight``), which is taken out, and a
-missing ``base_model.model.``, which is put in: PEFT loads neither of those.
+biases, ``lora_embedding_{A,B}``, ``lora_magnitude_vector`` ...) is kept. A kept tensor's key is
+the file's, but for an adapter name in a LoRA key (``lora_A.default.weight``) and the parts that
+wrappers put into paths (``_orig_mod``), which are taken out, and a missing ``base_model.model.``,
+which is put in: PEFT loads none of those.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from sharespace.formats.lora_config import (
     parameter_of,
     refuse_other_updates,
     target_parameters,
+    without_wrappers,
 )
 from sharespace.formats.pairs import (
     AdapterKeys,
@@ -46,6 +48,7 @@ from sharespace.formats.weights_file import (
     unreadable,
     write_tensors,
 )
+from sharespace.module_names import unwrapped
 from sharespace.subspace.adapter import Adapter, BaseModel
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -81,7 +84,7 @@ def read_peft(file: WeightsFile, *, name: str, source: str) -> Adapter:
         refuse_other_keys(file)
         raise CorruptAdapterError(str(config_file), "missing", "PEFT's weights need it beside them")
     where = str(config_file)
-    config = read_config(config_file)
+    config = without_wrappers(read_config(config_file))
     refuse_other_updates(where, config)
     scaling = lora_scaling(where, config)
     keys = _sort_keys(file, _peft_keys(file), config, scaling)
@@ -125,7 +128,7 @@ def _peft_keys(file: WeightsFile) -> dict[str, str]:
         UnsupportedAdapterError: the file holds several adapters.
         CorruptAdapterError: two keys are the same tensor's.
     """
-    plain = without_adapter_name(file)
+    plain = plain_keys(file)
     keys = {k if k.startswith("base_model.") else PREFIX + k: raw for k, raw in plain.items()}
     if len(keys) < len(plain):
         raise CorruptAdapterError(
@@ -134,29 +137,33 @@ def _peft_keys(file: WeightsFile) -> dict[str, str]:
     return keys
 
 
-def without_adapter_name(file: WeightsFile) -> dict[str, str]:
-    """Key without the name in ``lora_A.<name>.weight`` -> key in the file.
+def plain_keys(file: WeightsFile) -> dict[str, str]:
+    """Key as the bare model's adapter has it -> key in the file.
+
+    Taken out are the name in ``lora_A.<name>.weight``, and the parts that wrappers put into paths.
 
     Raises:
         UnsupportedAdapterError: the file holds several adapters.
         CorruptAdapterError: two keys are the same tensor's.
     """
-    name = _adapter_name(file)
-    if name is None:
-        return {key: key for key in file.infos}
-    keys = {_without_name(key, name): key for key in file.infos}
-    if len(keys) < len(file.infos):
-        raise CorruptAdapterError(
-            str(file.path), f"tensors with and without the name {name!r} are the same", "Drop one"
-        )
+    unwrapped_keys = {key: unwrapped(key) for key in file.infos}
+    name = _adapter_name(file.path, unwrapped_keys.values())
+    keys: dict[str, str] = {}
+    for raw, key in unwrapped_keys.items():
+        plain = key if name is None else _without_name(key, name)
+        if plain in keys:
+            raise CorruptAdapterError(
+                str(file.path), f"{keys[plain]!r} and {raw!r} are the same tensor's", "Drop one"
+            )
+        keys[plain] = raw
     return keys
 
 
-def _adapter_name(file: WeightsFile) -> str | None:
-    names = {match[1] for key in file.infos if (match := _NAMED_FACTOR.search(key))}
+def _adapter_name(path: Path, keys: Iterable[str]) -> str | None:
+    names = {match[1] for key in keys if (match := _NAMED_FACTOR.search(key))}
     if len(names) > 1:
         raise UnsupportedAdapterError(
-            str(file.path),
+            str(path),
             f"holds several adapters: {', '.join(sorted(names))}",
             "Save each one with PEFT's save_pretrained, into a folder of its own",
         )
