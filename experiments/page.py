@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import EXPERIMENTS
+from experiments.harness.markdown import table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -59,14 +60,13 @@ def verdict(names: Sequence[str]) -> str:
 
 def claims_table(names: Sequence[str]) -> str:
     """All experiments' claims in one table."""
-    lines = ["| claim | paper | here | holds | experiment | note |", "|---|---|---|---|---|---|"]
+    rows = []
     for name in names:
         content = json.loads(_claims_file(name).read_text(encoding="utf-8"))
         for c in content["claims"]:
             where = f"[{_title(name)}](#{_anchor(_title(name))})"
-            cells = (c["claim"], c["paper"], c["here"], c["holds"], where, c["note"])
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([c["claim"], c["paper"], c["here"], c["holds"], where, c["note"]])
+    return table("claim | paper | here | holds | experiment | note", rows)
 
 
 def section(name: str) -> str:

@@ -7,13 +7,13 @@ references) and ``id`` in the splits train, valid and test. The number joins the
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.generation.merging import in_batches
 from sharespace.errors import OptionError
 from sharespace.extras import require
 
@@ -73,7 +73,7 @@ def joined(adapters: Iterable[str], data: Iterable[str]) -> list[Source]:
     return [Source(f"task{n}", mine[n], sets[n]) for n in sorted(mine) if n in sets]
 
 
-def in_batches(sources: list[Source], tasks: int, batches: int, seed: int) -> list[list[Source]]:
+def drawn(sources: list[Source], tasks: int, batches: int, seed: int) -> list[list[Source]]:
     """Some tasks in a random order, as many in each batch.
 
     Raises:
@@ -81,9 +81,7 @@ def in_batches(sources: list[Source], tasks: int, batches: int, seed: int) -> li
     """
     if tasks > len(sources):
         raise OptionError(f"{tasks} tasks", f"only {len(sources)} are there", "Ask for fewer")
-    drawn = random.Random(seed).sample(sources, tasks)
-    size = -(-tasks // batches)
-    return [drawn[i : i + size] for i in range(0, tasks, size)]
+    return in_batches(sources, batches, seed, tasks)
 
 
 def questions(data: str, count: int) -> list[Question]:

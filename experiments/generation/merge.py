@@ -9,7 +9,6 @@ adapters are trained at the first call and kept in the cache.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -65,15 +64,8 @@ def opened_stream(experiment: Generation, start: Start, seed: int, only: str = "
     wanted = [task for task in tasks if task.name.startswith(only)]
     adapters = load_adapters(folder, experiment.model, wanted, size, start)
     tests = {name: experiment.tests[name] for name in adapters}
-    batches = in_batches(list(adapters), size.batches, seed)
+    batches = merging.in_batches(list(adapters), size.batches, seed)
     return Stream(experiment.model, adapters, tests, batches)
-
-
-def in_batches(names: Sequence[str], count: int, seed: int) -> list[list[str]]:
-    """All names in a random order, as many in each batch."""
-    order = random.Random(seed).sample(names, len(names))
-    size = -(-len(order) // count)
-    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 class Results:

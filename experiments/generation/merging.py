@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from sharespace.tuner import applied
 
 Method = Literal["share", "joint"]
 Record = dict[str, Any]
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,15 @@ class Stream:
         """Of some tasks with these updates."""
         tests = [self.tests[name] for name in updates]
         return record(score(self.base, tests, Stack.of(updates)))
+
+
+def in_batches(
+    names: Sequence[Name], count: int, seed: int, some: int | None = None
+) -> list[list[Name]]:
+    """Tasks in a random order, as many in each batch; all of them, unless only some are wanted."""
+    order = random.Random(seed).sample(names, len(names) if some is None else some)
+    size = -(-len(order) // count)
+    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 def record(scores: Mapping[str, Score]) -> Record:

@@ -27,6 +27,7 @@ from benchmarks.common import environment
 from experiments.generation import hub
 from experiments.generation.answers import score
 from experiments.generation.hub import Source
+from experiments.harness import markdown
 from experiments.harness.results import write
 from sharespace import Share
 from sharespace.extras import require
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
     """The stage, as from the command line."""
     options = parsed(arguments)
     sources = hub.find(options.folder)
-    batches = hub.in_batches(sources, options.tasks, options.batches, options.seed)
+    batches = hub.drawn(sources, options.tasks, options.batches, options.seed)
     model, tokenizer = load_base(str(options.folder / "base") if options.folder else hub.BASE)
     about = {
         "k": options.k,
@@ -150,13 +151,13 @@ def table(
     batches: Sequence[Sequence[Source]], scores: Mapping[str, Mapping[str, float]], k: int
 ) -> str:
     """Mean relative score of each batch; tasks whose adapter scores 0 are left out."""
-    lines = [f"| batch | tasks | after its merge | at the end | the paper, k = 256 (here {k}) |"]
-    lines.append("|---|---|---|---|---|")
+    rows = []
     for number, batch in enumerate(batches, 1):
         names = [s.name for s in batch if scores["original"][s.name] > 0]
         cells = [relative(scores, stage, names) for stage in ("after", "final")]
-        lines.append(f"| {number} | {len(names)} | {cells[0]} | {cells[1]} | {PAPER} |")
-    return "\n".join(lines) + "\n"
+        rows.append([number, len(names), *cells, PAPER])
+    header = f"batch | tasks | after its merge | at the end | the paper, k = 256 (here {k})"
+    return markdown.table(header, rows) + "\n"
 
 
 def relative(scores: Mapping[str, Mapping[str, float]], stage: str, names: Sequence[str]) -> str:

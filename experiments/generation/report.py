@@ -25,7 +25,7 @@ from experiments.generation.tables import (
 from experiments.harness.claims import Claim
 from experiments.harness.results import read, read_if_there
 from experiments.harness.summarise import Report
-from experiments.harness.tables import mean_of, rows
+from experiments.harness.tables import all_rows, mean_of
 from sharespace.compare.size import reach
 
 LOW = 0.91
@@ -118,7 +118,7 @@ def _smaller(run: Results) -> Claim:
 
 def _strict(learned: Sequence[Results]) -> Claim:
     parts = [mean_of(run, "share_strict") / mean_of(run, "per_task_lora") for run in learned]
-    lost = fmean(r.forgetting or 0.0 for r in rows(learned) if r.method == "share_strict")
+    lost = fmean(r.forgetting or 0.0 for r in all_rows(learned) if r.method == "share_strict")
     last = learned[0]["tasks"][-1]
     methods = learned[0]["methods"]
     fewer = methods["per_task_lora"]["trainable"][last] / methods["share_strict"]["trainable"][last]

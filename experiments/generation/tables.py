@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
 
+from experiments.harness.markdown import section, table
 from experiments.harness.results import seed_of
 from experiments.harness.tables import spread
 from sharespace.compare.size import SizeLayout, reach
@@ -97,29 +98,26 @@ def text(runs: Sequence[Results]) -> str:
     parts = [f"# {count} adapters: {start}", "", _levels(first), ""]
     for k in dimensions(first):
         parts += [f"## k = {k} of {first['width']}", "", _batches(first, k), ""]
-    return "\n".join([*parts, _summary(runs), "", _sizes(first), ""])
+    return "\n".join([*parts, _summary(runs), _sizes(first)])
 
 
 def related_table(runs: Sequence[Results]) -> str:
     """The same few tasks, by how their adapters began."""
     first = runs[0]
     ks = dimensions(first)
-    lines = [
-        f"# {len(all_tasks(first))} of the tasks, by how their adapters began",
-        "",
-        f"Score kept at the end (explained variance); {len(first['batches'])} batches, one order.",
-        "",
-        "| start | adapter, base model | method | " + " | ".join(f"k = {k}" for k in ks) + " |",
-        "|---|---|---|" + "---|" * len(ks),
-    ]
+    rows = []
     for run in runs:
         levels = [f"{mean(run, m, all_tasks(run)):.1f}" for m in ("original", "base")]
         for method, shown in SHOWN.items():
             if all(key(method, k) in run["methods"] for k in ks):
                 cells = [_kept(run, key(method, k)) for k in ks]
-                start = f"{STARTS[run['start']]} | {', '.join(levels)}"
-                lines.append(f"| {start} | {shown} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+                rows.append([STARTS[run["start"]], ", ".join(levels), shown, *cells])
+    return section(
+        f"# {len(all_tasks(first))} of the tasks, by how their adapters began",
+        f"Score kept at the end (explained variance); {len(first['batches'])} batches, one order.",
+        " | ".join(["start | adapter, base model | method", *(f"k = {k}" for k in ks)]),
+        rows,
+    )
 
 
 def _kept(run: Results, name: str) -> str:
@@ -130,26 +128,21 @@ def _kept(run: Results, name: str) -> str:
 
 def _levels(run: Results) -> str:
     """Scores of the adapters themselves."""
-    lines = ["| percent | adapter | base model | mean adapter |", "|---|---|---|---|"]
+    rows = []
     for name, tasks in (
         ("all tasks", all_tasks(run)),
         ("classes (exact match)", of_kind(run, "classes")),
         ("rewriting (Rouge-L)", of_kind(run, "rewriting")),
     ):
         cells = [f"{mean(run, m, tasks):.1f}" for m in ("original", "base", "mean_adapter")]
-        lines.append(f"| {name} ({len(tasks)}) | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([f"{name} ({len(tasks)})", *cells])
+    return table("percent | adapter | base model | mean adapter", rows)
 
 
 def _batches(run: Results, k: int) -> str:
     """Relative score of each batch, of the first order."""
-    numbers = range(1, len(run["batches"]) + 1)
-    lines = [
-        f"Part of the adapters' score that is kept, batch by batch (order {seed_of(run)}).",
-        "",
-        f"| method | scored | {' | '.join(str(n) for n in numbers)} | all |",
-        "|---|---|" + "---|" * (len(numbers) + 1),
-    ]
+    text = f"Part of the adapters' score that is kept, batch by batch (order {seed_of(run)})."
+    rows = []
     for method, shown in SHOWN.items():
         name = key(method, k)
         stages: tuple[Stage, ...] = ("after", "final")
@@ -158,35 +151,34 @@ def _batches(run: Results, k: int) -> str:
                 when = "at the end" if stage == "final" else "after its merge"
                 cells = [f"{value:.2f}" for value in by_batch(run, name, stage)]
                 whole = relative(run, name, all_tasks(run), stage)
-                lines.append(f"| {shown} | {when} | {' | '.join(cells)} | {whole:.2f} |")
+                rows.append([shown, when, *cells, f"{whole:.2f}"])
         if "after" in run["methods"].get(name, {}):
             cells = [f"{value:.2f}" for value in since_merge(run, name)]
-            lines.append(f"| {shown} | at the end / after its merge | {' | '.join(cells)} | |")
-    return "\n".join(lines)
+            rows.append([shown, "at the end / after its merge", *cells, "-"])
+    numbers = [str(number) for number, _ in enumerate(run["batches"], 1)]
+    return f"{text}\n\n{table(' | '.join(['method | scored', *numbers, 'all']), rows)}"
 
 
 def _summary(runs: Sequence[Results]) -> str:
     """At the end, mean of the orders."""
-    lines = [
-        "## At the end of the stream",
-        "",
-        "Mean ± sample standard deviation over the orders (how many). Gain: of the adapters over "
-        "the base model. Explained variance: 1 less the mean squared relative error.",
-        "",
-        "| k | method | score kept | classes | rewriting | gain kept | loss | explained variance "
-        "| times smaller |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for k in dimensions(runs[0]):
         for method, shown in SHOWN.items():
             name = key(method, k)
             mine = [with_originals(runs[0], r) for r in runs if name in r["methods"]]
             if mine:
-                lines.append(f"| {k} | {shown} | {_row(mine, name)} |")
-    return "\n".join(lines)
+                rows.append([k, shown, *_row(mine, name)])
+    return section(
+        "## At the end of the stream",
+        "Mean ± sample standard deviation over the orders (how many). Gain: of the adapters over "
+        "the base model. Explained variance: 1 less the mean squared relative error.",
+        "k | method | score kept | classes | rewriting | gain kept | loss | explained variance "
+        "| times smaller",
+        rows,
+    )
 
 
-def _row(runs: Sequence[Results], name: str) -> str:
+def _row(runs: Sequence[Results], name: str) -> list[str]:
     parts = [relative(run, name, all_tasks(run)) for run in runs]
     gained = [gain(run, name, all_tasks(run)) for run in runs]
     steps = runs[0]["methods"][name].get("steps")
@@ -195,12 +187,11 @@ def _row(runs: Sequence[Results], name: str) -> str:
         variance = f"{steps[-1]['explained_variance']:.2f}"
         ratio = f"{steps[-1]['adapter_bytes'] / steps[-1]['share_bytes']:.1f}"
     lost = f"{fmean(loss(run, name) for run in runs):.2f}"
-    kinds = " | ".join(
+    kinds = [
         f"{fmean(relative(run, name, of_kind(run, kind)) for run in runs):.2f}"
         for kind in ("classes", "rewriting")
-    )
-    cells = (f"{spread(parts)} ({len(parts)})", kinds, spread(gained), lost, variance, ratio)
-    return " | ".join(cells)
+    ]
+    return [f"{spread(parts)} ({len(parts)})", *kinds, spread(gained), lost, variance, ratio]
 
 
 def layout(run: Results, k: int) -> SizeLayout:
@@ -212,24 +203,20 @@ def layout(run: Results, k: int) -> SizeLayout:
 
 def _sizes(run: Results) -> str:
     """From how many adapters on Share is smaller, and what is shared."""
-    lines = [
-        "## Bytes",
-        "",
-        "Bases and coefficients against the adapters, float32. Shared: part of the error of own "
-        "SVDs with equally many columns that the joint subspace saves.",
-        "",
-        "| k | Share is smaller from .. adapters on | at most .. times smaller | measured with "
-        f"{len(all_tasks(run))} | shared |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for k in dimensions(run):
         reached = reach(layout(run, k), 1.0, "bytes")
         last = run["methods"][key("joint", k)]["steps"][-1]
         share, adapters = last["share_bytes"] / 1e6, last["adapter_bytes"] / 1e6
         shared = run["baselines"].get(str(k), {}).get("shared")
         part = f"{shared:.2f}" if shared is not None else "-"
-        lines.append(
-            f"| {k} | {reached.tasks} | {reached.limit:.1f} | {adapters:.2f} / {share:.2f} MB = "
-            f"{adapters / share:.1f}x | {part} |"
-        )
-    return "\n".join(lines)
+        measured = f"{adapters:.2f} / {share:.2f} MB = {adapters / share:.1f}x"
+        rows.append([k, reached.tasks, f"{reached.limit:.1f}", measured, part])
+    return section(
+        "## Bytes",
+        "Bases and coefficients against the adapters, float32. Shared: part of the error of own "
+        "SVDs with equally many columns that the joint subspace saves.",
+        "k | Share is smaller from .. adapters on | at most .. times smaller | measured with "
+        f"{len(all_tasks(run))} | shared",
+        rows,
+    )

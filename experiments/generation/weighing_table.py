@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from experiments.harness.markdown import section
+from experiments.harness.markdown import table as markdown_table
+
 AS_IN_THE_LIBRARY = ("joint, weight 1/|dW|", "share")
 """Share models whose tasks count as the library has it."""
 
@@ -16,24 +19,23 @@ def table(record: Mapping[str, Any]) -> str:
     norms = ", ".join(
         f"{fmean(record['norms'][t] for t in tasks):.2f} ({kind})" for kind, tasks in kinds.items()
     )
-    lines = [
-        "# How much a task counts",
-        "",
-        f"Score kept at the end, all {len(record['norms'])} adapters, one order. Mean |dW|: "
-        f"{norms}.",
-        "",
-        "| k | Share model | score kept | classes | rewriting | explained variance | of classes "
-        "| of rewriting |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for k, variants in record["scores"].items():
         for label, measured in variants.items():
             groups = (list(record["norms"]), *kinds.values())
             cells = [f"{_part(record, measured, tasks):.2f}" for tasks in groups]
             cells.append(f"{measured['explained_variance']:.2f}")
             cells += [f"{_explained(measured, tasks):.2f}" for tasks in kinds.values()]
-            lines.append(f"| {k} | {_safe(label)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_by_variance(record)]) + "\n"
+            rows.append([k, _safe(label), *cells])
+    whole = section(
+        "# How much a task counts",
+        f"Score kept at the end, all {len(record['norms'])} adapters, one order. Mean |dW|: "
+        f"{norms}.",
+        "k | Share model | score kept | classes | rewriting | explained variance | of classes "
+        "| of rewriting",
+        rows,
+    )
+    return f"{whole}\n{_by_variance(record)}\n"
 
 
 def _explained(measured: Mapping[str, Any], tasks: Sequence[str]) -> float:
@@ -41,20 +43,19 @@ def _explained(measured: Mapping[str, Any], tasks: Sequence[str]) -> float:
     return 1 - fmean(measured["relative_error"][task] ** 2 for task in tasks)
 
 
-def _by_variance(record: Mapping[str, Any]) -> list[str]:
+def _by_variance(record: Mapping[str, Any]) -> str:
     """Is the score of a choice between classes a matter of the error alone?"""
     labels = [f"{name}, {way}" for name in AS_IN_THE_LIBRARY for way in ("batches", "at once")]
-    lines = [
+    text = (
         "Choices between classes: score kept (how many) by the variance that is explained of the "
-        f"task, k = {' and '.join(record['scores'])}:",
-        "",
-        f"| explained variance | {' | '.join(map(_safe, labels))} |",
-        "|---|" + "---|" * len(labels),
+        f"task, k = {' and '.join(record['scores'])}:"
+    )
+    rows = [
+        [f"{low} to {low + 10} %", *(_between(record, label, low, low + 10) for label in labels)]
+        for low in range(10, 60, 10)
     ]
-    for low in range(10, 60, 10):
-        cells = [_between(record, label, low, low + 10) for label in labels]
-        lines.append(f"| {low} to {low + 10} % | {' | '.join(cells)} |")
-    return lines
+    header = " | ".join(["explained variance", *map(_safe, labels)])
+    return f"{text}\n\n{markdown_table(header, rows)}"
 
 
 def _between(record: Mapping[str, Any], label: str, low: int, high: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -146,18 +145,6 @@ def parser(
     options.add_argument("--quick", action="store_true", help="tiny: for tests")
     kind.add_options(options)
     return options
-
-
-def known(name: str) -> type[Experiment]:
-    """The experiment of a folder: the one class that its ``experiment.py`` defines."""
-    module = importlib.import_module(f"experiments.{name}.experiment")
-    return next(
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, Experiment)
-        and value.__module__ == module.__name__
-    )
 
 
 def opened(kind: type[Experiment], options: argparse.Namespace) -> Any:

@@ -18,6 +18,7 @@ from benchmarks.common import environment
 
 from experiments.harness.experiment import Experiment, opened, parser
 from experiments.harness.figures import aligned
+from experiments.harness.markdown import section
 from experiments.harness.results import read_if_there, write
 from sharespace.compare import Workbench, run_share_stream
 from sharespace.compare.figures import Panel, draw_steps, picture
@@ -115,31 +116,29 @@ def stream(bench: Workbench, comes: Mapping[str, Arrival]) -> dict[str, Any]:
 
 def kinds_table(records: Records) -> str:
     """A line a kind of stream."""
-    lines = [
-        "## Three kinds of stream",
-        "",
-        "The first tasks are the same own LoRAs in all of them. Bytes are those of the Share model "
-        "without heads.",
-        "",
-        "| base | stream | tasks come as | mean at the end | of own LoRA | forgetting "
-        "| trained a task | bytes |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for record in records:
         own = fmean(record["own"].values())
-        place = f"| {record['base']} | {record['order']}, seed {record['environment']['seed']} "
-        lines.append(f"{place}| own LoRAs, no stream | {own:.2f} | 100% | - | - | - |")
-        lines += [place + _kind_line(n, k, own) for n, k in record["kinds"].items()]
-    return "\n".join(lines) + "\n"
+        place = (record["base"], f"{record['order']}, seed {record['environment']['seed']}")
+        rows.append([*place, "own LoRAs, no stream", f"{own:.2f}", "100%", "-", "-", "-"])
+        rows += [[*place, *_kind_cells(n, k, own)] for n, k in record["kinds"].items()]
+    return section(
+        "## Three kinds of stream",
+        "The first tasks are the same own LoRAs in all of them. Bytes are those of the Share model "
+        "without heads.",
+        "base | stream | tasks come as | mean at the end | of own LoRA | forgetting "
+        "| trained a task | bytes",
+        rows,
+    )
 
 
-def _kind_line(name: str, kind: Mapping[str, Any], own: float) -> str:
+def _kind_cells(name: str, kind: Mapping[str, Any], own: float) -> Sequence[str]:
     matrix = ScoreMatrix.from_record(kind["matrix"])
     trained = [number for number in kind["trained"].values() if number]
     numbers = f"{fmean(trained):,.0f}" if trained else "0"
     mean = acc(matrix)
-    cells = (name, f"{mean:.2f}", f"{mean / own:.1%}", f"{forgetting(matrix):.2f}", numbers)
-    return f"| {' | '.join(cells)} | {kind['bytes']:,} |"
+    scores = (f"{mean:.2f}", f"{mean / own:.1%}", f"{forgetting(matrix):.2f}")
+    return name, *scores, numbers, f"{kind['bytes']:,}"
 
 
 def draw_kinds(records: Records, path: Path) -> None:

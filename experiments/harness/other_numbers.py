@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from experiments.harness.markdown import section
 from experiments.harness.methods import ORDER_FREE
 from experiments.harness.results import Results, read, seed_of
 from experiments.harness.tables import mean_of, row, scores
@@ -36,27 +37,27 @@ def size_table(
         initial: tasks that came as adapters.
         of: after the heading.
     """
-    lines = [
-        f"## How much a task trains{of}",
-        "",
-        "Own LoRAs of other ranks, and strict Share with smaller and larger cores, seed by seed. "
-        f"Share's first {initial} tasks are own LoRAs of rank {runs[0]['settings']['rank']}, "
-        "compressed; the gain is that on the other tasks, beside own LoRA of that rank.",
-        "",
-        "| stream | seed | trained as | numbers a task | times fewer than LoRA's | all tasks "
-        "| the other tasks | gain kept | forgetting |",
-        "|---|--:|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    cells: list[str] = []
+    rows: list[Sequence[object]] = []
     for run in runs:
         like = [s for s in sizes if (s["order"], seed_of(s)) == (run["order"], seed_of(run))]
         pairs = [(s, m) for s in [run, *like] for m in (LORA, SHARE) if m in s["methods"]]
         pairs.sort(key=lambda pair: (pair[1], -_trained(*pair)))
-        cells += [_size_row(run, *pair, initial) for pair in pairs] if like else []
-    return "\n".join([*lines, *cells, ""]) if cells else ""
+        rows += [_size_row(run, *pair, initial) for pair in pairs] if like else []
+    if not rows:
+        return ""
+    return section(
+        f"## How much a task trains{of}",
+        "Own LoRAs of other ranks, and strict Share with smaller and larger cores, seed by seed. "
+        f"Share's first {initial} tasks are own LoRAs of rank {runs[0]['settings']['rank']}, "
+        "compressed; the gain is that on the other tasks, beside own LoRA of that rank.",
+        "stream | seed | trained as | numbers a task | times fewer than LoRA's | all tasks "
+        "| the other tasks | gain kept | forgetting",
+        rows,
+        "lrlr",
+    )
 
 
-def _size_row(run: Results, size: Results, method: str, initial: int) -> str:
+def _size_row(run: Results, size: Results, method: str, initial: int) -> Sequence[object]:
     """One method of another size beside own LoRA and head only of the run."""
     later = run["tasks"][initial:]
     mine, own, head = (
@@ -64,7 +65,9 @@ def _size_row(run: Results, size: Results, method: str, initial: int) -> str:
         for results, m in ((size, method), (run, LORA), (run, HEAD))
     )
     trained = _trained(size, method)
-    cells = (
+    return (
+        run["order"],
+        seed_of(run),
         _name(size, method),
         f"{trained:,}",
         f"{_trained(run, LORA) / trained:.1f}",
@@ -73,7 +76,6 @@ def _size_row(run: Results, size: Results, method: str, initial: int) -> str:
         f"{(mine - head) / (own - head):.0%}" if own > head else "-",
         f"{_forgetting(run, size):.2f}" if method == SHARE else "-",
     )
-    return f"| {run['order']} | {seed_of(run)} | {' | '.join(cells)} |"
 
 
 def _name(size: Results, method: str) -> str:
@@ -110,24 +112,16 @@ def with_slower(run: dict[str, Any], slower: Sequence[Results]) -> dict[str, Any
 
 def slower_table(runs: Sequence[Results], slower: Sequence[Results]) -> str:
     """Mean at the end of each such method, rate by rate; empty where there is nothing slower."""
-    lines = []
+    rows = []
     for run in runs:
         for name in SLOWER:
             tried = _tried(run, slower, name)
             if any(results is not run for results in tried):
                 said = "; ".join(f"{_rate(r):g}: {mean_of(r, name):.2f}" for r in tried)
-                lines.append(f"| {run['order']} | {seed_of(run)} | {name} | {said} |")
-    if not lines:
-        return ""
-    heading = [
-        "## Other learning rates",
-        "",
-        "Mean over the tasks at the end by LoRA's learning rate; all else shows the best.",
-        "",
-        "| stream | seed | method | rate: mean |",
-        "|---|--:|---|---|",
-    ]
-    return "\n".join([*heading, *lines, ""])
+                rows.append([run["order"], seed_of(run), name, said])
+    text = "Mean over the tasks at the end by LoRA's learning rate; all else shows the best."
+    header = "stream | seed | method | rate: mean"
+    return section("## Other learning rates", text, header, rows, "lrl") if rows else ""
 
 
 def _tried(run: Results, slower: Sequence[Results], method: str) -> list[Results]:

@@ -9,7 +9,6 @@ is computed that is not in the results files.
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -140,18 +139,6 @@ class Report:
 
 def _named(base: str) -> str:
     return f" ({base})" if base else ""
-
-
-def known(name: str) -> type[Report]:
-    """The report of a folder: the one class that its ``report.py`` defines."""
-    module = importlib.import_module(f"experiments.{name}.report")
-    return next(
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, Report)
-        and value.__module__ == module.__name__
-    )
 
 
 def main(kind: type[Report], arguments: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from experiments.harness.markdown import section, table
 from experiments.harness.methods import METHODS, ORDER_FREE
 from experiments.harness.results import Results, seed_of
 from sharespace.compare.comparison import Comparison, ComparisonRow, Cost, markdown
@@ -36,7 +37,7 @@ def mean_of(run: Results, method: str) -> float:
     return fmean(scores(run, method).values())
 
 
-def rows(runs: Sequence[Results]) -> list[ComparisonRow]:
+def all_rows(runs: Sequence[Results]) -> list[ComparisonRow]:
     """One a run and method; methods that know no order once a seed."""
     first = runs[0]["order"]
     return [
@@ -80,29 +81,27 @@ def main_table(runs: Sequence[Results], of: str = "") -> str:
         runs: of the same tasks, in whatever order.
         of: after the heading.
     """
-    return f"## All methods{of}\n\n{markdown(Comparison(tuple(rows(runs))))}\n"
+    return f"## All methods{of}\n\n{markdown(Comparison(tuple(all_rows(runs))))}\n"
 
 
 def learned_table(runs: Sequence[Results], initial: int, of: str = "") -> str:
     """Only tasks that Share learned from data: its first ones are own LoRAs, compressed."""
     names = ("head_only", "per_task_lora", "share_strict", "share_full", "random_basis")
-    lines = [
-        f"## Tasks learned in the subspace alone{of}",
-        "",
-        f"Share's first {initial} tasks are own LoRAs, compressed; these are the others. Mean over "
-        "the tasks, ± sample standard deviation over the seeds (how many).",
-        "",
-        "| order | tasks | " + " | ".join(names) + " | numbers trained, LoRA / Share |",
-        "|---|---|" + "---|" * (len(names) + 1),
-    ]
+    rows = []
     for order in dict.fromkeys(run["order"] for run in runs):
         mine = [run for run in runs if run["order"] == order]
         tasks = mine[0]["tasks"][initial:]
         cells = [of_tasks(mine, name, tasks) for name in names]
         trained = [mine[0]["methods"][n]["trainable"][tasks[-1]] for n in names[1:3]]
         ratio = f"{trained[0]:,} / {trained[1]:,} = {trained[0] / trained[1]:.1f}x"
-        lines.append(f"| {order} | {', '.join(tasks)} | {' | '.join(cells)} | {ratio} |")
-    return "\n".join(lines) + "\n"
+        rows.append([order, ", ".join(tasks), *cells, ratio])
+    return section(
+        f"## Tasks learned in the subspace alone{of}",
+        f"Share's first {initial} tasks are own LoRAs, compressed; these are the others. Mean over "
+        "the tasks, ± sample standard deviation over the seeds (how many).",
+        f"order | tasks | {' | '.join(names)} | numbers trained, LoRA / Share",
+        rows,
+    )
 
 
 def of_tasks(runs: Sequence[Results], method: str, tasks: Sequence[str]) -> str:
@@ -122,13 +121,9 @@ def goals_table(runs: Sequence[Results], goals: Goals, of: str = "") -> str:
     """What was aimed at, and what was met, over all runs."""
     pairs = [(mean_of(r, "share_strict"), mean_of(r, "per_task_lora")) for r in runs]
     strict = [share / own for share, own in pairs if own]
-    share_rows = [r for r in rows(runs) if r.method == "share_strict"]
+    share_rows = [r for r in all_rows(runs) if r.method == "share_strict"]
     under = [_under_the_better(run) for run in runs if "share_full" in run["methods"]]
-    lines = [
-        f"## Goals{of}",
-        "",
-        "| goal | measured (mean of the runs; worst) | met |",
-        "|---|---|---|",
+    rows = [
         _goal(f"strict: at least {goals.score:.0%} of per-task LoRA's mean", strict, goals.score),
         _goal("strict: 100% of it", strict, 1.0),
         _goal(
@@ -149,7 +144,7 @@ def goals_table(runs: Sequence[Results], goals: Goals, of: str = "") -> str:
             max,
         ),
     ]
-    return "\n".join(lines) + "\n"
+    return f"## Goals{of}\n\n{table('goal | measured (mean of the runs; worst) | met', rows)}\n"
 
 
 def _under_the_better(run: Results) -> float:
@@ -165,11 +160,11 @@ def numbers(values: Sequence[float | None]) -> list[float]:
 
 def _goal(
     text: str, values: Sequence[float], limit: float, worst: Callable[..., float] = min
-) -> str:
+) -> Sequence[str]:
     """A row: parts of which the least is worst (percent), or points of which the most is."""
     if not values:
-        return f"| {text} | - | - |"
+        return text, "-", "-"
     mean, form = fmean(values), "{:.1%}" if worst is min else "{:.2f}"
     met = mean >= limit if worst is min else mean <= limit
     shown = f"{form.format(mean)}; {form.format(worst(values))}"
-    return f"| {text} | {shown} | {'yes' if met else 'no'} |"
+    return text, shown, "yes" if met else "no"

@@ -21,6 +21,7 @@ from benchmarks.common import environment
 from torch import nn
 
 from experiments.harness.experiment import Experiment, opened, parser
+from experiments.harness.markdown import section
 from experiments.harness.results import write
 from experiments.harness.tables import spread
 from experiments.harness.training import subspace, train_lora, trained_core, with_lora
@@ -110,16 +111,7 @@ def measure(
 
 def transfer_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Steps until parts of what own LoRA reaches."""
-    lines = [
-        "## Forward transfer",
-        "",
-        "Steps until a curve first reaches a part of own LoRA's last score, and until it reaches "
-        "80 % of own LoRA's gain over the head alone; mean over the seeds that reach it (how "
-        "many).",
-        "",
-        "| task | learned in | 95 % of score | 100 % of score | 80 % of gain | last score |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     wanted = [*(partial(part_of_score, part) for part in PARTS), partial(part_of_gain, OF_GAIN)]
     for task in dict.fromkeys(r["task"] for r in records):
         mine = [r for r in records if r["task"] == task]
@@ -127,8 +119,15 @@ def transfer_table(records: Sequence[Mapping[str, Any]]) -> str:
             cells = [steps_until(mine, name, score) for score in wanted]
             last = spread([r["curves"][name]["scores"][-1] for r in mine])
             where = name if name == "own LoRA" else f"subspace of {name} tasks"
-            lines.append(f"| {task} | {where} | {' | '.join(cells)} | {last} |")
-    return "\n".join(lines) + "\n"
+            rows.append([task, where, *cells, last])
+    return section(
+        "## Forward transfer",
+        "Steps until a curve first reaches a part of own LoRA's last score, and until it reaches "
+        "80 % of own LoRA's gain over the head alone; mean over the seeds that reach it (how "
+        "many).",
+        "task | learned in | 95 % of score | 100 % of score | 80 % of gain | last score",
+        rows,
+    )
 
 
 def part_of_score(part: float, record: Mapping[str, Any]) -> float:

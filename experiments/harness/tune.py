@@ -18,6 +18,7 @@ from benchmarks.common import environment
 
 from experiments.harness import trials
 from experiments.harness.experiment import Experiment, opened, parser
+from experiments.harness.markdown import section
 from experiments.harness.results import read_if_there, write
 from experiments.harness.training import (
     exact,
@@ -86,14 +87,7 @@ def tune_table(record: Mapping[str, Any], base: str = "") -> str:
     """The score of every trial, the best first; those that lack a task in the file's order."""
     tried = record["trials"]
     tasks = list(dict.fromkeys(task for scores in tried.values() for task in scores))
-    lines = [
-        f"## Settings that were tried{f' ({base})' if base else ''}",
-        "",
-        f"Percent of {record['held_out']} held-out training examples a task; seed 0.",
-        "",
-        f"| setting | {' | '.join(tasks)} | mean |",
-        "|---|" + "--:|" * (len(tasks) + 1),
-    ]
+    rows = []
     scores = {
         label: {t: m["score"] for t, m in measured.items()} for label, measured in tried.items()
     }
@@ -102,5 +96,11 @@ def tune_table(record: Mapping[str, Any], base: str = "") -> str:
     for label, by_task in scores.items():
         cells = [f"{by_task[task]:.1f}" if task in by_task else "-" for task in tasks]
         mean = f"{fmean(by_task.values()):.1f}" if len(by_task) == len(tasks) else "-"
-        lines.append(f"| {label} | {' | '.join(cells)} | {mean} |")
-    return "\n".join(lines) + "\n"
+        rows.append([label, *cells, mean])
+    return section(
+        f"## Settings that were tried{f' ({base})' if base else ''}",
+        f"Percent of {record['held_out']} held-out training examples a task; seed 0.",
+        f"setting | {' | '.join(tasks)} | mean",
+        rows,
+        "lr",
+    )

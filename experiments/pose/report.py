@@ -19,6 +19,7 @@ from experiments.harness.claims import (
     near_lora,
     no_forgetting,
 )
+from experiments.harness.markdown import section
 from experiments.harness.results import read
 from experiments.harness.summarise import Report
 from experiments.harness.tables import spread
@@ -113,36 +114,32 @@ def occlusion_claim(scored: Scored) -> Claim:
 
 def occlusion_table(runs: Scored) -> str:
     """All measures at all levels."""
-    lines = [
+    return section(
         "## Under occlusion",
-        "",
         f"Mean over the {len(runs[0]['scores'])} categories, ± sample standard deviation over the "
         f"runs ({len(runs)}); the median error is the mean of the categories' medians.",
-        "",
-        f"| test views | method | {' | '.join(MEASURES.values())} |",
-        "|---|---|" + "--:|" * len(MEASURES),
-    ]
-    for test, title in TESTS.items():
-        for method, name in METHODS.items():
-            cells = [spread(means(runs, method, test, measure)) for measure in MEASURES]
-            lines.append(f"| {title} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        f"test views | method | {' | '.join(MEASURES.values())}",
+        (
+            [title, name, *(spread(means(runs, method, test, m)) for m in MEASURES)]
+            for test, title in TESTS.items()
+            for method, name in METHODS.items()
+        ),
+        "llr",
+    )
 
 
 def category_table(runs: Scored) -> str:
     """Every category, not occluded."""
-    lines = [
-        "## Every category, not occluded",
-        "",
-        f"Acc at pi/6 / Acc at pi/18 / median error in degrees; means over the runs ({len(runs)}).",
-        "",
-        f"| category | {' | '.join(METHODS.values())} |",
-        "|---|" + "---|" * len(METHODS),
-    ]
+    rows = []
     for task in runs[0]["scores"]:
-        cells = []
+        cells = [task]
         for method in METHODS:
             clean = [run["scores"][task][method]["clean"] for run in runs]
             cells.append(" / ".join(f"{fmean(s[m] for s in clean):.1f}" for m in MEASURES))
-        lines.append(f"| {task} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return section(
+        "## Every category, not occluded",
+        f"Acc at pi/6 / Acc at pi/18 / median error in degrees; means over the runs ({len(runs)}).",
+        f"category | {' | '.join(METHODS.values())}",
+        rows,
+    )

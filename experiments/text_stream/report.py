@@ -16,6 +16,7 @@ from experiments.harness.claims import (
     near_lora,
     no_forgetting,
 )
+from experiments.harness.markdown import section, table
 from experiments.harness.results import read_if_there
 from experiments.harness.summarise import Report
 from experiments.harness.tables import Goals
@@ -98,35 +99,34 @@ def _sizes(sizes: Mapping[str, Any]) -> list[Claim]:
 def sweep_table(record: Mapping[str, Any]) -> str:
     """Percent of the test examples, one number changed at a time, and LoRA's gain that is left."""
     tasks = list(record["tasks"])
-    lines = [
-        "## Where learning in the subspace breaks",
-        "",
-        "One task at a time in the subspace of three own LoRAs (`sweep`, seed 0): percent of the "
-        "test examples and, in brackets, the part of LoRA's gain over the head alone. Nothing was "
-        "chosen by these figures.",
-        "",
-        f"| what is changed | {' | '.join(tasks)} | gain kept, mean | trained a module |",
-        "|---|" + "---|" * (len(tasks) + 2),
-    ]
     ends = [(record["tasks"][t]["head only"], record["tasks"][t]["own LoRA"]) for t in tasks]
-    lines.append(f"| head only | {' | '.join(f'{head:.1f}' for head, _ in ends)} | 0% | 0 |")
-    lines.append(f"| own LoRA | {' | '.join(f'{own:.1f}' for _, own in ends)} | 100% | 6,144 |")
+    rows = [
+        ["head only", *(f"{head:.1f}" for head, _ in ends), "0%", "0"],
+        ["own LoRA", *(f"{own:.1f}" for _, own in ends), "100%", "6,144"],
+    ]
     for name in record["tasks"][tasks[0]]:
         scored = [by_name.get(name) for by_name in record["tasks"].values()]
         if name not in ("head only", "own LoRA") and all(scored):
-            lines.append(_sweep_row(record, name))
-    return "\n".join(lines) + "\n"
+            rows.append(_sweep_row(record, name))
+    return section(
+        "## Where learning in the subspace breaks",
+        "One task at a time in the subspace of three own LoRAs (`sweep`, seed 0): percent of the "
+        "test examples and, in brackets, the part of LoRA's gain over the head alone. Nothing was "
+        "chosen by these figures.",
+        f"what is changed | {' | '.join(tasks)} | gain kept, mean | trained a module",
+        rows,
+    )
 
 
-def _sweep_row(record: Mapping[str, Any], name: str) -> str:
-    cells, reached, possible, trained = [], 0.0, 0.0, 0.0
+def _sweep_row(record: Mapping[str, Any], name: str) -> list[str]:
+    cells, reached, possible, trained = [name], 0.0, 0.0, 0.0
     for by_name in record["tasks"].values():
         score, head = by_name[name]["score"], by_name["head only"]
         gain = by_name["own LoRA"] - head
         cells.append(f"{score:.1f} ({_part(score - head, gain)})")
         reached, possible = reached + score - head, possible + gain
         trained = by_name[name]["trained a module"]
-    return f"| {name} | {' | '.join(cells)} | {_part(reached, possible)} | {trained:,.0f} |"
+    return [*cells, _part(reached, possible), f"{trained:,.0f}"]
 
 
 def _part(gain: float, possible: float) -> str:
@@ -136,43 +136,43 @@ def _part(gain: float, possible: float) -> str:
 def router_table(record: Mapping[str, Any]) -> str:
     """Which task an input belongs to, found by the router."""
     streams, energies = record["streams"], record["energy"]["accuracy"]
-    lines = [
-        "## Routing without a task id",
-        "",
-        "Percent, mean over the tasks and ± sample standard deviation over the seeds (`router`). "
-        "Routing: sent to the right task. Oracle: accuracy with the task given. Routed: with the "
-        "router (a wrong task can still give the right label). Class-incremental: right task and "
-        "right label. At a margin, inputs of a task that fall back to the base count as wrong. A "
-        f"task takes {record['router_bytes_a_task']:,} bytes.",
-        "",
-        "| tasks | routing | oracle | routed | class-incremental | not sent to base at a margin "
-        "| outside sent to base |",
-        "|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    rows = []
     for size, stream in streams.items():
         plain = stream["no_margin"]
         cells = [plain[k] for k in ("routing", "oracle", "routed", "class_incremental")]
         inside = f"{100 * (1 - stream['margin']['fallback']['mean']):.1f}"
         outside = _percent(stream["outside_fallback"]["mean"])
-        lines.append(f"| {size} | {' | '.join(map(_percent, cells))} | {inside} | {outside} |")
+        rows.append([size, *map(_percent, cells), inside, outside])
+    parts = [
+        section(
+            "## Routing without a task id",
+            "Percent, mean over the tasks and ± sample standard deviation over the seeds "
+            "(`router`). Routing: sent to the right task. Oracle: accuracy with the task given. "
+            "Routed: with the router (a wrong task can still give the right label). "
+            "Class-incremental: right task and right label. At a margin, inputs of a task that "
+            "fall back to the base count as wrong. A task takes "
+            f"{record['router_bytes_a_task']:,} bytes.",
+            "tasks | routing | oracle | routed | class-incremental | not sent to base at a margin "
+            "| outside sent to base",
+            rows,
+            "r",
+        )
+    ]
     for what in ("layer", "shrinkage"):
         tried = list(next(iter(streams.values()))[f"by_{what}"])
-        lines += ["", f"| routing by {what} | {' | '.join(tried)} |", "|--:|" + "--:|" * len(tried)]
-        for size, stream in streams.items():
-            cells = [_percent(cell) for cell in stream[f"by_{what}"].values()]
-            lines.append(f"| {size} tasks | {' | '.join(cells)} |")
-    lines += [
-        "",
+        rows = [
+            [f"{size} tasks", *map(_percent, stream[f"by_{what}"].values())]
+            for size, stream in streams.items()
+        ]
+        parts.append(table(" | ".join([f"routing by {what}", *tried]), rows, "r") + "\n")
+    parts.append(
         f"By energy, {next(iter(streams))} tasks. Relative: divided by the mean energy of a task's "
         "own inputs in its own directions. Against all: by that of inputs of all tasks, which a "
-        "strict stream does not have: an upper limit.",
-        "",
-        "| definition | raw | relative | against all |",
-        "|---|--:|--:|--:|",
-    ]
-    for definition, row in energies.items():
-        lines.append(f"| {definition} | {' | '.join(map(_percent, row.values()))} |")
-    return "\n".join(lines) + "\n"
+        "strict stream does not have: an upper limit.\n"
+    )
+    rows = [[definition, *map(_percent, row.values())] for definition, row in energies.items()]
+    parts.append(table("definition | raw | relative | against all", rows, "lr") + "\n")
+    return "\n".join(parts)
 
 
 def _percent(cell: Mapping[str, float | None]) -> str:

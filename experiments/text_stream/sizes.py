@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from benchmarks.common import environment
 
+from experiments.harness import markdown
 from experiments.harness.results import write
 from sharespace import Share
 from sharespace.compare.comparison import claims_markdown
@@ -155,14 +156,12 @@ def layout_of(share: Share, measured: dict[str, Any]) -> SizeLayout:
 
 def table(measured: dict[str, Any]) -> str:
     """Measured bytes."""
-    lines = [
-        "| tasks | LoRA adapters, bytes | one Share model, bytes | ratio |",
-        "|--:|--:|--:|--:|",
+    rows = [
+        [count, f"{lora:,}", f"{share:,}", f"{lora / share:.2f}x"]
+        for count, lora, share in ((n, s["lora"], s["share"]) for n, s in measured.items())
     ]
-    for count, sizes in measured.items():
-        ratio = sizes["lora"] / sizes["share"]
-        lines.append(f"| {count} | {sizes['lora']:,} | {sizes['share']:,} | {ratio:.2f}x |")
-    return "\n".join(lines)
+    header = "tasks | LoRA adapters, bytes | one Share model, bytes | ratio"
+    return markdown.table(header, rows, "r")
 
 
 def draw(layout: SizeLayout, path: Path) -> None:

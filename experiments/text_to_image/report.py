@@ -18,6 +18,7 @@ from experiments.harness.claims import (
     near_lora,
     no_forgetting,
 )
+from experiments.harness.markdown import section
 from experiments.harness.results import read, read_if_there
 from experiments.harness.summarise import Report
 from experiments.harness.tables import spread
@@ -192,22 +193,20 @@ def verdict_table(records: Records) -> str:
     on_real = ", ".join(
         f"{kind} {fmean(real[s][kind] for s in tasks):.1f}" for kind in ("prompt", "style", "both")
     )
-    lines = [
-        "## What the classifiers say",
-        "",
-        "Percent of the images, mean over the styles; in brackets the styles that Share "
-        f"learned from images alone. On real test digits in these styles: {on_real}.",
-        "",
-        "| images of | right digit | right style | both | seeds |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     names = [*SHOWN, *sorted({n for r in records for n in r["verdicts"]} - set(SHOWN))]
     for name in names:
         judged = [r for r in records if len(r["verdicts"].get(name, {})) == len(tasks)]
         if judged:
             cells = [_cell(judged, name, kind) for kind in ("prompt", "style", "both")]
-            lines.append(f"| {name} | {' | '.join(cells)} | {len(judged)} |")
-    return "\n".join(lines) + "\n"
+            rows.append([name, *cells, len(judged)])
+    return section(
+        "## What the classifiers say",
+        "Percent of the images, mean over the styles; in brackets the styles that Share "
+        f"learned from images alone. On real test digits in these styles: {on_real}.",
+        "images of | right digit | right style | both | seeds",
+        rows,
+    )
 
 
 def _cell(records: Records, name: str, kind: str) -> str:
@@ -228,44 +227,32 @@ def mean_distance(records: Records, pair: str, kind: str, tasks: Sequence[str]) 
 def distance_table(records: Records) -> str:
     """How far images are from the own LoRA's."""
     styles = styles_of(records)
-    lines = [
-        "## Distance to the own LoRA's images",
-        "",
-        "Mean squared difference in pixels (-1 to 1) and in the classifiers' last hidden layer, "
-        "same prompts; same noise, but for the row that says otherwise.",
-        "",
-        "| images of | pixels, compressed styles | pixels, learned styles | features, compressed "
-        "| features, learned |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name in (LEARNED, END, RETRAINED, OTHER, BASE):
         cells = [
             mean_distance(records, name, kind, tasks)
             for kind in ("pixels", "features")
             for tasks in (styles[:INITIAL], styles[INITIAL:])
         ]
-        shown = ["-" if c is None else f"{c:.3g}" for c in cells]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
+        rows.append([name, *("-" if c is None else f"{c:.3g}" for c in cells)])
+    whole = section(
+        "## Distance to the own LoRA's images",
+        "Mean squared difference in pixels (-1 to 1) and in the classifiers' last hidden layer, "
+        "same prompts; same noise, but for the row that says otherwise.",
+        "images of | pixels, compressed styles | pixels, learned styles | features, compressed "
+        "| features, learned",
+        rows,
+    )
     moved = mean_distance(records, "end to when learned", "pixels", styles)
-    if moved is not None:
-        lines += [
-            "",
-            f"From when a style was learned to the end Share's pixels move by {moved:.2g}.",
-        ]
-    return "\n".join(lines) + "\n"
+    if moved is None:
+        return whole
+    said = f"From when a style was learned to the end Share's pixels move by {moved:.2g}."
+    return f"{whole}\n{said}\n"
 
 
 def adapters_table(records: Records) -> str:
     """The stream of finished LoRAs."""
-    lines = [
-        "## Finished LoRAs, merged one after the other",
-        "",
-        "Percent right in both, mean over the styles, and what is stored.",
-        "",
-        "| k | when it came | at the end | relative error of the weights, mean | bytes, against "
-        "the LoRAs |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for k in records[0]["by_k"]:
         mine = [r["by_k"][k] for r in records if k in r["by_k"]]
         came, end, error = (
@@ -273,53 +260,52 @@ def adapters_table(records: Records) -> str:
             for part in ("when_it_came", "at_the_end", "relative_error")
         )
         size = mine[0]["bytes"] / mine[0]["bytes_of_adapters"]
-        lines.append(f"| {k} | {came:.1f} | {end:.1f} | {error:.3f} | {size:.2f} |")
-    return "\n".join(lines) + "\n"
+        rows.append([k, f"{came:.1f}", f"{end:.1f}", f"{error:.3f}", f"{size:.2f}"])
+    return section(
+        "## Finished LoRAs, merged one after the other",
+        "Percent right in both, mean over the styles, and what is stored.",
+        "k | when it came | at the end | relative error of the weights, mean | bytes, against "
+        "the LoRAs",
+        rows,
+    )
 
 
 def real_table(record: Mapping[str, Any]) -> str:
     """The real Stable Diffusion adapter."""
     made, by_k = record["made_here"], record["by_k"]
-    lines = [
-        "## A real Stable Diffusion 1.5 LoRA",
-        "",
-        f"{record['modules']} modules, rank {record['ranks']}; compressed with {made['copies']} "
-        f"noisy copies of it and {made['random']} random adapters, made here.",
-        "",
-        "| k | error of the real one | of noisy copies | of random ones | exported and loaded by "
-        "diffusers, largest difference |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for row in by_k:
         errors = row["relative_error"]
         groups = [
             fmean(e for name, e in errors.items() if name.startswith(kind))
             for kind in ("real", "copy", "random")
         ]
-        shown = " | ".join(f"{value:.3f}" for value in groups)
         loaded = row["exported_in_diffusers"]["largest_relative_difference"]
-        lines.append(f"| {row['k']} | {shown} | {loaded:.1e} |")
-    return "\n".join(lines) + "\n"
+        rows.append([row["k"], *(f"{value:.3f}" for value in groups), f"{loaded:.1e}"])
+    return section(
+        "## A real Stable Diffusion 1.5 LoRA",
+        f"{record['modules']} modules, rank {record['ranks']}; compressed with {made['copies']} "
+        f"noisy copies of it and {made['random']} random adapters, made here.",
+        "k | error of the real one | of noisy copies | of random ones | exported and loaded by "
+        "diffusers, largest difference",
+        rows,
+    )
 
 
 def styles_table(record: Mapping[str, Any]) -> str:
     """Settings tried on noise and test digits that no reported score uses."""
-    lines = [
-        "## Settings that were tried",
-        "",
-        "80 images a style from noise that no other table has, and the loss on test digits; seed "
-        "0, the first style after the finished LoRAs.",
-        "",
-        "| style | setting | numbers | right digit | right style | both | loss |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
+    rows = []
     tried = [
         (s, label, m) for label, by_style in record["trials"].items() for s, m in by_style.items()
     ]
     for style, label, measured in sorted(tried, key=lambda row: (row[0], row[2]["loss"])):
         cells = [f"{measured[kind]:.1f}" for kind in ("prompt", "style", "both")]
-        lines.append(
-            f"| {style} | {label} | {measured['trained']:,} | {' | '.join(cells)} "
-            f"| {measured['loss']:.4f} |"
-        )
-    return "\n".join(lines) + "\n"
+        rows.append([style, label, f"{measured['trained']:,}", *cells, f"{measured['loss']:.4f}"])
+    return section(
+        "## Settings that were tried",
+        "80 images a style from noise that no other table has, and the loss on test digits; seed "
+        "0, the first style after the finished LoRAs.",
+        "style | setting | numbers | right digit | right style | both | loss",
+        rows,
+        "llr",
+    )

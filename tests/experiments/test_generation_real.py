@@ -65,7 +65,7 @@ def test_names_are_joined_by_their_number() -> None:
     found = hub.joined(adapters, data)
     assert [(s.name, s.adapter, s.data) for s in found] == [("task350", adapters[0], data[0])]
     with pytest.raises(OptionError, match="only 1 are there"):
-        hub.in_batches(found, 2, 1, seed=0)
+        hub.drawn(found, 2, 1, seed=0)
 
 
 def test_the_best_reference_counts() -> None:

@@ -13,7 +13,7 @@ from experiments.__main__ import ROOT, own
 from experiments.harness import cached, numbers, other_numbers, trials
 from experiments.harness.numbers import Numbers
 from experiments.harness.results import write
-from experiments.harness.summarise import known as report_of
+from experiments.harness.stages import class_of
 from experiments.harness.tables import scores
 
 from experiments import EXPERIMENTS
@@ -145,7 +145,7 @@ def test_an_unknown_stage_is_refused() -> None:
 
 @pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n != "glue"])
 def test_every_experiment_is_registered(name: str) -> None:
-    assert report_of(name).name == name
+    assert class_of(name, "experiment").name == class_of(name, "report").name == name
     text = (ROOT / name / "README.md").read_text()
     assert f"python -m experiments summarise {name}" in text
     assert all(f"experiments {stage} {name}" in text for stage in own(name))
