@@ -10,13 +10,16 @@ name with empty contents, without the second it may leave the contents without t
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import socket
 import stat
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -55,6 +58,16 @@ FileBlocks: TypeAlias = Iterable[bytes | memoryview]
 TEMPORARY = ".tmp-"
 """Prefix of what is being written; whoever holds the lock of its directory may remove it."""
 
+EXPORT_MARK = ".sharespace-export"
+"""File by which an earlier export is known, so that nothing else is ever replaced."""
+
+STORE_HEAD, STORE_OBJECTS = "share.json", "objects"
+"""What every Share model on disk has: its HEAD and its folder of tensor files."""
+
+_MAX_MARK = 1 << 24
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_RENAME_SWAP = 2
 _BLOCK = 1 << 20
 _POLL_SECONDS = 0.05
 _SYNC_THREADS = 16
@@ -108,68 +121,239 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def new_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_directory(target: Path) -> Iterator[Path]:
     """A directory to fill, which takes the name ``target`` when the block ends without an error.
 
     It is made beside ``target``, because only within one file system a rename is atomic. On an
     error it is removed, and ``target`` is as it was.
 
     Raises:
-        OptionError: ``target`` is there, not empty, and is not to be overwritten; is the current
-            directory; or can't be made.
+        OptionError: ``target`` is there and not empty, is a link or the current directory, lies
+            in a Share model, or can't be made.
     """
-    _refuse_full(target, overwrite)
-    aside = _aside(target.parent, uuid.uuid4().hex)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Not mkdtemp, whose directories only the owner can read; a server may be another user.
-        os.mkdir(aside)
+    with _replacing(target, overwrite=False) as aside:
         yield aside
-        _sync_all([aside, *aside.rglob("*")])
-        _take_place(aside, target)
+
+
+@contextmanager
+def export_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """As ``new_directory``, for an export: with ``overwrite`` an earlier export is replaced.
+
+    An export carries a mark, the file ``.sharespace-export`` with the SHA-256 of all that was
+    written. What has no mark, or holds anything else than its mark says, is never replaced.
+
+    Raises:
+        OptionError: as ``new_directory``; or there is no export at ``target`` to overwrite.
+    """
+    with _replacing(target, overwrite=overwrite) as aside:
+        yield aside
+        mark = json.dumps({"files": _hashes(aside)}, indent=1, sort_keys=True)
+        (aside / EXPORT_MARK).write_text(mark + "\n", encoding="ascii")
+
+
+@contextmanager
+def _replacing(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    try:
+        _refuse_target(target, overwrite)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(target)
+        with _directory_beside(target) as aside:
+            yield aside
+            _sync_all([aside, *aside.rglob("*")])
+            _take_place(aside, target)
     except SharespaceError:
         raise
     except OSError as error:
         why = f"cannot be written ({error.strerror or error})"
-        raise OptionError(str(target), why, "Check it") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        raise OptionError(str(target), why, "Check path, permissions and free space") from error
 
 
-def _refuse_full(target: Path, overwrite: bool) -> None:
-    if target.resolve() == Path.cwd():
+def _refuse_target(target: Path, overwrite: bool) -> None:
+    """Refuse a path that no new directory may take.
+
+    Raises:
+        OptionError: it is one of those.
+        OSError: it can't be looked at.
+    """
+    place = Path(os.path.realpath(target))
+    if target.is_symlink():
+        why = "a symbolic link, and a directory can't take the place of one"
+        raise OptionError(str(target), why, f"Give the path that it leads to: {place}")
+    if Path.cwd().is_relative_to(place):
         raise OptionError(
             str(target),
-            "the current directory: a new one takes its place, and your shell would not see it",
+            "the current directory is it, or lies in it: a new one takes its place, and your "
+            "shell would not see it",
             "Name a directory in it, or run this from elsewhere",
         )
-    if target.is_dir():
-        if any(target.iterdir()) and not overwrite:
-            raise OptionError(
-                str(target),
-                "the directory is not empty",
-                "Give another one, or overwrite it (overwrite=True, --overwrite)",
-            )
-    elif os.path.lexists(target):
+    refuse_in_store(target)
+    if not os.path.lexists(target):
+        return
+    if not stat.S_ISDIR(target.stat().st_mode):
         raise OptionError(str(target), "there is a file of that name", "Give another path")
+    if not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise OptionError(
+            str(target),
+            "the directory is not empty",
+            "Give another one; an earlier export can be overwritten (overwrite=True, --overwrite)",
+        )
+    if why := _no_export(target):
+        remedy = "Give another directory, or move this one away yourself"
+        raise OptionError(str(target), f"{why}; only an earlier export is overwritten", remedy)
+
+
+def refuse_in_store(target: Path) -> None:
+    """Refuse to write at a path that is, or lies in, a Share model.
+
+    Raises:
+        OptionError: it does.
+    """
+    named, real = target.absolute(), Path(os.path.realpath(target))
+    for folder in dict.fromkeys([named, *named.parents, real, *real.parents]):
+        if os.path.lexists(folder / STORE_HEAD) and (folder / STORE_OBJECTS).is_dir():
+            why = f"{folder} is a Share model, and nothing else is written into it"
+            raise OptionError(str(target), why, "Give a path outside of it")
+
+
+def _no_export(folder: Path) -> str:
+    """Why what is in a directory is not an export as it was written; empty where it is one."""
+    mark = folder / EXPORT_MARK
+    try:
+        data = read_bytes(mark, _MAX_MARK, OSError)
+        written = json.loads(data)["files"]
+    except (FileNotFoundError, NotADirectoryError):
+        return f"no export: it carries no mark ({EXPORT_MARK})"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return f"its mark ({EXPORT_MARK}) is damaged"
+    present = _hashes(folder)
+    for name in sorted(present):
+        if name not in written:
+            return f"{name!r} in it was not written by an export"
+        if present[name] != written[name]:
+            return f"{name!r} in it was changed since it was exported"
+    return ""
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Path within the folder -> SHA-256 of the file, or what else it is; the mark is left out."""
+    hashes: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode):
+            hashes[str(path.relative_to(folder))] = sha256_of(path)
+        elif not stat.S_ISDIR(mode):
+            hashes[str(path.relative_to(folder))] = "no regular file"
+    hashes.pop(EXPORT_MARK, None)
+    return hashes
+
+
+@contextmanager
+def _directory_beside(target: Path) -> Iterator[Path]:
+    """A hidden directory beside ``target`` that is locked while it is filled, and then removed.
+
+    The lock, which ends with the process, tells a directory that is being filled from one that a
+    killed process left.
+    """
+    while True:
+        # Not mkdtemp, whose directories only the owner can read; a server may be another user.
+        aside = target.parent / f"{_leftover_prefix(target)}{uuid.uuid4().hex}"
+        os.mkdir(aside)
+        fd = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # Where the file system has no locks, nobody else can have one either: _clear_leftovers
+            # then leaves everything alone.
+            free = True
+            with suppress(OSError):
+                free = _lock_now(fd)
+            if not (free and aside.is_dir()):
+                continue  # Another export of the same path took it for a leftover.
+            yield aside
+            return
+        finally:
+            # After an exchange it is the old directory that has this name.
+            shutil.rmtree(aside, ignore_errors=True)
+            os.close(fd)
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Remove what killed writers of this target left beside it."""
+    prefix = _leftover_prefix(target)
+    for name in names_in(target.parent):
+        if not name.startswith(prefix):
+            continue
+        folder = target.parent / name
+        with suppress(OSError):  # gone, because somebody else cleared it, or no locks here
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if _lock_now(fd):
+                    shutil.rmtree(folder)
+            finally:
+                os.close(fd)
+
+
+def _lock_now(fd: int) -> bool:
+    """Lock an open file or directory; False where another process has it locked."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _leftover_prefix(target: Path) -> str:
+    # Of this target only: where directories can't be exchanged, a killed overwrite may have left
+    # the only copy of another one under such a name. Hashed, because a name has at most 255 bytes.
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
+    return f"{TEMPORARY}{digest}-"
 
 
 def _take_place(aside: Path, target: Path) -> None:
-    # One rename replaces an empty directory, but no system replaces a full one at once: what was
-    # there steps aside, and is deleted only when the new content is in its place.
-    old: Path | None = None
-    if target.exists() and any(target.iterdir()):
-        old = _aside(target.parent, uuid.uuid4().hex)
+    """Give a new directory its name; what was there before has the hidden name then.
+
+    With an exchange the name is the old or the new directory's at every instant. Where the system
+    has none, the old one steps aside first: killed between these two renames, ``target`` is gone
+    and both are beside it under hidden names, until the next export to ``target`` clears them.
+    """
+    if not (os.path.lexists(target) and any(target.iterdir())):
+        os.replace(aside, target)  # One rename also replaces an empty directory.
+    elif not exchange(aside, target):
+        old = target.parent / f"{_leftover_prefix(target)}{uuid.uuid4().hex}"
         os.replace(target, old)
-    try:
-        os.replace(aside, target)
-    except OSError:
-        if old is not None:
+        try:
+            os.replace(aside, target)
+        except OSError:
             os.replace(old, target)
-        raise
-    sync_directory(target.parent)
-    if old is not None:
+            raise
+        sync_directory(target.parent)
         shutil.rmtree(old)
+    sync_directory(target.parent)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Give each of two paths the other's name in one step; False where the system can't.
+
+    Raises:
+        OSError: it can, and refuses.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    old, new = os.fsencode(first), os.fsencode(second)
+    arguments: tuple[object, ...]
+    if sys.platform == "darwin":
+        name, arguments = "renamex_np", (old, new, _RENAME_SWAP)
+    else:
+        name, arguments = "renameat2", (_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_EXCHANGE)
+    call = getattr(library, name, None)
+    if call is None:
+        return False
+    if call(*arguments) == 0:
+        return True
+    number = ctypes.get_errno()
+    # What kernels and file systems say that have no exchange.
+    if number in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}:
+        return False
+    raise OSError(number, os.strerror(number), str(second))
 
 
 def make_directory(path: Path) -> None:

@@ -426,7 +426,7 @@ class Share:
             dtype: of the factors; None: the stored dtype.
             base: folder or Hub id of the base model, whose ``config.json`` "gguf" needs and
                 "sglang" may need; None: the one the task states.
-            overwrite: replace what is there.
+            overwrite: replace an earlier export, as it was written; nothing else is ever replaced.
 
         Returns:
             The directories or files written; one per component for a pipeline's adapter as "peft".

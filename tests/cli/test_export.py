@@ -109,11 +109,29 @@ def test_a_full_folder_is_left_alone(to: str, run: Run, share: Path, tmp_path: P
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["mine"]
     if to != "kohya":
         assert "not empty" in ran.err
-        done = run(
-            "export", share, "ink", tmp_path / "x", "--to", to, "--base", base, "--overwrite"
-        )
-        assert done.code == 0, done.err
-        assert not (tmp_path / "x" / "mine").exists()
+        options = ("--to", to, "--base", base, "--overwrite")
+        ran = run("export", share, "ink", tmp_path / "x", *options)
+        assert ran.code == 2
+        assert "only an earlier export is overwritten" in " ".join(ran.err.split())
+        assert (tmp_path / "x" / "mine").read_text() == "mine"
+        for _ in range(2):
+            ran = run("export", share, "ink", tmp_path / "y", *options)
+            assert ran.code == 0, ran.err
+
+
+def test_the_share_model_itself_is_no_place_for_an_export(
+    run: Run, share: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(share.name)
+    before = {p: p.read_bytes() for p in share.rglob("*") if p.is_file()}
+    for out in (share, share / "objects", share / "new", tmp_path / "link", tmp_path / "link/new"):
+        ran = run("export", share, "ink", out, "--overwrite")
+        assert ran.code == 2, out
+        assert len(ran.err.splitlines()) == 1
+    ran = run("report", share, "-o", share / "share.json", "--overwrite")
+    assert ran.code == 2
+    assert {p: p.read_bytes() for p in share.rglob("*") if p.is_file()} == before
+    assert run("verify", share).code == 0
 
 
 def test_a_task_with_a_head(run: Run, adapters: Path, tmp_path: Path) -> None:

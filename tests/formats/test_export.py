@@ -134,10 +134,12 @@ def test_a_full_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_overwriting_replaces_all_of_it(tmp_path: Path) -> None:
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "mine").write_text("mine")
-    write_adapter(tmp_path / "x", PlainLora({"a.b": update()}), ExportOptions(overwrite=True))
+    plain = PlainLora({"a.b": update()})
+    write_adapter(tmp_path / "x", plain, to="vllm")
+    write_adapter(tmp_path / "x", PlainLora({"a.c": update()}), ExportOptions(overwrite=True))
+    assert list(read_adapter(tmp_path / "x").shapes) == ["a.c"]
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == [
+        ".sharespace-export",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]

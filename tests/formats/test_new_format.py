@@ -13,7 +13,7 @@ from cli.conftest import Ran
 from cli.conftest import run as run
 from sharespace import Share, read_adapter
 from sharespace.errors import CorruptAdapterError, OptionError
-from sharespace.files import new_directory
+from sharespace.files import export_directory
 from sharespace.formats import (
     FORMATS,
     ExportOptions,
@@ -60,7 +60,7 @@ def write_wide(path: Path, plain: PlainLora, options: ExportOptions) -> list[Pat
         tensors[f"{module}/up"] = (update.up * update.scaling * math.sqrt(rank)).contiguous()
         tensors[f"{module}/down"] = update.down.contiguous()
     base = (plain.base and plain.base.id) or ""
-    with new_directory(path, overwrite=options.overwrite) as aside:
+    with export_directory(path, overwrite=options.overwrite) as aside:
         write_tensors(aside / "any.safetensors", tensors, {"wide_lora": base})
     return [path / "any.safetensors"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from report.samples import two_steps
 from sharespace.errors import MissingExtraError, OptionError, StoreNotFoundError
 from sharespace.report import write_report
+from sharespace.store import verify
 
 
 @pytest.fixture
@@ -37,6 +39,49 @@ def test_places_that_take_no_file(share: Path, tmp_path: Path) -> None:
         write_report(share, tmp_path, overwrite=True)
     with pytest.raises(OptionError, match="not there"):
         write_report(share, tmp_path / "no" / "r.html")
+
+
+def foreign_page(path: Path) -> None:
+    path.write_text("<!doctype html>\n<html><head></head><body>work</body></html>\n")
+
+
+def notes_with_the_mark(path: Path) -> None:
+    path.write_text('work on <meta name="generator" content="sharespace">')
+
+
+def binary_file(path: Path) -> None:
+    path.write_bytes(bytes(range(256)))
+
+
+def link_to_a_report(path: Path) -> None:
+    path.symlink_to("r.html")
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "make", [foreign_page, notes_with_the_mark, binary_file, link_to_a_report, fifo]
+)
+def test_only_an_earlier_report_is_overwritten(
+    share: Path, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    write_report(share, tmp_path / "r.html")
+    make(tmp_path / "x")
+    before = (tmp_path / "x").lstat()
+    with pytest.raises(OptionError, match="only an earlier report is overwritten"):
+        write_report(share, tmp_path / "x", overwrite=True)
+    assert (tmp_path / "x").lstat() == before
+
+
+@pytest.mark.parametrize("name", ["share.json", "lock", "new.html", "objects/new.html"])
+def test_it_is_not_written_into_a_share_model(share: Path, name: str) -> None:
+    before = sorted(share.rglob("*")), (share / "share.json").read_bytes()
+    with pytest.raises(OptionError, match="is a Share model"):
+        write_report(share, share / name, overwrite=True)
+    assert (sorted(share.rglob("*")), (share / "share.json").read_bytes()) == before
+    assert verify(share).ok
 
 
 def test_a_failed_write_leaves_nothing(

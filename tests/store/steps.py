@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,7 +39,16 @@ class Hooked:
 @contextmanager
 def hooked(hook: Hook) -> Iterator[None]:
     """Every file system step of the store goes through ``hook(name, function, args)``."""
+    exchange = files.exchange
+
+    def exchanged(first: Path, second: Path) -> bool:
+        """Not a function of ``os``; what is left to do after it is a step of its own."""
+        done: bool = hook("exchange", exchange, (first, second))
+        hook("exchanged", bool, ())
+        return done
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "exchange", exchanged)
         patch.setattr(files, "os", Hooked(os, CHANGING, hook))
         patch.setattr(files, "fcntl", Hooked(fcntl, ("flock",), hook))
         yield

@@ -274,7 +274,9 @@ def export(
             help="Base model, for its config.json (gguf); default what SHARE says.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier export.")
+    ] = False,
     version: Annotated[int | None, typer.Option(help="From an earlier version.")] = None,
     as_json: a.JsonFlag = False,
 ) -> None:
@@ -353,7 +355,9 @@ def report(
         Path, typer.Option("--out", "-o", metavar="FILE", help="Where the page goes.")
     ] = Path("report.html"),
     version: Annotated[int | None, typer.Option(help="Of an earlier version.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier report.")
+    ] = False,
     show: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
     as_json: a.JsonFlag = False,
 ) -> None:

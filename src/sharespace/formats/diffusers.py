@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
-from sharespace.files import new_directory
+from sharespace.files import export_directory
 from sharespace.formats.components import (
     COMPONENTS,
     KNOWN,
@@ -230,7 +230,7 @@ def write_diffusers(path: Path, plain: PlainLora, options: ExportOptions) -> lis
     """
     rank = common_rank(plain.updates, options.rank)
     parts = {name or options.component: part for name, part in split_components(plain).items()}
-    with new_directory(path, overwrite=options.overwrite) as aside:
+    with export_directory(path, overwrite=options.overwrite) as aside:
         _write(aside / DIFFUSERS_WEIGHTS, plain, parts, rank, options.dtype)
     return [path / DIFFUSERS_WEIGHTS]
 

@@ -28,7 +28,7 @@ from sharespace.errors import (
     UnsupportedAdapterError,
 )
 from sharespace.extras import require
-from sharespace.files import new_directory
+from sharespace.files import export_directory
 from sharespace.formats.base_config import BaseConfig, read_base_config
 from sharespace.formats.engines import ELSEWHERE, refuse_beyond_lora
 from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, padded
@@ -94,7 +94,7 @@ def write_gguf(path: Path, plain: PlainLora, options: ExportOptions) -> list[Pat
     names = LlamaCppNames(read_base_config(options.base, plain.base))
     tensors = _gguf_tensors(plain, names, rank, options.dtype)
     file = f"{path.name}.gguf"
-    with new_directory(path, overwrite=options.overwrite) as aside:
+    with export_directory(path, overwrite=options.overwrite) as aside:
         _write(aside / file, names.architecture, rank, tensors)
         _check(aside / file, tensors)
     return [path / file]

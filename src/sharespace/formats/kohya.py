@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import UnsupportedAdapterError
-from sharespace.files import new_directory
+from sharespace.files import export_directory
 from sharespace.formats.components import (
     COMPONENTS,
     components_of,
@@ -185,7 +185,7 @@ def write_kohya(path: Path, plain: PlainLora, options: ExportOptions) -> list[Pa
     names = _kohya_names(plain)
     tensors = _kept(plain) | _factors(plain, names, rank, options.dtype)
     file = f"{path.name}.safetensors"
-    with new_directory(path, overwrite=options.overwrite) as aside:
+    with export_directory(path, overwrite=options.overwrite) as aside:
         write_tensors(aside / file, tensors, _header(plain, rank))
         _check(aside / file, tensors, set(names.values()))
     return [path / file]

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
-from sharespace.files import new_directory
+from sharespace.files import export_directory
 from sharespace.formats.lora_config import (
     CONFIG,
     FACTOR,
@@ -230,7 +230,7 @@ def write_peft(path: Path, plain: PlainLora, options: ExportOptions) -> list[Pat
     """
     rank = common_rank(plain.updates, options.rank)
     parts = split_components(plain)
-    with new_directory(path, overwrite=options.overwrite) as aside:
+    with export_directory(path, overwrite=options.overwrite) as aside:
         for name, part in parts.items():
             folder = aside / name if len(parts) > 1 else aside
             folder.mkdir(exist_ok=True)

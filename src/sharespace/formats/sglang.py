@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from sharespace.errors import AdapterError, OptionError, UnsupportedAdapterError
-from sharespace.files import new_directory
+from sharespace.files import export_directory
 from sharespace.formats.base_config import NAME_IT, BaseConfig, read_base_config
 from sharespace.formats.engines import (
     ELSEWHERE,
@@ -84,7 +84,7 @@ def write_sglang(path: Path, plain: PlainLora, options: ExportOptions) -> list[P
     rank = common_rank(plain.updates, options.rank)
     whole = replace(plain, updates=_stacks_filled(plain, options.base))
     fields = served_fields(whole, rank) | {"target_modules": sorted(whole.updates)}
-    with new_directory(path, overwrite=options.overwrite) as aside:
+    with export_directory(path, overwrite=options.overwrite) as aside:
         write_served(aside, whole, fields, options.dtype)
     return [path]
 

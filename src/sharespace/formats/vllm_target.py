@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sharespace.errors import OptionError
-from sharespace.files import new_directory
+from sharespace.files import export_directory
 from sharespace.formats.engines import (
     refuse_beyond_lora,
     served_fields,
@@ -44,7 +44,7 @@ def write_vllm(path: Path, plain: PlainLora, options: ExportOptions) -> list[Pat
     refuse_beyond_lora(plain, VLLM)
     rank = common_rank(plain.updates, options.rank)
     max_lora_rank(rank)
-    with new_directory(path, overwrite=options.overwrite) as aside:
+    with export_directory(path, overwrite=options.overwrite) as aside:
         write_served(aside, plain, served_fields(plain, rank), options.dtype)
     return [path]
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from sharespace.errors import OptionError
-from sharespace.files import write_file
+from sharespace.errors import OptionError, SharespaceError
+from sharespace.files import refuse_in_store, write_file
 from sharespace.report.facts import Facts, read_facts
 from sharespace.report.html import Html, join, span, tag
 from sharespace.report.sections.byte_sizes import sizes
@@ -34,6 +35,14 @@ _LINKS = {
     "ledger": "Ledger",
     "scores": "Scores",
 }
+
+_DOCTYPE = "<!doctype html>\n"
+
+_GENERATOR = tag("meta", name="generator", content="sharespace")
+"""The mark by which an earlier report is known: nothing else is ever overwritten."""
+
+_MARK_WITHIN = 4096
+"""The mark stands in this many first bytes of a report; only the policy is before it."""
 
 
 def render(facts: Facts) -> str:
@@ -56,7 +65,7 @@ def render(facts: Facts) -> str:
         _footer(),
         tag("script", Html(_resource("page.js"))),
     )
-    return "<!doctype html>\n" + tag("html", _head(facts), body, lang="en") + "\n"
+    return _DOCTYPE + tag("html", _head(facts), body, lang="en") + "\n"
 
 
 def _head(facts: Facts) -> Html:
@@ -67,7 +76,7 @@ def _head(facts: Facts) -> Html:
         tag("meta", http_equiv="Content-Security-Policy", content=_policy()),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", name="generator", content="sharespace"),
+        _GENERATOR,
         tag("title", f"{facts.name} — Share model, version {facts.version}"),
         tag("style", Html(_resource("page.css"))),
     )
@@ -130,19 +139,22 @@ def write_report(
         share: the store.
         out: a new file.
         version: an earlier version's number; None: the current one.
-        overwrite: replace a file that is there.
+        overwrite: replace an earlier report that is there; nothing else is ever replaced.
 
     Raises:
-        OptionError: there is something at ``out``, or it cannot be written.
+        OptionError: there is something else than a report at ``out``, or a report that is not to
+            be overwritten; it lies in a Share model; or it cannot be written.
         StoreNotFoundError, CorruptStoreError, SchemaVersionError: see ``sharespace.errors``.
         MissingExtraError: scipy is not installed (extra ``report``).
     """
     target = Path(out)
-    _refuse(target, overwrite)
-    facts = read_facts(share, version)
-    data = render(facts).encode()
     try:
+        _refuse(target, overwrite)
+        facts = read_facts(share, version)
+        data = render(facts).encode()
         write_file(target, data)
+    except SharespaceError:
+        raise
     except OSError as error:
         why = f"cannot be written ({error.strerror or error})"
         raise OptionError(str(target), why, "Check the path") from error
@@ -150,15 +162,34 @@ def write_report(
 
 
 def _refuse(target: Path, overwrite: bool) -> None:
-    """Before any work is done."""
+    """Before any work is done.
+
+    Raises:
+        OptionError: nothing may be written there.
+        OSError: it can't be looked at.
+    """
     if target.is_dir():
         raise OptionError(str(target), "is a directory", "Name a file, for example report.html")
     if not target.parent.is_dir():
         raise OptionError(str(target), "its directory is not there", "Make it first")
-    if os.path.lexists(target) and not overwrite:
-        raise OptionError(
-            str(target), "is there already", "Give another one, or overwrite it (--overwrite)"
-        )
+    refuse_in_store(target)
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        why = "is there already"
+        raise OptionError(str(target), why, "Give another one, or overwrite it (--overwrite)")
+    if not _is_report(target):
+        why = "is there already and no report; only an earlier report is overwritten"
+        raise OptionError(str(target), why, "Give another path, or move it away yourself")
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file was written by ``write_report``; a link or a device never was."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return False
+    with path.open("rb") as file:
+        start = file.read(_MARK_WITHIN)
+    return start.startswith(_DOCTYPE.encode()) and str(_GENERATOR).encode() in start
 
 
 def header(facts: Facts) -> Html:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from sharespace.errors import CorruptStoreError
+from sharespace.files import STORE_HEAD, STORE_OBJECTS
 from sharespace.subspace.adapter import BaseModel, ModuleShape
 from sharespace.subspace.layer import Certificate
 from sharespace.subspace.state import BuildSettings
@@ -20,10 +21,10 @@ SCHEMA_VERSION = 2
 """The highest that is read. A manifest is written in the lowest that can say it, so that older
 releases read it: 2 where a layer has a subspace for each group of tasks, else 1."""
 
-HEAD = "share.json"
+HEAD = STORE_HEAD
 LOCK = "lock"
 VERSIONS = "versions"
-OBJECTS = "objects"
+OBJECTS = STORE_OBJECTS
 
 # Limits of docs/format.md: a file that was damaged or forged must not fill the memory.
 MAX_HEAD_BYTES = 1 << 16
