@@ -550,8 +550,11 @@ def lock(path: Path, timeout: float = 0.0) -> Iterator[None]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         _acquire(fd, path, timeout)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        # Who holds it is told as a courtesy: on a full disk the lock must still be had, or nothing
+        # could free space there.
+        with suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
         # Unlocked by name: a process forked meanwhile shares the lock and may outlive us.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,49 @@ def test_a_reader_that_is_overtaken_reads_the_new_version(
 
     monkeypatch.setattr("sharespace.store.commits.find_version", find)
     assert_same(load(path), MODELS[0])
+
+
+def two_copies_put_over_each_other(path: Path) -> tuple[Path, Path]:
+    """Both were renamed in apart; the manifests of the second come beside those of the first."""
+    other = path.with_name("other")
+    shutil.copytree(path, other)
+    rename(path, "b", "here")
+    rename(other, "b", "there")
+    for number in range(2):
+        parent = (path, other)[number]
+        rename(parent, ("here", "there")[number], "last")
+    (path / "lock").unlink()
+    for file in (other / "versions").iterdir():
+        shutil.copy(file, path / "versions" / file.name)
+    return path, other
+
+
+def test_two_manifests_of_one_number(path: Path) -> None:
+    """HEAD and the parents that it descends from say which is the store's."""
+    mine, other = two_copies_put_over_each_other(path)
+    assert len(list((mine / "versions").iterdir())) == 7
+    assert [v.operation.tasks for v in history(mine)][3:] == [("b", "here"), ("here", "last")]
+    strays = {f.file: f.detail for f in verify(mine).damaged}
+    theirs = {v.ref.file for v in history(other)[3:]}
+    assert set(strays) == theirs
+    assert all("next writer removes it" in detail for detail in strays.values())
+    assert tuple(load(mine, 4).tasks) == ("here",)
+    rollback(mine, 4)
+    assert verify(mine, all_versions=True).ok
+    assert [v.number for v in history(mine)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_manifests_of_one_number_are_pruned(path: Path) -> None:
+    mine, _ = two_copies_put_over_each_other(path)
+    assert prune(mine, keep=1).versions == (1, 2, 3, 4)
+    assert len(list((mine / "versions").iterdir())) == 1
+    assert verify(mine, all_versions=True).ok
+
+
+def test_two_manifests_that_nothing_decides_between(path: Path) -> None:
+    """The version that would say it was damaged, so neither is taken for the store's."""
+    mine, _ = two_copies_put_over_each_other(path)
+    current = checkout(mine).version.ref
+    (mine / current.file).unlink()
+    with pytest.raises(CorruptStoreError, match="version 4 stands there twice"):
+        history(mine)

@@ -237,11 +237,34 @@ def test_a_disk_that_refuses(tmp_path: Path, failing: str, number: int, remedy: 
                 message = str(error)
             else:
                 break
-        assert remedy in message
         found = load(path)
         assert_same(found, model(("c",)) if len(found.tasks) == 1 else model())
+        # Once HEAD is renamed, nobody must be told to repeat what has been done.
+        committed = len(found.tasks) == 1
+        assert ("Do not repeat the change" if committed else remedy) in message
+        assert ("version 2 is current" in message) == committed
         assert verify(path, all_versions=True).ok
-    assert nth > 0 or failing in ("mkdir", "unlink")
+    assert nth > 0 or failing in ("mkdir", "unlink", "pwrite", "ftruncate")
+
+
+@pytest.mark.parametrize("failing", ["pwrite", "ftruncate", "write"])
+def test_a_full_disk_is_pruned(tmp_path: Path, failing: str) -> None:
+    """Nothing that prune needs has to be written, so it can free the space."""
+    version = init(tmp_path)
+    commit(tmp_path, model(("c",)), operation=INIT, expected_parent=version)
+    (tmp_path / "lock").unlink()
+    with hooked(refuse_always(failing, errno.ENOSPC)):
+        assert prune(tmp_path, keep=1).versions == (1,)
+    assert verify(tmp_path, all_versions=True).ok
+
+
+def refuse_always(failing: str, number: int) -> Hook:
+    def hook(name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if name == failing:
+            raise OSError(number, os.strerror(number))
+        return function(*args)
+
+    return hook
 
 
 def refuse_once(failing: str, nth: int, number: int) -> Hook:

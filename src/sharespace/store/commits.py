@@ -189,13 +189,13 @@ def _check_parent(root: Path, expected: Version | None) -> ManifestRef | None:
     """The parent of the new version, now that no other writer can move it."""
     if expected is None:
         refuse_existing(root)
-        clear_unfinished(root, 0)
+        clear_unfinished(root, None)
         return None
     head = read_head(root)
     if head != expected.ref:
         why = f"version {head.number} was committed after version {expected.number} was loaded"
         raise StoreConflictError(str(root), why, "Load it again and repeat the change")
-    clear_unfinished(root, head.number)
+    clear_unfinished(root, head)
     return head
 
 

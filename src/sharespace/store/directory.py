@@ -71,25 +71,67 @@ def versions_on_disk(root: Path) -> dict[int, ManifestRef]:
     """Number -> manifest, ascending, including that of an unfinished commit.
 
     Raises:
-        CorruptStoreError: a number stands there twice.
+        CorruptStoreError: a number stands there twice, and HEAD was not asked which one is meant.
     """
-    refs: dict[int, ManifestRef] = {}
+    return {number: _only(root, refs) for number, refs in _manifests(root).items()}
+
+
+def _manifests(root: Path) -> dict[int, list[ManifestRef]]:
+    """Number -> every manifest of that number, ascending."""
+    refs: dict[int, list[ManifestRef]] = {}
     for name in sorted(names_in(root / VERSIONS)):
-        match = MANIFEST_NAME.fullmatch(name)
-        if not match:
-            continue
-        ref = ManifestRef(int(match["number"]), match["sha256"])
-        if ref.number in refs:
-            raise corrupt(str(root / VERSIONS), f"version {ref.number} stands there twice")
-        refs[ref.number] = ref
+        if match := MANIFEST_NAME.fullmatch(name):
+            ref = ManifestRef(int(match["number"]), match["sha256"])
+            refs.setdefault(ref.number, []).append(ref)
     return dict(sorted(refs.items()))
 
 
+def _only(root: Path, refs: list[ManifestRef]) -> ManifestRef:
+    if len(refs) > 1:
+        raise corrupt(str(root / VERSIONS), f"version {refs[0].number} stands there twice")
+    return refs[0]
+
+
 def committed_versions(root: Path) -> dict[int, ManifestRef]:
-    """Number -> manifest, ascending, up to the one that HEAD names; pruned ones are missing."""
+    """Number -> manifest, ascending, up to the one that HEAD names; pruned ones are missing.
+
+    Two copies of a store that were written apart and then put over each other have two manifests of
+    one number: those that HEAD's version descends from are the store's.
+
+    Raises:
+        StoreNotFoundError, CorruptStoreError: HEAD is not readable, or does not descend from any of
+            the manifests of one number.
+    """
     head = read_head(root)
-    older = {n: ref for n, ref in versions_on_disk(root).items() if n < head.number}
-    return {**older, head.number: head}
+    older = {number: refs for number, refs in _manifests(root).items() if number < head.number}
+    # The ancestors are read only where they are needed: a long history has many manifests.
+    doubtful = [number for number, refs in older.items() if len(refs) > 1]
+    ancestors = _ancestors(root, head, doubtful[0]) if doubtful else {}
+    known = {n: ancestors.get(n) or _only(root, refs) for n, refs in older.items()}
+    return {**known, head.number: head}
+
+
+def _ancestors(root: Path, head: ManifestRef, oldest: int) -> dict[int, ManifestRef]:
+    """Number -> manifest of those that HEAD's version descends from, as far as they are there."""
+    ancestors: dict[int, ManifestRef] = {}
+    ref: ManifestRef | None = head
+    while ref is not None and ref.number > oldest and (root / ref.file).exists():
+        ref = read_manifest(root, ref).parent
+        if ref is not None:
+            ancestors[ref.number] = ref
+    return {number: ref for number, ref in ancestors.items() if (root / ref.file).exists()}
+
+
+def stray_manifests(root: Path) -> list[ManifestRef]:
+    """Manifests beside those of the committed versions, under the same numbers; no part of the
+    store, and removed by the next writer."""
+    committed = committed_versions(root)
+    return [
+        ref
+        for number, refs in _manifests(root).items()
+        for ref in refs
+        if number in committed and ref != committed[number]
+    ]
 
 
 def find_version(root: Path, number: int | None) -> ManifestRef:
@@ -164,8 +206,30 @@ def publish(
     # HEAD last: until it is renamed, every reader still sees the parent, and a crash in between
     # leaves a manifest that nobody names and that the next writer removes.
     write_files(root / VERSIONS, [(ref.name, [data])])
-    write_files(root, [(HEAD, [head_to_json(ref)])])
+    move_head(root, ref)
     return summary_of(ref, manifest)
+
+
+def move_head(root: Path, ref: ManifestRef) -> None:
+    """Make a version current, whose files are durable.
+
+    Raises:
+        StoreError: it is current, but the disk did not say that this is durable.
+        OSError: it is not current.
+    """
+    try:
+        write_files(root, [(HEAD, [head_to_json(ref)])])
+    except OSError as error:
+        # The rename is the commit, and only then the directory is synced: a failure of that must
+        # not make anybody repeat what has been done.
+        if read_head(root) != ref:
+            raise
+        why = (
+            f"version {ref.number} is current, but the disk did not confirm that it would survive "
+            f"a power loss ({error.strerror or error})"
+        )
+        remedy = "Do not repeat the change; check the disk, then `sharespace verify`"
+        raise StoreError(str(root), why, remedy) from error
 
 
 def summary_of(ref: ManifestRef, manifest: Manifest) -> Version:
@@ -226,14 +290,19 @@ def make_directories(root: Path) -> None:
         make_directory(path)
 
 
-def clear_unfinished(root: Path, current: int) -> None:
+def clear_unfinished(root: Path, head: ManifestRef | None) -> None:
     """Remove what a crashed writer left: temporary files, manifests that HEAD never named.
 
     Only for the holder of the lock. Objects without a manifest stay; the next commit may use
     them, and ``prune`` removes them.
+
+    Args:
+        head: what HEAD names; None: there is no HEAD.
     """
     for directory in (root, root / OBJECTS, root / VERSIONS):
         remove_temporary(directory)
-    unnamed = [ref.name for n, ref in versions_on_disk(root).items() if n > current]
+    current = head.number if head else 0
+    unnamed = [r.name for n, refs in _manifests(root).items() if n > current for r in refs]
+    unnamed += [ref.name for ref in stray_manifests(root)] if head else []
     if unnamed:
         remove_files(root / VERSIONS, unnamed)

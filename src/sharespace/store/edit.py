@@ -27,6 +27,7 @@ from sharespace.store.directory import (
     committed_versions,
     make_directories,
     manifest_bytes,
+    move_head,
     no_version,
     publish,
     read_head,
@@ -48,7 +49,6 @@ from sharespace.store.layout import (
     Version,
 )
 from sharespace.store.objects import Payload, StoredFile, check_file, write_objects
-from sharespace.store.schema import head_to_json
 from sharespace.subspace.state import check_new_names
 
 _Tasks: TypeAlias = tuple[TaskEntry, ...]
@@ -122,7 +122,7 @@ def _edit(
             current = read_manifest(root, head)
             changed = replace(current.content, tasks=change(current.content.tasks))
             check_writable(changed, operation)
-            clear_unfinished(root, head.number)
+            clear_unfinished(root, head)
             gathered = current.contributions
             return publish(root, head.number + 1, head, operation, changed, gathered)
 
@@ -156,7 +156,7 @@ def rollback(path: StorePath, version: int, *, timeout: float = 0.0) -> Version:
             for file in old.content.files.values():
                 check_file(root, file, hashed=True)
             if head is not None:
-                clear_unfinished(root, head.number)
+                clear_unfinished(root, head)
             last = max([*versions_on_disk(root), head.number if head else 0])
             operation = Operation("rollback", version=version)
             return publish(root, last + 1, head, operation, old.content, old.contributions)
@@ -164,16 +164,20 @@ def rollback(path: StorePath, version: int, *, timeout: float = 0.0) -> Version:
 
 def _committed(root: Path, number: int) -> tuple[ManifestRef | None, ManifestRef]:
     """HEAD (None where it is damaged or lost) and the version of that number."""
-    known = versions_on_disk(root)
     head: ManifestRef | None = None
     try:
         head = read_head(root)
-        known = {n: ref for n, ref in known.items() if n <= head.number}
     except StoreNotFoundError:
+        known = versions_on_disk(root)
         if not known:
             raise
     except CorruptStoreError:
-        pass  # a damaged HEAD is what a rollback repairs
+        known = versions_on_disk(root)  # a damaged HEAD is what a rollback repairs
+    else:
+        # The file that HEAD names may itself be what is damaged or missing.
+        known = committed_versions(root)
+        if not (root / head.file).exists():
+            del known[head.number]
     if number not in known:
         raise no_version(root, number, known)
     return head, known[number]
@@ -218,7 +222,7 @@ def prune(path: StorePath, *, keep: int, timeout: float = 0.0) -> Pruned:
         refuse_links(root)
         read_head(root)
         with lock(root / LOCK, timeout):
-            clear_unfinished(root, read_head(root).number)
+            clear_unfinished(root, read_head(root))
             return _prune(root, keep)
 
 
@@ -267,7 +271,7 @@ def receive(path: StorePath, source: StorePath, *, timeout: float = 0.0) -> Vers
         with lock(root / LOCK, timeout):
             if not _is_behind(root, copied):
                 return None
-            clear_unfinished(root, read_head(root).number if os.path.lexists(root / HEAD) else 0)
+            clear_unfinished(root, read_head(root) if os.path.lexists(root / HEAD) else None)
             return _copy_versions(root, copy, list(copied.values()))
 
 
@@ -302,5 +306,5 @@ def _copy_versions(root: Path, copy: Path, refs: list[ManifestRef]) -> Version:
     present = set(versions_on_disk(root).values())
     missing = [(ref.name, [manifest_bytes(copy, ref)]) for ref in refs if ref not in present]
     write_files(root / VERSIONS, missing)
-    write_files(root, [(HEAD, [head_to_json(refs[-1])])])
+    move_head(root, refs[-1])
     return summary_of(refs[-1], read_manifest(root, refs[-1]))

@@ -19,6 +19,7 @@ from sharespace.store.directory import (
     committed_versions,
     read_head,
     read_manifest,
+    stray_manifests,
     versions_on_disk,
 )
 from sharespace.store.layout import HEAD, Content, FileRef, Manifest, ManifestRef, TaskEntry
@@ -39,7 +40,8 @@ class Finding:
     """What was found about one file."""
 
     version: int | None
-    """The first version that was checked and needs the file; None for ``share.json``."""
+    """The first version that was checked and needs the file; None for ``share.json`` and for a
+    manifest that is no version's."""
     file: str
     """Path from the store's directory."""
     status: Status
@@ -88,21 +90,24 @@ def verify(path: StorePath, *, all_versions: bool = False) -> Report:
     """
     root = Path(path)
     with disk_errors(root, "verifying"):
-        head, refs = _versions(root)
+        head, refs, strays = _versions(root)
         checked = refs if all_versions else refs[-1:]
         survey = _Survey(root)
         for ref in checked:
             survey.check_version(ref)
-    findings = (head, *survey.findings.values())
+    findings = (head, *survey.findings.values(), *strays)
     return Report(root, tuple(ref.number for ref in checked), findings)
 
 
-def _versions(root: Path) -> tuple[Finding, list[ManifestRef]]:
+def _versions(root: Path) -> tuple[Finding, list[ManifestRef], list[Finding]]:
+    """What is found about HEAD, the versions, and the manifests that are none of them."""
     try:
         read_head(root)
     except CorruptStoreError as error:
-        return Finding(None, HEAD, "corrupt", error.why), list(versions_on_disk(root).values())
-    return Finding(None, HEAD, "ok"), list(committed_versions(root).values())
+        return Finding(None, HEAD, "corrupt", error.why), list(versions_on_disk(root).values()), []
+    why = "another version of that number, which HEAD does not lead to; the next writer removes it"
+    strays = [Finding(None, ref.file, "misfit", why) for ref in stray_manifests(root)]
+    return Finding(None, HEAD, "ok"), list(committed_versions(root).values()), strays
 
 
 class _Survey:
