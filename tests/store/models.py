@@ -103,6 +103,7 @@ def assert_same(found: ShareModel, wanted: ShareModel) -> None:
         )
         assert_bits(other.left_basis, layer.left_basis)
         assert_bits(other.right_basis, layer.right_basis)
+    assert_same_tensors(found.base_samples, wanted.base_samples)
     assert list(found.tasks) == list(wanted.tasks)
     for name, wanted_task in wanted.tasks.items():
         assert_same_task(found.tasks[name], wanted_task)
@@ -126,6 +127,8 @@ def assert_same_task(found: Task, wanted: Task) -> None:
     assert_bits(found.ledger.norms, wanted.ledger.norms)
     assert_bits(found.ledger.truncations, wanted.ledger.truncations)
     assert_same_tensors(found.kept, wanted.kept)
+    assert_same_tensors(found.files, wanted.files)
+    assert (found.labels, found.started_from) == (wanted.labels, wanted.started_from)
 
 
 def assert_same_coefficients(found: Mapping[str, object], wanted: Mapping[str, object]) -> None:

@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "BOOL": "?", "BF16": "<u2"}
+DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "BOOL": "?",
+    "U8": "u1",
+    "BF16": "<u2",
+}
 """bfloat16 is read as its bits, which numpy has no type for."""
 
 
@@ -20,7 +28,7 @@ def read_json(path: Path, sha256: str | None = None) -> dict[str, Any]:
     assert sha256 is None or hashlib.sha256(data).hexdigest() == sha256
     value: dict[str, Any] = json.loads(data)
     assert value["format"] == "sharespace"
-    assert value["schema_version"] in (1, 2)
+    assert value["schema_version"] in (1, 2, 3)
     return value
 
 
@@ -91,3 +99,36 @@ def update(
         basis[f"{layer['module']}.{side}_basis"].astype(np.float64) for side in ("left", "right")
     ]
     return np.asarray(wide[0] @ core @ wide[1].T, dtype=np.float64)
+
+
+def files_of(store: Path, task: dict[str, Any]) -> dict[str, bytes]:
+    """Name -> bytes of the tokenizer's files that a task came with."""
+    if "files" not in task:
+        return {}
+    tensors, metadata = read_object(store, task["files"])
+    assert metadata == {}
+    assert all(tensor.dtype == np.uint8 and tensor.ndim == 1 for tensor in tensors.values())
+    return {name: tensor.tobytes() for name, tensor in tensors.items()}
+
+
+def sampled(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The sampled values of a base weight, n x d."""
+    n, d = weight.shape
+    rows = [(2 * i + 1) * n // (2 * min(n, 8)) for i in range(min(n, 8))]
+    columns = [(2 * j + 1) * d // (2 * min(d, 16)) for j in range(min(d, 16))]
+    return weight[np.ix_(rows, columns)]
+
+
+def is_base(store: Path, manifest: dict[str, Any], weights: dict[str, NDArray[np.float32]]) -> bool:
+    """Whether these weights are those of the base that the tasks belong to."""
+    tensors, metadata = read_object(store, manifest["base_model"]["digest"])
+    assert metadata == {}
+    for module, weight in weights.items():
+        known, met = (
+            tensors[f"{module}.rows"].astype(np.float64),
+            sampled(weight).astype(np.float64),
+        )
+        allowed = 1.125 * 2.0**-8 * np.maximum(abs(known), abs(met)) + 2.0**-25
+        if not (abs(known - met) <= allowed).all():
+            return False
+    return True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from golden import make_store_v2
+from golden import make_store_v2, make_store_v3
 from golden.make_store_v1 import PATH, WEIRD, make, version
 from sharespace.store import Operation, checkout, history, load, verify
 from store.models import assert_same
@@ -58,4 +58,13 @@ def test_the_second_schema(tmp_path: Path) -> None:
     assert verify(path, all_versions=True).ok
     assert_same(load(path), make_store_v2.model())
     make_store_v2.make(tmp_path / "s")
+    assert files(tmp_path / "s", "objects") == files(path, "objects")
+
+
+def test_the_third_schema(tmp_path: Path) -> None:
+    """Samples of the base weights, and what a task has of files, labels and a start."""
+    path = make_store_v3.PATH
+    assert verify(path, all_versions=True).ok
+    assert_same(load(path), make_store_v3.model())
+    make_store_v3.make(tmp_path / "s")
     assert files(tmp_path / "s", "objects") == files(path, "objects")

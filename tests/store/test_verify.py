@@ -151,7 +151,7 @@ def test_a_damaged_head_is_a_finding(path: Path) -> None:
 
 def test_a_newer_schema_is_refused(path: Path) -> None:
     def newer(manifest: dict[str, Any]) -> None:
-        manifest["schema_version"] = 3
+        manifest["schema_version"] = 4
 
     reseal(path, newer)
     for action in (load, verify):

@@ -48,7 +48,14 @@ from sharespace.store.layout import (
     TaskEntry,
     Version,
 )
-from sharespace.store.lazy import StoredKept, StoredLayers, StoredTasks, basis_names, lazy_model
+from sharespace.store.lazy import (
+    SAMPLE_SUFFIX,
+    StoredLayers,
+    StoredTasks,
+    StoredTensors,
+    basis_names,
+    lazy_model,
+)
 from sharespace.store.objects import Payload, StoredFile, tensor_file, write_objects
 from sharespace.store.schema import manifest_from_json, manifest_to_json, summary_from_json
 from sharespace.store.taskfile import refuse_non_finite, summarise, task_file
@@ -239,6 +246,7 @@ def plan_commit(model: ShareModel, operation: Operation) -> CommitPlan:
         raise MismatchError("the Share model", f"{model.dtype} is none of {', '.join(DTYPES)}")
     basis, layers = _plan_basis(model)
     planned = _plan_tasks(model, layers)
+    samples = _plan_tensors("base", model.base_samples, SAMPLE_SUFFIX)
     content = Content(
         base=model.base,
         fingerprint=model.fingerprint,
@@ -247,9 +255,11 @@ def plan_commit(model: ShareModel, operation: Operation) -> CommitPlan:
         layers=tuple(layers.values()),
         basis=basis.ref,
         tasks=tuple(entry for entry, _ in planned),
+        base_samples=None if samples is None else samples.ref,
     )
     check_writable(content, operation)
     payloads = [basis, *(payload for _, files in planned for payload in files)]
+    payloads += [samples] if samples is not None else []
     return CommitPlan(content, {payload.ref.file: payload for payload in payloads})
 
 
@@ -298,8 +308,7 @@ def _plan_tasks(
 
 
 def _stored_files(tasks: StoredTasks, entry: TaskEntry) -> list[Payload]:
-    refs = [entry.coefficients] if entry.kept is None else [entry.coefficients, entry.kept]
-    return [StoredFile(tasks.root, ref) for ref in refs]
+    return [StoredFile(tasks.root, ref) for ref in entry.refs]
 
 
 def _plan_task(
@@ -308,15 +317,28 @@ def _plan_task(
     if name != task.name:
         raise MismatchError(f"task {name!r}", f"it is called {task.name!r} itself")
     coefficients = task_file(task, layers, dtype)
-    kept = _plan_kept(task.kept)
-    entry = TaskEntry(name, coefficients.ref, None if kept is None else kept.ref, summarise(task))
-    return entry, [coefficients] if kept is None else [coefficients, kept]
+    kept = _plan_tensors("kept", task.kept)
+    files = _plan_tensors("files", task.files)
+    entry = TaskEntry(
+        name,
+        coefficients.ref,
+        None if kept is None else kept.ref,
+        summarise(task),
+        None if files is None else files.ref,
+        tuple(task.labels),
+        tuple(sorted(task.started_from.items())),
+    )
+    return entry, [payload for payload in (coefficients, kept, files) if payload is not None]
 
 
-def _plan_kept(kept: Mapping[str, Tensor]) -> Payload | None:
-    if isinstance(kept, StoredKept):
-        return kept.stored
-    return tensor_file("kept", kept, None) if kept else None
+def _plan_tensors(role: str, tensors: Mapping[str, Tensor], suffix: str = "") -> Payload | None:
+    if isinstance(tensors, StoredTensors):
+        return tensors.stored
+    if not tensors:
+        return None
+    # The mapping itself where keys stay as they are: it may read one tensor at a time.
+    named = {key + suffix: tensors[key] for key in tensors} if suffix else tensors
+    return tensor_file(role, named, None)
 
 
 def check_writable(content: Content, operation: Operation) -> None:

@@ -17,9 +17,10 @@ from sharespace.subspace.layer import Certificate
 from sharespace.subspace.state import BuildSettings
 
 FORMAT = "sharespace"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The highest that is read. A manifest is written in the lowest that can say it, so that older
-releases read it: 2 where a layer has a subspace for each group of tasks, else 1."""
+releases read it: 3 where it names samples of the base weights, or what a task has of files, labels
+and where it started from; 2 where a layer has a subspace for each group of tasks; else 1."""
 
 HEAD = STORE_HEAD
 LOCK = "lock"
@@ -34,7 +35,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 # A number of 18 digits always fits into 64 bits.
 MANIFEST_NAME = re.compile(r"(?P<number>[0-9]{8,18})-(?P<sha256>[0-9a-f]{64})\.json", re.ASCII)
 OBJECT_NAME = re.compile(
-    r"(?P<role>basis|task|kept)-(?P<sha256>[0-9a-f]{64})\.safetensors", re.ASCII
+    r"(?P<role>basis|task|kept|files|base)-(?P<sha256>[0-9a-f]{64})\.safetensors", re.ASCII
 )
 
 DTYPES = {
@@ -71,7 +72,7 @@ class FileRef:
 
 
 def object_ref(role: str, sha256: str, size: int) -> FileRef:
-    """The reference of a tensor file; ``role`` is ``basis``, ``task`` or ``kept``."""
+    """The reference of a tensor file; ``role`` is that of ``OBJECT_NAME``."""
     return FileRef(f"{OBJECTS}/{role}-{sha256}.safetensors", sha256, size)
 
 
@@ -132,6 +133,22 @@ class TaskEntry:
     coefficients: FileRef
     kept: FileRef | None
     summary: TaskSummary
+    files: FileRef | None = None
+    """Of ``Task.files``; None: it has none."""
+    labels: tuple[str, ...] = ()
+    """``Task.labels``."""
+    started_from: tuple[tuple[str, float], ...] = ()
+    """``Task.started_from``, as pairs."""
+
+    @property
+    def refs(self) -> list[FileRef]:
+        """Its tensor files."""
+        return [r for r in (self.coefficients, self.kept, self.files) if r is not None]
+
+    @property
+    def schema_version(self) -> int:
+        """The lowest that can say it."""
+        return 3 if self.files or self.labels or self.started_from else 1
 
 
 @dataclass(frozen=True)
@@ -145,10 +162,14 @@ class Content:
     layers: tuple[LayerEntry, ...]
     basis: FileRef
     tasks: tuple[TaskEntry, ...]
+    base_samples: FileRef | None = None
+    """Of ``ShareModel.base_samples``; None: the base weights were never at hand."""
 
     @property
     def schema_version(self) -> int:
         """The lowest that can say it."""
+        if self.base_samples or any(task.schema_version == 3 for task in self.tasks):
+            return 3
         return 2 if any(layer.groups for layer in self.layers) else 1
 
     @property
@@ -162,9 +183,9 @@ class Content:
     @property
     def files(self) -> dict[str, FileRef]:
         """Every tensor file of the version, by path, each once."""
-        refs = [self.basis]
-        for task in self.tasks:
-            refs += [task.coefficients] if task.kept is None else [task.coefficients, task.kept]
+        refs = [self.basis, *(ref for task in self.tasks for ref in task.refs)]
+        if self.base_samples is not None:
+            refs.append(self.base_samples)
         return {ref.file: ref for ref in refs}
 
 

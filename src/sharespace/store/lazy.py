@@ -7,6 +7,7 @@ is committed again as the files that it came from, unread.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +16,14 @@ from torch import Tensor
 from sharespace.store.layout import Content, FileRef, LayerEntry, TaskEntry, corrupt
 from sharespace.store.objects import OpenedFile, StoredFile, check_file
 from sharespace.store.taskfile import read_task
+from sharespace.subspace.adapter import is_companion
+from sharespace.subspace.base_digest import sample_shape
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import ShareModel, Task
 
 LEFT_BASIS = "left_basis"
 RIGHT_BASIS = "right_basis"
+SAMPLE_SUFFIX = ".rows"
 
 
 def lazy_model(root: Path, content: Content, *, verify: bool) -> ShareModel:
@@ -30,7 +34,14 @@ def lazy_model(root: Path, content: Content, *, verify: bool) -> ShareModel:
         dtype=content.dtype,
         layers=StoredLayers(root, content, verify=verify),
         tasks=StoredTasks(root, content, verify=verify),
+        base_samples=_stored(StoredSamples, root, content.base_samples, verify=verify),
     )
+
+
+def _stored(
+    kind: type[StoredTensors], root: Path, ref: FileRef | None, *, verify: bool
+) -> Mapping[str, Tensor]:
+    return {} if ref is None else kind(root, ref, verify=verify)
 
 
 class StoredLayers(Mapping[str, LayerSubspace]):
@@ -126,10 +137,14 @@ class StoredTasks(Mapping[str, Task]):
             # fill the memory. A basis file of the size that k needs shows that k is real.
             check_file(self.root, self._basis, hashed=False)
         opened = OpenedFile(self.root, entry.coefficients, hashed=self._verify)
-        kept: Mapping[str, Tensor] = {}
-        if entry.kept is not None:
-            kept = StoredKept(self.root, entry.kept, verify=self._verify)
-        return read_task(opened, entry.name, kept, self.layers, self.dtype)
+        task = read_task(opened, entry.name, self.layers, self.dtype)
+        return replace(
+            task,
+            kept=_stored(StoredTensors, self.root, entry.kept, verify=self._verify),
+            files=_stored(StoredFiles, self.root, entry.files, verify=self._verify),
+            labels=entry.labels,
+            started_from=dict(entry.started_from),
+        )
 
     def __contains__(self, name: object) -> bool:
         return name in self.entries
@@ -141,8 +156,11 @@ class StoredTasks(Mapping[str, Task]):
         return len(self.entries)
 
 
-class StoredKept(Mapping[str, Tensor]):
+class StoredTensors(Mapping[str, Tensor]):
     """What a task keeps: one tensor is read at a time, and none is held here."""
+
+    suffix = ""
+    """Of the keys in the file; names here are without it."""
 
     def __init__(self, root: Path, ref: FileRef, *, verify: bool) -> None:
         self.stored = StoredFile(root, ref)
@@ -154,18 +172,54 @@ class StoredKept(Mapping[str, Tensor]):
         self._unverified = False
         return opened
 
+    @classmethod
+    def check(cls, opened: OpenedFile) -> None:
+        """Refuse a file of other tensors than belong there.
+
+        Raises:
+            CorruptStoreError: it has such.
+        """
+
     def _known(self) -> list[str]:
         if self._names is None:
-            self._names = self._open().names
+            opened = self._open()
+            self.check(opened)
+            self._names = [n.removesuffix(self.suffix) for n in opened.names]
         return self._names
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._known():
             raise KeyError(name)
-        return self._open().tensor(name)
+        return self._open().tensor(name + self.suffix)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._known())
 
     def __len__(self) -> int:
         return len(self._known())
+
+
+class StoredFiles(StoredTensors):
+    """The files of a task: names that are safe in a folder, and bytes."""
+
+    @classmethod
+    def check(cls, opened: OpenedFile) -> None:
+        for name in opened.names:
+            tensor = opened.tensor(name)
+            if not is_companion(name) or tensor.dtype != torch.uint8 or tensor.ndim != 1:
+                why = f"{name!r} is not the bytes of a file that belongs to an adapter"
+                raise corrupt(str(opened.path), why)
+
+
+class StoredSamples(StoredTensors):
+    """Samples of the base weights, by module."""
+
+    suffix = SAMPLE_SUFFIX
+
+    @classmethod
+    def check(cls, opened: OpenedFile) -> None:
+        for name in opened.names:
+            sample = opened.matrix(name, torch.float32)
+            fits = tuple(sample.shape) == sample_shape(*sample.shape)
+            if not name.endswith(cls.suffix) or not fits or not torch.isfinite(sample).all():
+                raise corrupt(str(opened.path), f"{name!r} is not a sample of a weight")

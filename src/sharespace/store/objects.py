@@ -48,7 +48,7 @@ def tensor_file(role: str, tensors: Mapping[str, Tensor], metadata: str | None) 
     want it.
 
     Args:
-        role: ``basis``, ``task`` or ``kept``.
+        role: of the object, for its name.
         tensors: any dense tensors of the dtypes that safetensors has.
         metadata: JSON text for the one key of ``__metadata__``; None: no metadata.
 

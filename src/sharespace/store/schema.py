@@ -1,4 +1,4 @@
-"""The values of ``layout`` as JSON, and back, in schema versions 1 and 2 (docs/format.md).
+"""The values of ``layout`` as JSON, and back, in schema versions 1 to 3 (docs/format.md).
 
 Every field is checked while it is read: a manifest that gets through here is one that a writer
 could have written.
@@ -169,13 +169,31 @@ def _contributions(fields: JsonFields) -> tuple[str, ...]:
 
 
 def _content_to_json(content: Content) -> dict[str, object]:
+    samples = content.base_samples
     return {
-        "base_model": {**asdict(content.base), "fingerprint": content.fingerprint},
+        "base_model": {
+            **asdict(content.base),
+            "fingerprint": content.fingerprint,
+            **({"digest": asdict(samples)} if samples else {}),
+        },
         "settings": asdict(content.settings),
         "dtype": _DTYPE_NAMES[content.dtype],
         "layers": [_layer_to_json(layer) for layer in content.layers],
         "basis": asdict(content.basis),
-        "tasks": [asdict(task) for task in content.tasks],
+        "tasks": [_task_to_json(task) for task in content.tasks],
+    }
+
+
+def _task_to_json(task: TaskEntry) -> dict[str, object]:
+    # What a task does not have is left out, as in the schema versions that do not know of it.
+    return {
+        "name": task.name,
+        "coefficients": asdict(task.coefficients),
+        "kept": task.kept and asdict(task.kept),
+        "summary": asdict(task.summary),
+        **({"files": asdict(task.files)} if task.files else {}),
+        **({"labels": list(task.labels)} if task.labels else {}),
+        **({"started_from": dict(task.started_from)} if task.started_from else {}),
     }
 
 
@@ -189,6 +207,7 @@ def _content(fields: JsonFields) -> Content:
         layers=tuple(_layer(f) for f in fields.children("layers")),
         basis=_file_ref(fields.child("basis"), "basis"),
         tasks=tuple(_task(f) for f in fields.children("tasks")),
+        base_samples=_file_ref_or_none(base, "digest", "base"),
     )
     _refuse_duplicates(fields, "layers", [layer.module for layer in content.layers])
     _refuse_duplicates(fields, "tasks", [task.name for task in content.tasks])
@@ -283,7 +302,17 @@ def _task(fields: JsonFields) -> TaskEntry:
         coefficients=_file_ref(fields.child("coefficients"), "task"),
         kept=None if fields.is_null("kept") else _file_ref(fields.child("kept"), "kept"),
         summary=_summary(fields.child("summary")),
+        files=_file_ref_or_none(fields, "files", "files"),
+        labels=fields.texts("labels") if fields.has("labels") else (),
+        started_from=_started_from(fields),
     )
+
+
+def _started_from(fields: JsonFields) -> tuple[tuple[str, float], ...]:
+    if not fields.has("started_from"):
+        return ()
+    weights = fields.child("started_from")
+    return tuple((name, weights.number(name)) for name in fields.mapping("started_from"))
 
 
 def _summary(fields: JsonFields) -> TaskSummary:
@@ -297,6 +326,11 @@ def _summary(fields: JsonFields) -> TaskSummary:
         bound=fields.number("bound"),
         measured=fields.flag("measured"),
     )
+
+
+def _file_ref_or_none(fields: JsonFields, key: str, role: str) -> FileRef | None:
+    """A reference that is left out where there is no file."""
+    return _file_ref(fields.child(key), role) if fields.has(key) else None
 
 
 def _file_ref(fields: JsonFields, role: str) -> FileRef:

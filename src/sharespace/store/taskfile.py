@@ -149,11 +149,12 @@ def _not_json(task: str, why: str) -> StoreError:
 def read_task(
     opened: OpenedFile,
     name: str,
-    kept: Mapping[str, Tensor],
     layers: Mapping[str, LayerEntry],
     dtype: torch.dtype,
 ) -> Task:
     """A task from its file, its coefficients padded with zeros to the layers' k.
+
+    What is not in that file (what it keeps, its files and labels) is not in the task either.
 
     Raises:
         CorruptStoreError: keys, shapes, dtypes or metadata are not those of a task.
@@ -177,7 +178,6 @@ def read_task(
         name=name,
         coefficients=coefficients,
         ledger=ledger,
-        kept=kept,
         config=metadata.mapping("config"),
         provenance=_read_provenance(metadata.child("provenance")),
         adapter_bytes=metadata.whole("adapter_bytes"),

@@ -23,9 +23,10 @@ from sharespace.store.directory import (
     versions_on_disk,
 )
 from sharespace.store.layout import HEAD, Content, FileRef, Manifest, ManifestRef, TaskEntry
-from sharespace.store.lazy import check_basis_names, read_layer
+from sharespace.store.lazy import StoredFiles, StoredSamples, check_basis_names, read_layer
 from sharespace.store.objects import OpenedFile
 from sharespace.store.taskfile import read_task, summarise, tensors_of
+from sharespace.subspace.base_digest import sample_shape
 from sharespace.subspace.layer import LayerSubspace
 
 Status: TypeAlias = Literal["ok", "missing", "corrupt", "misfit", "not finite", "not orthonormal"]
@@ -134,6 +135,10 @@ class _Survey:
             self._check(ref.number, entry.coefficients, about, inspect)
             if entry.kept is not None:
                 self._check(ref.number, entry.kept, None, _readable)
+            if entry.files is not None:
+                self._check(ref.number, entry.files, None, _files)
+        if content.base_samples is not None:
+            self._check(ref.number, content.base_samples, layout, partial(_samples, content))
 
     def _manifest(self, ref: ManifestRef) -> tuple[Manifest | None, FileVerdict]:
         if not (self._root / ref.file).exists():
@@ -206,7 +211,7 @@ def _tolerance(basis: Tensor) -> float:
 
 def _task(content: Content, entry: TaskEntry, opened: OpenedFile) -> FileVerdict:
     layers = {layer.module: layer for layer in content.layers}
-    task = read_task(opened, entry.name, {}, layers, content.dtype)
+    task = read_task(opened, entry.name, layers, content.dtype)
     for name, tensor in tensors_of(task).items():
         if not torch.isfinite(tensor).all():
             return "not finite", name
@@ -218,4 +223,21 @@ def _task(content: Content, entry: TaskEntry, opened: OpenedFile) -> FileVerdict
 def _readable(opened: OpenedFile) -> FileVerdict:
     for name in opened.names:
         opened.tensor(name)
+    return _OK
+
+
+def _files(opened: OpenedFile) -> FileVerdict:
+    StoredFiles.check(opened)
+    return _OK
+
+
+def _samples(content: Content, opened: OpenedFile) -> FileVerdict:
+    StoredSamples.check(opened)
+    shapes = {la.module: (la.shape.out_features, la.shape.in_features) for la in content.layers}
+    for name in opened.names:
+        module = name.removesuffix(StoredSamples.suffix)
+        if module not in shapes:
+            return "misfit", f"a sample of {module!r}, which is no layer"
+        if tuple(opened.tensor(name).shape) != sample_shape(*shapes[module]):
+            return "misfit", f"the sample of {module!r} has another shape"
     return _OK

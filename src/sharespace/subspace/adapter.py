@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -43,6 +44,27 @@ class BaseModel:
     id: str | None = None
     """Hub id or path as the adapter states it; None where the format does not say."""
     revision: str | None = None
+
+
+_COMPANION = re.compile(
+    r"tokenizer[\w.-]{0,80}\.json|tokenization_[\w-]{1,80}\.py"
+    r"|[\w.-]{1,80}\.(model|model\.v\d{1,4}|spm|tiktoken|jinja)"
+    r"|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt|bpe)|merges\.txt|tekken\.json"
+    r"|bpe\.codes|dict\.txt|normalizer\.json|chat_template\.json|generation_config\.json"
+    r"|(pre|image_|video_pre)?processor_config\.json"
+    r"|additional_chat_templates/[\w.-]{1,80}\.jinja",
+    re.ASCII,
+)
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file of an adapter's folder belongs to the adapter and is kept with the task.
+
+    Those of the tokenizer and of a processor, chat templates and the settings of generation; what
+    describes a training, a model card among it, is not the adapter's. Such a name is safe in any
+    folder: it begins with no dot and leads nowhere else.
+    """
+    return bool(_COMPANION.fullmatch(name)) and not name.startswith(".") and "/." not in name
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +107,15 @@ class Adapter:
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     """Everything that is not compressed (heads, biases, embeddings, DoRA magnitudes ...),
     by the key it has in the file; read on access, given back bit for bit on export."""
+    files: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tokenizer and chat template: name in the adapter's folder -> bytes (uint8); read on access,
+    given back bit for bit on export."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in the order of the head's outputs; empty where they have none."""
+    base_samples: Mapping[str, Tensor] = field(default_factory=dict)
+    """Adapted module -> ``sampled_rows`` of its base weight, where it was at hand."""
+    started_from: Mapping[str, float] = field(default_factory=dict)
+    """See ``Task.started_from``."""
     config: Mapping[str, object] = field(default_factory=dict)
     """JSON values that an export needs: the fields of ``adapter_config.json`` for PEFT."""
     provenance: Provenance = LEARNED
@@ -226,6 +257,11 @@ def _agreed(base: BaseModel, named_by: str, adapter: Adapter) -> tuple[BaseModel
 def _is_local(model_id: str) -> bool:
     # An id of the Hub is "name" or "owner/name"; more slashes, or backslashes, are a path.
     return model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1 or "\\" in model_id
+
+
+def samples_of(adapters: Iterable[Adapter]) -> list[tuple[str, Mapping[str, Tensor]]]:
+    """Each adapter, as errors name it, and its samples of the base weights."""
+    return [(f"adapter {adapter.name!r}", adapter.base_samples) for adapter in adapters]
 
 
 def common_shapes(

@@ -25,7 +25,15 @@ from sharespace.linalg.precision import (
     usable_device,
 )
 from sharespace.linalg.updates import weights
-from sharespace.subspace.adapter import Adapter, BaseModel, ModuleShape, common_base, common_shapes
+from sharespace.subspace.adapter import (
+    Adapter,
+    BaseModel,
+    ModuleShape,
+    common_base,
+    common_shapes,
+    samples_of,
+)
+from sharespace.subspace.base_digest import joined_samples
 from sharespace.subspace.build_budgeted import Choice, budget_layer, entry_energies, profile_layer
 from sharespace.subspace.build_layer import (
     Build,
@@ -94,6 +102,7 @@ def initialise(
         raise OptionError("adapters", "there are none", "Give at least one adapter")
     check_new_names([a.name for a in adapters], [])
     base = base or common_base(adapters)
+    samples = joined_samples({}, samples_of(adapters))
     build = Build(
         settings=with_rule(settings or BuildSettings(), dimension),
         dimension=dimension,
@@ -102,7 +111,8 @@ def initialise(
         memory=memory,
     )
     layers, tasks = build_layers(adapters, build, "init", {}, progress, executor)
-    return ShareModel(base, build.settings, build.dtype, layers, {t.name: t for t in tasks})
+    by_name = {task.name: task for task in tasks}
+    return ShareModel(base, build.settings, build.dtype, layers, by_name, samples)
 
 
 def with_rule(settings: BuildSettings, dimension: Dimension) -> BuildSettings:
@@ -187,6 +197,9 @@ def new_task(
         coefficients={m: r.coefficients[name] for m, r in own.items()},
         ledger=ledger.with_event(event, lost),
         kept=adapter.kept,
+        files=adapter.files,
+        labels=adapter.labels,
+        started_from=adapter.started_from,
         config=adapter.config,
         provenance=adapter.provenance,
         adapter_bytes=adapter.nbytes,

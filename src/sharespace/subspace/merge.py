@@ -18,7 +18,15 @@ from sharespace.errors import OptionError
 from sharespace.linalg.dimension import Dimension
 from sharespace.linalg.frames import framed_coefficients
 from sharespace.linalg.precision import common_dtype, full_float32, usable_device
-from sharespace.subspace.adapter import Adapter, BaseModel, ModuleShape, common_base, common_shapes
+from sharespace.subspace.adapter import (
+    Adapter,
+    BaseModel,
+    ModuleShape,
+    common_base,
+    common_shapes,
+    samples_of,
+)
+from sharespace.subspace.base_digest import joined_samples
 from sharespace.subspace.build import (
     MergeJob,
     Progress,
@@ -78,6 +86,7 @@ def merge(
     check_new_names([a.name for a in adapters], model.tasks)
     model = with_cap(replace(model, base=base or common_base(adapters, model.base)), cap)
     common_shapes(adapters, model.shapes)
+    model = replace(model, base_samples=joined_samples(model.base_samples, samples_of(adapters)))
     if model.settings.budget is not None:
         return merge_under_budget(model, adapters, "merge", {}, device, progress, executor, memory)
     build = Build(
@@ -211,6 +220,8 @@ def union(first: ShareModel, second: ShareModel, *, cap: int | None = None) -> S
     adapters = [a for a, _ in newcomers]
     first = replace(first, base=common_base(adapters, first.base))
     common_shapes(adapters, first.shapes)
+    second_samples = [("the second Share model", second.base_samples)]
+    first = replace(first, base_samples=joined_samples(first.base_samples, second_samples))
     first = widened(with_cap(first, cap), common_dtype(first.dtype, second.dtype))
     second = widened(second, first.dtype)
     if first.settings.budget is not None:

@@ -141,10 +141,16 @@ class Task:
     provenance: Provenance = LEARNED
     adapter_bytes: int = 0
     """Bytes of the adapter it came from."""
+    files: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tokenizer and chat template that came with it (see Adapter.files)."""
+    labels: tuple[str, ...] = ()
+    """Names of its classes (see Adapter.labels)."""
+    started_from: Mapping[str, float] = field(default_factory=dict)
+    """File name of a task's coefficients in the store -> weight with which it was started from."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "coefficients", MappingProxyType(dict(self.coefficients)))
-        object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
+        for name in ("coefficients", "config", "started_from"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def with_name(self, name: str) -> Task:
         """The task under another name."""
@@ -190,6 +196,9 @@ class ShareModel:
     layers: Mapping[str, LayerSubspace]
     tasks: Mapping[str, Task]
     """In the order in which they came; may read each task's file on first access."""
+    base_samples: Mapping[str, Tensor] = field(default_factory=dict)
+    """Adapted module -> ``sampled_rows`` of the base weight that its tasks belong to; empty until
+    the weights were at hand."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "tasks"):
@@ -271,6 +280,9 @@ def as_adapter(model: ShareModel, task: Task) -> Adapter:
         dtype=model.dtype,
         layer=lambda module: task.coefficients[module].as_update(model.layers[module]),
         kept=task.kept,
+        files=task.files,
+        labels=task.labels,
+        started_from=task.started_from,
         config=task.config,
         provenance=task.provenance,
         nbytes=task.adapter_bytes,
