@@ -17,11 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "sharespace"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-KNOWN_MODULES = frozenset(["joint", "layer", "methods", "share"])
-"""Names of modules that still occur twice; nothing is to be added."""
-KNOWN_CLASSES = frozenset(["Share"])
-"""Names of classes that still occur twice; nothing is to be added."""
-
 
 def _module(path: Path) -> str:
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -131,7 +126,7 @@ def test_module_names_occur_once() -> None:
     places = defaultdict(set)
     for name in MODULES:
         places[name.rsplit(".", 1)[-1]].add(name)
-    _check_once(places, KNOWN_MODULES)
+    _check_once(places)
 
 
 def test_class_names_occur_once() -> None:
@@ -140,12 +135,12 @@ def test_class_names_occur_once() -> None:
         for node in ast.walk(_tree(path)):
             if isinstance(node, ast.ClassDef):
                 places[node.name].add(name)
-    _check_once(places, KNOWN_CLASSES)
+    _check_once(places)
 
 
-def _check_once(places: Mapping[str, set[str]], known: frozenset[str]) -> None:
+def _check_once(places: Mapping[str, set[str]]) -> None:
     twice = {name: sorted(modules) for name, modules in places.items() if len(modules) > 1}
-    assert not twice.keys() - known, {name: twice[name] for name in twice.keys() - known}
+    assert not twice
 
 
 def test_no_user_error_is_an_assertion() -> None:

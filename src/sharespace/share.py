@@ -22,10 +22,10 @@ from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace import plan as _plan
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 from sharespace.subspace.baselines import Baselines, baselines
+from sharespace.subspace.basis_methods import DEFAULT_METHOD
 from sharespace.subspace.build import Progress, initialise, refuse_erased
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.merge import merge, union
-from sharespace.subspace.methods import DEFAULT_METHOD
 from sharespace.subspace.state import BuildSettings, ShareModel, Task, reconstruct, retrained
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Share:
                 nothing are then stored by their own SVDs.
             p: pseudo-rank of the tasks' coefficients; None: min(k, r), exact for the projection.
             method: how bases are found: "joint" (default), "share" (the paper's SVD of the
-                factors), or one that ``sharespace.subspace.methods.register`` made known.
+                factors), or one that ``sharespace.subspace.basis_methods.register`` made known.
             centred: centre the columns, as published; only where the method can ("share").
             base: id of the base model, where the adapters do not say or disagree.
             dtype: stored dtype, as ``torch.float16`` or ``"float16"``; None: follows the adapters.

@@ -13,7 +13,7 @@ from sharespace.linalg.joint import hosvd
 from sharespace.linalg.problem import BasisPair
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.basis_method import BasisMethod, LayerTasks
-from sharespace.subspace.methods import basis_method, method_names, register
+from sharespace.subspace.basis_methods import basis_method, method_names, register
 from subspace.copied import Copied
 
 

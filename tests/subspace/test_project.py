@@ -23,9 +23,9 @@ from sharespace.linalg.problem import UpdateProblem
 from sharespace.linalg.updates import CanonicalUpdates, weights
 from sharespace.subspace.adapter import LayerUpdate, ModuleShape
 from sharespace.subspace.basis_method import LayerTasks
+from sharespace.subspace.basis_methods import basis_method
 from sharespace.subspace.coefficients import Core, Factors, compact
 from sharespace.subspace.layer import LayerSubspace
-from sharespace.subspace.methods import basis_method
 from sharespace.subspace.project import project
 
 

@@ -16,7 +16,7 @@ from sharespace.subspace.coefficients import Factors
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import BuildSettings, Ledger, ShareModel, Task
 from sharespace.tuner import ShareConfig, publish
-from sharespace.tuner.layer import sides
+from sharespace.tuner.subspace_layer import sides
 
 K = 4
 ALIVE: list[ShareModel] = []

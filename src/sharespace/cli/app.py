@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from sharespace.cli import arguments as a
-from sharespace.subspace.methods import DEFAULT_METHOD
+from sharespace.subspace.basis_methods import DEFAULT_METHOD
 
 app = typer.Typer(
     name="sharespace",

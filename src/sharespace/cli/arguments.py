@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sharespace.errors import OptionError, TaskExistsError
-from sharespace.subspace.methods import own_names
+from sharespace.subspace.basis_methods import shipped_methods
 
 if TYPE_CHECKING:
     from sharespace.subspace.executor import Executor
@@ -38,7 +38,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 MethodOption = Annotated[
     str,
-    typer.Option(metavar="NAME", help=f"How bases are found: {', '.join(own_names())}."),
+    typer.Option(metavar="NAME", help=f"How bases are found: {', '.join(shipped_methods())}."),
 ]
 
 CentredFlag = Annotated[

@@ -133,7 +133,7 @@ def check_sides(model: nn.Module, expected: Mapping[str, tuple[int, int]]) -> No
     Raises:
         MismatchError: a module is missing, has other sides, or is of a kind without any.
     """
-    from sharespace.tuner.layer import sides
+    from sharespace.tuner.subspace_layer import sides
 
     known = dict(model.named_modules())
     for name, wanted in expected.items():

@@ -35,8 +35,8 @@ from sharespace.store.layout import (
 )
 from sharespace.strict_json import JsonFields, dump_json, parse_json
 from sharespace.subspace.adapter import BaseModel, Kind, ModuleShape, fingerprint
+from sharespace.subspace.basis_methods import basis_method, method_names
 from sharespace.subspace.layer import Certificate
-from sharespace.subspace.methods import basis_method, method_names
 from sharespace.subspace.state import BuildSettings
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)

@@ -1,7 +1,7 @@
 """What a basis method is: how bases are found from a layer's tasks, and what it allows.
 
 Everything else (reading, certificates, ledgers, exact merges below a cap, storing, exporting) is
-common to all methods. A method is one class under ``sharespace.subspace.methods.register``.
+common to all methods. A method is one class under ``sharespace.subspace.basis_methods.register``.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from sharespace.subspace.adapter import (
     samples_of,
 )
 from sharespace.subspace.base_digest import joined_samples
+from sharespace.subspace.basis_methods import DEFAULT_METHOD, basis_method
 from sharespace.subspace.build_budgeted import Choice, budget_layer, entry_energies, profile_layer
 from sharespace.subspace.build_layer import (
     Build,
@@ -52,7 +53,6 @@ from sharespace.subspace.build_streamed import (
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.merge_layer import MergeSide, known_tasks, merge_layer
-from sharespace.subspace.methods import DEFAULT_METHOD, basis_method
 from sharespace.subspace.state import BuildSettings, Ledger, ShareModel, Task, check_new_names
 
 __all__ = ["Dimension", "Progress", "build_layers", "initialise", "new_task", "with_rule"]

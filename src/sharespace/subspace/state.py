@@ -27,9 +27,9 @@ from sharespace.subspace.adapter import (
     Provenance,
     fingerprint,
 )
+from sharespace.subspace.basis_methods import DEFAULT_METHOD, basis_method, method_names
 from sharespace.subspace.coefficients import CoefficientPair, Coefficients
 from sharespace.subspace.layer import LayerSubspace
-from sharespace.subspace.methods import DEFAULT_METHOD, basis_method, method_names
 
 FINETUNE = "finetune"
 """Event of a ledger after which a task is what was trained then, and not what it came as."""
@@ -167,7 +167,7 @@ class BuildSettings:
     """
 
     method: str = option(DEFAULT_METHOD, choices=method_names)
-    """How bases are found: a name of ``sharespace.subspace.methods``."""
+    """How bases are found: a name of ``sharespace.subspace.basis_methods``."""
     centred: bool = option(False)
     """Subtract the mean column and keep it as one direction, where the method can."""
     p: int | None = option(None, least=1)

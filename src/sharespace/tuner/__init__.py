@@ -10,9 +10,9 @@ try:
     from sharespace.tuner.bases import publish
     from sharespace.tuner.collect import collect, kept_tensors, layers_of, trained_coefficients
     from sharespace.tuner.config import ShareConfig
-    from sharespace.tuner.layer import SubspaceConv, SubspaceLayer, SubspaceLinear
     from sharespace.tuner.model import ShareTuner, register
     from sharespace.tuner.modules import applied, is_transposed, release
+    from sharespace.tuner.subspace_layer import SubspaceConv, SubspaceLayer, SubspaceLinear
 except ModuleNotFoundError as error:
     # Everything above that trains imports this package, so that it is said here for all of it.
     raise missing_module(error, "train") from error

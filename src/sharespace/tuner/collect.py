@@ -14,8 +14,8 @@ from sharespace.protocols import PeftModel
 from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, LayerUpdate, ModuleShape
 from sharespace.subspace.state import Task
 from sharespace.tuner.config import ShareConfig
-from sharespace.tuner.layer import SubspaceConv, SubspaceLayer
 from sharespace.tuner.modules import PREFIX
+from sharespace.tuner.subspace_layer import SubspaceConv, SubspaceLayer
 
 
 def layers_of(model: nn.Module, adapter: str) -> dict[str, SubspaceLayer]:

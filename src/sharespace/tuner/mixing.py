@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sharespace.errors import MismatchError
-from sharespace.tuner.layer import RowAdapters, SubspaceLayer
+from sharespace.tuner.subspace_layer import RowAdapters, SubspaceLayer
 
 
 @contextmanager

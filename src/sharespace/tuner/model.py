@@ -25,7 +25,10 @@ from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import ShareModel, Task
 from sharespace.tuner.bases import locate_share
 from sharespace.tuner.config import DEFAULT_P, SHARESPACE, ShareConfig
-from sharespace.tuner.layer import (
+from sharespace.tuner.mixing import mixing
+from sharespace.tuner.modules import fill_heads, head_modules
+from sharespace.tuner.start import StartValues, known_task, new_core, new_task, starting_core
+from sharespace.tuner.subspace_layer import (
     BASE,
     RowAdapters,
     SubspaceConv,
@@ -33,9 +36,6 @@ from sharespace.tuner.layer import (
     SubspaceLinear,
     sides,
 )
-from sharespace.tuner.mixing import mixing
-from sharespace.tuner.modules import fill_heads, head_modules
-from sharespace.tuner.start import StartValues, known_task, new_core, new_task, starting_core
 
 _NAMES = ("left_basis", "right_basis")
 

@@ -25,7 +25,7 @@ from sharespace.serve.mixed.rows import is_convolution, with_own, with_updates
 from sharespace.serve.mixed.slots import Slots
 from sharespace.serve.mixed.stacks import BASE_SLOT, Stack
 from sharespace.share import Share
-from sharespace.tuner.layer import sides
+from sharespace.tuner.subspace_layer import sides
 
 _DENOISERS = ("unet", "transformer")
 """Component names of the model that pipelines of diffusers run at every step."""

@@ -19,7 +19,7 @@ from sharespace.errors import RecipeError
 from sharespace.learn.settings import TaskMethod, TrainingSettings
 from sharespace.options import check_options, option
 from sharespace.stream.recipe.values import RecipeSource, keys_of
-from sharespace.subspace.methods import DEFAULT_METHOD, method_names
+from sharespace.subspace.basis_methods import DEFAULT_METHOD, method_names
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 

@@ -1,6 +1,6 @@
 """Basis methods by name: how the bases of a layer are found from its tasks.
 
-Each file of this folder is one method under the file's name; other packages register theirs with
+Each file ``NAME_method.py`` of this folder is the method NAME; other packages register theirs with
 ``register``. Only names are known until a method is asked for, so that this module loads no torch.
 """
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 DEFAULT_METHOD = "joint"
 """What is used where no method is named."""
+
+# Without it, the method "share" would be a second module of the name ``share``.
+_SUFFIX = "_method"
 
 _registered: dict[str, BasisMethod] = {}
 
@@ -56,8 +59,8 @@ def basis_method(name: str) -> BasisMethod:
     Raises:
         OptionError: there is none.
     """
-    if name not in _registered and name in own_names():
-        import_module(f"{__name__}.{name}")
+    if name not in _registered and name in shipped_methods():
+        import_module(f"{__name__}.{name}{_SUFFIX}")
     if name not in _registered:
         known = ", ".join(map(repr, method_names()))
         raise OptionError(
@@ -70,13 +73,14 @@ def basis_method(name: str) -> BasisMethod:
 
 def method_names() -> tuple[str, ...]:
     """Names of all methods, those of this folder first."""
-    return tuple(dict.fromkeys((*own_names(), *_registered)))
+    return tuple(dict.fromkeys((*shipped_methods(), *_registered)))
 
 
 @cache
-def own_names() -> tuple[str, ...]:
+def shipped_methods() -> tuple[str, ...]:
     """Names of the methods that come with sharespace."""
-    return tuple(sorted(module.name for module in iter_modules(__path__)))
+    files = (module.name for module in iter_modules(__path__))
+    return tuple(sorted(name.removesuffix(_SUFFIX) for name in files if name.endswith(_SUFFIX)))
 
 
 def _address(method: type) -> str:

@@ -6,11 +6,11 @@ from sharespace.linalg.dimension import Dimension, smallest_bases
 from sharespace.linalg.joint import joint
 from sharespace.linalg.problem import BasisPair
 from sharespace.subspace.basis_method import BasisMethod, LayerTasks
-from sharespace.subspace.methods import register
+from sharespace.subspace.basis_methods import register
 
 
 @register("joint", paper="https://doi.org/10.1137/S0895479898346995")
-class Joint(BasisMethod):
+class JointMethod(BasisMethod):
     """The pair of bases that keeps most of all tasks' weighed updates (docs/method.md).
 
     It sees updates only, so that the split of an update between B and A does not matter.

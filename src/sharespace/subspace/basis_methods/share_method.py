@@ -11,14 +11,14 @@ from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.frames import FramedTasks, errors
 from sharespace.linalg.problem import BasisPair
 from sharespace.subspace.basis_method import BasisMethod, LayerTasks
+from sharespace.subspace.basis_methods import register
 from sharespace.subspace.coefficients import Coefficients, compact
 from sharespace.subspace.layer import LayerSubspace
-from sharespace.subspace.methods import register
 from sharespace.subspace.project import Projection, dense_cores, frame_turns
 
 
 @register("share", paper="https://arxiv.org/abs/2602.06043")
-class Share(BasisMethod):
+class PaperMethod(BasisMethod):
     """Steps 1 and 3 as the paper has them, for reproduction and comparison.
 
     The factors B_i and A_i^T are expressed each in its basis, so that a later merge finds the same
