@@ -293,7 +293,7 @@ def _own_model(
             dict(zip(module.tasks, norms, strict=True)),
         )
     model = initialise(adapters[:1], Dimension(budget=1))
-    tasks = [new_task(a, results, "init", None) for a in adapters]
+    tasks = [new_task(a, results, "init", model.dtype, None) for a in adapters]
     return model.with_layers({m: r.layer for m, r in results.items()}).with_tasks(tasks)
 
 

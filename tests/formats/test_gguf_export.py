@@ -175,9 +175,12 @@ def test_refusals(base: Path, tmp_path: Path) -> None:
     refused(UnsupportedAdapterError, "no such module", replace(lora, updates=other), base=at)
     odd = {next(iter(lora.updates)): LayerUpdate(torch.ones(12, 1), torch.ones(1, 32))}
     refused(MismatchError, "12 outputs are not 4 heads", replace(lora, updates=odd), base=at)
-    broken = {next(iter(lora.updates)): LayerUpdate(torch.full((32, 1), 1e5), torch.ones(1, 32))}
+    down = torch.ones(1, 32)
+    broken = {next(iter(lora.updates)): LayerUpdate(torch.full((32, 1), 1e5), down)}
     too_large = replace(lora, updates=broken)
-    refused(CorruptAdapterError, "NaN or infinity", too_large, base=at, dtype=torch.float16)
+    refused(OptionError, "too large for float16", too_large, base=at, dtype=torch.float16)
+    broken = {next(iter(lora.updates)): LayerUpdate(torch.full((32, 1), torch.inf), down)}
+    refused(CorruptAdapterError, "NaN or infinity", replace(lora, updates=broken), base=at)
 
 
 def test_an_architecture_without_a_form(base: Path, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def _gguf_tensors(
     tensors: dict[str, Tensor] = {}
     for module, update in plain.updates.items():
         name = names.of(module)
-        down, up = padded(update, rank, _usable(dtype or update.up.dtype), None)
+        down, up = padded(module, update, rank, _usable(dtype or update.up.dtype), None)
         for suffix, tensor in (("lora_a", down), ("lora_b", names.rows(module, up))):
             if not torch.isfinite(tensor).all():
                 raise CorruptAdapterError(

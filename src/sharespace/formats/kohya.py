@@ -226,7 +226,7 @@ def _factors(
         start = "lora_unet" if component == _UNET else _TEXT[component]
         start = "lora_te1" if two and start == "lora_te" else start
         key = f"{start}_{flatten(path)}"
-        down, up = padded(update, rank, dtype, plain.shapes.get(module))
+        down, up = padded(module, update, rank, dtype, plain.shapes.get(module))
         tensors[f"{key}.lora_down.weight"] = down
         tensors[f"{key}.lora_up.weight"] = up
         tensors[f"{key}.alpha"] = torch.tensor(float(rank))

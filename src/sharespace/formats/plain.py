@@ -8,6 +8,7 @@ scaling that PEFT applied to it before). Keys here are PEFT's.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,10 @@ from sharespace.formats.lora_config import (
 from sharespace.formats.pairs import FACTOR_DTYPES
 from sharespace.options import check_options, option
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
+
+_LOST_BY_CAST = 0.01
+"""Of a factor's norm: more than the rounding of bfloat16, which is at most 0.004, and less than
+anybody would call the same adapter."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class PlainLora:
         """
         tensors = {key: self._kept(key, tensor) for key, tensor in self.kept.items()}
         for module, update in self.updates.items():
-            down, up = padded(update, rank, dtype, self.shapes.get(module))
+            down, up = padded(module, update, rank, dtype, self.shapes.get(module))
             for key, tensor in ((factor_key(module, "A"), down), (factor_key(module, "B"), up)):
                 if key in tensors:
                     raise OptionError(f"kept[{key!r}]", "has the key of a factor", "Take it out")
@@ -143,11 +148,18 @@ def factor_key(module: str, factor: str) -> str:
 
 
 def padded(
-    update: LayerUpdate, rank: int, dtype: torch.dtype | None, shape: ModuleShape | None
+    module: str,
+    update: LayerUpdate,
+    rank: int,
+    dtype: torch.dtype | None,
+    shape: ModuleShape | None,
 ) -> tuple[Tensor, Tensor]:
     """(down rank x d, up n x rank), scaling in up, zeros beyond the update's own rank.
 
     A convolution's factors have their kernels again: rank x c_in x kernel and n x rank x 1 x 1.
+
+    Raises:
+        OptionError: the dtype has no numbers as large, or as small, as those of the module.
     """
     up = update.up.detach().cpu()
     # In at least float32: the scaling may not be a number of the factors' dtype.
@@ -156,11 +168,30 @@ def padded(
     down[: update.down.shape[0]] = update.down.detach()
     full = torch.zeros(up.shape[0], rank, dtype=dtype or up.dtype)
     full[:, : up.shape[1]] = scaled
+    _check_cast(module, down[: update.down.shape[0]], update.down)
+    _check_cast(module, full[:, : up.shape[1]], scaled)
     if shape is None or not shape.kernel:
         return down, full
     ones = (1,) * len(shape.kernel)
     kernels = down.reshape(rank, shape.in_channels, *shape.kernel)
     return kernels, full.reshape(full.shape[0], rank, *ones)
+
+
+def _check_cast(module: str, written: Tensor, original: Tensor) -> None:
+    """Refuse a factor that its dtype does not hold: what is too large would be infinite, and what
+    is too small 0."""
+    if written.dtype == original.dtype:
+        return
+    size = float(original.double().norm())
+    lost = float((written.double() - original.detach().cpu().double()).norm())
+    if not lost <= _LOST_BY_CAST * size:
+        name = str(written.dtype).removeprefix("torch.")
+        size_word = "small" if math.isfinite(lost) else "large"
+        raise OptionError(
+            f"module {module!r}",
+            f"its factors hold numbers too {size_word} for {name}",
+            "Write it as float32",
+        )
 
 
 def raw_factors(kept: Mapping[str, Tensor], config: Mapping[str, Any]) -> RawFactors:

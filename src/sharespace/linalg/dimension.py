@@ -106,7 +106,10 @@ def smallest_bases(problem: UpdateProblem, dimension: Dimension) -> BasisPair:
     # A HOSVD of ``guess`` directions is nested: of fewer it is the first of them. Only where all
     # of them do not fulfil the rule is a larger one computed.
     limit = max(problem.updates.left.shape[0], problem.updates.right.shape[0])
-    guess = limit if dimension.variance == 1.0 else min(_FIRST_GUESS, limit)
+    if dimension.variance == 1.0:
+        # The span of all directions has all that sweeps could gain, and they only add rounding.
+        return hosvd(problem, (limit, limit))
+    guess = min(_FIRST_GUESS, limit)
     while True:
         start = hosvd(problem, (guess, guess))
         for k in _candidates(problem, dimension, start):
@@ -127,9 +130,6 @@ def _candidates(
     The table does not know of the pseudo-rank, which may ask for more than the cheapest; after a
     sweep the cheapest is enough otherwise.
     """
-    if dimension.variance == 1.0:
-        yield start.k
-        return
     # All pairs, not each side alone: directions on one side only reconstruct nothing.
     table = _fulfilled(problem, start, dimension)
     if not bool(table.any()):
@@ -195,10 +195,10 @@ def _cheapest(table: Tensor, problem: UpdateProblem) -> tuple[int, int]:
 def _fulfils(problem: UpdateProblem, dimension: Dimension, bases: BasisPair) -> bool:
     """Whether the bases fulfil the rule, p included."""
     if dimension.error is None:
-        target = (dimension.variance or 0.0) * problem.total
-        # The table and ``energy`` add the same squares in another order: without the slack, bases
-        # that are enough would be refused for rounding, and larger ones tried for nothing.
-        return problem.energy(bases) >= target * (1 - 1e-9) - problem.dropped
+        allowed = (1 - (dimension.variance or 0.0)) * problem.total
+        # The table adds the same squares in another order: without the slack, bases that are
+        # enough would be refused for rounding, and larger ones tried for nothing.
+        return problem.lost(bases) <= allowed + 1e-9 * problem.total + problem.dropped
     return bool((relative_errors(problem, bases) <= dimension.error + 1e-6).all())
 
 

@@ -9,6 +9,8 @@ reconstructed.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,9 @@ def factor_bases(
 def _side(stack: Tensor, k: int | None, variance: float | None, centred: bool, seed: int) -> Tensor:
     """One basis: the leading left singular vectors of a stack of columns, n x c."""
     stack = stack.to(compute_dtype(stack.dtype))
+    # By a power of two, which rounds nothing: squares of what is far from 1 under- or overflow.
+    largest = float(stack.abs().amax()) if stack.numel() else 0.0
+    stack = torch.ldexp(stack, torch.tensor(-math.frexp(largest)[1], device=stack.device))
     columns = stack.shape[1]
     mean = stack.mean(dim=1, keepdim=True)
     # A mean of zero has no direction: nothing is centred then.

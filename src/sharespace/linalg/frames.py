@@ -236,7 +236,7 @@ class FrameChange:
         sigma = old.blocks(old.sigma)[..., None]
         rows_left = torch.cat([inside_left, -sigma * old.blocks(old.left.mT)], dim=1)
         rows_right = torch.cat([inside_right, old.blocks(old.right.mT)], dim=1)
-        within = (rows_left.mT @ rows_right).square().sum((1, 2))
+        within = (rows_left.mT @ rows_right).double().square().sum((1, 2))
         stray = _product_energy(inside_left, outside_right)
         stray = stray + _product_energy(outside_left, new_right)
         return (within + stray).sqrt(), stray.sqrt()
@@ -256,7 +256,8 @@ def _in_old(old: Tensor, new: Tensor) -> Tensor:
 def _product_energy(left: Tensor, right: Tensor) -> Tensor:
     """|left_i^T right_i|^2 of p rows a task. From the product itself: in one of Gram matrices what
     cancels over the rows would leave sqrt(eps)."""
-    return (left.mT @ right).square().sum((1, 2))
+    # Squares in float64: in float32 those of updates below 1e-19 are 0, and above 1e19 infinite.
+    return (left.mT @ right).double().square().sum((1, 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,12 +330,19 @@ def split_errors(
     sigma = updates.blocks(updates.sigma.double())
     scaled = left.inside.mT * sigma[:, None]
     inner = scaled @ right.inside - frames[0].r @ cores.double() @ frames[1].r.mT
+    return (inner.square().sum((1, 2)) + energies_outside(updates, splits)).sqrt()
+
+
+def energies_outside(updates: CanonicalUpdates, splits: tuple[FrameSplit, FrameSplit]) -> Tensor:
+    """float64 [tasks]: energy of each task that is not in both frames; no core can keep it."""
+    left, right = splits
+    sigma = updates.blocks(updates.sigma.double())
     outer_left, outer_right = left.outside * _outer(sigma), right.outside * _outer(sigma)
     seen_left, seen_right = left.inside @ left.inside.mT, right.inside @ right.inside.mT
     cross = (seen_left * outer_right).sum((1, 2)) + (outer_left * seen_right).sum((1, 2))
     rest = (outer_left * right.outside).sum((1, 2))
     # Sums of products of Gram matrices are not negative but for rounding.
-    return (inner.square().sum((1, 2)) + cross.clamp_min(0) + rest.clamp_min(0)).sqrt()
+    return cross.clamp_min(0) + rest.clamp_min(0)
 
 
 def _outer(sigma: Tensor) -> Tensor:

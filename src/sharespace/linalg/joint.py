@@ -44,8 +44,8 @@ class Iterate:
     """Bases between two sweeps."""
 
     bases: BasisPair
-    energy: float
-    """The weighed energy that they capture, after truncation of the cores to rank p."""
+    lost: float
+    """The weighed energy that they do not capture, after truncation of the cores to rank p."""
     seen: tuple[Tensor, Tensor] | None = None
     """Y_i^T L and Z_i^T R of every task (tasks x r x k) where they are at hand, to save their cost;
     ``BlockSteps`` leaves them out, because they grow with the number of tasks."""
@@ -83,23 +83,23 @@ def joint(
     else:
         framed = many_wide(problem, k)
         first = _in_frames(problem, k) if framed else method.hosvd()
-    # Not 0: both energies are sums of many squares, and differ by rounding where nothing is lost.
-    if total - first.energy <= max(problem.dropped, 1e-12 * total):
+    # Not 0: what is lost is a sum of many squares, and rounding where nothing is.
+    if first.lost <= max(problem.dropped, 1e-12 * total):
         return first.bases
     before, best = first, method.sweep(first)
     if not framed:  # The solution in frames has compared both starts already.
         second = method.given(own_directions(problem, k))
-        if total - second.energy < RIVAL * (total - best.energy):
-            before, second = max(before, second, key=_energy), method.sweep(second)
-        best = max(best, second, key=_energy)
+        if second.lost < RIVAL * best.lost:
+            before, second = min(before, second, key=_lost), method.sweep(second)
+        best = min(best, second, key=_lost)
     for _ in range(sweeps):
-        gained, lost = best.energy - before.energy, total - before.energy
+        gained = before.lost - best.lost
         # Not <, or sweeps would go on where nothing is lost and nothing can be gained.
-        if gained <= tol * lost:
+        if gained <= tol * before.lost:
             break
         before, best = best, method.sweep(best)
     # Not simply the last: rounding can make it worse than the one before by a little.
-    return max(before, best, key=_energy).bases
+    return min(before, best, key=_lost).bases
 
 
 def hosvd(problem: UpdateProblem, k: tuple[int, int]) -> BasisPair:
@@ -128,11 +128,11 @@ def _in_frames(problem: UpdateProblem, k: tuple[int, int]) -> Iterate:
     """The solution of the problem in frames that hold most of it."""
     small = in_frames(problem, k)
     bases, seen = small.whole(joint(small.problem, k))
-    return Iterate(bases, problem.seen_energy(*seen), seen)
+    return Iterate(bases, problem.lost(bases, problem.seen_energy(*seen)), seen)
 
 
-def _energy(iterate: Iterate) -> float:
-    return iterate.energy
+def _lost(iterate: Iterate) -> float:
+    return iterate.lost
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,9 +148,8 @@ class StackSteps:
         return self._of(_unfolding(left, self.k[0]), _unfolding(right, self.k[1]))
 
     def given(self, bases: BasisPair) -> Iterate:
-        """Bases that are known already, with their energy."""
-        seen = self._seen(bases)
-        return Iterate(bases, self.problem.seen_energy(*seen), seen)
+        """Bases that are known already, with what they lose."""
+        return self._seeing(bases, self._seen(bases))
 
     def sweep(self, iterate: Iterate) -> Iterate:
         """One HOOI sweep: the left basis for the right one, then the right for the new left."""
@@ -165,8 +164,11 @@ class StackSteps:
         return seen_by(updates, bases.left), seen_by(updates.flipped, bases.right)
 
     def _of(self, left: Leading, right: Leading) -> Iterate:
-        energy = self.problem.seen_energy(left.seen, right.seen)
-        return Iterate(BasisPair(left.basis, right.basis), energy, (left.seen, right.seen))
+        return self._seeing(BasisPair(left.basis, right.basis), (left.seen, right.seen))
+
+    def _seeing(self, bases: BasisPair, seen: tuple[Tensor, Tensor]) -> Iterate:
+        lost = self.problem.lost(bases, self.problem.seen_energy(*seen))
+        return Iterate(bases, lost, seen)
 
 
 def _unfolding(problem: UpdateProblem, k: int) -> Leading:
@@ -241,8 +243,8 @@ class BlockSteps:
         return self.given(BasisPair(left, right))
 
     def given(self, bases: BasisPair) -> Iterate:
-        """Bases that are known already, with their energy."""
-        return Iterate(bases, self.problem.energy(bases))
+        """Bases that are known already, with what they lose."""
+        return Iterate(bases, self.problem.lost(bases))
 
     def sweep(self, iterate: Iterate) -> Iterate:
         """One HOOI sweep: the left basis for the right one, then the right for the new left."""
@@ -251,7 +253,8 @@ class BlockSteps:
         right, energy = _leading(self.problem.flipped, self.k[1], half_swept)
         bases = BasisPair(left, right)
         # Without truncation the energy along the new right basis is what both bases capture.
-        return self.given(bases) if _truncates(self.problem, bases) else Iterate(bases, energy)
+        known = None if _truncates(self.problem, bases) else energy
+        return Iterate(bases, self.problem.lost(bases, known))
 
 
 def _leading(problem: UpdateProblem, k: int, bases: BasisPair | None) -> tuple[Tensor, float]:

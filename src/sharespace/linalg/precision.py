@@ -53,6 +53,15 @@ def canonical_rounding(dtype: torch.dtype) -> float:
     return 8 * torch.finfo(dtype).eps
 
 
+def usable_range(dtype: torch.dtype) -> tuple[float, float]:
+    """Least and largest |dW| that are computed with in a compute dtype.
+
+    Beyond them the factors, or the fourth powers of their sizes in float64, would under- or
+    overflow somewhere on the way: float32 ends at 1e-38 and 3e38, float64 at 1e-308 and 2e308.
+    """
+    return (1e-70, 1e70) if dtype == torch.float64 else (1e-30, 1e30)
+
+
 def common_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """The dtype that holds all of them (float16 and bfloat16 together: float32)."""
     result = dtypes[0]

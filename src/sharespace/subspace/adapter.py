@@ -16,7 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sharespace.errors import MismatchError
+from sharespace.errors import CorruptAdapterError, MismatchError
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,30 @@ class Adapter:
             provenance=provenance or LEARNED,
             nbytes=sum(t.numel() * t.element_size() for t in tensors),
         )
+
+
+def refuse_not_finite(what: str, kept: Mapping[str, Tensor]) -> None:
+    """Refuse NaN and infinity in what is kept as it is, such as a head.
+
+    Factors are looked at where they are read, layer by layer.
+
+    Args:
+        what: whose tensors they are, for the message.
+        kept: the tensors by their keys.
+
+    Raises:
+        CorruptAdapterError: see above.
+    """
+    for key in kept:
+        tensor = kept[key]
+        # Through float32, because torch does not know this of the 8-bit dtypes.
+        wide = tensor.float() if tensor.itemsize == 1 else tensor
+        if tensor.is_floating_point() and not bool(torch.isfinite(wide).all()):
+            raise CorruptAdapterError(
+                f"{what}, {key!r}",
+                "it holds NaN or infinity",
+                "The training run diverged or the file is damaged; use an earlier checkpoint",
+            )
 
 
 @dataclass(frozen=True)

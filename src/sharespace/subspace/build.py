@@ -31,6 +31,7 @@ from sharespace.subspace.adapter import (
     ModuleShape,
     common_base,
     common_shapes,
+    refuse_not_finite,
     samples_of,
 )
 from sharespace.subspace.base_digest import joined_samples
@@ -53,7 +54,14 @@ from sharespace.subspace.build_streamed import (
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.merge_layer import MergeSide, known_tasks, merge_layer
-from sharespace.subspace.state import BuildSettings, Ledger, ShareModel, Task, check_new_names
+from sharespace.subspace.state import (
+    BuildSettings,
+    Ledger,
+    ShareModel,
+    Task,
+    check_new_names,
+    refuse_overflow,
+)
 
 __all__ = ["Dimension", "Progress", "build_layers", "initialise", "new_task", "with_rule"]
 
@@ -96,11 +104,14 @@ def initialise(
         MismatchError: the adapters are not of one base model.
         TaskExistsError: two adapters have the same name.
         OptionError: no adapter, or a rule that cannot be fulfilled (in the memory given).
-        CorruptAdapterError: a factor holds NaN or infinity.
+        CorruptAdapterError: a factor or a head holds NaN or infinity.
+        UnsupportedAdapterError: an update is too small to compute with.
     """
     if not adapters:
         raise OptionError("adapters", "there are none", "Give at least one adapter")
     check_new_names([a.name for a in adapters], [])
+    for adapter in adapters:
+        refuse_not_finite(f"adapter {adapter.name!r}", adapter.kept)
     base = base or common_base(adapters)
     samples = joined_samples({}, samples_of(adapters))
     build = Build(
@@ -146,7 +157,7 @@ def build_layers(
     if build.dimension.budget is not None:
         jobs = _split_budget(jobs, build.dimension.budget, executor)
     results = gathered(shapes, executor.map(built, jobs), progress)
-    tasks = [new_task(a, results, event, ledgers.get(a.name)) for a in adapters]
+    tasks = [new_task(a, results, event, build.dtype, ledgers.get(a.name)) for a in adapters]
     return {m: r.layer for m, r in results.items()}, tasks
 
 
@@ -173,19 +184,28 @@ def new_task(
     adapter: Adapter,
     results: Mapping[str, LayerResult],
     event: str,
+    dtype: torch.dtype,
     known: Ledger | None,
     exact: bool = False,
 ) -> Task:
     """A task from the layers' results; its ledger continues where it has one.
 
     Args:
-        exact: its updates were not rounded on their way into canonical form.
+        dtype: that it is stored in.
+        exact: its updates were not rounded on their way into canonical form, and what is stored is
+            multiplied out in the same dtype as before.
+
+    Raises:
+        OptionError: coefficients are too large for the dtype.
     """
     name = adapter.name
     own = {m: r for m, r in results.items() if name in r.coefficients}
-    # Canonical form rounds every update by itself, before any basis does.
-    rounding = 0.0 if exact else canonical_rounding(compute_dtype(adapter.dtype))
-    lost = {m: r.lost[name] + rounding * r.norms[name] for m, r in own.items()}
+    refuse_overflow(name, {m: r.lost[name] for m, r in own.items()}, dtype)
+    # Canonical form rounds every update by itself, before any basis does; and whoever multiplies
+    # what is stored into an update rounds it again, in the compute dtype of what is stored.
+    rounding = max(canonical_rounding(compute_dtype(d)) for d in (adapter.dtype, dtype))
+    rounded = {m: 0.0 if exact else rounding * r.norms[name] for m, r in own.items()}
+    lost = {m: r.lost[name] + rounded[m] for m, r in own.items()}
     ledger = known or Ledger(
         modules=tuple(own),
         norms=torch.tensor([r.norms[name] for r in own.values()], dtype=torch.float64),

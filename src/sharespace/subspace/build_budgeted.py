@@ -131,7 +131,8 @@ def _projected(
 def _weighed(problem: UpdateProblem, members: Sequence[Adapter], build: Build) -> UpdateProblem:
     """With 1 / |dW_i over all modules|: what counts where modules compete for bytes."""
     total = [build.totals[a.name] for a in members]
-    return replace(problem, weights=torch.tensor(total).to(problem.weights))
+    # In float64 from the start: float32 has no inverse of a norm below 3e-39.
+    return replace(problem, weights=torch.tensor(total, dtype=torch.float64).to(problem.weights))
 
 
 def _certificate(problem: UpdateProblem, bases: BasisPair, choices: TaskChoices) -> Certificate:

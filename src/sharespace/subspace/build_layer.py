@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from sharespace.errors import CorruptAdapterError
+from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.linalg.dimension import Dimension
-from sharespace.linalg.precision import canonical_rounding, compute_dtype
+from sharespace.linalg.precision import canonical_rounding, compute_dtype, usable_range
 from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.truncated import orthonormal
 from sharespace.linalg.updates import (
@@ -88,32 +89,57 @@ def read_updates(
 
     Raises:
         CorruptAdapterError: a factor holds NaN or infinity, or numbers too large to compute with.
+        UnsupportedAdapterError: an update is too small to compute with.
     """
     shape = adapters[0].shapes[module]
     ranks = [min(a.ranks[module], shape.out_features, shape.in_features) for a in adapters]
     dtype = compute_dtype(*(a.dtype for a in adapters))
-    try:
-        return canonicalise_stream(read_pairs(adapters, module, device), ranks, dtype)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise too_large(adapters, module) from error
+    pairs = (balanced(*pair) for pair in read_pairs(adapters, module, device))
+    updates = canonicalise_stream(pairs, ranks, dtype)
+    refuse_extremes(adapters, module, updates.norms)
+    return updates
 
 
-def too_large(adapters: Sequence[Adapter], module: str) -> CorruptAdapterError:
-    """The error for factors that are finite, and not to be computed with."""
-    names = ", ".join(repr(a.name) for a in adapters[:5])
-    return CorruptAdapterError(
-        f"module {module!r} of {names}",
-        "a factor holds numbers too large to compute with",
-        "The training run diverged; use an earlier checkpoint",
-    )
+def refuse_extremes(adapters: Sequence[Adapter], module: str, norms: Tensor) -> None:
+    """Refuse updates that are too large or too small to compute with.
+
+    Args:
+        adapters: that adapt the module.
+        module: its name.
+        norms: [adapters], |dW_i| or an upper bound.
+
+    Raises:
+        CorruptAdapterError: one is too large.
+        UnsupportedAdapterError: one is too small, and not zero.
+    """
+    for adapter, norm in zip(adapters, norms.tolist(), strict=True):
+        _check_range(adapter.name, module, norm, compute_dtype(adapter.dtype))
+
+
+def _check_range(name: str, module: str, norm: float, dtype: torch.dtype) -> None:
+    least, most = usable_range(dtype)
+    # Not only >, or NaN of an overflow would pass.
+    if not norm <= most:
+        raise CorruptAdapterError(
+            f"adapter {name!r}, module {module!r}",
+            f"its update holds numbers too large to compute with (about {norm:.0e})",
+            "The training run diverged; use an earlier checkpoint",
+        )
+    if 0 < norm < least:
+        raise UnsupportedAdapterError(
+            f"adapter {name!r}, module {module!r}",
+            f"its update is too small to compute with (about {norm:.0e})",
+            "It changes nothing in the base model: leave the module out, or set its factor B to 0",
+        )
 
 
 def _checked_pair(
     name: str, module: str, update: LayerUpdate, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     up, down = update.up.to(device), update.down.to(device)
-    for factor, label in ((up, "B"), (down, "A")):
-        if not _finite(factor):
+    sizes = _size(up), _size(down)
+    for size, label in zip(sizes, "BA", strict=True):
+        if not math.isfinite(size):
             raise CorruptAdapterError(
                 f"adapter {name!r}, module {module!r}",
                 f"factor {label} holds NaN or infinity",
@@ -121,12 +147,48 @@ def _checked_pair(
             )
     # 16-bit factors times a scaling would round: the scaling is applied in the compute dtype.
     wide = torch.promote_types(up.dtype, torch.float32)
-    return up.to(wide) * update.scaling, down.to(wide).mT
+    # The sizes are no norms of the update, but near enough to keep all products in range.
+    scaled = abs(update.scaling) * sizes[0]
+    _check_range(name, module, scaled * sizes[1], wide)
+    least, most = usable_range(wide)
+    if scaled == 0 or least < scaled < most:
+        return up.to(wide) * update.scaling, down.to(wide).mT
+    # Half of the scaling goes to A, because B alone would leave the range of the dtype.
+    mantissa, exponent = math.frexp(update.scaling)
+    up, down = up.to(wide) * mantissa, down.to(wide)
+    return _times_power(up, exponent - exponent // 2), _times_power(down, exponent // 2).mT
 
 
-def _finite(factor: Tensor) -> bool:
-    """One pass without a mask: a sum is only finite where all terms are, unless it overflows."""
-    return bool(torch.isfinite(factor.sum())) or bool(torch.isfinite(factor).all())
+def _size(factor: Tensor) -> float:
+    """The norm of a factor, or its largest entry where that is tiny or huge; NaN or infinity where
+    it holds either."""
+    # The norm first, because it is many times as fast; it under- and overflows with its squares.
+    norm = float(torch.linalg.vector_norm(factor, dtype=compute_dtype(factor.dtype)))
+    return norm if _is_usual(norm) or not factor.numel() else float(factor.abs().amax())
+
+
+def _is_usual(size: float) -> bool:
+    """Whether squares of numbers of that size are far from the ends of float32."""
+    return 1e-9 < size < 1e9
+
+
+def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of like size where one is tiny or huge; their product is the same.
+
+    By a power of two, which rounds nothing.
+    """
+    sizes = _size(left), _size(right)
+    if all(map(_is_usual, sizes)) or not all(sizes):
+        return left, right
+    shift = (math.frexp(sizes[1])[1] - math.frexp(sizes[0])[1]) // 2
+    return _times_power(left, shift), _times_power(right, -shift)
+
+
+def _times_power(factor: Tensor, exponent: int) -> Tensor:
+    """factor * 2^exponent, without the overflow of a single step."""
+    half = exponent // 2
+    scaled: Tensor = factor * 2.0**half * 2.0 ** (exponent - half)
+    return scaled
 
 
 def read_problem(module: str, members: Sequence[Adapter], build: Build) -> UpdateProblem:

@@ -29,10 +29,11 @@ from sharespace.subspace.basis_method import LayerTasks
 from sharespace.subspace.build_layer import (
     Build,
     LayerResult,
+    balanced,
     read_pairs,
     read_updates,
+    refuse_extremes,
     stored_basis,
-    too_large,
 )
 from sharespace.subspace.coefficients import Coefficients
 from sharespace.subspace.layer import LayerSubspace
@@ -60,11 +61,9 @@ def rows_of(members: Sequence[Adapter], module: str, build: Build, memory: int) 
     shape = members[0].shapes[module]
 
     def read(task: int, left: Tensor, right: Tensor) -> None:
-        update = members[task].layer(module)
-        left.copy_(update.up.mT)
-        right.copy_(update.down)
-        if update.scaling != 1.0:
-            left.mul_(update.scaling)
+        pairs = read_pairs([members[task]], module, build.device)
+        for factor, place in zip(balanced(*next(pairs)), (left, right), strict=True):
+            place.copy_(factor.mT)
 
     return FactorReader(
         n=shape.out_features,
@@ -130,12 +129,9 @@ def _turned(frame: Tensor, basis: Tensor, dtype: torch.dtype) -> Tensor:
 def _compressed(
     rows: FactorReader, members: Sequence[Adapter], module: str, wanted: FrameSearch
 ) -> CompressedTasks:
-    try:
-        return compress(rows, wanted)
-    except FloatingPointError as error:
-        for _ in read_pairs(members, module, rows.device):
-            pass  # names the adapter whose factor holds NaN or infinity
-        raise too_large(members, module) from error
+    compressed = compress(rows, wanted)
+    refuse_extremes(members, module, compressed.norms)
+    return compressed
 
 
 def _side(members: Sequence[Adapter], compressed: CompressedTasks) -> MergeSide:

@@ -24,6 +24,7 @@ from sharespace.subspace.adapter import (
     ModuleShape,
     common_base,
     common_shapes,
+    refuse_not_finite,
     samples_of,
 )
 from sharespace.subspace.base_digest import joined_samples
@@ -47,6 +48,7 @@ from sharespace.subspace.state import (
     Task,
     as_adapter,
     check_new_names,
+    refuse_overflow,
 )
 
 
@@ -79,11 +81,14 @@ def merge(
         MismatchError: an adapter belongs to another base model.
         TaskExistsError: a name is taken.
         OptionError: no adapter, or a cap together with a byte budget.
-        CorruptAdapterError: a factor holds NaN or infinity.
+        CorruptAdapterError: a factor or a head holds NaN or infinity.
+        UnsupportedAdapterError: an update is too small to compute with.
     """
     if not adapters:
         raise OptionError("adapters", "there are none", "Give at least one adapter")
     check_new_names([a.name for a in adapters], model.tasks)
+    for adapter in adapters:
+        refuse_not_finite(f"adapter {adapter.name!r}", adapter.kept)
     model = with_cap(replace(model, base=base or common_base(adapters, model.base)), cap)
     common_shapes(adapters, model.shapes)
     model = replace(model, base_samples=joined_samples(model.base_samples, samples_of(adapters)))
@@ -114,19 +119,21 @@ def with_results(
         newcomers: each with the task that it was in another Share model, whose ledger goes on.
     """
     layers = {**model.layers, **{m: r.layer for m, r in results.items()}}
-    known = [_moved(task, results, event) for task in model.tasks.values()]
+    known = [_moved(task, results, event, model.dtype) for task in model.tasks.values()]
     new = [
-        new_task(a, results, event, t.ledger if t else None, t is not None) for a, t in newcomers
+        new_task(a, results, event, model.dtype, t.ledger if t else None, t is not None)
+        for a, t in newcomers
     ]
     return model.with_layers(layers).with_tasks([*known, *new])
 
 
-def _moved(task: Task, results: Mapping[str, LayerResult], event: str) -> Task:
+def _moved(task: Task, results: Mapping[str, LayerResult], event: str, dtype: torch.dtype) -> Task:
     """A known task with its new coefficients; the ledger only grows when something was lost."""
     own = {m: r for m, r in results.items() if task.name in r.coefficients}
     if not own:
         return task
     lost = {m: r.lost[task.name] for m, r in own.items()}
+    refuse_overflow(task.name, lost, dtype)
     ledger = task.ledger.with_event(event, lost) if any(lost.values()) else task.ledger
     moved = {m: r.coefficients[task.name] for m, r in own.items()}
     return replace(task, coefficients={**task.coefficients, **moved}, ledger=ledger)

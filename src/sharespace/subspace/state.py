@@ -6,6 +6,7 @@ All are frozen; ``with_*`` methods and the functions here give changed copies.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from sharespace.subspace.adapter import (
     ModuleShape,
     Provenance,
     fingerprint,
+    refuse_not_finite,
 )
 from sharespace.subspace.basis_methods import DEFAULT_METHOD, basis_method, method_names
 from sharespace.subspace.coefficients import CoefficientPair, Coefficients
@@ -312,8 +314,11 @@ def retrained(
     Raises:
         TaskNotFoundError: there is no such task.
         MismatchError: a pair does not fit its module's bases, or is of a module the task lacks.
+        OptionError: a pair holds NaN or infinity, or is too large for the stored dtype.
+        CorruptAdapterError: what is kept holds NaN or infinity.
     """
     known = model.task(task)
+    refuse_not_finite(f"task {task!r}", kept)
     new = {m: _stored(model, known, m, pair, model.dtype) for m, pair in pairs.items()}
     if event == CALIBRATE:
         before: Mapping[str, Coefficients] = known.coefficients
@@ -322,6 +327,7 @@ def retrained(
         exact = {m: (e.double().cpu(), f.double().cpu()) for m, (e, f) in pairs.items()}
         before = {m: _stored(model, known, m, pair, torch.float64) for m, pair in exact.items()}
     lost = {m: _distance(model.layers[m], before[m], new[m]) for m in new}
+    refuse_overflow(task, lost, model.dtype)
     changed = replace(
         known,
         coefficients={**known.coefficients, **new},
@@ -349,6 +355,29 @@ def _stored(
 def _distance(layer: LayerSubspace, old: Coefficients, new: Coefficients) -> float:
     """Frobenius norm of the difference of two updates of one module."""
     return float(frame_difference(old.framed(layer), new.framed(layer))[0])
+
+
+def refuse_overflow(task: str, lost: Mapping[str, float], dtype: torch.dtype) -> None:
+    """Refuse coefficients that became infinite when they were stored.
+
+    Args:
+        task: name of the task.
+        lost: module -> measured norm of what storing took away; not finite where a number was too
+            large for the dtype.
+        dtype: stored dtype.
+
+    Raises:
+        OptionError: see above.
+    """
+    for module, value in lost.items():
+        if not math.isfinite(value):
+            name = str(dtype).removeprefix("torch.")
+            raise OptionError(
+                f"task {task!r}, module {module!r}",
+                f"its coefficients are too large for {name}",
+                "Store it in a wider dtype: build with --dtype float32 (dtype='float32'), or with "
+                "float64",
+            )
 
 
 def check_new_names(new: Iterable[str], known: Iterable[str]) -> None:

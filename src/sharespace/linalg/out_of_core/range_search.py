@@ -222,10 +222,17 @@ def _directions(chunk: MeasuredChunk, tasks: Tensor, columns: Tensor) -> tuple[T
     left_mix = root[index] @ vectors[index, :, column][..., None]
     right_mix = chunk.left_gram[index] @ left_mix
     left, right = (
-        unit_columns((mix.mT.to(rows.dtype) @ rows[index])[:, 0].mT)
+        unit_columns((_unit(mix).mT.to(rows.dtype) @ rows[index])[:, 0].mT)
         for mix, rows in ((left_mix, chunk.left), (right_mix, chunk.right))
     )
     return left, right
+
+
+def _unit(mix: Tensor) -> Tensor:
+    """Columns of length 1, float64: as they are they need not be numbers of float32."""
+    lengths = torch.linalg.vector_norm(mix, dim=1, keepdim=True)
+    unit: Tensor = mix / lengths.clamp_min(torch.finfo(mix.dtype).tiny)
+    return unit
 
 
 def _inner(chunk: MeasuredChunk, tasks: Tensor) -> tuple[Tensor, Tensor]:
