@@ -13,12 +13,73 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from sharespace.errors import MismatchError
+from sharespace.module_names import WRAPPER_PARTS
 from sharespace.protocols import PeftModel
 from sharespace.subspace.adapter import LayerUpdate
 from sharespace.subspace.state import Task
 
 PREFIX = "base_model.model."
 """What PEFT puts before the name of every tensor of the base model."""
+
+
+def wrapped_by(module: nn.Module) -> str | None:
+    """The name under which a wrapper (torch.compile, FSDP, DDP ...) holds its module.
+
+    None: the module is no wrapper. DDP and its like hold one child, ``module``, and nothing else;
+    the same is true of residual blocks of a few models, whose forward is not their child's, so that
+    this is looked at only where a path does not go on otherwise.
+    """
+    # TorchScript's has no other way than this to be read as a dictionary.
+    children = dict(module._modules.items())
+    for name in children:
+        if name in WRAPPER_PARTS:
+            return name
+    return "module" if list(children) == ["module"] and not module._parameters else None
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model without the wrappers around it as a whole."""
+    name = wrapped_by(model)
+    while name is not None and isinstance(inner := getattr(model, name), nn.Module):
+        model = inner
+        name = wrapped_by(model)
+    return model
+
+
+def way_to(model: nn.Module, path: str) -> list[tuple[nn.Module, str]]:
+    """Steps to the module of that path, as the bare model has it: parent, and name of the child.
+
+    Steps into wrappers come in between, and at the end, where the module itself is wrapped.
+
+    Raises:
+        AttributeError: there is no such module.
+    """
+    steps: list[tuple[nn.Module, str]] = []
+    for part in filter(None, path.split(".")):
+        while part not in model._modules and (wrapper := wrapped_by(model)) is not None:
+            steps.append((model, wrapper))
+            model = model.get_submodule(wrapper)
+        steps.append((model, part))
+        model = model.get_submodule(part)
+    while (wrapper := wrapped_by(model)) in WRAPPER_PARTS:
+        steps.append((model, wrapper))
+        model = model.get_submodule(wrapper)
+    return steps
+
+
+def find_module(model: nn.Module, path: str) -> nn.Module:
+    """The module of a path as the bare model has it, whatever wraps the model or parts of it.
+
+    Raises:
+        MismatchError: there is none.
+    """
+    try:
+        steps = way_to(model, path)
+    except AttributeError as error:
+        raise MismatchError(
+            f"module {path!r}", "not in this model", "Use the base model the adapters belong to"
+        ) from error
+    return steps[-1][0].get_submodule(steps[-1][1]) if steps else model
 
 
 def head_tensors(task: Task) -> dict[str, Tensor]:
@@ -93,12 +154,7 @@ def adapted_module(model: nn.Module, name: str, sides: tuple[int, int]) -> nn.Mo
     Raises:
         MismatchError: the model has no such module, or it has another shape.
     """
-    try:
-        module = model.get_submodule(name)
-    except AttributeError as error:
-        raise MismatchError(
-            f"module {name!r}", "not in this model", "Use the base model the adapters belong to"
-        ) from error
+    module = find_module(model, name)
     weight = getattr(module, "weight", None)
     flat = weight.flatten(1) if isinstance(weight, Tensor) and weight.ndim > 1 else None
     met = tuple(flat.shape) if flat is not None else ()

@@ -20,11 +20,22 @@ from torch.utils.hooks import RemovableHandle
 from sharespace.errors import MismatchError, OptionError
 from sharespace.serve.mixed.folded import Folded, folded, is_kept, worth_folding
 from sharespace.serve.mixed.heads import heads_of, own_outputs
+from sharespace.serve.mixed.passes import (
+    Places,
+    Seen,
+    WeightWatch,
+    check_passes,
+    forget_compiled,
+    near_root,
+    refuse_scripted,
+    watching,
+)
 from sharespace.serve.mixed.row_layout import RowLayout, RowTasks
 from sharespace.serve.mixed.rows import is_convolution, with_own, with_updates
 from sharespace.serve.mixed.slots import Slots
 from sharespace.serve.mixed.stacks import BASE_SLOT, Stack
 from sharespace.share import Share
+from sharespace.tuner.modules import find_module
 from sharespace.tuner.subspace_layer import sides
 
 _DENOISERS = ("unet", "transformer")
@@ -72,6 +83,8 @@ class MixedTasks:
         self._block: Block | None = None
         self._hooks = Hooks(self.model)
         self._hooked: Slots | None = None
+        self._places = Places(())
+        self._watched: set[str] = set()
         self._current = share, self._open(share)
         """What new blocks use; one attribute, so that a block never sees half a version."""
 
@@ -124,7 +137,9 @@ class MixedTasks:
 
         Raises:
             TaskNotFoundError: a task is not in the Share model.
-            MismatchError: a task carries something that has no place in the model.
+            MismatchError: a task carries something that has no place in the model; or, when the
+                block ends, its passes went past the updates: a fused kernel used an adapted weight,
+                or the model was captured before the tasks were attached.
             UnsupportedAdapterError: a task's config has a field that changes what its factors do
                 (aLoRA), or one that is not known.
             OptionError: more tasks at once than there are slots, or, in a pass, another number of
@@ -137,11 +152,24 @@ class MixedTasks:
                 tuple(numbers), beams, self._copies if copies is None else lambda: copies
             )
             self._hook_heads(slots, set(numbers))
-            self._block = Block(slots, layout, frozenset(numbers))
+            block = self._block = Block(slots, layout, frozenset(numbers))
+            asked = [name for name in dict.fromkeys(names) if name is not None]
+            adapted = frozenset().union(*(slots.modules[number] for number in block.used))
+            # Looking at every operation takes time: until the updates of a task have run once.
+            watch = None
+            if adapted and not self._watched.issuperset(asked):
+                watch = WeightWatch(self.model, sorted(adapted))
             try:
-                yield
+                with watching(watch):
+                    yield
             finally:
                 self._block = None
+            check_passes(asked, adapted, block.seen, watch)
+            if adapted & block.seen.updated:
+                self._watched.update(asked)
+            elif not block.seen.passed:
+                # Either nothing ran or a graph was replayed: the next block will tell.
+                self._watched.difference_update(asked)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -157,8 +185,14 @@ class MixedTasks:
                 self._holder = None
 
     def _open(self, share: Share) -> Slots:
+        self._check_shapes(share)
+        find = partial(heads_of, self.model, adapted=share.model.layers)
+        return Slots(share.model, self._count, find, self._dtype, self._device_of)
+
+    def _check_shapes(self, share: Share) -> None:
         for name, shape in share.model.shapes.items():
-            module = module_of(self.model, name)
+            module = find_module(self.model, name)
+            refuse_scripted(self.model, name)
             expected = (shape.out_features, shape.in_features)
             if sides(module) != expected:
                 raise MismatchError(
@@ -166,30 +200,35 @@ class MixedTasks:
                     f"is {sides(module)} here, but {expected} in the Share model",
                     "Use the base model that the Share model was made for",
                 )
-        find = partial(heads_of, self.model, adapted=share.model.layers)
-        return Slots(share.model, self._count, find, self._dtype, self._device_of)
 
     def _device_of(self, name: str) -> torch.device:
         """Of one module: a large model may be on several devices."""
-        return next(module_of(self.model, name).parameters()).device
+        return next(find_module(self.model, name).parameters()).device
 
     def _hook_updates(self) -> Slots:
-        """The current version's slots, with hooks on its modules."""
+        """The current version's slots, with hooks on its modules, as they are in the model now."""
         slots = self._current[1]
-        if slots is not self._hooked:
+        if slots is not self._hooked or not self._places.are_as_before():
             self._hooks.clear()
             self._hooked = None
+            self._check_shapes(self._current[0])
+            for name in near_root(self.model):
+                self._hooks.add("pass", name, self._note_pass)
             for name in slots.stacks:
                 # Before other hooks: these see the module's output only with the update.
                 self._hooks.add("update", name, self._add_update, first=True)
             self._hooked = slots
+            self._places = Places.of(self.model, list(slots.stacks))
+            self._watched.clear()
+            forget_compiled()
         return slots
 
     def _hook_heads(self, slots: Slots, used: set[int]) -> None:
         """Heads are seen when a task comes to hand: there may be thousands of tasks."""
         for slot in used & slots.heads.keys():
-            for name in slots.heads[slot]:
-                self._hooks.add("head", name, self._own_head)
+            new = [self._hooks.add("head", name, self._own_head) for name in slots.heads[slot]]
+            if any(new):
+                forget_compiled()
 
     def _add_update(
         self, name: str, module: nn.Module, args: tuple[Tensor, ...], result: Tensor
@@ -197,7 +236,12 @@ class MixedTasks:
         block = self._block
         if block is None or block.used <= {BASE_SLOT}:
             return None
+        block.seen.updated.add(name)
         return block.update(name, module, args[0], result)
+
+    def _note_pass(self, *_: object) -> None:
+        if self._block is not None:
+            self._block.seen.passed = True
 
     def _own_head(
         self, name: str, module: nn.Module, args: tuple[Tensor, ...], result: Tensor
@@ -224,6 +268,8 @@ class Block:
     """Slots of all rows."""
     known: dict[tuple[int, torch.device], RowTasks] = field(default_factory=dict)
     """(rows of a pass, device) -> their tasks."""
+    seen: Seen = field(default_factory=Seen)
+    """What ran so far."""
 
     def heads(self, module: str) -> dict[int, Mapping[str, Tensor]]:
         """Slot -> own parameters of that module, of the tasks of these rows."""
@@ -279,7 +325,7 @@ class Hooks:
 
     def add(
         self, kind: str, name: str, call: Callable[..., Tensor | None], first: bool = False
-    ) -> None:
+    ) -> bool:
         """Call ``call(name, module, args, result)`` after the module, unless that kind is there.
 
         Args:
@@ -288,33 +334,24 @@ class Hooks:
             call: returns the output that takes the place of ``result``, or None.
             first: before hooks that the module has already.
 
+        Returns:
+            True where it was not there.
+
         Raises:
             MismatchError: there is no such module.
         """
-        if (kind, name) not in self._handles:
-            module = module_of(self.model, name)
-            handle = module.register_forward_hook(partial(call, name), prepend=first)
-            self._handles[kind, name] = handle
+        if (kind, name) in self._handles:
+            return False
+        module = find_module(self.model, name)
+        handle = module.register_forward_hook(partial(call, name), prepend=first)
+        self._handles[kind, name] = handle
+        return True
 
     def clear(self) -> None:
         """Take all away."""
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
-
-
-def module_of(model: nn.Module, name: str) -> nn.Module:
-    """The module of that name.
-
-    Raises:
-        MismatchError: there is none.
-    """
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise MismatchError(
-            f"module {name!r}", "not in this model", "Use the base model the adapters belong to"
-        ) from error
 
 
 def as_module(model: object, adapted: Iterable[str]) -> nn.Module:

@@ -53,6 +53,8 @@ class Slots:
         }
         self.heads: dict[int, Heads] = {}
         """Slot -> what the task carries besides its coefficients."""
+        self.modules: dict[int, frozenset[str]] = {BASE_SLOT: frozenset()}
+        """Slot -> modules that the task adapts."""
         self.folded: dict[str, tuple[frozenset[int], Folded]] = {}
         """Module -> the slots of its last pass with few tasks, and their own factors; of many tasks
         they are made for each pass, so that memory does not grow."""
@@ -109,6 +111,7 @@ class Slots:
         self.folded.clear()
         try:
             self.heads[slot] = self._heads_of(task)
+            self.modules[slot] = frozenset(m for m in self.stacks if m in task.coefficients)
             for module, stack in self.stacks.items():
                 stack.put(slot, task.coefficients.get(module))
         except BaseException:
