@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 import sharespace
+from sharespace import errors
 
 LIGHT = """
 import sys
@@ -86,6 +92,67 @@ def test_every_public_symbol_and_method_has_a_docstring(name: str, found: object
     assert text, name
     # A dataclass without a docstring gets its signature as one.
     assert not text.startswith(f"{name}("), name
+
+
+PACKAGES = ("sharespace", "sharespace.learn", "sharespace.tuner", "sharespace.serve")
+REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "api.md"
+
+
+def _public() -> Iterator[object]:
+    """What the packages export, and what the page of the reference names."""
+    for package in map(importlib.import_module, PACKAGES):
+        for name in getattr(package, "__all__", ()):
+            yield getattr(package, name)
+    for name in re.findall(r"^::: (\S+)", REFERENCE.read_text(encoding="utf-8"), re.MULTILINE):
+        module, _, attribute = name.rpartition(".")
+        yield getattr(importlib.import_module(module), attribute)
+
+
+def _functions() -> dict[str, Callable[..., object]]:
+    """The public functions and methods of the package, by their full names."""
+    functions: dict[str, Callable[..., object]] = {}
+    for symbol in _public():
+        members = [symbol]
+        if inspect.isclass(symbol):
+            members = [getattr(symbol, name) for name in vars(symbol) if not name.startswith("_")]
+        for member in members:
+            if inspect.isroutine(member) and member.__module__.startswith("sharespace"):
+                functions[f"{member.__module__}.{member.__qualname__}"] = member
+    return functions
+
+
+def _section(doc: str, title: str) -> str:
+    """The lines of one section of a docstring, or none."""
+    after = doc.partition(f"{title}:\n")[2]
+    return re.split(r"^\S", after, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def _named_arguments(doc: str) -> set[str]:
+    heads = re.findall(r"^ {4}(\w[\w, ]*):", _section(doc, "Args"), re.MULTILINE)
+    return {name for head in heads for name in head.split(", ")}
+
+
+def _raises_itself(function: Callable[..., object]) -> bool:
+    """True where the body raises one of the package's errors."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    raised = (node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise))
+    called = (error.func for error in raised if isinstance(error, ast.Call))
+    return any(isinstance(name, ast.Name) and hasattr(errors, name.id) for name in called)
+
+
+def test_every_parameter_and_error_of_a_public_function_is_documented() -> None:
+    functions = _functions()
+    assert "sharespace.share.Share.merge" in functions
+    missing = {}
+    for name, function in functions.items():
+        doc = inspect.getdoc(function) or ""
+        parameters = set(inspect.signature(function).parameters) - {"self"}
+        gaps = sorted(parameters - _named_arguments(doc))
+        if _raises_itself(function) and not _section(doc, "Raises"):
+            gaps.append("Raises:")
+        if gaps:
+            missing[name] = gaps
+    assert not missing
 
 
 @pytest.mark.parametrize(

@@ -83,12 +83,20 @@ class PlainLora:
 
     @classmethod
     def from_adapter(cls, adapter: Adapter) -> PlainLora:
-        """All of an adapter; its factors are read here."""
+        """All of an adapter; its factors are read here.
+
+        Args:
+            adapter: what is to be written.
+        """
         updates = {module: adapter.layer(module) for module in adapter.shapes}
         return cls(updates, adapter.shapes, adapter.kept, adapter.config, adapter.base)
 
     def tensors(self, rank: int, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """All tensors by PEFT's keys, each with memory of its own.
+
+        Args:
+            rank: rank that all factors are padded to with zeros.
+            dtype: dtype of the factors; None: each as it is.
 
         Raises:
             OptionError: a kept tensor has the key of a factor.
@@ -104,6 +112,9 @@ class PlainLora:
 
     def fields(self, rank: int) -> dict[str, Any]:
         """The fields of its LoraConfig.
+
+        Args:
+            rank: rank that the factors are padded to.
 
         Raises:
             CorruptAdapterError: the original's fields have no usable values.

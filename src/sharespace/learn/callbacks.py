@@ -60,6 +60,11 @@ class MergeIntoShare(TrainerCallback):
     ) -> None:
         """Refuse now what would fail after hours of training.
 
+        Args:
+            args, control, others: what ``Trainer`` gives to every callback; not used.
+            state: the progress of the training; not used.
+            model: the PEFT model that is to be trained.
+
         Raises:
             OptionError: nothing names the task.
             TaskExistsError: the name is taken.
@@ -78,6 +83,11 @@ class MergeIntoShare(TrainerCallback):
         **others: object,
     ) -> None:
         """Merge and save, in the main process only.
+
+        Args:
+            args, control, others: what ``Trainer`` gives to every callback; not used.
+            state: says whether this is the main process.
+            model: the PEFT model that was trained.
 
         Raises:
             StoreConflictError: others committed at the same moment, too often.

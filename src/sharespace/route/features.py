@@ -249,6 +249,9 @@ class Statistics:
     def add(self, other: Statistics) -> Statistics:
         """Statistics of both sets of inputs together.
 
+        Args:
+            other: statistics of other inputs, of the same dimension.
+
         Raises:
             MismatchError: the features have another dimension.
         """

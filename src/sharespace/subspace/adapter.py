@@ -127,13 +127,20 @@ class Adapter:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def with_name(self, name: str) -> Adapter:
-        """The adapter under another name."""
+        """The adapter under another name.
+
+        Args:
+            name: the new name; any non-empty text.
+        """
         return replace(self, name=name)
 
     def part(self, module: str) -> Adapter:
         """The adapter with one module and nothing beside it, to be sent to another process.
 
         Where it is a file, the part says where in the file to read; otherwise it holds tensors.
+
+        Args:
+            module: path of an adapted module.
         """
         layer = self.layer
         one = layer.part(module) if isinstance(layer, Divisible) else None
@@ -162,6 +169,15 @@ class Adapter:
         """An adapter from updates in memory (a task learned from data, or a test's).
 
         ``shapes`` is only needed where a module is a convolution.
+
+        Args:
+            name: the task's name; any non-empty text.
+            updates: adapted module -> update.
+            base: the base model; None: unknown.
+            shapes: adapted module -> shape; only needed where a module is a convolution.
+            kept: tensors that are not compressed, by the key in the adapter's file.
+            config: JSON values that an export needs, as in ``Adapter.config``.
+            provenance: the file that it came from; None: it was learned.
         """
         kept = dict(kept or {})
         all_shapes = {m: ModuleShape(u.up.shape[0], u.down.shape[1]) for m, u in updates.items()}

@@ -63,6 +63,10 @@ class BasisMethod(ABC):
     def bases(self, tasks: LayerTasks, k: tuple[int, int]) -> BasisPair:
         """At most k (left, right) directions: at a build with a fixed k, at a merge at the cap.
 
+        Args:
+            tasks: the weighed updates of the layer and, for methods that need them, the factors.
+            k: most directions (left, right).
+
         Returns:
             Bases with orthonormal columns, n x k_left and d x k_right, the most important first.
         """
@@ -70,23 +74,41 @@ class BasisMethod(ABC):
     def smallest_bases(self, tasks: LayerTasks, dimension: Dimension) -> BasisPair:
         """As few directions as a rule other than k needs; for methods that have such rules.
 
+        Args:
+            tasks: as in ``bases``.
+            dimension: the rule: ``variance`` or ``error`` is given.
+
         Raises:
             OptionError: the rule cannot be fulfilled, or the method has none but k.
         """
         raise OptionError(f"method {self.name!r}", "it has no rule but k", "Give k")
 
     def project(self, tasks: LayerTasks, layer: LayerSubspace) -> Projection:
-        """Each task in the stored bases at a build: least squares, truncated to rank p."""
+        """Each task in the stored bases at a build: least squares, truncated to rank p.
+
+        Args:
+            tasks: as in ``bases``.
+            layer: the bases as they are stored, rounding included.
+        """
         return project(tasks.problem.updates, layer, tasks.problem.p)
 
     def express(
         self, framed: FramedTasks, layer: LayerSubspace, p: int | None
     ) -> tuple[Coefficients, ...]:
-        """Each task in the stored bases at a merge, from its core in common frames."""
+        """Each task in the stored bases at a merge, from its core in common frames.
+
+        Args:
+            framed: the tasks' cores between common orthonormal frames.
+            layer: the new bases as they are stored.
+            p: pseudo-rank; None keeps the whole core.
+        """
         return express(framed, layer, p)
 
     def check_rule(self, dimension: Dimension) -> None:
         """Refuse a rule that the method does not have.
+
+        Args:
+            dimension: how k is chosen.
 
         Raises:
             OptionError: see above.

@@ -48,6 +48,11 @@ class Coefficients(ABC):
         """The coefficients from what ``stored_tensors`` gave, as a copy; zeros around them, to k.
 
         Tensors that are too large for k stay so, and ``misfit`` refuses them.
+
+        Args:
+            tensors: what was written, by the last component of its key (``keys``).
+            k: directions (left, right) of the whole layer.
+            offset: directions (left, right) before those that are stored.
         """
 
     @property
@@ -75,13 +80,24 @@ class Coefficients(ABC):
 
     @abstractmethod
     def misfit(self, layer: LayerDimensions, dtype: torch.dtype) -> str:
-        """Why it does not fit the layer of a model in this dtype; empty where it does."""
+        """Why it does not fit the layer of a model in this dtype; empty where it does.
+
+        Args:
+            layer: the shape, the dimension and the groups that it must fit.
+            dtype: stored dtype of the model.
+        """
 
     @abstractmethod
     def with_factors(
         self, module: str, pair: CoefficientPair, layer: LayerSubspace, dtype: torch.dtype
     ) -> Coefficients:
         """The same task's update with other factors, as a model of this dtype stores it.
+
+        Args:
+            module: path of the module, for the error.
+            pair: (E, F), k_left x p and k_right x p; of an update stored per task n x q and d x q.
+            layer: the module's bases.
+            dtype: stored dtype of the model.
 
         Raises:
             MismatchError: the pair does not fit the module's bases.
@@ -99,24 +115,44 @@ class Coefficients(ABC):
 
     @abstractmethod
     def add_core_to(self, core: Tensor) -> None:
-        """Write its core into zeros, k_left x k_right; what is stored per task has none."""
+        """Write its core into zeros, k_left x k_right; what is stored per task has none.
+
+        Args:
+            core: float64 zeros, k_left x k_right, changed in place.
+        """
 
     def core(self, k: tuple[int, int]) -> Tensor:
-        """Its core in the layer's k directions, float64 k_left x k_right."""
+        """Its core in the layer's k directions, float64 k_left x k_right.
+
+        Args:
+            k: directions (left, right) of the whole layer.
+        """
         core = torch.zeros(k, dtype=torch.float64)
         self.add_core_to(core)
         return core
 
     def own_core(self, k: tuple[int, int]) -> Tensor | None:
-        """The core of its own k directions where it is stored as one; None for factors."""
+        """The core of its own k directions where it is stored as one; None for factors.
+
+        Args:
+            k: directions (left, right) of its own group.
+        """
         return None
 
     @abstractmethod
     def exact_factors(self, k: tuple[int, int]) -> CoefficientPair:
-        """Two factors of its core in k directions without any rounding: a core is C and 1."""
+        """Two factors of its core in k directions without any rounding: a core is C and 1.
+
+        Args:
+            k: directions (left, right) of the whole layer.
+        """
 
     def framed(self, layer: LayerSubspace) -> tuple[Tensor, Tensor, Tensor]:
-        """Left and right basis, and float64 [1, a, b] the core between them, of the update."""
+        """Left and right basis, and float64 [1, a, b] the core between them, of the update.
+
+        Args:
+            layer: the module's bases, k directions each.
+        """
         core = self.core(layer.k)
         return layer.left_basis, layer.right_basis, core[None]
 
@@ -124,6 +160,9 @@ class Coefficients(ABC):
         """The update dW = up @ down: up n x rank, down rank x d, scaling 1.
 
         In the compute dtype: a model stored in 16 bits is multiplied out in float32.
+
+        Args:
+            layer: the module's bases, whose dtype decides the compute dtype.
         """
         dtype = compute_dtype(layer.left_basis.dtype)
         e, f = self.factors()
@@ -135,6 +174,9 @@ class Coefficients(ABC):
         """The one subspace of the layer that it lies in.
 
         None where it lies in several (a task that was trained in all of them), or in none.
+
+        Args:
+            layer: the module's bases with their groups.
         """
         if not self.is_shared or not layer.groups:
             return layer if self.is_shared else None
@@ -144,19 +186,36 @@ class Coefficients(ABC):
 
     @abstractmethod
     def placed(self, offset: tuple[int, int], k: tuple[int, int]) -> Coefficients:
-        """Coefficients of one group in the whole layer of k directions, zeros around them."""
+        """Coefficients of one group in the whole layer of k directions, zeros around them.
+
+        Args:
+            offset: directions (left, right) of the layer before the group.
+            k: directions (left, right) of the whole layer.
+        """
 
     @abstractmethod
     def within(self, k: tuple[int, int]) -> Coefficients:
-        """The coefficients in the k directions of their own group; undoes ``placed``."""
+        """The coefficients in the k directions of their own group; undoes ``placed``.
+
+        Args:
+            k: directions (left, right) of its own group.
+        """
 
     @abstractmethod
     def grown(self, k: tuple[int, int]) -> Coefficients:
-        """The coefficients in k directions, after the bases gained some at their end."""
+        """The coefficients in k directions, after the bases gained some at their end.
+
+        Args:
+            k: directions (left, right) of the layer after it grew.
+        """
 
     @abstractmethod
     def cast(self, dtype: torch.dtype) -> Coefficients:
-        """The same numbers in another dtype."""
+        """The same numbers in another dtype.
+
+        Args:
+            dtype: floating-point dtype of the result.
+        """
 
 
 class _InSubspace(Coefficients):
@@ -170,6 +229,12 @@ class _InSubspace(Coefficients):
         """In the directions of the group, or of all the layer.
 
         A pair for all directions that is zero outside of the group stays in the group.
+
+        Args:
+            module: path of the module, for the error.
+            pair: (E, F), in the rows of the group or of all the layer.
+            layer: the module's bases.
+            dtype: stored dtype of the model.
 
         Raises:
             MismatchError: the rows are neither those of the group nor of the layer.
@@ -411,7 +476,11 @@ class PerTask(Coefficients):
         return self.left, self.right
 
     def add_core_to(self, core: Tensor) -> None:
-        """Nothing: it has no core in the subspace."""
+        """Nothing: it has no core in the subspace.
+
+        Args:
+            core: left as it is.
+        """
 
     def exact_factors(self, k: tuple[int, int]) -> CoefficientPair:
         left, right = (torch.empty(size, 0) for size in k)

@@ -34,7 +34,12 @@ class Local:
     """One item after the other in this process: nothing is copied, one item in memory."""
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
-        """See ``Executor.map``."""
+        """The results in the items' order, each computed when it is asked for.
+
+        Args:
+            function: called with one item at a time.
+            items: drawn one by one, as results are asked for.
+        """
         return map(function, items)
 
 
@@ -136,6 +141,10 @@ class Dask:
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
         """See ``Executor.map``; twice as many items are in flight as the cluster has threads.
+
+        Args:
+            function: of a module, without state; see ``Executor.map``.
+            items: drawn only as far as there is room for more work.
 
         Raises:
             ClusterError: the cluster is gone, or an item killed every worker that tried it.

@@ -62,7 +62,13 @@ class LayerSubspace:
     def empty(
         cls, shape: ModuleShape, dtype: torch.dtype, cap: tuple[int, int] | None = None
     ) -> LayerSubspace:
-        """A layer without any direction."""
+        """A layer without any direction.
+
+        Args:
+            shape: shape of the module.
+            dtype: stored dtype of the bases.
+            cap: most directions (left, right) that merges may grow it to; None: as many as needed.
+        """
         left = torch.zeros(shape.out_features, 0, dtype=dtype)
         return cls(shape, left, torch.zeros(shape.in_features, 0, dtype=dtype), cap)
 
@@ -84,13 +90,22 @@ class LayerSubspace:
         return [self.subspace_at(o, k) for o, k in zip(offsets, self.groups, strict=True)]
 
     def subspace_at(self, offset: tuple[int, int], k: tuple[int, int]) -> LayerSubspace:
-        """The layer with k (left, right) of its directions, from the offset on."""
+        """The layer with k (left, right) of its directions, from the offset on.
+
+        Args:
+            offset: directions (left, right) before it.
+            k: its number of directions (left, right).
+        """
         left, right = (slice(o, o + size) for o, size in zip(offset, k, strict=True))
         bases = self.left_basis[:, left], self.right_basis[:, right]
         return replace(self, left_basis=bases[0], right_basis=bases[1], groups=())
 
     def cast(self, dtype: torch.dtype) -> LayerSubspace:
-        """The same bases in another dtype."""
+        """The same bases in another dtype.
+
+        Args:
+            dtype: floating-point dtype of the result.
+        """
         left, right = self.left_basis.to(dtype), self.right_basis.to(dtype)
         return replace(self, left_basis=left, right_basis=right)
 

@@ -58,7 +58,12 @@ class Ledger:
     """What each event was, for example ``"init"`` or ``"merge"``."""
 
     def with_event(self, event: str, lost: Mapping[str, float]) -> Ledger:
-        """The ledger after one more event; modules that are not named lost nothing."""
+        """The ledger after one more event; modules that are not named lost nothing.
+
+        Args:
+            event: what happened, for example ``"merge"``.
+            lost: module -> Frobenius norm of what the event took away.
+        """
         column = torch.tensor([[lost.get(m, 0.0)] for m in self.modules], dtype=torch.float64)
         return replace(
             self,
@@ -71,7 +76,11 @@ class Ledger:
         return {m: i for i, m in enumerate(self.modules)}
 
     def norm(self, module: str) -> float:
-        """|dW| of the module at entry."""
+        """|dW| of the module at entry.
+
+        Args:
+            module: path of an adapted module.
+        """
         return float(self.norms[self._index[module]])
 
     @property
@@ -155,7 +164,11 @@ class Task:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def with_name(self, name: str) -> Task:
-        """The task under another name."""
+        """The task under another name.
+
+        Args:
+            name: the new name; any non-empty text.
+        """
         return replace(self, name=name)
 
 
@@ -221,6 +234,9 @@ class ShareModel:
     def task(self, name: str) -> Task:
         """The task of that name.
 
+        Args:
+            name: the task's name.
+
         Raises:
             TaskNotFoundError: there is none.
         """
@@ -232,15 +248,26 @@ class ShareModel:
         return self.tasks[name]
 
     def with_layers(self, layers: Mapping[str, LayerSubspace]) -> ShareModel:
-        """The model with exactly these layers."""
+        """The model with exactly these layers.
+
+        Args:
+            layers: adapted module -> its bases.
+        """
         return replace(self, layers=dict(layers))
 
     def with_tasks(self, tasks: Iterable[Task]) -> ShareModel:
-        """The model with exactly these tasks."""
+        """The model with exactly these tasks.
+
+        Args:
+            tasks: in the order in which they came; coefficients in the layers of this model.
+        """
         return replace(self, tasks={t.name: t for t in tasks})
 
     def without_tasks(self, *names: str) -> ShareModel:
         """The model without these tasks; the subspace stays as it is.
+
+        Args:
+            names: names of the tasks to leave out.
 
         Raises:
             TaskNotFoundError: one of them is not there.
@@ -251,6 +278,10 @@ class ShareModel:
 
     def with_renamed(self, old: str, new: str) -> ShareModel:
         """The model with one task under another name, in its place.
+
+        Args:
+            old: the task's name.
+            new: its new name; any non-empty text that no other task has.
 
         Raises:
             TaskNotFoundError: there is no task ``old``.

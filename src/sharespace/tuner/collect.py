@@ -84,7 +84,12 @@ def collect(
 
 
 def kept_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
-    """Heads and other modules trained whole, under PEFT's keys."""
+    """Heads and other modules that were trained whole: their tensors, under PEFT's keys.
+
+    Args:
+        model: a model that holds the adapter.
+        adapter: name of the adapter in the model.
+    """
     state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     of_layers = ("sharespace_", "left_basis", "right_basis")
     return {
@@ -101,6 +106,11 @@ def trained_coefficients(
     """Module -> (E, F) as trained with frozen bases, k x p; of one stored per task its factors.
 
     Only for adapters without temporary directions of their own (phi = 0).
+
+    Args:
+        model: a model that holds the adapter.
+        adapter: name of the adapter in the model.
+        task: the stored task that the adapter was loaded from or belongs to.
     """
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     settings = _config(model, adapter)

@@ -152,7 +152,13 @@ class ShareTuner(BaseTuner):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """PEFT's, then the known task's heads."""
+        """Adapt the model as PEFT does, then put the known task's heads in place.
+
+        Args:
+            model: the base model, changed in place.
+            adapter_name: name of the adapter; its config is already in ``peft_config``.
+            args, kwargs: passed on to PEFT.
+        """
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             config: ShareConfig = self.peft_config[adapter_name]

@@ -144,7 +144,11 @@ def fill_heads(model: nn.Module, adapter: str, task: Task) -> None:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """True for Conv1D of transformers (GPT-2), whose weight is d x n."""
+    """True for Conv1D of transformers (GPT-2), whose weight is d x n.
+
+    Args:
+        module: any module of a base model.
+    """
     return type(module).__name__ == "Conv1D"
 
 

@@ -82,7 +82,14 @@ class SubspaceLayer(BaseTunerLayer):
     def update_layer(
         self, name: str, values: StartValues, *, dropout: float, inference_mode: bool
     ) -> None:
-        """Add an adapter, or replace the one of that name."""
+        """Add an adapter, or replace the one of that name.
+
+        Args:
+            name: name of the adapter in the model.
+            values: coefficients, temporary directions and core to begin with; they are copied.
+            dropout: probability with which an input of the update is zeroed in training.
+            inference_mode: True: the adapter is not trained.
+        """
         self.sharespace_left_coefficients[name] = _parameter(values.left_coefficients)
         self.sharespace_right_coefficients[name] = _parameter(values.right_coefficients)
         if values.left_temporary.shape[1]:
@@ -113,7 +120,12 @@ class SubspaceLayer(BaseTunerLayer):
                 parameter.data = parameter.data.to(target)
 
     def cast(self, adapter_name: str, dtype: torch.dtype) -> None:
-        """Keep an adapter's parameters in another dtype; they stay the same objects."""
+        """Keep an adapter's parameters in another dtype; they stay the same objects.
+
+        Args:
+            adapter_name: name of the adapter in the model.
+            dtype: floating-point dtype.
+        """
         for parameter in self._parameters_of(adapter_name):
             parameter.data = parameter.data.to(dtype)
 
@@ -127,18 +139,33 @@ class SubspaceLayer(BaseTunerLayer):
         return self.get_base_layer()
 
     def has(self, name: str) -> bool:
-        """True where this layer is adapted by that adapter."""
+        """True where this layer is adapted by that adapter.
+
+        Args:
+            name: name of an adapter in the model.
+        """
         return name in self.sharespace_left_coefficients
 
     def coefficients(self, name: str) -> tuple[Tensor, Tensor]:
-        """([E; e] C, [F; f]): (k_left + phi) x p and (k_right + phi) x p."""
+        """The coefficients in the bases and the adapter's temporary directions.
+
+        Args:
+            name: name of an adapter of this layer.
+
+        Returns:
+            [E; e] C, (k_left + phi_left) x p, and [F; f], (k_right + phi_right) x p.
+        """
         left = self.sharespace_left_coefficients[name]
         if name in self.sharespace_core:
             left = left @ self.sharespace_core[name]
         return left, self.sharespace_right_coefficients[name]
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """(B^, A^): n x p and d x p with dW = B^ A^^T, in the dtype of the coefficients."""
+        """(B^, A^): n x p and d x p with dW = B^ A^^T, in the dtype of the coefficients.
+
+        Args:
+            name: name of an adapter of this layer.
+        """
         return self._left(name), self._right(name)
 
     def _left(self, name: str) -> Tensor:
@@ -150,12 +177,20 @@ class SubspaceLayer(BaseTunerLayer):
         return _times(self.right_basis, self.sharespace_right_temporary, coefficients, name)
 
     def update(self, name: str) -> LayerUpdate:
-        """The adapter as trained so far, temporary directions included: n x p and p x d."""
+        """The adapter as trained so far, temporary directions included: n x p and p x d.
+
+        Args:
+            name: name of an adapter of this layer.
+        """
         up, down = (factor.detach().float().cpu() for factor in self.factors(name))
         return LayerUpdate(up.clone(), down.mT.contiguous(), self.scaling[name])
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """dW in the shape of the base weight, in the dtype of the coefficients."""
+        """dW in the shape of the base weight, in the dtype of the coefficients.
+
+        Args:
+            adapter: name of an adapter of this layer.
+        """
         up, down = self.factors(adapter)
         # Half precision is multiplied in float32: slow, or not there at all, on CPUs.
         delta = self.scaling[adapter] * (up.float() @ down.float().mT)
@@ -170,24 +205,41 @@ class SubspaceLayer(BaseTunerLayer):
         """dW x, in the layout of the base layer's output."""
 
     def set_scale(self, adapter: str, scale: float) -> None:
-        """Weigh one adapter; 1 is as trained. diffusers calls it."""
+        """Weigh one adapter; 1 is as trained. diffusers calls it.
+
+        Args:
+            adapter: name of an adapter in the model; one that this layer lacks is ignored.
+            scale: factor of its update.
+        """
         if adapter in self.scaling:
             self.scaling[adapter] = float(scale)
 
     def scale_layer(self, scale: float) -> None:
-        """Multiply the weight of the active adapters."""
+        """Multiply the weight of the active adapters.
+
+        Args:
+            scale: factor of the updates, on top of the weight that they have.
+        """
         for name in self.active_adapters:
             if name in self.scaling:
                 self.scaling[name] *= scale
 
     def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the weight of the active adapters; None: back to 1."""
+        """Divide the weight of the active adapters; None: back to 1.
+
+        Args:
+            scale: divisor of the weights; None: set them to 1.
+        """
         for name in self.active_adapters:
             if name in self.scaling:
                 self.scaling[name] = 1.0 if scale is None else self.scaling[name] / scale
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the active adapters' updates to the base weight.
+
+        Args:
+            safe_merge: check that the result is finite, before the base weight is changed.
+            adapter_names: names of the adapters to merge; None: the active ones.
 
         Raises:
             MismatchError: with ``safe_merge``, the result holds NaN or infinity.
@@ -215,11 +267,20 @@ class SubspaceLayer(BaseTunerLayer):
                 self.set_base_weight((weight.to(delta.dtype) - delta).to(weight.dtype))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """True: the update is additive and of low rank (PEFT's ``save_as_lora``)."""
+        """True: the update is additive and of low rank (PEFT's ``save_as_lora``).
+
+        Args:
+            adapter_name: name of an adapter; the answer is the same for all.
+        """
         return True
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output plus the active adapters', or each row's own (routing)."""
+        """The base layer's output plus the active adapters', or each row's own (routing).
+
+        Args:
+            x: input of the base layer, rows first.
+            args, kwargs: passed on to the base layer.
+        """
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()
@@ -274,6 +335,12 @@ class SubspaceLinear(nn.Module, SubspaceLayer):
         SubspaceLayer.__init__(self, base_layer, left_basis, right_basis)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output plus the adapters'; see ``SubspaceLayer.forward``.
+
+        Args:
+            x: input of the base layer, rows first.
+            args, kwargs: passed on to the base layer.
+        """
         return SubspaceLayer.forward(self, x, *args, **kwargs)
 
     def _as_weight(self, delta: Tensor) -> Tensor:
@@ -305,6 +372,12 @@ class SubspaceConv(nn.Module, SubspaceLayer):
         SubspaceLayer.__init__(self, base_layer, left_basis, right_basis)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output plus the adapters'; see ``SubspaceLayer.forward``.
+
+        Args:
+            x: input of the base layer, rows first.
+            args, kwargs: passed on to the base layer.
+        """
         return SubspaceLayer.forward(self, x, *args, **kwargs)
 
     def _as_weight(self, delta: Tensor) -> Tensor:
