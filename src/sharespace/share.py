@@ -26,6 +26,7 @@ from sharespace.subspace.basis_methods import DEFAULT_METHOD
 from sharespace.subspace.build import Progress, initialise, refuse_erased
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.merge import merge, union
+from sharespace.subspace.naming import common_names
 from sharespace.subspace.state import BuildSettings, ShareModel, Task, reconstruct, retrained
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class Share:
             yield from originals
 
         model = cls.from_adapters(opened(), **options).model
-        return _plan.plan(model, originals)
+        return _plan.plan(model, common_names(originals, model, stated=True))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], version: int | None = None) -> Share:
@@ -386,7 +387,7 @@ class Share:
             TaskNotFoundError: one of the adapters has the name of no task.
             AdapterError: an adapter cannot be read.
         """
-        return _fidelity.fidelity(self._model, open_adapters(against))
+        return _fidelity.fidelity(self._model, self._renamed(against))
 
     def baselines(self, originals: AdapterSources, seed: int = 0) -> Baselines:
         """The errors of simpler ways to store the same adapters, which a Share model must beat.
@@ -401,7 +402,11 @@ class Share:
         Raises:
             OptionError: the adapters are not those of all tasks.
         """
-        return baselines(self._model, open_adapters(originals), seed)
+        return baselines(self._model, self._renamed(originals), seed)
+
+    def _renamed(self, adapters: AdapterSources) -> list[Adapter]:
+        """Original adapters with the names that the model has for their modules."""
+        return common_names(open_adapters(adapters), self._model, stated=True)
 
     def export(
         self,

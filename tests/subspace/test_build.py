@@ -61,7 +61,8 @@ def test_a_task_that_lacks_a_module_is_left_out_of_it() -> None:
 
 
 def test_tasks_with_disjoint_modules_live_side_by_side() -> None:
-    adapters = [adapter(f"t{i}", {f"m{i}": update(6, 4, 2, i)}) for i in range(3)]
+    base = BaseModel("acme/base")
+    adapters = [adapter(f"t{i}", {f"m{i}": update(6, 4, 2, i)}, base=base) for i in range(3)]
     model = build(adapters, 2)
     assert list(model.layers) == ["m0", "m1", "m2"]
     assert worst(model, adapters) < 1e-5

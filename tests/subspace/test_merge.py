@@ -60,8 +60,9 @@ def test_the_ledger_grows_only_where_something_was_lost() -> None:
 
 
 def test_a_task_that_took_no_module_of_the_newcomers_is_untouched() -> None:
-    model = build([adapter("a", {"x": update(9, 7, 2)})], 2)
-    merged = merge(model, [adapter("b", {"y": update(8, 6, 2)})])
+    base = BaseModel("acme/base")
+    model = build([adapter("a", {"x": update(9, 7, 2)}, base=base)], 2)
+    merged = merge(model, [adapter("b", {"y": update(8, 6, 2)}, base=base)])
     assert merged.tasks["a"] is model.tasks["a"]
 
 

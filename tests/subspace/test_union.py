@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,7 +72,11 @@ def test_private_updates_come_along_as_they_are() -> None:
     found = both.tasks["bt0"].coefficients[MODULE]
     assert isinstance(found, PerTask)
     assert torch.equal(found.left, value.left)
-    fresh = union(build([adapter("c", {"other": update(5, 5, 1)})], FULL), second)
+    base = BaseModel("acme/base")
+    fresh = union(
+        build([adapter("c", {"other": update(5, 5, 1)}, base=base)], FULL),
+        replace(second, base=base),
+    )
     assert isinstance(fresh.tasks["bt0"].coefficients[MODULE], PerTask)
 
 

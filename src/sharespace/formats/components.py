@@ -12,26 +12,11 @@ from typing import Any
 
 from sharespace.formats.lora_config import METADATA, refuse_other_use
 from sharespace.formats.weights_file import parse_object
+from sharespace.subspace.naming import COMPONENTS as COMPONENTS
+from sharespace.subspace.naming import PIPELINE_WORDS
 
-COMPONENTS = "__components__"
-"""Entry of ``Adapter.config``: names of the components that a pipeline's adapter adapts."""
 LORA_METADATA = "lora_adapter_metadata"
 
-KNOWN = frozenset(
-    {
-        "unet",
-        "text_encoder",
-        "text_encoder_2",
-        "text_encoder_3",
-        "transformer",
-        "transformer_2",
-        "diffusion_model",
-        "prior",
-        "controlnet",
-        "connectors",
-        "llm_adapter",
-    }
-)
 UNET_ROOTS = frozenset(
     {
         "down_blocks",
@@ -54,7 +39,7 @@ def default_component(keys: Iterable[str]) -> str:
 
 def with_component(path: str, default: str) -> str:
     """The path with its component in front."""
-    return path if path.split(".", 1)[0] in KNOWN else f"{default}.{path}"
+    return path if path.split(".", 1)[0] in PIPELINE_WORDS else f"{default}.{path}"
 
 
 def split_component(module: str) -> tuple[str, str]:

@@ -22,7 +22,6 @@ from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.files import export_directory
 from sharespace.formats.components import (
     COMPONENTS,
-    KNOWN,
     LORA_METADATA,
     UNET_ROOTS,
     component_config,
@@ -49,6 +48,7 @@ from sharespace.formats.peft import (
 from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, split_components
 from sharespace.formats.weights_file import SafetensorsFile, WeightsFile, write_tensors
 from sharespace.subspace.adapter import Adapter, BaseModel
+from sharespace.subspace.naming import PIPELINE_WORDS
 
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 _OLD_KEY = re.compile(r"[._]lora\.(down|up)\.weight$|\.lora_linear_layer\.")
@@ -96,7 +96,7 @@ def is_diffusers(file: WeightsFile) -> bool:
     if file.path.with_name(CONFIG).is_file() or not has_peft_factors(file):
         return False
     roots = {key.split(".", 1)[0] for key in file.infos}
-    return LORA_METADATA in file.metadata or bool(roots & (KNOWN | UNET_ROOTS))
+    return LORA_METADATA in file.metadata or bool(roots & (PIPELINE_WORDS | UNET_ROOTS))
 
 
 def read_diffusers(file: WeightsFile, *, name: str, source: str) -> Adapter:

@@ -43,6 +43,7 @@ from sharespace.subspace.adapter import (
 )
 from sharespace.subspace.build import refuse_erased
 from sharespace.subspace.merge import merge
+from sharespace.subspace.naming import common_names
 from sharespace.subspace.state import ShareModel, basis_id
 
 OnConflict = Literal["refuse", "rename", "replace"]
@@ -181,6 +182,7 @@ def as_adapter(
     )
     try:
         common_base([adapter], model.base)
+        adapter = common_names([adapter], model)[0]
     except MismatchError as error:
         remedy = (
             "Gather it into the Share model of its base, or correct the name and submit it anew"

@@ -281,11 +281,11 @@ def common_base(adapters: Iterable[Adapter], known: BaseModel | None = None) -> 
 
 def _agreed(base: BaseModel, named_by: str, adapter: Adapter) -> tuple[BaseModel, str]:
     met = adapter.base
-    if met.id is None or (_is_local(met.id) and base.id is not None):
+    if met.id is None or (is_local(met.id) and base.id is not None):
         return base, named_by
-    if base.id is None or (_is_local(base.id) and not _is_local(met.id)):
+    if base.id is None or (is_local(base.id) and not is_local(met.id)):
         return met, repr(adapter.name)
-    if base.id != met.id and not _is_local(met.id):
+    if base.id != met.id and not is_local(met.id):
         raise MismatchError(
             f"adapter {adapter.name!r}",
             f"made for base model {met.id!r}, but {named_by} for {base.id!r}",
@@ -294,7 +294,7 @@ def _agreed(base: BaseModel, named_by: str, adapter: Adapter) -> tuple[BaseModel
     return base, named_by
 
 
-def _is_local(model_id: str) -> bool:
+def is_local(model_id: str) -> bool:
     # An id of the Hub is "name" or "owner/name"; more slashes, or backslashes, are a path.
     return model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1 or "\\" in model_id
 

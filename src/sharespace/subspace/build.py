@@ -54,6 +54,7 @@ from sharespace.subspace.build_streamed import (
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.merge_layer import MergeSide, known_tasks, merge_layer
+from sharespace.subspace.naming import common_names
 from sharespace.subspace.state import (
     BuildSettings,
     Ledger,
@@ -112,7 +113,8 @@ def initialise(
     check_new_names([a.name for a in adapters], [])
     for adapter in adapters:
         refuse_not_finite(f"adapter {adapter.name!r}", adapter.kept)
-    base = base or common_base(adapters)
+    stated, base = base is not None, base or common_base(adapters)
+    adapters = common_names(adapters, stated=stated)
     samples = joined_samples({}, samples_of(adapters))
     build = Build(
         settings=with_rule(settings or BuildSettings(), dimension),

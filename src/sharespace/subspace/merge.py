@@ -41,6 +41,7 @@ from sharespace.subspace.build_layer import Build, LayerResult
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.merge_layer import MergeSide, merge_layer
+from sharespace.subspace.naming import common_names, renaming
 from sharespace.subspace.state import (
     BuildSettings,
     Ledger,
@@ -89,7 +90,9 @@ def merge(
     check_new_names([a.name for a in adapters], model.tasks)
     for adapter in adapters:
         refuse_not_finite(f"adapter {adapter.name!r}", adapter.kept)
-    model = with_cap(replace(model, base=base or common_base(adapters, model.base)), cap)
+    agreed = base or common_base(adapters, model.base)
+    adapters = common_names(adapters, model, stated=base is not None)
+    model = with_cap(replace(model, base=agreed), cap)
     common_shapes(adapters, model.shapes)
     model = replace(model, base_samples=joined_samples(model.base_samples, samples_of(adapters)))
     if model.settings.budget is not None:
@@ -206,7 +209,8 @@ def merge_under_budget(
         memory=memory,
     )
     layers, tasks = build_layers([*known, *adapters], build, event, ledgers, progress, executor)
-    return model.with_layers(layers).with_tasks(tasks)
+    samples = {names.get(module, module): rows for module, rows in model.base_samples.items()}
+    return replace(model, base_samples=samples).with_layers(layers).with_tasks(tasks)
 
 
 def union(first: ShareModel, second: ShareModel, *, cap: int | None = None) -> ShareModel:
@@ -223,9 +227,11 @@ def union(first: ShareModel, second: ShareModel, *, cap: int | None = None) -> S
         OptionError: a cap together with a byte budget.
     """
     check_new_names(second.tasks, first.tasks)
+    base = common_base([as_adapter(second, t) for t in second.tasks.values()], first.base)
+    second = with_names_of(second, first)
     newcomers = [(as_adapter(second, t), t) for t in second.tasks.values()]
     adapters = [a for a, _ in newcomers]
-    first = replace(first, base=common_base(adapters, first.base))
+    first = replace(first, base=base)
     common_shapes(adapters, first.shapes)
     second_samples = [("the second Share model", second.base_samples)]
     first = replace(first, base_samples=joined_samples(first.base_samples, second_samples))
@@ -242,6 +248,32 @@ def union(first: ShareModel, second: ShareModel, *, cap: int | None = None) -> S
     first = replace(first, layers={**first.layers, **room})
     results = {m: _merge_module(first, second, m) for m in second.layers}
     return with_results(first, results, newcomers, "union")
+
+
+def with_names_of(model: ShareModel, other: ShareModel) -> ShareModel:
+    """The model with the names that another one of the same base has for its modules.
+
+    Raises:
+        MismatchError: nothing tells that they are of one base model, or the names are not certain.
+    """
+    adapters = [as_adapter(model, task) for task in model.tasks.values()]
+    renamed = common_names(adapters, other)
+    names = renaming("the other Share model", model.shapes, other.shapes)
+    if not names:
+        return model
+    layers = {names.get(module, module): layer for module, layer in model.layers.items()}
+    tasks = [
+        replace(
+            task,
+            coefficients={names.get(m, m): c for m, c in task.coefficients.items()},
+            ledger=task.ledger.with_names(names),
+            kept=adapter.kept,
+            config=adapter.config,
+        )
+        for task, adapter in zip(model.tasks.values(), renamed, strict=True)
+    ]
+    samples = {names.get(module, module): rows for module, rows in model.base_samples.items()}
+    return replace(model, base_samples=samples).with_layers(layers).with_tasks(tasks)
 
 
 def widened(model: ShareModel, dtype: torch.dtype) -> ShareModel:

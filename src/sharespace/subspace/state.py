@@ -71,6 +71,10 @@ class Ledger:
             events=(*self.events, event),
         )
 
+    def with_names(self, names: Mapping[str, str]) -> Ledger:
+        """The ledger with other names for some of its modules (old name -> new name)."""
+        return replace(self, modules=tuple(names.get(m, m) for m in self.modules))
+
     @cached_property
     def _index(self) -> dict[str, int]:
         return {m: i for i, m in enumerate(self.modules)}

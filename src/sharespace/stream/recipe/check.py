@@ -13,6 +13,7 @@ from sharespace.stream.recipe.keys import Recipe, TaskSpec
 from sharespace.stream.recipe.load import refuse
 from sharespace.stream.recipe.splits import TaskRows, read_rows
 from sharespace.subspace.adapter import Adapter, BaseModel, common_base, common_shapes
+from sharespace.subspace.naming import common_names
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _mismatches(recipe: Recipe, adapters: list[Adapter]) -> Iterator[str]:
     """A problem where adapters belong to another base model, or modules have other shapes."""
     try:
         common_base(adapters, BaseModel(recipe.base.text))
-        common_shapes(adapters)
+        common_shapes(common_names(adapters, stated=True))
     except SharespaceError as error:
         yield str(error)
 
