@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sharespace.errors import AdapterError, CorruptAdapterError, OptionError
 from sharespace.formats.hub import base_model_id, download_config
-from sharespace.formats.weights_file import parse_object
+from sharespace.formats.weights_file import parse_object, refuse_special
 from sharespace.subspace.adapter import BaseModel
 
 CONFIG = "config.json"
@@ -99,8 +99,10 @@ def _file(name: str, revision: str | None) -> Path:
 
 def _read(name: str, path: Path) -> BaseConfig:
     try:
+        refuse_special(path)
         text = path.read_bytes()
-    except OSError as error:
-        why = f"its {CONFIG} cannot be read ({error.strerror or error})"
+    except (OSError, CorruptAdapterError) as error:
+        reason = error.why if isinstance(error, CorruptAdapterError) else error.strerror or error
+        why = f"its {CONFIG} cannot be read ({reason})"
         raise AdapterError(f"base model {name}", why, NAME_IT) from error
     return BaseConfig(f"{name}, {CONFIG}", parse_object(path, text))

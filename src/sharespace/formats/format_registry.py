@@ -35,6 +35,7 @@ from sharespace.formats.weights_file import (
     SUFFIXES,
     SafetensorsFile,
     WeightsFile,
+    refuse_special,
     unreadable,
 )
 from sharespace.subspace.adapter import Adapter
@@ -256,6 +257,7 @@ def open_weights(path: Path) -> WeightsFile:
     Raises:
         CorruptAdapterError: neither safetensors nor PyTorch's, or damaged.
     """
+    refuse_special(path)
     try:
         with path.open("rb") as stream:
             head = stream.read(24)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
+from sharespace.formats.path_patterns import PatternError, PatternTable
 from sharespace.module_names import WRAPPER_PARTS
 from sharespace.subspace.adapter import BaseModel
 
@@ -26,9 +27,17 @@ METADATA = "__metadata__"
 """Entry of ``Adapter.config`` with the weights file's own header entries, where it has any."""
 
 FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight", re.DOTALL)
+_SIMPLER = "Write it with the modules' full paths, or simpler"
+_MAX_RANK = 1_000_000
 _CONVERT = (
     "Save it with save_pretrained(..., path_initial_model_for_weight_conversion=...), "
     "which writes a plain LoRA of twice the rank"
+)
+
+SHARESPACE = "SHARESPACE"
+# PEFT's methods without any update of a weight.
+_PROMPTS = frozenset(
+    {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE"}
 )
 
 # Initialisations that subtract their start from the base weights: B A alone is not the update.
@@ -94,9 +103,9 @@ class LoraScaling:
     r: int = 8
     alpha: float = 8.0
     rslora: bool = False
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    ranks: PatternTable[int] = field(default_factory=PatternTable)
     """``rank_pattern``: regular expression for the end of a module's path -> rank."""
-    alphas: Mapping[str, float] = field(default_factory=dict)
+    alphas: PatternTable[float] = field(default_factory=PatternTable)
     """``alpha_pattern``, likewise."""
 
     def rank(self, module: str) -> int:
@@ -117,14 +126,14 @@ class LoraScaling:
         return self.lora_alpha(module) * (math.sqrt(self.rank(module)) if self.rslora else 1)
 
 
-def _matching(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
+def _matching(patterns: PatternTable[Value], module: str, default: Value) -> Value:
     # What PEFT wraps inside a wrapped module (MultiheadAttention's out_proj) goes by the outer one.
-    module = module.partition(".base_layer.")[0]
-    # The first pattern that matches counts, as in PEFT, not the longest.
-    for key, value in patterns.items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+    try:
+        value = patterns.find(module.partition(".base_layer.")[0])
+    except PatternError as error:
+        why = f"rank_pattern or alpha_pattern has {error}"
+        raise CorruptAdapterError(CONFIG, why, _SIMPLER) from error
+    return default if value is None else value
 
 
 def lora_scaling(where: str, config: Mapping[str, Any]) -> LoraScaling:
@@ -143,22 +152,22 @@ def lora_scaling(where: str, config: Mapping[str, Any]) -> LoraScaling:
         r=_rank(where, "r", config.get("r", 8)),
         alpha=_alpha(where, "lora_alpha", config.get("lora_alpha", 8)),
         rslora=bool(config.get("use_rslora")),
-        ranks=ranks,
-        alphas=alphas,
+        ranks=_table(where, "rank_pattern", ranks),
+        alphas=_table(where, "alpha_pattern", alphas),
     )
+
+
+def _table(where: str, name: str, patterns: Mapping[str, Value]) -> PatternTable[Value]:
+    try:
+        return PatternTable(patterns)
+    except PatternError as error:
+        raise CorruptAdapterError(where, f"{name} has {error}", _SIMPLER) from error
 
 
 def _pattern(where: str, config: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
     pattern = config.get(name) or {}
     if not isinstance(pattern, dict):
         raise CorruptAdapterError(where, f"{name} is {pattern!r}, not an object", "Correct it")
-    for key in pattern:
-        try:
-            re.compile(rf"(.*\.)?({key})$")
-        except (re.error, RecursionError, OverflowError) as error:
-            raise CorruptAdapterError(
-                where, f"{name} has {key!r}, not a regular expression ({error})", "Correct it"
-            ) from error
     return list(pattern.items())
 
 
@@ -181,9 +190,15 @@ def _bare(pattern: object) -> object:
 
 
 def _rank(where: str, name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CorruptAdapterError(where, f"rank {name} is {value!r}", "It is an integer above 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_RANK:
+        shown = "larger than any rank" if _is_huge(value) else repr(value)
+        raise CorruptAdapterError(where, f"rank {name} is {shown}", "It is an integer above 0")
     return value
+
+
+def _is_huge(value: object) -> bool:
+    # Python refuses to print a whole number of more than 4,300 digits.
+    return isinstance(value, int) and abs(value) > _MAX_RANK
 
 
 def _fits_float(value: float) -> bool:
@@ -193,7 +208,8 @@ def _fits_float(value: float) -> bool:
 
 def _alpha(where: str, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not _fits_float(value):
-        raise CorruptAdapterError(where, f"alpha {name} is {value!r}", "It is a finite number")
+        shown = "larger than any float" if _is_huge(value) else repr(value)
+        raise CorruptAdapterError(where, f"alpha {name} is {shown}", "It is a finite number")
     return float(value)
 
 
@@ -222,7 +238,7 @@ def refuse_other_updates(where: str, config: Mapping[str, Any]) -> None:
     if not isinstance(method, str):
         raise CorruptAdapterError(where, "no peft_type", "Write the config with PEFT")
     if method.upper() != "LORA":
-        raise UnsupportedAdapterError(where, f"the method is {method}, not LORA", "Train a LoRA")
+        raise UnsupportedAdapterError(where, f"the method is {method}, not LORA", _remedy(method))
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGED):
         raise UnsupportedAdapterError(where, f"{init!r} initialisation changed the base", _CONVERT)
@@ -255,6 +271,22 @@ def refuse_other_use(where: str, config: Mapping[str, Any]) -> None:
         raise UnsupportedAdapterError(
             where, f"{name} is set: {why}", "Export it as peft and run it with PEFT"
         )
+
+
+def _remedy(method: str) -> str:
+    """How an adapter of another method of PEFT becomes one that can be shared."""
+    name = method.upper()
+    if name == SHARESPACE:
+        return (
+            "It is an adapter of sharespace itself: load it with PEFT and merge it with "
+            "sharespace.learn.merge_from, or send it with sharespace submit"
+        )
+    if name in _PROMPTS:
+        return "It changes the input and no weights: keep it as it is"
+    return (
+        "Load it with PEFT and convert it to a LoRA: peft.save_as_lora(folder, model, rank) or "
+        "peft.convert_to_lora"
+    )
 
 
 def target_parameters(where: str, config: Mapping[str, Any]) -> list[str]:

@@ -44,6 +44,10 @@ _OTHER_KEYS = {
     r"^lora_controlnet$": "a Control-LoRA",
 }
 
+# What PEFT has a method of, so that its files can be loaded and converted.
+_CONVERTIBLE = ("LoHa", "LoKr", "OFT")
+_CONVERTED = "Load it with PEFT and convert it to a LoRA: peft.save_as_lora or peft.convert_to_lora"
+
 KeyParser: TypeAlias = "Callable[[str], tuple[str, str] | None]"
 """Key -> (module, role "A", "B" or "alpha"), or None where it is none of these."""
 
@@ -277,7 +281,9 @@ def refuse_other_keys(file: WeightsFile) -> None:
                 raise UnsupportedAdapterError(
                     str(file.path),
                     f"{key!r} is {what}, which is not B A",
-                    "Train or extract a plain LoRA",
+                    _CONVERTED
+                    if what.startswith(_CONVERTIBLE)
+                    else "Train or extract a plain LoRA",
                 )
 
 

@@ -45,6 +45,7 @@ from sharespace.formats.weights_file import (
     SafetensorsFile,
     WeightsFile,
     parse_object,
+    refuse_special,
     unreadable,
     write_tensors,
 )
@@ -108,6 +109,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         CorruptAdapterError: it can't be read, or is no JSON object.
     """
+    refuse_special(path)
     try:
         data = path.read_bytes()
     except OSError as error:

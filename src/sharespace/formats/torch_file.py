@@ -9,6 +9,7 @@ places, so it is unpickled at every read.
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -21,7 +22,17 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.files import SAFETENSORS_DTYPES
-from sharespace.formats.weights_file import COPY_AGAIN, ByteRanges, Stamp, TensorInfo, unreadable
+from sharespace.formats.weights_file import (
+    COPY_AGAIN,
+    ByteRanges,
+    Stamp,
+    TensorInfo,
+    refuse_long_keys,
+    unreadable,
+)
+
+_SAVE_LOADED = "Save it from a model whose weights are loaded"
+_FORBIDDEN = re.compile(r"GLOBAL (\S+) was not an allowed")
 
 # What torch.load was seen to raise on damaged files; a bare OSError is told apart before.
 DAMAGED = (
@@ -61,7 +72,10 @@ class TorchFile:
             UnsupportedAdapterError: it holds tensors that safetensors can't.
         """
         stamp = Stamp.of_path(path)
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
         tensors = _load(path)
+        refuse_long_keys(path, tensors)
         for key, tensor in tensors.items():
             _check(path, key, tensor)
         infos = {k: TensorInfo(t.dtype, tuple(t.shape)) for k, t in tensors.items()}
@@ -90,7 +104,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise unreadable(path, error) from error
     except DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _reason(error)
         raise CorruptAdapterError(
             str(path),
             f"not a PyTorch file that can be read as weights only ({reason})",
@@ -102,15 +116,57 @@ def _load(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
+def _reason(error: BaseException) -> str:
+    """What torch says, without its advice to unpickle code."""
+    text = str(error)
+    if "weights_only" in text:
+        forbidden = _FORBIDDEN.search(text)
+        return f"it would run {forbidden[1]}" if forbidden else "it holds more than tensors"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _check_archive(path: Path) -> None:
+    """Look through the archive's list before anything is read.
+
+    Raises:
+        CorruptAdapterError: damaged, or entries that are larger than the file, as compressed ones.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            size = path.stat().st_size
+    except (OSError, *DAMAGED) as error:
+        raise CorruptAdapterError(
+            str(path), f"not a PyTorch file that can be read ({_reason(error)})", COPY_AGAIN
+        ) from error
+    # torch stores entries as they are; a few kilobytes of compressed zeros can be terabytes.
+    if sum(entry.file_size for entry in entries) > size:
+        raise CorruptAdapterError(
+            str(path), "its archive has entries larger than the file", COPY_AGAIN
+        )
+
+
 def _check(path: Path, key: object, tensor: object) -> None:
     if not isinstance(key, str) or not isinstance(tensor, Tensor):
         kind = type(tensor).__name__
         raise CorruptAdapterError(
             str(path), f"entry {key!r} is a {kind}, not a tensor", "Save the adapter's tensors only"
         )
+    if tensor.is_meta:
+        raise CorruptAdapterError(
+            str(path), f"tensor {key!r} has no data (it is on the meta device)", _SAVE_LOADED
+        )
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise UnsupportedAdapterError(
             str(path), f"tensor {key!r} is sparse or quantised", "Save it as a dense tensor"
+        )
+    stored = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > stored:
+        # Read whole, an expanded tensor of one number can take any memory there is.
+        raise CorruptAdapterError(
+            str(path),
+            f"tensor {key!r} of shape {list(tensor.shape)} repeats its {stored:,} bytes",
+            "Save it with .contiguous()",
         )
     if tensor.dtype not in SAFETENSORS_DTYPES.values():
         raise UnsupportedAdapterError(

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -29,6 +30,8 @@ from sharespace.files import SAFETENSORS_DTYPES, sha256_of
 from sharespace.strict_json import parse_json
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+MAX_KEY = 1_000
+"""Characters of a tensor's key; the longest of real adapters have about 150."""
 COPY_AGAIN = "Download or copy the file again"
 
 
@@ -101,6 +104,7 @@ class SafetensorsFile:
         except OSError as error:
             raise unreadable(path, error) from error
         metadata = header.pop("__metadata__", None) or {}
+        refuse_long_keys(path, header)
         infos = {key: _info(path, key, entry) for key, entry in header.items()}
         starts = {key: 8 + size + entry["data_offsets"][0] for key, entry in header.items()}
         return cls(path, infos, metadata, ByteRanges(path, infos, starts, stamp))
@@ -306,7 +310,41 @@ def sha256(path: Path) -> str:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: OSError) -> CorruptAdapterError:
+def refuse_special(path: Path) -> None:
+    """Refuse what is no regular file: opening a named pipe waits for its other end for ever.
+
+    Raises:
+        CorruptAdapterError: a pipe, device, socket or folder, or the path cannot be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    if not stat.S_ISREG(mode):
+        kind = next((what for test, what in _SPECIAL if test(mode)), "a special file")
+        raise CorruptAdapterError(str(path), f"{kind}, not a regular file", "Give the file itself")
+
+
+_SPECIAL = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISDIR, "a folder"),
+)
+
+
+def refuse_long_keys(path: Path, keys: Iterable[object]) -> None:
+    """Refuse keys that no module's path is as long as: matching patterns takes the square of it."""
+    for key in keys:
+        if isinstance(key, str) and len(key) > MAX_KEY:
+            why = (
+                f"a key of {len(key):,} characters ({key[:40]!r} ...), at most {MAX_KEY:,} are read"
+            )
+            raise CorruptAdapterError(str(path), why, "Save it with the model's own names")
+
+
+def unreadable(path: Path, error: OSError | ValueError) -> CorruptAdapterError:
     """The error for a file that the system does not give."""
-    reason = error.strerror or type(error).__name__
+    reason = getattr(error, "strerror", None) or type(error).__name__
     return CorruptAdapterError(str(path), f"cannot be read ({reason})", "Check path and rights")
