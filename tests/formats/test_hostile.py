@@ -38,15 +38,16 @@ def _pair() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
 def test_patterns_that_explode_are_matched(field: str, tmp_path: Path) -> None:
-    hostile = {"(([a-z_.])+.)+[A-Z]([a-z])+": 2}
-    share = Share.from_adapters(_folder(tmp_path / "a", **{field: hostile}), k=2)
+    hostile: dict[str, Any] = {field: {"(([a-z_.])+.)+[A-Z]([a-z])+": 2}}
+    share = Share.from_adapters(_folder(tmp_path / "a", **hostile), k=2)
     assert share.export("a", tmp_path / "out")
 
 
 @pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
 def test_patterns_that_cannot_be_matched_are_refused(field: str, tmp_path: Path) -> None:
+    unclear: dict[str, Any] = {field: {r"(a)\1": 2}}
     with pytest.raises(CorruptAdapterError, match=f"{field} .*simpler"):
-        read_adapter(_folder(tmp_path / "a", **{field: {r"(a)\1": 2}}))
+        read_adapter(_folder(tmp_path / "a", **unclear))
 
 
 @pytest.mark.parametrize("config", [{"r": 10**400}, {"r": 10**5000}, {"lora_alpha": 10**5000}])

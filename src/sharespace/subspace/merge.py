@@ -209,8 +209,7 @@ def merge_under_budget(
         memory=memory,
     )
     layers, tasks = build_layers([*known, *adapters], build, event, ledgers, progress, executor)
-    samples = {names.get(module, module): rows for module, rows in model.base_samples.items()}
-    return replace(model, base_samples=samples).with_layers(layers).with_tasks(tasks)
+    return model.with_layers(layers).with_tasks(tasks)
 
 
 def union(first: ShareModel, second: ShareModel, *, cap: int | None = None) -> ShareModel:
