@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from sharespace.formats.components import (
     default_component,
     split_component,
 )
+from sharespace.formats.original_names import diffusers_pairs
 from sharespace.formats.pairs import alpha_scaling, build_adapter, sort_by_role
 from sharespace.formats.peft import check_written, header_entries
 from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, padded
@@ -49,6 +51,8 @@ _ROLES: Mapping[str, str] = {
     "alpha": "alpha",
 }
 _KEY = re.compile(r"(lora_unet|lora_te[123]?)_([^.]+)\.(.+)", re.DOTALL)
+# Some converters write the underscore of a flattened path here, too.
+_CONVERTERS = re.compile(r"_lora_(down|up)\.(?=weight$)")
 # Wrappers' parts of a flattened path; the word for a wrapped whole model only at its start.
 _WRAPPERS = re.compile(rf"^((?:module_)+)|(?<![^_])(?:{'|'.join(sorted(WRAPPER_PARTS))})_")
 _UNET = "unet"
@@ -106,7 +110,9 @@ def read_kohya(file: WeightsFile, *, name: str, source: str) -> Adapter:
     sorted_keys = sort_by_role(
         file, keys, _parse_key, lambda _, rank, alpha: alpha_scaling(rank, alpha)
     )
-    components = components_of(sorted_keys.pairs)
+    pairs = diffusers_pairs(file, sorted_keys.pairs)
+    sorted_keys = replace(sorted_keys, pairs=pairs)
+    components = components_of(pairs)
     return build_adapter(
         file,
         sorted_keys,
@@ -124,10 +130,12 @@ def _parse_key(key: str) -> tuple[str, str] | None:
     Raises:
         UnsupportedAdapterError: a module's tensor of another kind: it may change the update.
     """
-    match = _KEY.fullmatch(key)
+    match = _KEY.fullmatch(_CONVERTERS.sub(r".lora_\1.", key))
     if match is None:
         return None
     flat = _WRAPPERS.sub("", match[2])
+    if match[1] == "lora_unet":
+        flat = flat.removeprefix("unet_")  # of converters that name the component once more
     path = unflatten(flat)
     if match[3] not in _ROLES or flatten(path) != flat:
         raise UnsupportedAdapterError(

@@ -55,6 +55,10 @@ ScalingRule: TypeAlias = "Callable[[str, int, float | None], float]"
 """(module, rank, alpha entry) -> scaling."""
 
 
+RowRange: TypeAlias = "tuple[int, int]"
+"""The first row and the one behind the last."""
+
+
 @dataclass(frozen=True)
 class FactorPair:
     """The factors of one module, by their keys in the file."""
@@ -64,6 +68,8 @@ class FactorPair:
     up: str
     """Key of B: n x r, or n x r x 1 x 1 for a convolution."""
     scaling: float = 1.0
+    rows: tuple[RowRange, ...] = ()
+    """Which rows of B are the module's, in this order; none: all of them."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,8 @@ def _pair_shape(file: WeightsFile, pair: FactorPair) -> tuple[ModuleShape, int]:
         raise _misfit(file, pair, f"ranks {down.shape[0]} and {up.shape[1]} differ")
     kernel = tuple(down.shape[2:])
     in_features = math.prod(down.shape[1:])
-    shape = ModuleShape(up.shape[0], in_features, "conv" if kernel else "linear", kernel)
+    rows = sum(end - start for start, end in pair.rows) if pair.rows else up.shape[0]
+    shape = ModuleShape(rows, in_features, "conv" if kernel else "linear", kernel)
     return shape, down.shape[0]
 
 
@@ -202,6 +209,8 @@ def _read_layer(file: WeightsFile, pairs: Mapping[str, FactorPair], module: str)
     for key, tensor in ((pair.down, down), (pair.up, up)):
         if not _finite(tensor):
             raise _not_finite(file, key, tensor)
+    if pair.rows:
+        up = torch.cat([up[start:end] for start, end in pair.rows])
     return LayerUpdate(up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1), pair.scaling)
 
 
