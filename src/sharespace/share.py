@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,14 +14,16 @@ import torch
 from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.formats import ExportOptions, PlainLora, write_adapter
-from sharespace.formats.components import refuse_unusable
+from sharespace.formats.components import COMPONENTS, refuse_unusable
 from sharespace.formats.format_registry import AdapterSources, open_adapters
 from sharespace.linalg.dimension import Dimension
+from sharespace.module_names import unwrapped
 from sharespace.options import Limits, OptionType, check_option
 from sharespace.store import Checkout, Operation, checkout, commit
 from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace import plan as _plan
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
+from sharespace.subspace.base_weights import checked_base, with_samples
 from sharespace.subspace.baselines import Baselines, baselines
 from sharespace.subspace.basis_methods import DEFAULT_METHOD
 from sharespace.subspace.build import Progress, initialise, refuse_erased
@@ -332,6 +335,7 @@ class Share:
         kept: Mapping[str, torch.Tensor],
         *,
         event: Literal["finetune", "calibrate"] = "finetune",
+        base_samples: Mapping[str, torch.Tensor] | None = None,
     ) -> Share:
         """With a task's coefficients and heads trained further in the same bases.
 
@@ -343,12 +347,15 @@ class Share:
             kept: heads, by the key in the adapter's file.
             event: "finetune": the task is now what was trained, and its ledger starts anew;
                 "calibrate": it is still the adapter it came as, and the ledger goes on.
+            base_samples: of the base weights that it was trained on, where they were at hand.
 
         Raises:
             TaskNotFoundError: there is none of that name.
-            MismatchError: a pair does not fit its module.
+            MismatchError: a pair does not fit its module, or the base weights are others.
         """
-        return self._then(retrained(self._model, name, pairs, kept, event), event, [name])
+        model = retrained(self._model, name, pairs, kept, event)
+        known = with_samples(f"task {name!r}", model.base_samples, base_samples or {})
+        return self._then(replace(model, base_samples=known), event, [name])
 
     def task(self, name: str) -> Task:
         """A task's coefficients, ledger and all that it carries.
@@ -442,7 +449,15 @@ class Share:
         """
         stored = self.task(task)
         model, written = self._model, _checked_dtype(dtype) or self._model.dtype
-        plain = PlainLora(self.updates(task), model.shapes, stored.kept, stored.config, model.base)
+        plain = PlainLora(
+            self.updates(task),
+            model.shapes,
+            stored.kept,
+            stored.config,
+            model.base,
+            stored.files,
+            stored.labels,
+        )
         options = ExportOptions(rank, written, base, overwrite=overwrite)
         return write_adapter(path, plain, options, to=to)
 
@@ -463,6 +478,7 @@ class Share:
             UnsupportedAdapterError: the task's config has a field that changes what factors do.
         """
         refuse_unusable(f"task {task!r}", self.task(task).config)
+        self._check_base(model, task)
         peft = require("peft", "train")
         with tempfile.TemporaryDirectory() as folder:
             written = self.export(task, Path(folder) / "adapter")
@@ -476,6 +492,20 @@ class Share:
                 safe_merge=True
             )
         return merged
+
+    def _check_base(self, model: Module, task: str) -> None:
+        """Refuse a model of other weights than the tasks' base; PEFT checks its modules.
+
+        Raises:
+            MismatchError: the weights are those of another base model.
+        """
+        stored = self.task(task)
+        modules = {unwrapped(name): module for name, module in model.named_modules()}
+        # A pipeline's component has its modules under names without the component.
+        in_pipeline = COMPONENTS in stored.config
+        names = {m: m.partition(".")[2] if in_pipeline else m for m in stored.coefficients}
+        known = {m: modules[n] for m, n in names.items() if n in modules}
+        checked_base(f"model {type(model).__name__}", self._model.base_samples, known)
 
 
 def _dimension(

@@ -140,7 +140,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "too many directions": (put(".left_temporary", lambda t: t.repeat(1, 9)), "do not fit"),
     "missing tensor": (drop(".right"), "missing"),
     "unknown tensor": (lambda _, t: t.update(x=torch.zeros(1)), "unknown tensors"),
-    "newer schema": (field(schema_version=2), "Upgrade"),
+    "newer schema": (field(schema_version=3), "Upgrade"),
     "no task": (field(task=""), "empty"),
     "no text": (field(task=7), "task"),
     "path": (field(task="../../etc/passwd"), "path"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.files import export_directory
+from sharespace.formats.companions import LABELS, FolderFiles, folder_labels, write_files_of
 from sharespace.formats.lora_config import (
     CONFIG,
     FACTOR,
@@ -100,7 +102,8 @@ def read_peft(file: WeightsFile, *, name: str, source: str) -> Adapter:
     )
     for module, rank in adapter.ranks.items():
         check_rank(where, scaling, module, rank)
-    return adapter
+    folder = config_file.parent
+    return replace(adapter, files=FolderFiles(folder), labels=folder_labels(folder, file.metadata))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -118,8 +121,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def header_entries(file: WeightsFile) -> dict[str, Any]:
-    """The weights file's own header entries, but for the ``format`` that all have."""
-    extra = {key: value for key, value in file.metadata.items() if key != "format"}
+    """The weights file's own header entries, but for what is read of them elsewhere."""
+    known = ("format", LABELS)
+    extra = {key: value for key, value in file.metadata.items() if key not in known}
     return {METADATA: extra} if extra else {}
 
 
@@ -243,7 +247,7 @@ def write_peft(path: Path, plain: PlainLora, options: ExportOptions) -> list[Pat
 def write_folder(
     folder: Path, part: PlainLora, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
 ) -> None:
-    """Write weights and config into a folder that is there, and compare what reads back.
+    """Write weights, config and the task's files into a folder that is there, and compare.
 
     Raises:
         CorruptAdapterError: a factor is not finite, or something else came back.
@@ -251,6 +255,7 @@ def write_folder(
     write_tensors(folder / PEFT_WEIGHTS, tensors, part.header)
     text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False)
     (folder / CONFIG).write_text(text, encoding="utf-8")
+    write_files_of(folder, part.files)
     file = SafetensorsFile.open(folder / PEFT_WEIGHTS)
     adapter = read_peft(file, name="written", source="")
     check_written(file, tensors, adapter, set(part.updates))

@@ -8,6 +8,7 @@ scaling that PEFT applied to it before). Keys here are PEFT's.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import OptionError, UnsupportedAdapterError
+from sharespace.formats.companions import LABELS
 from sharespace.formats.components import (
     COMPONENTS,
     LORA_METADATA,
@@ -80,6 +82,10 @@ class PlainLora:
     """``Adapter.config`` or ``Task.config``."""
     base: BaseModel | None = None
     """The base model; None: what ``config`` says."""
+    files: Mapping[str, Tensor] = field(default_factory=dict)
+    """``Adapter.files`` or ``Task.files``."""
+    labels: tuple[str, ...] = ()
+    """``Adapter.labels`` or ``Task.labels``."""
 
     @classmethod
     def from_adapter(cls, adapter: Adapter) -> PlainLora:
@@ -89,7 +95,15 @@ class PlainLora:
             adapter: what is to be written.
         """
         updates = {module: adapter.layer(module) for module in adapter.shapes}
-        return cls(updates, adapter.shapes, adapter.kept, adapter.config, adapter.base)
+        return cls(
+            updates,
+            adapter.shapes,
+            adapter.kept,
+            adapter.config,
+            adapter.base,
+            adapter.files,
+            adapter.labels,
+        )
 
     def tensors(self, rank: int, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """All tensors by PEFT's keys, each with memory of its own.
@@ -127,6 +141,8 @@ class PlainLora:
     def header(self) -> dict[str, str]:
         """Entries of the original file's header, but those that the fields say anew."""
         entries = {"format": "pt"} | dict(self.config.get(METADATA, {}))
+        if self.labels:
+            entries[LABELS] = json.dumps(list(self.labels))
         return {key: value for key, value in entries.items() if key != LORA_METADATA}
 
     def _kept(self, key: str, tensor: Tensor) -> Tensor:
@@ -261,5 +277,6 @@ def _component(lora: PlainLora, name: str, *, first: bool, names: list[str]) -> 
         updates={k.removeprefix(start): v for k, v in lora.updates.items() if k.startswith(start)},
         shapes={k.removeprefix(start): v for k, v in lora.shapes.items() if k.startswith(start)},
         kept=kept,
+        files=lora.files if first else {},
         config=component_config("config", lora.config, name) | header,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +41,7 @@ from sharespace.subspace.adapter import (
     common_shapes,
     fingerprint,
 )
+from sharespace.subspace.base_digest import check_same_base
 from sharespace.subspace.build import refuse_erased
 from sharespace.subspace.merge import merge
 from sharespace.subspace.naming import common_names
@@ -180,9 +181,16 @@ def as_adapter(
         config=contribution.config,
         provenance=provenance,
     )
+    adapter = replace(
+        adapter,
+        files=contribution.files,
+        labels=contribution.labels,
+        base_samples=contribution.base_samples,
+    )
     try:
         common_base([adapter], model.base)
         adapter = common_names([adapter], model)[0]
+        check_same_base(f"adapter {task!r}", model.base_samples, adapter.base_samples)
     except MismatchError as error:
         remedy = (
             "Gather it into the Share model of its base, or correct the name and submit it anew"

@@ -21,7 +21,9 @@ from sharespace.gather.contribution import (
     Coordinates,
     ModuleUpdate,
     PlainFactors,
+    check_files,
     check_kept,
+    check_samples,
     check_task_name,
     check_tensor,
 )
@@ -31,8 +33,11 @@ from sharespace.strict_json import JsonFields, parse_json
 from sharespace.subspace.adapter import BaseModel, ModuleShape, Provenance
 
 _FORMAT = "sharespace-contribution"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+"""The highest that is read. A contribution is written in the lowest that can say it: 2 where it
+has files, labels or samples of the base weights, else 1."""
 _KEPT, _UPDATE, _SCALINGS = "kept.", "update.", "scalings"
+_FILE, _BASE = "file.", "base."
 
 _MAX_HEADER = 1 << 24
 """Most bytes of a file's JSON header. It is parsed before anything in the file is trusted, and JSON
@@ -66,6 +71,8 @@ def encode(contribution: Contribution) -> tuple[str, bytes]:
 
 def _tensors(contribution: Contribution) -> dict[str, Tensor]:
     tensors = {_KEPT + key: value for key, value in contribution.kept.items()}
+    tensors |= {_FILE + name: contribution.files[name] for name in contribution.files}
+    tensors |= {_BASE + module: value for module, value in contribution.base_samples.items()}
     for module, update in contribution.updates.items():
         for field, value in update.tensors().items():
             tensors[f"{_UPDATE}{module}.{field}"] = value
@@ -79,7 +86,8 @@ def _metadata(contribution: Contribution, data_sha256: str) -> dict[str, object]
     modules = [_module_to_json(m, update) for m, update in contribution.updates.items()]
     return {
         "format": _FORMAT,
-        "schema_version": _SCHEMA_VERSION,
+        "schema_version": _schema_version(contribution),
+        **({"labels": list(contribution.labels)} if contribution.labels else {}),
         "task": contribution.task,
         "base_model": {**asdict(contribution.base), "fingerprint": contribution.fingerprint},
         "basis": contribution.basis and asdict(contribution.basis),
@@ -88,6 +96,11 @@ def _metadata(contribution: Contribution, data_sha256: str) -> dict[str, object]
         "provenance": asdict(contribution.provenance),
         "data_sha256": data_sha256,
     }
+
+
+def _schema_version(contribution: Contribution) -> int:
+    newer = contribution.files or contribution.labels or contribution.base_samples
+    return 2 if newer else 1
 
 
 def _module_to_json(module: str, update: ModuleUpdate) -> dict[str, object]:
@@ -179,13 +192,15 @@ def _contribution(fields: JsonFields, tensors: dict[str, Tensor], name: str) -> 
     base, source = fields.child("base_model"), fields.child("provenance")
     basis = None if fields.is_null("basis") else _basis(fields.child("basis"))
     updates = _updates(fields, tensors, basis)
-    kept = {key.removeprefix(_KEPT): tensors.pop(key) for key in [*tensors] if key[:5] == _KEPT}
+    kept, files, samples = (_take_all(tensors, start) for start in (_KEPT, _FILE, _BASE))
     # What nobody asked for would be lost without a word: refuse it.
     if tensors:
         raise _damaged(name, f"unknown tensors: {sorted(tensors)[:3]}")
     for module, update in updates.items():
         update.check(module)
     check_kept(kept)
+    check_files(files)
+    check_samples(samples)
     contribution = Contribution(
         task=fields.text("task"),
         base=BaseModel(base.text_or_null("id"), base.text_or_null("revision")),
@@ -193,6 +208,9 @@ def _contribution(fields: JsonFields, tensors: dict[str, Tensor], name: str) -> 
         basis=basis,
         updates=updates,
         kept=kept,
+        files=files,
+        labels=fields.texts("labels") if fields.has("labels") else (),
+        base_samples=samples,
         config=fields.mapping("config"),
         provenance=Provenance(
             source.text("format"), source.text("source"), source.text_or_null("sha256")
@@ -248,6 +266,12 @@ def _plain_factors(
         fields.wholes("kernel", least=1),
     )
     return PlainFactors(up, down, scaling, shape)
+
+
+def _take_all(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    """All tensors whose keys begin so, without that beginning; they are taken out."""
+    keys = [key for key in tensors if key.startswith(start)]
+    return {key.removeprefix(start): tensors.pop(key) for key in keys}
 
 
 def _take(tensors: dict[str, Tensor], key: str) -> Tensor:

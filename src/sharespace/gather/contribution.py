@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import ContributionError
-from sharespace.subspace.adapter import LEARNED, BaseModel, ModuleShape, Provenance
+from sharespace.subspace.adapter import LEARNED, BaseModel, ModuleShape, Provenance, is_companion
+from sharespace.subspace.base_digest import sample_shape
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import ShareModel
 
@@ -54,11 +55,17 @@ class Contribution:
     """Heads and other tensors that are no updates, by the key in the adapter's file."""
     config: Mapping[str, object] = field(default_factory=dict)
     """What an export needs (see ``Adapter.config``)."""
+    files: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tokenizer and chat template (see ``Adapter.files``)."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes (see ``Adapter.labels``)."""
+    base_samples: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of the base weights that it was trained on (see ``Adapter.base_samples``)."""
     provenance: Provenance = LEARNED
     """Where the adapter came from; ``LEARNED`` for a task that was trained in the subspace."""
 
     def __post_init__(self) -> None:
-        for name in ("updates", "kept", "config"):
+        for name in ("updates", "kept", "files", "base_samples", "config"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
 
@@ -268,6 +275,32 @@ def check_kept(kept: Mapping[str, Tensor]) -> None:
             raise ContributionError(f"kept tensor {key!r}", "no key of a tensor", "Rename it")
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise _not_finite(f"kept tensor {key!r}")
+
+
+def check_files(files: Mapping[str, Tensor]) -> None:
+    """Refuse what is no file of an adapter's folder.
+
+    Raises:
+        ContributionError: a name that belongs to no adapter, or something else than bytes.
+    """
+    for name, tensor in files.items():
+        if not is_companion(name) or tensor.dtype != torch.uint8 or tensor.ndim != 1:
+            why = "not the bytes of a file that belongs to an adapter"
+            raise ContributionError(f"file {name!r}", why, "Leave it out")
+
+
+def check_samples(samples: Mapping[str, Tensor]) -> None:
+    """Refuse what is no sample of a base weight.
+
+    Raises:
+        ContributionError: another shape or dtype, or values that are not finite.
+    """
+    for module, sample in samples.items():
+        is_sample = sample.dtype == torch.float32 and sample.ndim == 2
+        if not is_sample or tuple(sample.shape) != sample_shape(*sample.shape):
+            raise ContributionError(f"module {module!r}", "no sample of its base weight", _RETRAIN)
+        if not torch.isfinite(sample).all():
+            raise _not_finite(f"sample of module {module!r}")
 
 
 def check_tensor(what: str, tensor: Tensor, dimensions: int) -> Tensor:

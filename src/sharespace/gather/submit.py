@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sharespace.errors import ContributionError, CorruptAdapterError, StoreError
 from sharespace.formats import default_name, read_adapter
+from sharespace.formats.companions import FolderFiles
 from sharespace.formats.format_registry import find_weights
 from sharespace.formats.hub import download_store
 from sharespace.formats.lora_config import CONFIG, PREFIX
@@ -161,6 +162,7 @@ def _from_share(
         basis=None if plain else basis,
         updates=updates,
         kept=kept,
+        files=FolderFiles(folder),
         config=_lora_fields(config, coordinates, bool(kept)),
         provenance=LEARNED,
     )
@@ -267,5 +269,8 @@ def _from_adapter(adapter: Adapter) -> Contribution:
         updates,
         dict(adapter.kept),
         adapter.config,
-        adapter.provenance,
+        files=adapter.files,
+        labels=adapter.labels,
+        base_samples=adapter.base_samples,
+        provenance=adapter.provenance,
     )

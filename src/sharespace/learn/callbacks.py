@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from sharespace.errors import StoreConflictError
-from sharespace.learn.merging import merge_from, named_adapter
+from sharespace.learn.merging import check_base_of, merge_from, named_adapter
 from sharespace.protocols import ProgressState
 from sharespace.share import Share
 from sharespace.subspace.state import check_new_names
@@ -34,6 +34,7 @@ class MergeIntoShare(TrainerCallback):
         task: the task's name; None: that of the ``ShareConfig``.
         adapter: PEFT's name for it.
         cap: a new cap of the dimension of every layer and side; None: the caps that it has.
+        base: id of the base model, as for ``merge_from``.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class MergeIntoShare(TrainerCallback):
         task: str | None = None,
         adapter: str = "default",
         cap: int | None = None,
+        base: str | None = None,
     ) -> None:
         self.path = Path(path)
         self.task = task
         self.adapter = adapter
         self.cap = cap
+        self.base = base
 
     def on_train_begin(
         self,
@@ -69,9 +72,12 @@ class MergeIntoShare(TrainerCallback):
             OptionError: nothing names the task.
             TaskExistsError: the name is taken.
             StoreError: the store cannot be read.
+            MismatchError: the model's base is another one than the Share model's.
         """
         _, name = named_adapter("MergeIntoShare", model, self.task, self.adapter)
-        check_new_names([name], Share.load(self.path).tasks)
+        share = Share.load(self.path)
+        check_new_names([name], share.tasks)
+        check_base_of(share, model, self.adapter, self.base)
 
     def on_train_end(
         self,
@@ -103,7 +109,14 @@ class MergeIntoShare(TrainerCallback):
         """
         for remaining in reversed(range(_ATTEMPTS)):
             share = Share.load(self.path)
-            merged = merge_from(share, model, task=self.task, adapter=self.adapter, cap=self.cap)
+            merged = merge_from(
+                share,
+                model,
+                task=self.task,
+                adapter=self.adapter,
+                cap=self.cap,
+                base=self.base,
+            )
             try:
                 merged.save()
                 return

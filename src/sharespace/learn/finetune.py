@@ -98,7 +98,7 @@ def finetune(
         MismatchError: the model is not the Share model's base.
         OptionError: ``keep="better"`` without evaluation data.
     """
-    from sharespace.tuner import kept_tensors, trained_coefficients
+    from sharespace.tuner import base_samples_of, kept_tensors, trained_coefficients
 
     setup = setup or Setup()
     with released(load_task(model, share, task, component=component)) as peft_model:
@@ -110,7 +110,8 @@ def finetune(
             return Finetuned(share, peft_model, fitted, trainable, kept=False)
         pairs = trained_coefficients(peft_model, "default", share.task(task))
         head_tensors = kept_tensors(peft_model, "default") if heads else {}
-        retrained = share.retrained(task, pairs, head_tensors)
+        samples = base_samples_of(peft_model, "default")
+        retrained = share.retrained(task, pairs, head_tensors, base_samples=samples)
     return Finetuned(retrained, peft_model, fitted, trainable)
 
 

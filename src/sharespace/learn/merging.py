@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from sharespace.errors import OptionError
 from sharespace.formats import read_adapter
-from sharespace.gather import Submission, submit
+from sharespace.formats.companions import labels_of
+from sharespace.formats.lora_config import PREFIX
+from sharespace.gather import Submission
+from sharespace.gather.submit import hand_in, read_contribution
+from sharespace.module_names import unwrapped
 from sharespace.protocols import AdapterConfig, PeftModel
 from sharespace.share import Share
-from sharespace.subspace.adapter import LEARNED, Adapter
+from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, common_base
+from sharespace.subspace.base_digest import check_same_base
+from sharespace.subspace.base_weights import base_samples
 
 
 def merge_from(
@@ -29,6 +36,7 @@ def merge_from(
     task: str | None = None,
     adapter: str = "default",
     cap: int | None = None,
+    base: str | None = None,
 ) -> Share:
     """Merge what was trained in a ``PeftModel``, whatever trained it.
 
@@ -40,6 +48,8 @@ def merge_from(
         task: the task's name; None: that of the ``ShareConfig``.
         adapter: PEFT's name for it.
         cap: a new cap of the dimension of every layer and side; None: the caps that it has.
+        base: id of the base model, where the model names it differently than the Share model and
+            no weights are known yet that would tell.
 
     Returns:
         The Share model with the task, not saved yet.
@@ -55,11 +65,56 @@ def merge_from(
 
     config, name = named_adapter("merge_from", model, task, adapter)
     if isinstance(config, ShareConfig):
-        trained = collect(cast(PeftModel, model), name, adapter=adapter, base=share.model.base)
+        trained = collect(cast(PeftModel, model), name, adapter=adapter)
     else:
         with _saved(model, adapter) as folder:
             trained = _in_memory(read_adapter(folder, name))
-    return share.merge(trained, cap=cap)
+        labels = labels_of(getattr(getattr(model, "config", None), "id2label", None))
+        trained = replace(
+            trained,
+            labels=labels if trained.kept else (),
+            base_samples=_samples(model, trained.shapes),
+        )
+    return share.merge(_known_base(share, trained), cap=cap, base=base)
+
+
+def _known_base(share: Share, adapter: Adapter) -> Adapter:
+    """The adapter under the Share model's name of the base, where both have base weights.
+
+    Weights say more than names, of which a model has several (mirrors, copies); the merge compares
+    them.
+    """
+    if share.model.base_samples and adapter.base_samples:
+        return replace(adapter, base=share.model.base)
+    return adapter
+
+
+def check_base_of(share: Share, model: nn.Module, adapter: str, base: str | None) -> None:
+    """Refuse, before training, a base model that ``merge_from`` would refuse after it.
+
+    Args:
+        share: what the task will be merged into.
+        model: a ``PeftModel``.
+        adapter: PEFT's name for it.
+        base: as for ``merge_from``.
+
+    Raises:
+        MismatchError: another base model, by its weights or, where none are known, by its name.
+    """
+    config, _ = named_adapter("merge_from", model, "task", adapter)
+    samples = _samples(model, share.model.layers)
+    name = getattr(config, "base_model_name_or_path", None)
+    stub = Adapter.from_updates("of the model", {}, base=BaseModel(name or None))
+    known = _known_base(share, replace(stub, base_samples=samples))
+    check_same_base("the model", share.model.base_samples, samples)
+    if base is None:
+        common_base([known], share.model.base)
+
+
+def _samples(model: nn.Module, modules: Iterable[str]) -> dict[str, Tensor]:
+    """Module -> sample of its base weight, of modules by their names in the base model."""
+    known = {unwrapped(n).removeprefix(PREFIX): m for n, m in model.named_modules()}
+    return base_samples({name: known[name] for name in modules if name in known})
 
 
 def contribute(
@@ -89,7 +144,14 @@ def contribute(
     """
     _, name = named_adapter("contribute", model, task, adapter)
     with _saved(model, adapter) as folder:
-        return submit(folder, inbox, task=name, plain=plain)
+        contribution = read_contribution(folder, task=name, plain=plain)
+        labels = labels_of(getattr(getattr(model, "config", None), "id2label", None))
+        contribution = replace(
+            contribution,
+            labels=labels if contribution.kept else (),
+            base_samples=_samples(model, contribution.updates),
+        )
+        return hand_in(contribution, inbox)
 
 
 def named_adapter(
@@ -120,10 +182,14 @@ def named_adapter(
 @contextmanager
 def _saved(model: nn.Module, adapter: str) -> Iterator[Path]:
     """An adapter's folder, as PEFT writes it, for the time of the block."""
+    from sharespace.tuner import vocabulary_resized
+
     with tempfile.TemporaryDirectory() as folder:
         # "auto", the default, would ask the Hub whether the base model's vocabulary was resized.
         cast(PeftModel, model).save_pretrained(
-            folder, selected_adapters=[adapter], save_embedding_layers=False
+            folder,
+            selected_adapters=[adapter],
+            save_embedding_layers=vocabulary_resized(model),
         )
         # PEFT writes the adapter "default" into the folder itself, others below their names.
         yield Path(folder) if adapter == "default" else Path(folder) / adapter

@@ -5,8 +5,10 @@ Also what a module, linear or a convolution, makes of its inputs in a few direct
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeGuard, cast
 
 from torch import Tensor, nn
@@ -17,7 +19,8 @@ from sharespace.extras import require
 from sharespace.learn.settings import TaskMethod
 from sharespace.protocols import AdapterConfig, PeftModel
 from sharespace.share import Share
-from sharespace.subspace.adapter import LayerUpdate
+from sharespace.subspace.adapter import LayerUpdate, names_differ
+from sharespace.subspace.base_weights import BaseWeightsWarning, checked_base
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def check_base(
     """Refuse what is not the Share model's base, before PEFT changes anything in it.
 
     Raises:
-        MismatchError: a module is not there or has another shape, or PEFT is in it already.
+        MismatchError: a module is not there, has another shape or the weights of another base
+            model, or PEFT is in it already.
     """
     layer_class = require("peft.tuners.tuners_utils", "train").BaseTunerLayer
     if any(isinstance(m, layer_class) for m in model.modules()):
@@ -125,6 +129,25 @@ def check_base(
     prefix = f"{component}." if component else ""
     shapes = {name.removeprefix(prefix): share.model.layers[name].shape for name in modules}
     check_sides(model, {m: (s.out_features, s.in_features) for m, s in shapes.items()})
+    by_name = {prefix + name: model.get_submodule(name) for name in shapes}
+    checked_base(f"model {type(model).__name__}", share.model.base_samples, by_name)
+    if not share.model.base_samples:
+        _warn_of_another_name(model, share)
+
+
+def _warn_of_another_name(model: nn.Module, share: Share) -> None:
+    """Names are all there is to compare until the first weights are known; they may be a mirror's,
+    so that this is no reason to refuse."""
+    name = getattr(model, "name_or_path", None) or None
+    known = share.model.base.id
+    if names_differ(name, known) and not Path(str(name)).is_dir():
+        warnings.warn(
+            f"the model is {name!r}, but the Share model's base {known!r}, and no weights are "
+            "known yet that would tell whether both are the same. Make sure of it: the weights of "
+            "this model will be recorded as the base's",
+            BaseWeightsWarning,
+            stacklevel=4,
+        )
 
 
 def check_sides(model: nn.Module, expected: Mapping[str, tuple[int, int]]) -> None:

@@ -252,7 +252,7 @@ def _tasks(
     for place, entry in enumerate(opened.manifest.content.tasks, 1):
         task = opened.model.tasks[entry.name]
         ranks = [value.rank for value in task.coefficients.values()]
-        files = [entry.coefficients, *([entry.kept] if entry.kept else [])]
+        files = entry.refs
         yield TaskFacts(
             name=entry.name,
             place=place,
@@ -328,7 +328,9 @@ def _file_bytes(
     # Files are named by their content: two tasks of equal coefficients share one, counted once.
     tasks = {t.coefficients.file: t for t in content.tasks}.values()
     coefficients = sum(t.summary.coefficient_bytes for t in tasks)
-    kept = {t.kept.file: t.kept.bytes for t in content.tasks if t.kept}
+    kept = {ref.file: ref.bytes for t in content.tasks for ref in t.refs if ref != t.coefficients}
+    if content.base_samples is not None:
+        kept[content.base_samples.file] = content.base_samples.bytes
     return FileBytes(
         basis=content.basis.bytes,
         coefficients=coefficients,

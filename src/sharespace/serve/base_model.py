@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from sharespace.serve.requests import (
     Sampling,
     Vector,
 )
+from sharespace.serve.task_tokenizers import TaskTokenizer, TaskTokenizers
 
 _UNFINISHED = "\ufffd"
 """What tokenizers give for bytes that are not a whole character yet."""
@@ -71,6 +73,19 @@ class ServedModel:
         ids = [getattr(config, "eos_token_id", None), self.tokenizer.eos_token_id]
         flat = [i for x in ids if x is not None for i in (x if isinstance(x, list) else [x])]
         return frozenset(int(i) for i in flat)
+
+    @cached_property
+    def _tokenizers(self) -> TaskTokenizers:
+        rows = len(self.model.get_input_embeddings().weight)
+        return TaskTokenizers(TaskTokenizer(self.tokenizer, self.ends), rows)
+
+    def tokenizer_of(self, task: str | None) -> TaskTokenizer:
+        """What a task's requests are read and answered with, its own where it brought one.
+
+        Raises:
+            MismatchError: its own cannot be loaded, or has tokens without embeddings here.
+        """
+        return self._tokenizers.of(self.mixed.share, task)
 
     def generate(self, rows: Sequence[GeneratingRow]) -> None:
         """Continue all rows together, until each is finished; pieces of text go out on the way.

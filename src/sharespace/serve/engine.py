@@ -15,7 +15,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from sharespace.errors import OptionError, QueueFullError, TaskNotFoundError, UnavailableError
+from sharespace.errors import (
+    MismatchError,
+    OptionError,
+    QueueFullError,
+    TaskNotFoundError,
+    UnavailableError,
+)
 from sharespace.options import check_options, option
 from sharespace.serve.base_model import GeneratingRow, ServedModel
 from sharespace.serve.requests import (
@@ -247,8 +253,9 @@ class Engine:
             try:
                 if job.request.task is not None:
                     check_task(self.share, job.request.task)
+                    self.served.tokenizer_of(job.request.task)
                 known.append(job)
-            except TaskNotFoundError as error:
+            except (TaskNotFoundError, MismatchError) as error:
                 job.answer(error)
         return known
 
@@ -258,7 +265,11 @@ class Engine:
             self.served.generate(
                 [
                     GeneratingRow(
-                        job.request, self.served.tokenizer, self.served.ends, job.answer, job.gone
+                        job.request,
+                        (own := self.served.tokenizer_of(job.request.task)).tokenizer,
+                        own.ends,
+                        job.answer,
+                        job.gone,
                     )
                     for job in jobs
                     if isinstance(job.request, Generate)

@@ -28,6 +28,7 @@ from sharespace.errors import (
     UnavailableError,
 )
 from sharespace.options import check_options, option
+from sharespace.protocols import Tokenizer
 from sharespace.serve import openai
 from sharespace.serve.body_guard import BodyGuard
 from sharespace.serve.engine import (
@@ -191,12 +192,12 @@ class Endpoints:
 
     async def completions(self, body: openai.CompletionBody, request: Request) -> Response:
         """Continue one or more texts."""
-        prompts = openai.token_lists(self.engine.served.tokenizer, body.prompt)
+        prompts = openai.token_lists(await self._tokenizer(body.model), body.prompt)
         return await self._texts(body, prompts, openai.CompletionForm("text", body.model), request)
 
     async def chat(self, body: openai.ChatBody, request: Request) -> Response:
         """Answer a conversation."""
-        prompt = openai.chat_tokens(self.engine.served.tokenizer, body)
+        prompt = openai.chat_tokens(await self._tokenizer(body.model), body)
         return await self._texts(body, [prompt], openai.CompletionForm("chat", body.model), request)
 
     async def _texts(
@@ -232,6 +233,11 @@ class Endpoints:
         """The task that a request names; None: the base model."""
         return None if model == self.engine.served.name else model
 
+    async def _tokenizer(self, model: str) -> Tokenizer:
+        """That of the task that a request names; loaded beside the loop, as it may take a while."""
+        own = await asyncio.to_thread(self.engine.served.tokenizer_of, self._task(model))
+        return own.tokenizer
+
     def _default_tokens(self, prompt: tuple[int, ...]) -> int:
         """Tokens of an answer where the request does not say."""
         room = self.engine.served.longest - len(prompt)
@@ -265,7 +271,7 @@ class Endpoints:
         """Mean last hidden states."""
         task, texts = (
             self._task(body.model),
-            openai.token_lists(self.engine.served.tokenizer, body.input),
+            openai.token_lists(await self._tokenizer(body.model), body.input),
         )
         answers = await self._rows([Embed(task, text) for text in texts], request)
         rows: list[openai.Json] = [
@@ -283,7 +289,7 @@ class Endpoints:
         """Probabilities of the task's labels."""
         task, texts = (
             self._task(body.model),
-            openai.token_lists(self.engine.served.tokenizer, body.input),
+            openai.token_lists(await self._tokenizer(body.model), body.input),
         )
         answers = await self._rows([Classify(task, text) for text in texts], request)
         rows = [

@@ -200,7 +200,9 @@ def chat_tokens(tokenizer: Tokenizer, body: ChatBody) -> tuple[int, ...]:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise OptionError(
-            "chat", "the base model's tokenizer has no chat template", "Use /v1/completions"
+            "chat",
+            "neither the task nor the base model's tokenizer has a chat template",
+            "Use /v1/completions",
         )
     messages = [{"role": m.role, "content": m.text} for m in body.messages]
     jinja = require("jinja2", "serve")

@@ -294,6 +294,14 @@ def _agreed(base: BaseModel, named_by: str, adapter: Adapter) -> tuple[BaseModel
     return base, named_by
 
 
+def names_differ(first: str | None, second: str | None) -> bool:
+    """Whether two names of base models are those of two models of the Hub; a local path or no name
+    at all tells nothing."""
+    if first is None or second is None or is_local(first) or is_local(second):
+        return False
+    return first != second
+
+
 def is_local(model_id: str) -> bool:
     # An id of the Hub is "name" or "owner/name"; more slashes, or backslashes, are a path.
     return model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1 or "\\" in model_id

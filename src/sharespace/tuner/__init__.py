@@ -8,7 +8,14 @@ from sharespace.extras import missing_module
 
 try:
     from sharespace.tuner.bases import publish
-    from sharespace.tuner.collect import collect, kept_tensors, layers_of, trained_coefficients
+    from sharespace.tuner.collect import (
+        base_samples_of,
+        collect,
+        kept_tensors,
+        layers_of,
+        trained_coefficients,
+        vocabulary_resized,
+    )
     from sharespace.tuner.config import ShareConfig
     from sharespace.tuner.model import ShareTuner, register
     from sharespace.tuner.modules import applied, is_transposed, release
@@ -26,6 +33,7 @@ __all__ = [
     "SubspaceLayer",
     "SubspaceLinear",
     "applied",
+    "base_samples_of",
     "collect",
     "is_transposed",
     "kept_tensors",
@@ -34,4 +42,5 @@ __all__ = [
     "register",
     "release",
     "trained_coefficients",
+    "vocabulary_resized",
 ]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from sharespace.errors import MismatchError
+from sharespace.formats.companions import labels_of
 from sharespace.formats.components import COMPONENTS
+from sharespace.formats.hub import parse_hub_id
 from sharespace.protocols import PeftModel
 from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, LayerUpdate, ModuleShape
+from sharespace.subspace.base_weights import base_samples
 from sharespace.subspace.state import Task
 from sharespace.tuner.config import ShareConfig
 from sharespace.tuner.modules import PREFIX
@@ -67,7 +75,7 @@ def collect(
     layers = {component + n: m for n, m in layers_of(model, adapter).items()}
     updates = {name: layer.update(adapter) for name, layer in layers.items()}
     heads = kept_tensors(model, adapter)
-    return Adapter.from_updates(
+    trained = Adapter.from_updates(
         task,
         updates,
         base=base or BaseModel(settings.base_model_name_or_path),
@@ -81,22 +89,74 @@ def collect(
         },
         provenance=LEARNED,
     )
+    labels = labels_of(getattr(getattr(model, "config", None), "id2label", None)) if heads else ()
+    return replace(trained, labels=labels, base_samples=base_samples(layers))
+
+
+def base_samples_of(model: PeftModel, adapter: str) -> dict[str, Tensor]:
+    """Adapted module -> sample of its base weight, where that is at hand."""
+    settings = _config(model, adapter)
+    component = f"{settings.component}." if settings.component else ""
+    return base_samples({component + n: m for n, m in layers_of(model, adapter).items()})
 
 
 def kept_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     """Heads and other modules that were trained whole: their tensors, under PEFT's keys.
 
+    The embeddings are among them where tokens were added, whose rows are random and differ at
+    every resize.
+
     Args:
         model: a model that holds the adapter.
         adapter: name of the adapter in the model.
     """
-    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    state = get_peft_model_state_dict(
+        model, adapter_name=adapter, save_embedding_layers=vocabulary_resized(model)
+    )
     of_layers = ("sharespace_", "left_basis", "right_basis")
     return {
         key: value.detach().cpu().clone().contiguous()
         for key, value in state.items()
         if not key.rpartition(".")[2].startswith(of_layers)
     }
+
+
+def vocabulary_resized(model: nn.Module) -> bool:
+    """Whether the embeddings have another number of rows than those of the model's own files.
+
+    PEFT decides as much from ``save_embedding_layers="auto"``, but asks the Hub for it. Here it is
+    the configuration in the model's folder, or in the cache that it was loaded from; a model that
+    came from neither is taken as it is.
+    """
+    config = getattr(model, "config", None)
+    find = getattr(model, "get_input_embeddings", None)
+    embeddings = find() if callable(find) and config is not None else None
+    # Below what PEFT puts around embeddings that are trained whole.
+    weight = getattr(getattr(embeddings, "original_module", embeddings), "weight", None)
+    known = _stored_vocabulary(config)
+    return known is not None and isinstance(weight, Tensor) and weight.shape[0] != known
+
+
+def _stored_vocabulary(config: object) -> int | None:
+    """``vocab_size`` of the configuration that a model was loaded from; None: not known."""
+    name = getattr(config, "_name_or_path", None)
+    if not isinstance(name, str) or not name:
+        return None
+    path: object = Path(name) / "config.json"
+    if not (isinstance(path, Path) and path.is_file()):
+        if parse_hub_id(name) is None and not re.fullmatch(r"\w[\w.-]*", name):
+            return None
+        revision = getattr(config, "_commit_hash", None)
+        path = try_to_load_from_cache(name, "config.json", revision=revision)
+    try:
+        stored = json.loads(Path(path).read_bytes()) if isinstance(path, str | Path) else {}
+    except (OSError, ValueError):
+        return None
+    # Of a multimodal model the language model's is in a configuration of its own.
+    text = stored.get("text_config") if isinstance(stored, dict) else None
+    size = stored.get("vocab_size") if isinstance(stored, dict) else None
+    size = text.get("vocab_size") if size is None and isinstance(text, dict) else size
+    return size if isinstance(size, int) else None
 
 
 @torch.no_grad()

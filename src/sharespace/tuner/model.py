@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from sharespace.errors import CorruptAdapterError, MismatchError, OptionError
 from sharespace.formats.components import refuse_unusable
+from sharespace.module_names import unwrapped
 from sharespace.subspace.adapter import ModuleShape
+from sharespace.subspace.base_weights import checked_base
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import ShareModel, Task
 from sharespace.tuner.bases import locate_share
@@ -77,6 +79,7 @@ class ShareTuner(BaseTuner):
             names = self._share.layers if self._share else config.layout or {}
             component = f"{config.component}." if config.component else ""
             config.target_modules = {n.removeprefix(component) for n in names}  # type: ignore[assignment]
+        self._check_base(config.component)
         task = self._known_task(config)
         if task is not None:
             refuse_unusable(f"task {task.name!r}", task.config)
@@ -84,6 +87,19 @@ class ShareTuner(BaseTuner):
             names = dict.fromkeys([*(config.modules_to_save or ()), *heads])
             config.modules_to_save = list(names) or None
         return config
+
+    def _check_base(self, component: str | None) -> None:
+        """Refuse another base model, before any of its modules is replaced.
+
+        Raises:
+            MismatchError: its weights are not those that the Share model's tasks belong to.
+        """
+        if self._share is None or not self._share.base_samples:
+            return
+        prefix = f"{component}." if component else ""
+        modules = {prefix + unwrapped(name): m for name, m in self.model.named_modules()}
+        known = {name: modules[name] for name in self._share.layers if name in modules}
+        checked_base(f"model {type(self.model).__name__}", self._share.base_samples, known)
 
     def _known_task(self, config: ShareConfig) -> Task | None:
         if self._share is None or config.task is None:

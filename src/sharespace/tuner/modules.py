@@ -98,7 +98,7 @@ def head_modules(model: nn.Module, task: Task) -> list[str]:
     named = [m for m in modules for s in saved if m == s or m.endswith(f".{s}")]  # type: ignore[attr-defined]
     heads: dict[str, None] = {}
     for key in head_tensors(task):
-        inside = [m for m in named if key.startswith(f"{m}.")] or [key.partition(".")[0]]
+        inside = [m for m in named if key.startswith(f"{m}.")] or [_head_of(key, task)]
         if inside[0] not in modules or not _has(modules[inside[0]], key[len(inside[0]) + 1 :]):
             raise MismatchError(
                 f"task {task.name!r}",
@@ -107,6 +107,14 @@ def head_modules(model: nn.Module, task: Task) -> list[str]:
             )
         heads[min(inside, key=len)] = None
     return list(heads)
+
+
+def _head_of(key: str, task: Task) -> str:
+    """The module that a tensor's head is: the outermost, or its own where that would be the whole
+    model, as with embeddings that were resized for added tokens."""
+    outermost = key.partition(".")[0]
+    holds_all = any(module.startswith(f"{outermost}.") for module in task.coefficients)
+    return key.rpartition(".")[0] if holds_all else outermost
 
 
 def _has(module: nn.Module, key: str) -> bool:

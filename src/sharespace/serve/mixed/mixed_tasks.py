@@ -35,6 +35,7 @@ from sharespace.serve.mixed.rows import is_convolution, with_own, with_updates
 from sharespace.serve.mixed.slots import Slots
 from sharespace.serve.mixed.stacks import BASE_SLOT, Stack
 from sharespace.share import Share
+from sharespace.subspace.base_weights import checked_base
 from sharespace.tuner.modules import find_module
 from sharespace.tuner.subspace_layer import sides
 
@@ -186,6 +187,9 @@ class MixedTasks:
 
     def _open(self, share: Share) -> Slots:
         self._check_shapes(share)
+        if share.model.base_samples:
+            modules = {name: find_module(self.model, name) for name in share.model.layers}
+            checked_base("the served model", share.model.base_samples, modules)
         find = partial(heads_of, self.model, adapted=share.model.layers)
         return Slots(share.model, self._count, find, self._dtype, self._device_of)
 
