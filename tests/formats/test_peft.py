@@ -50,6 +50,12 @@ FEATURES: dict[str, dict[str, Any]] = {
         "target_modules": ["first"],
         "rank_pattern": {"first": 4},
     },
+    "parameters by their last names": {
+        "r": 2,
+        "lora_alpha": 3,
+        "target_parameters": ["up", "down"],
+        "target_modules": ["first", "second"],
+    },
     "parameters, rsLoRA": {
         "r": 2,
         "lora_alpha": 3,

@@ -95,7 +95,7 @@ def test_no_lora_at_all(tmp_path: Path) -> None:
 
 def test_keys_of_an_unknown_trainer(tmp_path: Path) -> None:
     save_file(pair("lycoris_a", *KOHYA), tmp_path / "x.safetensors")
-    with pytest.raises(CorruptAdapterError, match="of PEFT, diffusers or kohya"):
+    with pytest.raises(CorruptAdapterError, match="of PEFT, diffusers, kohya or mlx-lm"):
         read_adapter(tmp_path / "x.safetensors")
 
 

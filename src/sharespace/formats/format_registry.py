@@ -24,6 +24,7 @@ from sharespace.formats.gguf import gguf_options, write_gguf
 from sharespace.formats.hub import download, parse_hub_id
 from sharespace.formats.kohya import is_kohya, read_kohya, write_kohya
 from sharespace.formats.lora_config import CONFIG
+from sharespace.formats.mlx import MLX_WEIGHTS, is_mlx, read_mlx
 from sharespace.formats.pairs import refuse_other_keys
 from sharespace.formats.peft import PEFT_WEIGHTS, is_peft, read_peft, write_peft
 from sharespace.formats.plain import ExportOptions, PlainLora
@@ -50,7 +51,7 @@ ExportWriter: TypeAlias = Callable[[Path, PlainLora, ExportOptions], list[Path]]
 """Writes a task into a new directory; gives back the directories or files to load."""
 
 # Names of weights files that say nothing of the adapter in them.
-_STEMS = tuple(Path(name).stem for name in (PEFT_WEIGHTS, DIFFUSERS_WEIGHTS))
+_STEMS = tuple(Path(name).stem for name in (PEFT_WEIGHTS, DIFFUSERS_WEIGHTS, MLX_WEIGHTS))
 
 
 class FormatReader(Protocol):
@@ -108,6 +109,7 @@ def register_format(format: Format) -> Format:
 register_format(Format("peft", is_peft, read_peft, write_peft))
 register_format(Format("diffusers", is_diffusers, read_diffusers, write_diffusers))
 register_format(Format("kohya", is_kohya, read_kohya, write_kohya))
+register_format(Format("mlx", is_mlx, read_mlx))
 register_format(Format("vllm", write=write_vllm, server_options=vllm_options))
 register_format(Format("sglang", write=write_sglang, server_options=sglang_options))
 register_format(Format("gguf", write=write_gguf, server_options=gguf_options))
@@ -145,7 +147,7 @@ def _reader_of(file: WeightsFile) -> FormatReader:
     raise CorruptAdapterError(
         str(file.path),
         f"no LoRA tensor of a format that is known (keys: {few})",
-        "Check that it is an adapter of PEFT, diffusers or kohya",
+        "Check that it is an adapter of PEFT, diffusers, kohya or mlx-lm",
     )
 
 

@@ -319,6 +319,18 @@ def parameter_of(module: str, parameters: list[str]) -> str | None:
     return None
 
 
+def may_be_target(config: Mapping[str, Any], module: str) -> bool:
+    """Whether ``target_modules`` may name a module; a regular expression may."""
+    targets = config.get("target_modules")
+    if not isinstance(targets, list):
+        return ".base_layer" not in module
+    return any(
+        module == target or module.endswith(f".{target}")
+        for target in targets
+        if isinstance(target, str)
+    )
+
+
 @dataclass(frozen=True)
 class RawFactors:
     """LoRA factors that are exported as they were: rank and scaling of their own."""

@@ -70,6 +70,8 @@ class FactorPair:
     scaling: float = 1.0
     rows: tuple[RowRange, ...] = ()
     """Which rows of B are the module's, in this order; none: all of them."""
+    transposed: bool = False
+    """A is d x r and B is r x n, as mlx-lm has them."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ def _pair_shape(file: WeightsFile, pair: FactorPair) -> tuple[ModuleShape, int]:
     down, up = file.infos[pair.down], file.infos[pair.up]
     for key, info in ((pair.down, down), (pair.up, up)):
         _check_factor(file, key, info)
+    if pair.transposed:
+        down, up = (TensorInfo(info.dtype, info.shape[::-1]) for info in (down, up))
     # B of a convolution is 1 x 1: the kernel is all in A.
     if len(down.shape) != len(up.shape) or math.prod(up.shape[2:]) != 1:
         raise _misfit(file, pair, "they are not the factors of one linear layer or convolution")
@@ -209,6 +213,8 @@ def _read_layer(file: WeightsFile, pairs: Mapping[str, FactorPair], module: str)
     for key, tensor in ((pair.down, down), (pair.up, up)):
         if not _finite(tensor):
             raise _not_finite(file, key, tensor)
+    if pair.transposed:
+        down, up = down.mT.contiguous(), up.mT.contiguous()
     if pair.rows:
         up = torch.cat([up[start:end] for start, end in pair.rows])
     return LayerUpdate(up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1), pair.scaling)
@@ -311,6 +317,17 @@ def is_grouped(file: WeightsFile, pair: FactorPair) -> bool:
     down, up = file.infos[pair.down].shape, file.infos[pair.up].shape
     conv = len(down) > 2 and len(up) > 2 and 0 < up[1] < down[0]
     return conv and down[0] % up[1] == 0
+
+
+def is_stacked(down: tuple[int, ...], up: tuple[int, ...]) -> bool:
+    """Whether shapes are those of all experts' factors in one tensor, at most one of them shared.
+
+    B is experts x n x r and A experts x r x d, or 1 x r x d. A convolution's B has its rank second.
+    """
+    if 3 not in (len(down), len(up)) or not {len(down), len(up)} <= {2, 3}:
+        return False
+    convolution = len(down) == len(up) and up[1] == down[0] and up[2] == 1
+    return not convolution and up[-1] == down[-2]
 
 
 def alpha_scaling(rank: int, alpha: float | None) -> float:

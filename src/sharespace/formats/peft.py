@@ -29,6 +29,7 @@ from sharespace.formats.lora_config import (
     LoraScaling,
     check_rank,
     lora_scaling,
+    may_be_target,
     parameter_of,
     refuse_other_updates,
     target_parameters,
@@ -39,6 +40,7 @@ from sharespace.formats.pairs import (
     FactorPair,
     build_adapter,
     is_grouped,
+    is_stacked,
     refuse_other_keys,
     refuse_single,
 )
@@ -203,7 +205,14 @@ def _sort_keys(
     for module, factor in factors.items():
         refuse_single(file, module, factor.values())
         pair = FactorPair(factor["A"], factor["B"], scaling.scaling(module))
-        if not parameter_of(module, parameters) and not is_grouped(file, pair):
+        down, up = file.infos[pair.down].shape, file.infos[pair.up].shape
+        if is_stacked(down, up) or is_grouped(file, pair):
+            continue
+        owner = parameter_of(module, parameters)
+        # A parameter that is named without its module may be any module's: what target_modules
+        # name, with the config's rank, is a module of its own (factors of E experts have E ranks).
+        fits = bool(down) and down[0] == scaling.rank(module) and may_be_target(config, module)
+        if owner is None or ("." not in owner and fits):
             pairs[module] = pair
     used = {key for pair in pairs.values() for key in (pair.down, pair.up)}
     return AdapterKeys(pairs, {key: raw for key, raw in keys.items() if raw not in used})

@@ -35,7 +35,7 @@ from sharespace.formats.lora_config import (
     owners,
     plain_config,
 )
-from sharespace.formats.pairs import FACTOR_DTYPES
+from sharespace.formats.pairs import FACTOR_DTYPES, is_stacked
 from sharespace.options import check_options, option
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
 
@@ -166,7 +166,8 @@ def common_rank(updates: Mapping[str, LayerUpdate], rank: int | None) -> int:
     largest = max(update.up.shape[1] for update in updates.values())
     if rank is not None and rank < largest:
         raise OptionError("rank", f"{rank} is below {largest}", f"Give at least {largest}")
-    return rank or largest
+    # An update of rank 0 (a factor that is all zeros) is written as zeros: loaders take no rank 0.
+    return rank or max(largest, 1)
 
 
 def factor_key(module: str, factor: str) -> str:
@@ -234,7 +235,9 @@ def raw_factors(kept: Mapping[str, Tensor], config: Mapping[str, Any]) -> RawFac
             owned = owners(config, path)
             parameters.update(dict.fromkeys(owned))
             if not owned:
-                modules[path] = tensor.shape[0]
+                up = kept[f"{match[1]}.lora_B.weight"].shape
+                stacked = is_stacked(tuple(tensor.shape), tuple(up))
+                modules[path] = tensor.shape[-2 if stacked else 0]
     return RawFactors(
         modules,
         tuple(parameters),

@@ -24,7 +24,7 @@ class Provenance:
     """Where a task came from."""
 
     format: str
-    """``"peft"``, ``"diffusers"``, ``"kohya"`` or ``"learned"``."""
+    """``"peft"``, ``"diffusers"``, ``"kohya"``, ``"mlx"`` or ``"learned"``."""
     source: str = ""
     """File name or Hub id, never an absolute path of the machine it was read on."""
     sha256: str | None = None

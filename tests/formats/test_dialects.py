@@ -1,0 +1,90 @@
+"""Adapters in the ways that other tools write them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sharespace import Share
+from sharespace.errors import UnsupportedAdapterError
+from sharespace.formats import read_adapter
+from support_formats import output_of, save_random, tiny
+
+PREFIX = "base_model.model."
+
+
+def _peft(folder: Path, tensors: dict[str, Tensor], **config: object) -> Path:
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    fields = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": "all-linear"}
+    (folder / "adapter_config.json").write_text(json.dumps(fields | config))
+    return folder
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_stacked_experts_are_kept_and_attention_is_shared(shared: bool, tmp_path: Path) -> None:
+    attention, experts = "layers.0.self_attn.q_proj", "layers.0.mlp.experts.w1"
+    kept = {
+        f"{PREFIX}{experts}.lora_A.weight": torch.randn(1 if shared else 8, 4, 32),
+        f"{PREFIX}{experts}.lora_B.weight": torch.randn(8, 16, 4),
+    }
+    pair = {
+        f"{PREFIX}{attention}.lora_A.weight": torch.randn(4, 32),
+        f"{PREFIX}{attention}.lora_B.weight": torch.randn(32, 4),
+    }
+    share = Share.from_adapters(_peft(tmp_path / "a", kept | pair), k=4)
+    assert list(share.model.layers) == [attention]
+    written = load_file(share.export("a", tmp_path / "out")[0] / "adapter_model.safetensors")
+    assert all(torch.equal(written[key], tensor) for key, tensor in kept.items())
+
+
+def test_an_update_of_zeros_is_exported_as_zeros(tmp_path: Path) -> None:
+    folder = save_random(tmp_path / "a", r=2, target_modules=["first", "second"])
+    path = folder / "adapter_model.safetensors"
+    tensors = {k: v * (0 if "lora_B" in k else 1) for k, v in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    share = Share.from_adapters(folder, variance=1.0)
+    written = share.export("a", tmp_path / "out")[0]
+    tokens = torch.arange(16).reshape(4, 4) % 9
+    with torch.no_grad():
+        assert torch.equal(output_of(written), tiny()(tokens))
+    assert read_adapter(written).ranks == {"body.first": 1, "body.second": 1}
+
+
+def _mlx(folder: Path, tensors: dict[str, Tensor], **config: object) -> Path:
+    folder.mkdir()
+    save_file(tensors, folder / "adapters.safetensors")
+    save_file(tensors, folder / "0000100_adapters.safetensors")
+    parameters = {"rank": 4, "scale": 20.0, "dropout": 0.0}
+    fields = {"fine_tune_type": "lora", "model": "mlx-community/X", "lora_parameters": parameters}
+    (folder / "adapter_config.json").write_text(json.dumps(fields | config))
+    return folder
+
+
+def test_an_adapter_of_mlx_lm(tmp_path: Path) -> None:
+    module = "model.layers.0.self_attn.q_proj"
+    down, up = torch.randn(32, 4), torch.randn(4, 16)
+    adapter = read_adapter(_mlx(tmp_path / "m", {f"{module}.lora_a": down, f"{module}.lora_b": up}))
+    update = adapter.layer(module)
+    torch.testing.assert_close(update.scaling * update.up @ update.down, 20 * (down @ up).mT)
+    assert adapter.base.id == "mlx-community/X"
+    assert adapter.name == "m"
+    share = Share.from_adapters([adapter], variance=1.0)
+    read = read_adapter(share.export("m", tmp_path / "out")[0])
+    again = read.layer(module)
+    torch.testing.assert_close(again.up @ again.down, 20 * (down @ up).mT, rtol=1e-3, atol=1e-3)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA"
+    assert "lora_parameters" not in config
+
+
+@pytest.mark.parametrize("kind", ["dora", "full"])
+def test_other_adapters_of_mlx_lm_are_named(kind: str, tmp_path: Path) -> None:
+    tensors = {"layers.0.q.lora_a": torch.ones(6, 4), "layers.0.q.lora_b": torch.ones(4, 6)}
+    with pytest.raises(UnsupportedAdapterError, match=f"mlx-lm.*{kind}"):
+        read_adapter(_mlx(tmp_path / "m", tensors, fine_tune_type=kind))
