@@ -26,7 +26,8 @@
        |- StoreLockedError                another writer is at work
        `- StoreConflictError              another writer committed a version in between
 
-The command line turns each of them into one message and exit code 2.
+The command line turns each of them into one message and exit code 2. ``LossWarning`` is no error:
+a step succeeded, and took much from a task.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class SharespaceError(Exception):
     def __str__(self) -> str:
         text = f"{self.what}: {self.why}"
         return f"{text}. {self.remedy}" if self.remedy else text
+
+
+class LossWarning(UserWarning):
+    """A step took so much from a task that it may not work any more."""
 
 
 class AdapterError(SharespaceError, ValueError):

@@ -28,6 +28,7 @@ from sharespace.subspace.baselines import Baselines, baselines
 from sharespace.subspace.basis_methods import DEFAULT_METHOD
 from sharespace.subspace.build import Progress, initialise, refuse_erased
 from sharespace.subspace.executor import LOCAL, Executor
+from sharespace.subspace.losses import check_max_error, refuse_losses, warn_of_losses
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.naming import common_names
 from sharespace.subspace.state import BuildSettings, ShareModel, Task, reconstruct, retrained
@@ -162,6 +163,7 @@ class Share:
             memory=memory,
         )
         refuse_erased(model)
+        warn_of_losses(None, model)
         return cls(model, pending=(Operation("init", tuple(model.tasks)),))
 
     @classmethod
@@ -250,6 +252,7 @@ class Share:
         adapters: AdapterSources,
         *,
         cap: int | None = None,
+        max_error: float | None = None,
         base: str | None = None,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
@@ -264,6 +267,8 @@ class Share:
         Args:
             adapters: as in ``from_adapters``.
             cap: a new cap on every layer's dimension; None: the caps that it has.
+            max_error: refuse the merge where it would leave a task, old or new, with a larger
+                bound on its relative error; None: a ``LossWarning`` tells of large ones.
             base: id of the base model, where the adapters name it differently.
             executor: where the layers are computed.
             device: where to compute.
@@ -274,9 +279,10 @@ class Share:
             AdapterError: an adapter cannot be read.
             MismatchError: the adapters are not of this base model.
             TaskExistsError: a task has the name of one of them.
-            OptionError: an option has no usable value.
+            OptionError: an option has no usable value, or a task would lose more than it may.
         """
         cap, memory = _checked("cap", cap), _checked("memory", memory)
+        check_max_error(max_error)
         new = open_adapters(adapters)
         merged = merge(
             self._model,
@@ -289,6 +295,8 @@ class Share:
             memory=memory,
         )
         refuse_erased(merged)
+        refuse_losses(self._model, merged, max_error)
+        warn_of_losses(self._model, merged)
         return self._then(merged, "merge", [a.name for a in new])
 
     def union(self, other: Share, *, cap: int | None = None) -> Share:
@@ -302,7 +310,9 @@ class Share:
             TaskExistsError: a task is in both.
             MismatchError: they are of different base models.
         """
-        return self._then(union(self._model, other.model, cap=cap), "union", other.tasks)
+        joined = union(self._model, other.model, cap=cap)
+        warn_of_losses(self._model, joined)
+        return self._then(joined, "union", other.tasks)
 
     def remove(self, *names: str) -> Share:
         """Without these tasks; the others stay as they are, bit for bit.

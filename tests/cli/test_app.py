@@ -322,3 +322,23 @@ def test_info_without_a_budget_reads_the_manifest_alone(run: Run, share: Path) -
     assert run("info", share, "--json").json["stored"] is None
     assert run("info", share).code == 0
     assert run("info", share, "--layers").code != 0
+
+
+def test_tasks_that_lost_much_are_said_and_can_be_refused(
+    run: Callable[..., Ran], adapters: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s"
+    said = run("init", store, adapters / "sst2", "--k", 2)
+    assert "Warning" not in said.out
+    refused = run("merge", store, adapters / "rte", "--max-error", 0.1)
+    assert refused.code == 2
+    assert "max error 10 %" in refused.err
+    assert run("history", store, "--json").json["versions"][-1]["version"] == 1
+    said = run("merge", store, adapters / "rte")
+    assert said.code == 0
+    assert "Worst: " in said.out
+    assert "may have lost 30% or more" in said.out
+    record = run("merge", store, adapters / "mrpc", "--json").json
+    assert record["warnings"][0]["kind"] in ("erased", "large-bound")
+    room = run("merge", store, f"again={adapters / 'rte'}", "--cap", 12, "--max-error", 0.1)
+    assert room.code == 0

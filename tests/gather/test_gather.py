@@ -435,3 +435,20 @@ def test_hand_in_makes_the_folder(store: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "new" / "inbox") == [found.file]
     assert (tmp_path / "new" / "inbox" / found.file).stat().st_size == found.bytes
     assert set(ALL) == set(load(store).layers)
+
+
+def test_what_would_erase_a_task_is_set_aside_where_told_to(tmp_path: Path, inbox: Path) -> None:
+    store = tmp_path / "capped.share"
+    start(store, cap=2)
+    put(inbox, plain("lora", 7, rank=3))
+    outcome = gather(store, inbox, max_error=0.05)
+    assert not outcome.merged
+    assert [(r.task, r.error) for r in outcome.refused] == [("lora", "OptionError")]
+    assert "max error 5 %" in reasons(inbox)[0]["what"]
+    assert checkout(store).version.number == 1
+    put(inbox, plain("lora", 7, rank=3))
+    outcome = gather(store, inbox)
+    assert [m.task for m in outcome.merged] == ["lora"]
+    assert "lora" in {loss.task for loss in outcome.losses}
+    with pytest.raises(OptionError, match="max_error"):
+        gather(store, inbox, max_error=2.0)

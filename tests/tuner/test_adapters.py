@@ -363,3 +363,15 @@ def test_low_memory_loading(tmp_path: Path) -> None:
         found = PeftModel.from_pretrained(mlp(), tmp_path / name, low_cpu_mem_usage=True)
         assert not any(t.is_meta for t in [*found.parameters(), *found.buffers()])
         torch.testing.assert_close(found(points()), model.eval()(points()))
+
+
+def test_a_task_with_nothing_to_train_is_refused() -> None:
+    """A tiny byte budget stores every update per task, and leaves no direction for others."""
+    share, model = known(space(mlp(), k=0)), mlp()
+    before = {name for name, _ in model.named_modules()}
+    for options in ({}, {"form": "core"}, {"modules_to_save": ["third"]}):
+        with pytest.raises(OptionError, match=r"task 'new'.*no direction in any layer.*phi"):
+            get_peft_model(model, ShareConfig(share=share, task="new", **options))
+        assert {name for name, _ in model.named_modules()} == before
+    trained = get_peft_model(model, ShareConfig(share=share, task="new", phi=1))
+    assert sum(p.numel() for p in trained.parameters() if p.requires_grad)

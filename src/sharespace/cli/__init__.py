@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
-from sharespace.errors import SharespaceError
+from sharespace.errors import LossWarning, SharespaceError
 
 EXIT_BAD_INPUT = 2
 
@@ -13,6 +14,8 @@ def main() -> None:
     """Entry point of the ``sharespace`` command; bad input is one line and exit code 2."""
     from sharespace.cli.app import app
 
+    # The commands say it themselves, in words for people or in JSON.
+    warnings.simplefilter("ignore", LossWarning)
     try:
         app(prog_name="sharespace")
     except SharespaceError as error:

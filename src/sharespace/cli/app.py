@@ -127,6 +127,7 @@ def merge(
     share: a.ShareArgument,
     adapters: a.AdapterArguments,
     cap: a.CapOption = None,
+    max_error: a.MaxErrorOption = None,
     base: a.BaseOption = None,
     device: a.DeviceOption = "cpu",
     workers: a.WorkersOption = None,
@@ -142,6 +143,7 @@ def merge(
         after = before.merge(
             paths,
             cap=cap,
+            max_error=max_error,
             base=base,
             device=device,
             progress=progress,
@@ -488,6 +490,7 @@ def gather(
     ] = 10.0,
     batch: Annotated[int, typer.Option(help="Contributions that one version takes in.")] = 32,
     on_conflict: a.ConflictOption = "refuse",
+    max_error: a.MaxErrorOption = None,
     device: a.DeviceOption = "cpu",
     as_json: a.JsonFlag = False,
 ) -> None:
@@ -496,7 +499,7 @@ def gather(
     from sharespace.gather import Gatherer, GatherSettings, open_inbox
     from sharespace.gather import watch as watch_inbox
 
-    settings = GatherSettings(batch, on_conflict, device=device)
+    settings = GatherSettings(batch, on_conflict, device=device, max_error=max_error)
     gatherer = Gatherer(share, open_inbox(inbox), settings)
     if not watch:
         outcome = gatherer.run(None if as_json else output.gathered_batch)

@@ -102,6 +102,15 @@ CapOption = Annotated[
     int | None, typer.Option("--cap", help="A new cap on the subspace dimension of every layer.")
 ]
 
+MaxErrorOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-error",
+        metavar="X",
+        help="Refuse what would leave a task, old or new, with a larger relative error (0.1).",
+    ),
+]
+
 ConflictOption = Annotated[
     Literal["refuse", "rename", "replace"],
     typer.Option(help="What to do where other content has the task's name."),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeAlias
 
+from sharespace.report.warnings import loss_notices
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.store.layout import LayerEntry
@@ -37,6 +38,7 @@ def built_record(share: Share, path: str) -> JsonRecord:
         "base_model": share.model.base.id,
         "k": {m: list(layer.k) for m, layer in share.model.layers.items()},
         "out_of_core": [m for m, layer in share.model.layers.items() if layer.streamed],
+        "warnings": [asdict(notice) for notice in loss_notices(share.fidelity().tasks)],
         **fidelity_record(share.fidelity()),
     }
 
@@ -234,6 +236,7 @@ def gathered_record(gathered: Gathered) -> JsonRecord:
         "merged": {arrival.task: arrival.id for arrival in gathered.merged},
         "quarantined": [asdict(refusal) for refusal in gathered.refused],
         "repeated": list(gathered.repeated),
+        "losses": {loss.task: loss.bound for loss in gathered.losses},
     }
 
 

@@ -19,11 +19,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from sharespace.cli import json_records
+from sharespace.report.warnings import loss_notices
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.store.layout import LayerEntry
 from sharespace.subspace.baselines import Baselines
 from sharespace.subspace.fidelity import Fidelity, ModelStorage, StorageTally, UpdateTally
+from sharespace.subspace.losses import some_losses
 from sharespace.subspace.plan import BuildPlan, StorageSummary
 from sharespace.words import count, human, percent
 
@@ -55,7 +57,8 @@ def built(share: Share, path: Path, as_json: bool) -> None:
         f"{_k_span(layer.k for layer in model.layers.values())}, method {model.settings.method}."
     )
     _out_of_core(layer.streamed for layer in model.layers.values())
-    return _kept(share.fidelity())
+    _kept(share.fidelity())
+    return _losses(share.fidelity())
 
 
 def merged(before: Share, after: Share, path: Path, as_json: bool) -> None:
@@ -77,7 +80,8 @@ def merged(before: Share, after: Share, path: Path, as_json: bool) -> None:
         f"{count(len(after.tasks), 'task')}. {growth}{' (--cap N limits it)' if grown else ''}."
     )
     _out_of_core(layer.streamed for layer in layers.values())
-    return _kept(after.fidelity())
+    _kept(after.fidelity())
+    return _losses(after.fidelity())
 
 
 def changed(version: Version, what: str, as_json: bool) -> None:
@@ -372,6 +376,9 @@ def gathered(outcome: Gathered, inbox: str, as_json: bool) -> None:
 def gathered_batch(outcome: Gathered, *, prefix: str = "") -> None:
     """A line for a batch, and one on standard error for each contribution that was set aside."""
     print(f"{prefix}{_gathered_line(outcome)}", flush=True)
+    if outcome.losses:
+        lost = some_losses(list(outcome.losses))
+        print(f"{prefix}Warning: the error is up to {lost}.", file=sys.stderr, flush=True)
     for refusal in outcome.refused:
         print(f"{prefix}{_refusal_line(refusal)}", file=sys.stderr, flush=True)
 
@@ -448,6 +455,19 @@ def _kept(fidelity: Fidelity, baselines: Baselines | None = None) -> None:
     if not all(task.measured for task in fidelity.tasks.values()):
         _say("~ marks an estimate from the ledger; only the bound is certain. --against measures.")
     _sizes(json_records.bytes_record(fidelity.bytes))
+
+
+def _losses(fidelity: Fidelity, most: int = 5) -> None:
+    """The tasks that lost most and the report's warnings of them; nothing where all is well."""
+    notices = loss_notices(fidelity.tasks)
+    if not notices:
+        return
+    bounds = {name: task.bound for name, task in fidelity.tasks.items()}
+    worst = sorted(bounds, key=lambda name: -bounds[name])[:most]
+    _say(f"Worst: {', '.join(f'{_name(name)} {percent(bounds[name])}' for name in worst)}.")
+    for notice in notices:
+        text = escape(f"{notice.text} {notice.remedy}")
+        _say(f"[yellow]Warning: {escape(notice.title)}.[/] {text}")
 
 
 def _sizes(sizes: Mapping[str, int]) -> None:

@@ -43,6 +43,7 @@ from sharespace.subspace.adapter import (
 )
 from sharespace.subspace.base_digest import check_same_base
 from sharespace.subspace.build import refuse_erased
+from sharespace.subspace.losses import refuse_losses
 from sharespace.subspace.merge import merge
 from sharespace.subspace.naming import common_names
 from sharespace.subspace.state import ShareModel, basis_id
@@ -207,7 +208,10 @@ def _check_fingerprint(contribution: Contribution, wanted: str) -> None:
 
 
 def merge_batch(
-    model: ShareModel, batch: SortedBatch, device: torch.device | str = "cpu"
+    model: ShareModel,
+    batch: SortedBatch,
+    device: torch.device | str = "cpu",
+    max_error: float | None = None,
 ) -> tuple[ShareModel, list[AcceptedContribution]]:
     """The model with all that can be merged; what cannot goes from accepted to refused.
 
@@ -217,15 +221,16 @@ def merge_batch(
         model: the version.
         batch: sorted out against it; ``refused`` grows.
         device: where to compute.
+        max_error: what would leave a task with a larger bound on its relative error is refused.
     """
     try:
-        return _merged(model, batch.accepted, device), batch.accepted
+        return _merged(model, batch.accepted, device, max_error), batch.accepted
     except (*REFUSED, LinAlgError):
         # One of them is at fault, and the error does not say which.
         merged: list[AcceptedContribution] = []
         for one in batch.accepted:
             try:
-                model = _merged(model, [one], device)
+                model = _merged(model, [one], device, max_error)
                 merged.append(one)
             except REFUSED as error:
                 batch.refused.append((one.pending, error))
@@ -237,7 +242,10 @@ def merge_batch(
 
 
 def _merged(
-    model: ShareModel, accepted: Sequence[AcceptedContribution], device: torch.device | str
+    model: ShareModel,
+    accepted: Sequence[AcceptedContribution],
+    device: torch.device | str,
+    max_error: float | None,
 ) -> ShareModel:
     if not accepted:
         return model
@@ -245,6 +253,7 @@ def _merged(
     # The base is the model's own: a contribution must not name it anew.
     result = merge(remaining, [a.adapter for a in accepted], base=model.base, device=device)
     refuse_erased(result)
+    refuse_losses(remaining, result, max_error)
     return result
 
 

@@ -53,6 +53,7 @@ from sharespace.gather.inboxes import (
 )
 from sharespace.options import check_options, option
 from sharespace.store import Operation, Version, checkout, commit
+from sharespace.subspace.losses import TaskLoss, losses
 
 _ATTEMPTS = 100
 """Conflicts in a row after which another writer must be at fault: each conflict means that somebody
@@ -67,6 +68,7 @@ def gather(
     on_conflict: OnConflict = "refuse",
     timeout: float = 60.0,
     device: torch.device | str = "cpu",
+    max_error: float | None = None,
     observe: Callable[[Gathered], None] | None = None,
 ) -> Gathered:
     """Merge what lies in an inbox into a Share model, in batches, each contribution once.
@@ -82,6 +84,8 @@ def gather(
             where a task's name is taken by other content.
         timeout: seconds to wait for another writer.
         device: where to compute.
+        max_error: what would leave a task, old or new, with a larger bound on its relative error is
+            set aside; None: nothing is for that.
         observe: called after each batch with what came of it.
 
     Returns:
@@ -92,7 +96,7 @@ def gather(
         InboxError: the inbox cannot be read or written.
         StoreError: the store cannot be read or written; nothing is lost.
     """
-    settings = GatherSettings(batch, on_conflict, timeout, device)
+    settings = GatherSettings(batch, on_conflict, timeout, device, max_error)
     return Gatherer(Path(store), open_inbox(inbox), settings).run(observe)
 
 
@@ -161,6 +165,9 @@ class GatherSettings:
     """Seconds to wait for another writer; 0: do not wait."""
     device: torch.device | str = "cpu"
     """Where to compute."""
+    max_error: float | None = option(None, least=0, most=1)
+    """Largest bound on a task's relative error that a merge may lead to; what would lead to a
+    larger one, of an old or a new task, is set aside."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -176,6 +183,8 @@ class Gathered:
     refused: tuple[Refusal, ...] = ()
     repeated: tuple[str, ...] = ()
     """Ids that the Share model had already; their files are tidied away."""
+    losses: tuple[TaskLoss, ...] = ()
+    """Tasks, old and new, of which a merge took so much that they may not work any more."""
 
     def __add__(self, later: Gathered) -> Gathered:
         return Gathered(
@@ -183,6 +192,7 @@ class Gathered:
             self.merged + later.merged,
             self.refused + later.refused,
             self.repeated + later.repeated,
+            self.losses + later.losses,
         )
 
 
@@ -270,7 +280,9 @@ class Gatherer:
             # Opened after the inbox was listed: as new as anything that lies there.
             opened = checkout(self.store)
             batch = sort_out(pending, opened, self._bases, self.settings.on_conflict)
-            model, accepted = merge_batch(opened.model, batch, self.settings.device)
+            model, accepted = merge_batch(
+                opened.model, batch, self.settings.device, self.settings.max_error
+            )
             version = opened.version
             try:
                 if accepted:
@@ -286,7 +298,8 @@ class Gatherer:
                 # Gatherers that collided once would go on in step without a random pause.
                 time.sleep(random.uniform(0, 0.05))
                 continue
-            gathered = self._tidy(batch, accepted, version, refused)
+            lost = tuple(losses(opened.model, model)) if accepted else ()
+            gathered = self._tidy(batch, accepted, version, refused, lost)
             return gathered, {e.name for e in entries} - {p.file for p in batch.later}
         why = f"other writers committed {_ATTEMPTS} times while a batch was merged"
         raise StoreConflictError(str(self.store), why, "Gather in smaller batches")
@@ -323,6 +336,7 @@ class Gatherer:
         accepted: Sequence[AcceptedContribution],
         version: Version,
         unreadable: Sequence[Refusal],
+        lost: tuple[TaskLoss, ...],
     ) -> Gathered:
         """Move the files where they belong.
 
@@ -340,6 +354,7 @@ class Gatherer:
             tuple(MergedContribution(a.adapter.name, a.pending.id) for a in accepted),
             (*unreadable, *refused),
             tuple(one.id for one in batch.repeated),
+            lost,
         )
 
 

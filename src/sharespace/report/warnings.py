@@ -5,21 +5,18 @@ Each function looks at one thing and says it in one notice, or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from sharespace.report.facts import Facts
 from sharespace.report.html import some
+from sharespace.subspace.fidelity import TaskFidelity
+from sharespace.subspace.losses import ERASED, LARGE
 from sharespace.words import count, human, percent
 
 Level = Literal["serious", "note"]
 
-ERASED = 0.99
-"""Relative error from which on nothing of a task is left."""
-LARGE = 0.3
-"""Bound on a task's relative error that is worth a warning; what it means for a score depends on
-the task."""
 ALONE = 0.05
 """Largest overlap with any other task below which a task shares nothing."""
 SAME = 0.9999
@@ -45,6 +42,20 @@ def notices(facts: Facts) -> tuple[Notice, ...]:
     return tuple(sorted(given, key=lambda n: n.level != "serious"))
 
 
+def loss_notices(tasks: Mapping[str, TaskFidelity]) -> list[Notice]:
+    """What tasks have lost, by their fidelity alone: all that apply.
+
+    Args:
+        tasks: by name.
+    """
+    looks = (_erased, _large_bounds, _erased_layers)
+    return [notice for look in looks if (notice := look(tasks)) is not None]
+
+
+def _fidelities(facts: Facts) -> dict[str, TaskFidelity]:
+    return {task.name: task.fidelity for task in facts.tasks}
+
+
 def no_tasks(facts: Facts) -> Notice | None:
     """An empty store."""
     if facts.tasks:
@@ -60,10 +71,14 @@ def no_tasks(facts: Facts) -> Notice | None:
 
 def erased(facts: Facts) -> Notice | None:
     """Tasks of which nothing is left."""
-    lost = [t for t in facts.tasks if t.fidelity.relative_error >= ERASED]
+    return _erased(_fidelities(facts))
+
+
+def _erased(tasks: Mapping[str, TaskFidelity]) -> Notice | None:
+    lost = [name for name, task in tasks.items() if task.relative_error >= ERASED]
     if not lost:
         return None
-    names = some([t.name for t in lost])
+    names = some(lost)
     return Notice(
         "erased",
         "serious",
@@ -77,18 +92,19 @@ def erased(facts: Facts) -> Notice | None:
 
 def large_bounds(facts: Facts) -> Notice | None:
     """Tasks that may have lost much."""
-    lossy = [
-        t for t in facts.tasks if t.fidelity.bound >= LARGE and t.fidelity.relative_error < ERASED
-    ]
+    return _large_bounds(_fidelities(facts))
+
+
+def _large_bounds(tasks: Mapping[str, TaskFidelity]) -> Notice | None:
+    lossy = {n: t.bound for n, t in tasks.items() if t.bound >= LARGE and t.relative_error < ERASED}
     if not lossy:
         return None
-    worst = max(lossy, key=lambda t: t.fidelity.bound)
     return Notice(
         "large-bound",
         "serious",
         f"{count(len(lossy), 'task')} may have lost {LARGE:.0%} or more",
         f"The bound on the relative error of the weights is {LARGE:.0%} or more for "
-        f"{some([t.name for t in lossy])}. The largest is {percent(worst.fidelity.bound)}.",
+        f"{some(list(lossy))}. The largest is {percent(max(lossy.values()))}.",
         "Measure it: sharespace fidelity SHARE --against ADAPTER..., and score the task on its "
         "data. Where it matters, give the subspace more room (--k, --variance, --budget).",
     )
@@ -143,15 +159,19 @@ def byte_budget(facts: Facts) -> Notice | None:
 
 def erased_layers(facts: Facts) -> Notice | None:
     """Single updates of which nothing is left, in tasks of which something is."""
+    return _erased_layers(_fidelities(facts))
+
+
+def _erased_layers(tasks: Mapping[str, TaskFidelity]) -> Notice | None:
     lost = {
-        t.name: sum(layer.relative_error >= ERASED for layer in t.fidelity.layers.values())
-        for t in facts.tasks
-        if t.fidelity.relative_error < ERASED
+        name: sum(layer.relative_error >= ERASED for layer in task.layers.values())
+        for name, task in tasks.items()
+        if task.relative_error < ERASED
     }
     names = [name for name, updates in lost.items() if updates]
     if not names:
         return None
-    whole = facts.stored.total.updates
+    whole = sum(len(task.layers) for task in tasks.values())
     return Notice(
         "erased-layers",
         "serious",

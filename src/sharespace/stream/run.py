@@ -46,6 +46,7 @@ from sharespace.stream.records import (
 from sharespace.stream.routing import features_for_router, router_result
 from sharespace.stream.scoring import evaluation_spec, score
 from sharespace.subspace.adapter import Adapter
+from sharespace.subspace.losses import losses, some_losses
 
 
 def run(
@@ -169,7 +170,12 @@ class _RecipeRun:
 
     def _merge(self, share: Share, adapter: Adapter) -> Share:
         spec = self.shop.spec(adapter.name)
+        before = share.model
         share = share.merge(adapter, cap=spec.subspace.k, base=self.recipe.base.text)
+        if lost := losses(before, share.model):
+            self.notices.append(
+                f"{adapter.name}: the error is up to {some_losses(lost)} after its merge"
+            )
         self.shop.say("merged", spec, "merged" if spec.adapter is None else "adapter merged")
         return share
 

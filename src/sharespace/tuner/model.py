@@ -75,6 +75,7 @@ class ShareTuner(BaseTuner):
     ) -> ShareConfig:
         """All modules of the subspace unless told otherwise; the heads of a known task."""
         config = peft_config
+        self._refuse_nothing_to_train(config)
         if config.target_modules is None:
             names = self._share.layers if self._share else config.layout or {}
             component = f"{config.component}." if config.component else ""
@@ -100,6 +101,28 @@ class ShareTuner(BaseTuner):
         modules = {prefix + unwrapped(name): m for name, m in self.model.named_modules()}
         known = {name: modules[name] for name in self._share.layers if name in modules}
         checked_base(f"model {type(self.model).__name__}", self._share.base_samples, known)
+
+    def _refuse_nothing_to_train(self, config: ShareConfig) -> None:
+        """A new task in a subspace without a direction would train nothing, or its head alone.
+
+        Raises:
+            OptionError: see above.
+        """
+        if self._share is None or self._known_task(config) is not None or config.phi:
+            return
+        if all(min(layer.k) == 0 for layer in self._share.layers.values()):
+            budget = self._share.settings.budget
+            why = (
+                ""
+                if budget is None
+                else f" (its budget of {budget:,} bytes stores updates per task)"
+            )
+            raise OptionError(
+                f"task {config.task!r}",
+                f"the Share model has no direction in any layer{why}: nothing would be trained",
+                "Train it with phi of at least 1, or build the Share model with k, a variance or a "
+                "larger budget",
+            )
 
     def _known_task(self, config: ShareConfig) -> Task | None:
         if self._share is None or config.task is None:
