@@ -1,10 +1,9 @@
 """Error at equal bytes against the number of adapters, 10 to 1000: who should share what.
 
 Every contender gets the same bytes, a fraction of the adapters' own (float32). Strangers, relatives
-and a mix of families and strangers, all trained here (``many_sets``). What is *stored* is measured
-for own SVDs and for the budget, in the dtype and with every byte of the files; the other
-contenders are known from the energies in their bases, before any sweep.
-"""
+and a mix of groups and independently trained adapters, all trained here (``many_sets``). What is
+*stored* is measured for own SVDs and for the budget, in the dtype and with every byte of the files;
+the other contenders are known from the energies in their bases, before any sweep. """
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strangers' adapters, in and out: nothing lost where k has room, nothing dropped."""
+"""Adapters that others trained, in and out: nothing lost where k has room, nothing dropped."""
 
 from __future__ import annotations
 

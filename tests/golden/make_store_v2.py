@@ -1,4 +1,4 @@
-"""Makes ``store-v2``, a store of schema version 2: families of tasks with subspaces of their own.
+"""Makes ``store-v2``, a store of schema version 2: groups of tasks with subspaces of their own.
 
 Run it once; it refuses to overwrite. Every later release must read it.
 """
@@ -46,7 +46,7 @@ def task(name: str, query: Coefficients, value: Coefficients) -> Task:
 
 
 def model() -> ShareModel:
-    """A task in each of the three, a private one, and one that uses all directions."""
+    """A task in each of the three, one stored per task, and one that uses all directions."""
     first, second = torch.zeros(5, 1), torch.zeros(5, 1)
     first[:2], second[:1] = numbers(1, 2, 1), numbers(2, 1, 1)
     left, right = torch.zeros(5, 1), torch.zeros(5, 1)

@@ -38,7 +38,7 @@ from sharespace.subspace.state import ShareModel, as_adapter
 
 
 def spent(model: ShareModel) -> int:
-    """Bytes of bases, coefficients and private updates."""
+    """Bytes of bases, coefficients and updates stored per task."""
     values = [c.nbytes for t in model.tasks.values() for c in t.coefficients.values()]
     return sum(layer.nbytes for layer in model.layers.values()) + sum(values)
 

@@ -167,7 +167,8 @@ def test_7_tasks_are_combined_as_updates_and_not_factor_by_factor() -> None:
 
 
 def test_8_planted_data_are_compared_with_baselines() -> None:
-    """Strangers: Share is not better than own SVDs, and says so; planted data flatter it."""
+    """Independently trained adapters: Share is not better than own SVDs, and says so; planted data
+    flatter it."""
     adapters = strangers(6, 40, 40, 4)
     share = Share.from_adapters(adapters, k=6)
     found, kept = share.baselines(adapters), share.fidelity(adapters)

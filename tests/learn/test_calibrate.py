@@ -242,7 +242,7 @@ def test_nothing_else_changes_and_the_task_is_still_its_adapter() -> None:
     assert found.task("b") is share.task("b")
     ledger = found.task("a").ledger
     assert ledger.events == ("init", "calibrate")
-    assert ledger.segment == 0
+    assert ledger.segment_start == 0
     assert ledger.bound >= share.task("a").ledger.bound
 
 

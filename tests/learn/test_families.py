@@ -1,4 +1,4 @@
-"""Training, fine-tuning and calibrating where families of tasks have subspaces of their own."""
+"""Training, fine-tuning and calibrating where groups of tasks have subspaces of their own."""
 
 from __future__ import annotations
 

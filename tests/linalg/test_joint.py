@@ -20,7 +20,7 @@ from builders import (
     update,
 )
 from sharespace.linalg import truncated
-from sharespace.linalg.joint import hosvd, joint, steps
+from sharespace.linalg.joint import choose_steps, hosvd, joint
 from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.subspace.adapter import LayerUpdate
 
@@ -77,7 +77,7 @@ def test_a_sweep_that_is_one_step_of_subspace_iteration_never_raises_it(
 
 
 def _check_sweeps(found: UpdateProblem, k: tuple[int, int]) -> None:
-    method = steps(found, k)
+    method = choose_steps(found, k)
     now = method.hosvd()
     before = lost(found, now.bases)
     for _ in range(3):
@@ -94,9 +94,9 @@ def test_a_sweep_knows_what_truncation_to_p_will_take(seed: int, k: tuple[int, i
     """A sweep for all of the cores raises the error of their first directions in one of ten."""
     tasks = [update(6, 5, 4, 1000 * seed + i, dtype=torch.float64) for i in range(4)]
     found = problem(tasks, 1)
-    now = steps(found, k).hosvd()
+    now = choose_steps(found, k).hosvd()
     for _ in range(3):
-        following = steps(found, k).sweep(now)
+        following = choose_steps(found, k).sweep(now)
         assert lost(found, following.bases) <= lost(found, now.bases) + 1e-9
         now = following
 
@@ -126,9 +126,9 @@ def test_the_second_start_finds_what_sweeps_from_hosvd_do_not() -> None:
     """Three weak tasks share much with each side's direction and little with the pair of both; a
     fourth of rank 1 is worth more than the three together, but no sweep leads there."""
     found = problem(decoys())
-    now = steps(found, (1, 1)).hosvd()
+    now = choose_steps(found, (1, 1)).hosvd()
     for _ in range(9):
-        now = steps(found, (1, 1)).sweep(now)
+        now = choose_steps(found, (1, 1)).sweep(now)
     assert found.energy(now.bases) < 0.95
     assert found.energy(joint(found, (1, 1))) == pytest.approx(1.0, abs=1e-6)
 

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import Family, families, frame, gauss, law, orthonormality, problem, update
-from sharespace.linalg.joint import BlockSteps, StackSteps, hosvd, joint, steps
+from sharespace.linalg.joint import BlockSteps, StackSteps, choose_steps, hosvd, joint
 from sharespace.linalg.problem import (
     BasisPair,
     UpdateProblem,
-    few_wide,
+    frames_pay,
+    has_few_wide_tasks,
     in_frames,
     in_span,
-    many_wide,
 )
 from sharespace.linalg.truncated import sketch_width
 from sharespace.subspace.adapter import LayerUpdate
@@ -68,7 +68,7 @@ def _independent(count: int) -> list[LayerUpdate]:
 def test_frames_lose_what_whole_stacks_lose(kind: str, p: int | None) -> None:
     noise = {"related": 0.05, "noisy": 0.5}
     tasks = problem(_related(150, noise[kind]) if kind in noise else _independent(150), p)
-    assert many_wide(tasks, (6, 6))
+    assert frames_pay(tasks, (6, 6))
     # With a start no frames are looked for.
     whole = lost(tasks, joint(tasks, (6, 6), start=hosvd(tasks, (6, 6))))
     assert lost(tasks, joint(tasks, (6, 6))) <= 1.005 * whole
@@ -76,7 +76,7 @@ def test_frames_lose_what_whole_stacks_lose(kind: str, p: int | None) -> None:
 
 def test_what_fits_in_the_frames_is_exact() -> None:
     tasks = problem(_related(150, 0.0))
-    assert many_wide(tasks, (6, 6))
+    assert frames_pay(tasks, (6, 6))
     bases = joint(tasks, (6, 6))
     assert bases.k == (6, 6)
     assert lost(tasks, bases) <= 1e-9 * tasks.total
@@ -103,8 +103,8 @@ def test_few_tasks_are_solved_in_their_span(p: int | None) -> None:
     few = [update(40, 30, 3, i, dtype=torch.float64) for i in range(4)]
     zeros = [LayerUpdate(torch.zeros(40, 3), torch.zeros(3, 30)) for _ in range(10)]
     tasks, padded = problem(few, p), problem([*few, *zeros], p)
-    assert few_wide(tasks)
-    assert not few_wide(padded)
+    assert has_few_wide_tasks(tasks)
+    assert not has_few_wide_tasks(padded)
     span = in_span(tasks)
     assert span.problem.updates.left.shape == (12, 12)
     assert span.problem.total == pytest.approx(tasks.total)
@@ -121,7 +121,7 @@ def test_few_tasks_are_solved_in_their_span(p: int | None) -> None:
 
 def test_the_form_of_a_problem_decides_how_it_is_solved() -> None:
     many, few = problem([update(5, 4, 3, i) for i in range(9)]), problem([update(50, 40, 3)])
-    assert isinstance(steps(many, (3, 3)), BlockSteps)
-    assert isinstance(steps(few, (3, 3)), StackSteps)
-    assert (few_wide(many), few_wide(few)) == (False, True)
-    assert not many_wide(many, (3, 3))
+    assert isinstance(choose_steps(many, (3, 3)), BlockSteps)
+    assert isinstance(choose_steps(few, (3, 3)), StackSteps)
+    assert (has_few_wide_tasks(many), has_few_wide_tasks(few)) == (False, True)
+    assert not frames_pay(many, (3, 3))

@@ -53,7 +53,7 @@ def test_reading_leaves_no_trace() -> None:
 
 
 def test_the_second_schema(tmp_path: Path) -> None:
-    """Families of tasks with subspaces of their own."""
+    """Groups of tasks with subspaces of their own."""
     path = make_store_v2.PATH
     assert verify(path, all_versions=True).ok
     assert_same(load(path), make_store_v2.model())

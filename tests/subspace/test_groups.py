@@ -1,4 +1,4 @@
-"""A subspace for each family in one layer: everything that works on a model works on it."""
+"""A subspace for each group of tasks in one layer: everything that works on a model works on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Similarity on adapters that others trained: relatives are told from strangers."""
+"""Similarity on adapters that others trained: it finds the related ones among them."""
 
 from __future__ import annotations
 

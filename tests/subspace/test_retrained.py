@@ -79,7 +79,7 @@ def test_bounds_hold_after_any_sequence(moves: list[str]) -> None:
 def test_the_earlier_bound_is_that_of_the_segment_before() -> None:
     one = torch.ones(1, dtype=torch.float64)
     ledger = Ledger(("m",), one, torch.zeros(1, 0, dtype=torch.float64), ())
-    assert (ledger.bound, ledger.earlier_bound, ledger.segment) == (0, 0, 0)
+    assert (ledger.bound, ledger.earlier_bound, ledger.segment_start) == (0, 0, 0)
     for event, lost in [("init", 0.1), ("merge", 0.2), (FINETUNE, 0.01), ("merge", 0.3)]:
         ledger = ledger.with_event(event, {"m": lost})
     assert ledger.bound == pytest.approx(0.31)

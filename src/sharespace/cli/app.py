@@ -309,9 +309,9 @@ def verify(
     from sharespace.cli import EXIT_BAD_INPUT, output
     from sharespace.store import verify as verify_store
 
-    found = verify_store(share, all_versions=every)
-    output.verified(found, as_json)
-    if not found.ok:
+    verification = verify_store(share, all_versions=every)
+    output.verified(verification, as_json)
+    if not verification.ok:
         raise typer.Exit(EXIT_BAD_INPUT)
 
 

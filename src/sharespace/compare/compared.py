@@ -124,10 +124,10 @@ def run(
         MissingExtraError: PEFT or transformers is not installed.
     """
     # All names are looked up before the first method is run.
-    chosen = [method(name) for name in (all_methods() if names is None else names)]
+    methods = [method(name) for name in (all_methods() if names is None else names)]
     bench = Workbench(jobs, settings, own)
     outcomes = {}
-    for compared in chosen:
+    for compared in methods:
         outcomes[compared.name] = compared(bench)
         if done is not None:
             done(outcomes[compared.name])

@@ -125,16 +125,16 @@ class ComparisonSettings:
         """PEFT's ``lora_alpha``."""
         return self.rank if self.lora_alpha is None else self.lora_alpha
 
-    def training(self, chosen: TrainingSettings, job: TaskJob) -> TrainingSettings:
+    def training(self, settings: TrainingSettings, job: TaskJob) -> TrainingSettings:
         """One of the trainings with the seed of all and the task's own steps and rate."""
-        if chosen is self.finetune:
-            return replace(chosen, seed=self.seed)
-        head = chosen.head_learning_rate
+        if settings is self.finetune:
+            return replace(settings, seed=self.seed)
+        head = settings.head_learning_rate
         return replace(
-            chosen,
+            settings,
             seed=self.seed,
-            max_steps=job.steps or chosen.max_steps,
-            learning_rate=chosen.learning_rate * job.rate,
+            max_steps=job.steps or settings.max_steps,
+            learning_rate=settings.learning_rate * job.rate,
             head_learning_rate=None if head is None else head * job.rate,
         )
 
@@ -159,11 +159,11 @@ class StoredBytes:
     adapters: int = 0
     """LoRA factors, factors of layers that are stored per task, changed weights."""
     basis: int = 0
-    """Bases of the subspace."""
+    """Bytes of the bases of the subspace."""
     coefficients: int = 0
     """Coefficients of all tasks in the subspace."""
     heads: int = 0
-    """Heads of all tasks."""
+    """Bytes of the heads of all tasks."""
     state: int = 0
     """What only the learning of further tasks needs (Fisher information, kept examples); not in
     the total."""
@@ -186,7 +186,7 @@ class Outcome:
     """Task -> numbers of its heads."""
     stored: StoredBytes
     seconds: float
-    """Of training, own LoRAs included where the method starts from them."""
+    """Seconds of training, own LoRAs included where the method starts from them."""
     steps: int
     """Optimizer steps of all tasks together, counted like ``seconds``."""
     paper_count: float | None = None

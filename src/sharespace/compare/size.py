@@ -35,7 +35,7 @@ class SizeLayout:
     """
 
     shapes: tuple[ModuleShape, ...]
-    """Of the adapted modules."""
+    """Shapes of the adapted modules."""
     k: int = option(least=1)
     """Dimension of the subspaces a side; a module takes no more than its side has."""
     p: int = option(least=1)

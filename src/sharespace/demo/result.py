@@ -63,7 +63,7 @@ class StepResult:
     scores: tuple[float | None, ...]
     """R[t][i] by task; None for a task that has not come yet."""
     seconds: float
-    """Of building or merging alone."""
+    """Seconds of building or merging alone."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class FormatReader(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """One format of adapters."""
+    """One format of adapters: how its files are recognised, read and written."""
 
     name: str
     """For the command line and messages, for example ``"peft"``."""
@@ -139,6 +139,7 @@ def read_adapter(source: str | os.PathLike[str], name: str | None = None) -> Ada
 
 
 def _reader_of(file: WeightsFile) -> FormatReader:
+    # Last registered first, see FORMATS.
     for format in reversed(FORMATS.values()):
         if format.recognises and format.read and format.recognises(file):
             return format.read
@@ -173,7 +174,7 @@ def write_adapter(
         OptionError: there is no format of that name, or an option has no usable value.
         AdapterError: the task can't be written in that format.
     """
-    return _format(to)(Path(path), plain, options or ExportOptions())
+    return _writer(to)(Path(path), plain, options or ExportOptions())
 
 
 def export_names() -> list[str]:
@@ -181,7 +182,7 @@ def export_names() -> list[str]:
     return [format.name for format in FORMATS.values() if format.write]
 
 
-def _format(to: str) -> ExportWriter:
+def _writer(to: str) -> ExportWriter:
     format = FORMATS.get(to)
     if format is None or format.write is None:
         known = ", ".join(export_names())

@@ -64,7 +64,7 @@ _BESIDE = ("bundle_emb.",)
 _HASHES = "sshs_"
 """Start of header entries that are hashes of the original's weights."""
 
-_KOHYA_ELSEWHERE = "Export it as diffusers"
+_EXPORT_ELSEWHERE = "Export it as diffusers"
 
 _VOCABULARY = """
 down_blocks mid_block up_blocks transformer_blocks single_transformer_blocks input_blocks
@@ -85,8 +85,9 @@ token_embedding position_embedding embed_tokens embed_positions c_fc c_proj c_at
 wi_0 wi_1 encoder_hid_proj visual_projection lm_head
 """
 
-_PARTS = {tuple(word.split("_")) for word in _VOCABULARY.split()}
-_LONGEST = max(len(parts) for parts in _PARTS)
+# A word is a name of the vocabulary, split at its underscores.
+_WORDS = {tuple(word.split("_")) for word in _VOCABULARY.split()}
+_LONGEST = max(map(len, _WORDS))
 
 
 def is_kohya(file: WeightsFile) -> bool:
@@ -145,21 +146,25 @@ def _parse_key(key: str) -> tuple[str, str] | None:
 
 
 def unflatten(flat: str) -> str:
-    """The path of a flattened name; ``flatten(unflatten(x)) == x`` for every x without a dot."""
-    parts = flat.split("_")
+    """The path of a flattened name; ``flatten(unflatten(x)) == x`` for every x without a dot.
+
+    A word that is not in the vocabulary is split at each of its underscores. That is harmless: the
+    path is only another name of the module, and an export flattens it to the same key again.
+    """
+    pieces = flat.split("_")
     path = []
-    at = 0
-    while at < len(parts):
-        size = _word_at(parts, at)
-        path.append("_".join(parts[at : at + size]))
-        at += size
+    place = 0
+    while place < len(pieces):
+        size = _word_at(pieces, place)
+        path.append("_".join(pieces[place : place + size]))
+        place += size
     return ".".join(path)
 
 
-def _word_at(parts: list[str], at: int) -> int:
-    """How many parts the longest vocabulary word at this place has; 1 where none fits."""
+def _word_at(pieces: list[str], place: int) -> int:
+    """How many pieces the longest vocabulary word at this place has; 1 where none fits."""
     for size in range(_LONGEST, 1, -1):
-        if tuple(parts[at : at + size]) in _PARTS:
+        if tuple(pieces[place : place + size]) in _WORDS:
             return size
     return 1
 
@@ -216,10 +221,10 @@ def _kohya_names(plain: PlainLora) -> dict[str, str]:
             path = f"text_model.{path}"  # transformers 5 has taken this word out
         if component not in (_UNET, *_TEXT):
             why = f"component {component!r} has no name in kohya's form here"
-            raise UnsupportedAdapterError(module, why, _KOHYA_ELSEWHERE)
+            raise UnsupportedAdapterError(module, why, _EXPORT_ELSEWHERE)
         if unflatten(flatten(path)) != path:
             why = f"kohya's {flatten(path)!r} is read as {unflatten(flatten(path))!r}"
-            raise UnsupportedAdapterError(module, why, _KOHYA_ELSEWHERE)
+            raise UnsupportedAdapterError(module, why, _EXPORT_ELSEWHERE)
         names[module] = f"{component}.{path}"
     return names
 
@@ -245,7 +250,7 @@ def _kept(plain: PlainLora) -> dict[str, Tensor]:
     for key in plain.kept:
         if not key.startswith(_BESIDE):
             why = "beside the factors, and it has no name in kohya's form"
-            raise UnsupportedAdapterError(repr(key), why, _KOHYA_ELSEWHERE)
+            raise UnsupportedAdapterError(repr(key), why, _EXPORT_ELSEWHERE)
     return {key: tensor.detach().cpu().clone() for key, tensor in plain.kept.items()}
 
 

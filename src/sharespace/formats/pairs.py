@@ -104,7 +104,7 @@ def build_adapter(
             kept as it is.
     """
     if not keys.pairs:
-        raise _nothing(file, keys)
+        raise _no_pair_error(file, keys)
     sizes = {module: _pair_shape(file, pair) for module, pair in keys.pairs.items()}
     factors = [key for pair in keys.pairs.values() for key in (pair.down, pair.up)]
     return Adapter(
@@ -122,17 +122,17 @@ def build_adapter(
     )
 
 
-def _nothing(file: WeightsFile, keys: AdapterKeys) -> AdapterError:
-    others = ", ".join(list(keys.kept)[:3]) or "none at all"
+def _no_pair_error(file: WeightsFile, keys: AdapterKeys) -> AdapterError:
+    other_keys = ", ".join(list(keys.kept)[:3]) or "none at all"
     if any(".lora_" in key for key in keys.kept):
         return UnsupportedAdapterError(
             str(file.path),
-            f"adapts only what is kept as it is, like embeddings and experts ({others})",
+            f"adapts only what is kept as it is, like embeddings and experts ({other_keys})",
             "There is nothing to share: use it as it is",
         )
     return CorruptAdapterError(
         str(file.path),
-        f"no module has a pair of LoRA factors (tensors: {others})",
+        f"no module has a pair of LoRA factors (tensors: {other_keys})",
         "Nothing was adapted: check target_modules in the training script",
     )
 

@@ -40,18 +40,18 @@ from sharespace.options import check_options, option
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
 
 _LOST_BY_CAST = 0.01
-"""Of a factor's norm: more than the rounding of bfloat16, which is at most 0.004, and less than
-anybody would call the same adapter."""
+"""Fraction of a factor's norm that a cast may take: more than the rounding of bfloat16, which is at
+most 0.004, and less than anybody would call the same adapter."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The same for every target; what a target has no use for, it does not read."""
+    """Options of an export, the same for every target; a target ignores those it has no use for."""
 
     rank: int | None = option(None, least=1)
     """Pad all factors to this rank; None: the largest that a module needs."""
     dtype: torch.dtype | None = None
-    """Of the factors; None: each as it is."""
+    """Dtype of the factors; None: each as it is."""
     base: str | None = None
     """Folder or Hub id of the base model, for its ``config.json``; None: what the task states."""
     overwrite: bool = False
@@ -75,11 +75,11 @@ class PlainLora:
     updates: Mapping[str, LayerUpdate]
     """Module -> update, up n x r and down r x d."""
     shapes: Mapping[str, ModuleShape] = field(default_factory=dict)
-    """At least of the convolutions."""
+    """Module -> shape; needed for convolutions, whose kernels are reshaped."""
     kept: Mapping[str, Tensor] = field(default_factory=dict)
-    """``Adapter.kept`` or ``Task.kept``."""
+    """What is not compressed: ``Adapter.kept`` or ``Task.kept``."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """``Adapter.config`` or ``Task.config``."""
+    """What an export needs: ``Adapter.config`` or ``Task.config``."""
     base: BaseModel | None = None
     """The base model; None: what ``config`` says."""
     files: Mapping[str, Tensor] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class PlainLora:
         Raises:
             OptionError: a kept tensor has the key of a factor.
         """
-        tensors = {key: self._kept(key, tensor) for key, tensor in self.kept.items()}
+        tensors = {key: self._kept_tensor(key, tensor) for key, tensor in self.kept.items()}
         for module, update in self.updates.items():
             down, up = padded(module, update, rank, dtype, self.shapes.get(module))
             for key, tensor in ((factor_key(module, "A"), down), (factor_key(module, "B"), up)):
@@ -145,7 +145,7 @@ class PlainLora:
             entries[LABELS] = json.dumps(list(self.labels))
         return {key: value for key, value in entries.items() if key != LORA_METADATA}
 
-    def _kept(self, key: str, tensor: Tensor) -> Tensor:
+    def _kept_tensor(self, key: str, tensor: Tensor) -> Tensor:
         module = key.removeprefix(PREFIX).removesuffix(".lora_B.bias")
         if key.endswith(".lora_B.bias") and module in self.updates:
             scaling = lora_scaling("config", self.config).scaling(module)

@@ -119,10 +119,10 @@ def _stacks_filled(plain: PlainLora, base: str | None) -> dict[str, LayerUpdate]
     sizes = _SglangSizes(plain, base)
     for module, update in plain.updates.items():
         path, _, word = module.rpartition(".")
-        for other in next((stack for stack in _STACKED if word in stack), ()):
-            missing = f"{path}.{other}"
+        for stacked in next((stack for stack in _STACKED if word in stack), ()):
+            missing = f"{path}.{stacked}"
             if missing not in updates:
-                updates[missing] = _zeros(sizes.rows(path, other), update)
+                updates[missing] = _zeros(sizes.rows(path, stacked), update)
     return updates
 
 

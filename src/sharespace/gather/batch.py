@@ -66,7 +66,7 @@ class PendingContribution:
     file: str
     """Its name in the inbox."""
     id: str
-    """SHA-256 of its bytes."""
+    """SHA-256 (hex) of the bytes of its file."""
     contribution: Contribution
     data: bytes
 

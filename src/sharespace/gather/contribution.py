@@ -152,9 +152,9 @@ class PlainFactors:
     """One module's update as LoRA factors: dW = scaling * up @ down."""
 
     up: Tensor
-    """n x r."""
+    """B, the left factor of the update: n x r."""
     down: Tensor
-    """r x d."""
+    """A, the right factor of the update: r x d."""
     scaling: float
     shape: ModuleShape
 

@@ -203,7 +203,7 @@ class MergedContribution:
     task: str
     """Its name in the Share model."""
     id: str
-    """SHA-256 of its file."""
+    """SHA-256 (hex) of its file."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Refusal:
     task: str | None
     """Its task; None where it could not be read."""
     error: str
-    """Class of the error."""
+    """Name of the error's class."""
     what: str
     why: str
     remedy: str
@@ -261,13 +261,13 @@ class Gatherer:
         total = Gathered(checkout(self.store).version.number)
         # Names that were looked at stay out, though their files should be gone: an inbox whose
         # moves fail silently must not make an endless loop.
-        settled: set[str] = set()
+        finished: set[str] = set()
         while not (stop and stop()):
-            entries = [e for e in self.inbox.entries() if e.name not in settled]
+            entries = [e for e in self.inbox.entries() if e.name not in finished]
             if not entries:
                 break
             gathered, names = self._batch(entries[: self.settings.batch])
-            settled |= names
+            finished |= names
             total += gathered
             if observe:
                 observe(gathered)

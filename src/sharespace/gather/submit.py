@@ -109,7 +109,7 @@ class Submission:
     inbox: str
     """Path or URL of the inbox."""
     file: str
-    """Name within the inbox."""
+    """Name of the file within the inbox."""
     bytes: int
     """Size of the file."""
     version: int | None

@@ -34,7 +34,7 @@ class Adapted:
     fit: Fit
     """What the training measured, head steps left out."""
     trainable: Trainable
-    """Numbers that were trained."""
+    """How many numbers were trained."""
     start: str
     """Where it started; for ``start="nearest"`` the task that was chosen, or ``"zero"``."""
 

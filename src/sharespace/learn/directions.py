@@ -127,15 +127,15 @@ def place_directions(
     from sharespace.tuner import layers_of
 
     layers = layers_of(model, adapter)
-    for module, chosen in directions.items():
+    for module, placed in directions.items():
         layer = layers[module]
-        _fill(layer.sharespace_left_coefficients[adapter], chosen.left_known)
+        _fill(layer.sharespace_left_coefficients[adapter], placed.left_known)
         right = layer.sharespace_right_coefficients[adapter]
-        _fill(right, chosen.right_known)
-        right.mul_(chosen.right_scale.to(right))
+        _fill(right, placed.right_known)
+        right.mul_(placed.right_scale.to(right))
         if adapter in layer.sharespace_left_temporary:
-            layer.sharespace_left_temporary[adapter].copy_(chosen.left_new)
-            layer.sharespace_right_temporary[adapter].copy_(chosen.right_new)
+            layer.sharespace_left_temporary[adapter].copy_(placed.left_new)
+            layer.sharespace_right_temporary[adapter].copy_(placed.right_new)
 
 
 def nearest_task(
@@ -375,9 +375,9 @@ def _scaled(
     counts = dict.fromkeys(directions, 0)
 
     def watch(module: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        chosen, layer = directions[module], layers[module]
+        placed, layer = directions[module], layers[module]
         alpha = layer.right_basis.double()
-        columns = torch.cat([alpha @ chosen.right_known.to(alpha), chosen.right_new.to(alpha)], 1)
+        columns = torch.cat([alpha @ placed.right_known.to(alpha), placed.right_new.to(alpha)], 1)
         rows = columns.float().mT.contiguous()
 
         def add(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:

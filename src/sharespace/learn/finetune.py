@@ -27,9 +27,9 @@ class Finetuned:
     model: Any
     """The ``PeftModel`` it was trained in; ``sharespace.release`` gives the base model back."""
     fit: Fit
-    """What the training measured."""
+    """What the training measured: see ``Fit``."""
     trainable: Trainable
-    """Numbers that were trained."""
+    """How many numbers were trained."""
     kept: bool = True
     """False where what was there before was better (``keep="better"``): ``share`` is as it was."""
 

@@ -25,7 +25,7 @@ from sharespace.subspace.base_weights import BaseWeightsWarning, checked_base
 
 @dataclass(frozen=True)
 class Trainable:
-    """Numbers that training changes."""
+    """How many numbers a training changes, by what they belong to."""
 
     coefficients: int
     """E and F, or the cores."""
@@ -36,7 +36,7 @@ class Trainable:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all of them."""
         return self.coefficients + self.temporary + self.heads
 
 

@@ -95,9 +95,11 @@ class TrainingSettings:
     """
 
     learning_rate: float = option(4e-3, above=0)
-    """Of coefficients, temporary directions and the head: far above that of a LoRA."""
+    """Learning rate of coefficients, temporary directions and the head: far above that of a
+    LoRA."""
     head_learning_rate: float | None = option(None, above=0)
-    """Of the head; none: the same. A core wants rates that are far too high for a head."""
+    """Learning rate of the head; None: the same. A core wants rates that are far too high for a
+    head."""
     num_train_epochs: float = option(10.0, above=0)
     """Passes over the train split."""
     max_steps: int = option(-1, least=-1)
@@ -109,7 +111,7 @@ class TrainingSettings:
     gradient_accumulation_steps: int = option(1, least=1)
     """Batches whose gradients are added up to one step."""
     weight_decay: float = option(0.1, least=0)
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     warmup_ratio: float = option(0.06, least=0, below=1)
     """Part of the steps over which the learning rate rises; for `warmup_steps` 0."""
     warmup_steps: float = option(0, least=0)

@@ -65,7 +65,7 @@ class Setup:
     collator: Callable[..., Mapping[str, object]] | None = None
     """Examples -> a batch; None: Trainer's own choice."""
     callbacks: Sequence[object] = ()
-    """``TrainerCallback`` objects."""
+    """``TrainerCallback`` objects that the Trainer calls."""
     trainer: type | None = None
     """A subclass of ``transformers.Trainer``, such as TRL's ``SFTTrainer``."""
     arguments: type | None = None

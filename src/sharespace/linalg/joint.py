@@ -20,35 +20,36 @@ from sharespace.linalg import truncated
 from sharespace.linalg.problem import (
     BasisPair,
     UpdateProblem,
-    few_wide,
+    frames_pay,
+    has_few_wide_tasks,
     in_frames,
     in_span,
-    many_wide,
     own_directions,
 )
 from sharespace.linalg.truncated import Leading, descending_eigh, leading, leading_count
 from sharespace.linalg.updates import core_svd, seen_by
 
-RIVAL = 4.0
+RIVAL_RATIO = 4.0
 """The second start is swept while its weighed squared error is below this many times the first's.
 Sweeping it always was better in 1 of 21 synthetic problems (error 0.00132 instead of 0.00134), and
 the better of the two is kept unswept anyway, so the result is never worse than own SVDs."""
 
-EXACT = 1e-8
-"""While so much of the energy, or more, is left out, eigenvectors of a float64 Gram matrix are as
-good as singular vectors; noise of 1e-16 in it only matters where hardly anything is left out."""
+GRAM_ENOUGH = 1e-8
+"""While at least this fraction of the energy is left out, eigenvectors of a float64 Gram matrix are
+as good as singular vectors; noise of 1e-16 in it only matters where hardly anything is left out."""
 
 
 @dataclass(frozen=True, eq=False)
 class Iterate:
-    """Bases between two sweeps."""
+    """The pair of bases between two sweeps, with what they lose."""
 
     bases: BasisPair
     lost: float
     """The weighed energy that they do not capture, after truncation of the cores to rank p."""
     seen: tuple[Tensor, Tensor] | None = None
-    """Y_i^T L and Z_i^T R of every task (tasks x r x k) where they are at hand, to save their cost;
-    ``BlockSteps`` leaves them out, because they grow with the number of tasks."""
+    """Y_i^T L and Z_i^T R of every task (tasks x r x k), cached because they cost a product with
+    all updates. None: they are computed anew; ``BlockSteps`` leaves them out, because they grow
+    with the number of tasks."""
 
 
 def joint(
@@ -73,23 +74,23 @@ def joint(
         sweeps: at most so many after the first; each never raises the weighed error.
         tol: stop when a sweep lowers the weighed error by less than this fraction.
     """
-    if few_wide(problem):
+    if has_few_wide_tasks(problem):
         span = in_span(problem)
         inside = None if start is None else span.inside(start)
         return span.whole(joint(span.problem, k, start=inside, sweeps=sweeps, tol=tol))
-    total, method = problem.total, steps(problem, k)
+    total, method = problem.total, choose_steps(problem, k)
     if start is not None:
-        framed, first = False, method.given(start)
+        framed, first = False, method.with_bases(start)
     else:
-        framed = many_wide(problem, k)
+        framed = frames_pay(problem, k)
         first = _in_frames(problem, k) if framed else method.hosvd()
     # Not 0: what is lost is a sum of many squares, and rounding where nothing is.
     if first.lost <= max(problem.dropped, 1e-12 * total):
         return first.bases
     before, best = first, method.sweep(first)
     if not framed:  # The solution in frames has compared both starts already.
-        second = method.given(own_directions(problem, k))
-        if second.lost < RIVAL * best.lost:
+        second = method.with_bases(own_directions(problem, k))
+        if second.lost < RIVAL_RATIO * best.lost:
             before, second = min(before, second, key=_lost), method.sweep(second)
         best = min(best, second, key=_lost)
     for _ in range(sweeps):
@@ -109,13 +110,13 @@ def hosvd(problem: UpdateProblem, k: tuple[int, int]) -> BasisPair:
         problem: the updates dW_i and their weights w_i; p has no effect.
         k: (k_left, k_right), upper limits; fewer come back where the rank is lower.
     """
-    if few_wide(problem):
+    if has_few_wide_tasks(problem):
         span = in_span(problem)
         return span.whole(hosvd(span.problem, k))
-    return steps(problem, k).hosvd().bases
+    return choose_steps(problem, k).hosvd().bases
 
 
-def steps(problem: UpdateProblem, k: tuple[int, int]) -> BlockSteps | StackSteps:
+def choose_steps(problem: UpdateProblem, k: tuple[int, int]) -> BlockSteps | StackSteps:
     """How the steps are computed: in blocks where there are many tasks and both sides are small."""
     n, c = problem.updates.left.shape
     side = max(n, problem.updates.right.shape[0])
@@ -145,9 +146,9 @@ class StackSteps:
     def hosvd(self) -> Iterate:
         """Leading singular vectors of the two weighed unfoldings, each side alone."""
         left, right = self.problem, self.problem.flipped
-        return self._of(_unfolding(left, self.k[0]), _unfolding(right, self.k[1]))
+        return self._iterate_of(_unfolding(left, self.k[0]), _unfolding(right, self.k[1]))
 
-    def given(self, bases: BasisPair) -> Iterate:
+    def with_bases(self, bases: BasisPair) -> Iterate:
         """Bases that are known already, with what they lose."""
         return self._seeing(bases, self._seen(bases))
 
@@ -157,13 +158,13 @@ class StackSteps:
         seen_left, seen_right = iterate.seen or self._seen(bases)
         left = _half(problem, bases.left, seen_left, seen_right, self.k[0])
         right = _half(problem.flipped, bases.right, seen_right, left.seen, self.k[1])
-        return self._of(left, right)
+        return self._iterate_of(left, right)
 
     def _seen(self, bases: BasisPair) -> tuple[Tensor, Tensor]:
         updates = self.problem.updates
         return seen_by(updates, bases.left), seen_by(updates.flipped, bases.right)
 
-    def _of(self, left: Leading, right: Leading) -> Iterate:
+    def _iterate_of(self, left: Leading, right: Leading) -> Iterate:
         return self._seeing(BasisPair(left.basis, right.basis), (left.seen, right.seen))
 
     def _seeing(self, bases: BasisPair, seen: tuple[Tensor, Tensor]) -> Iterate:
@@ -240,9 +241,9 @@ class BlockSteps:
         """Leading singular vectors of the two weighed unfoldings, each side alone."""
         left = _leading(self.problem, self.k[0], None)[0]
         right = _leading(self.problem.flipped, self.k[1], None)[0]
-        return self.given(BasisPair(left, right))
+        return self.with_bases(BasisPair(left, right))
 
-    def given(self, bases: BasisPair) -> Iterate:
+    def with_bases(self, bases: BasisPair) -> Iterate:
         """Bases that are known already, with what they lose."""
         return Iterate(bases, self.problem.lost(bases))
 
@@ -265,7 +266,7 @@ def _leading(problem: UpdateProblem, k: int, bases: BasisPair | None) -> tuple[T
         inner = mix @ mix.mT
         gram.addmm_(rows.flatten(0, 1).mT, (inner @ rows).flatten(0, 1))
     energies, vectors = descending_eigh((gram + gram.mT) / 2)
-    if float(energies[k:].sum()) <= EXACT * float(energies.sum()):
+    if float(energies[k:].sum()) <= GRAM_ENOUGH * float(energies.sum()):
         energies, vectors = _by_triangle(problem, bases)
     keep = leading_count(energies, k, problem.dropped)
     return vectors[:, :keep].to(problem.updates.left.dtype), float(energies[:keep].sum())

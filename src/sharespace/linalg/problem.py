@@ -32,11 +32,11 @@ FAINT = 1e-4
 float32 that has noise of 1e-7 of the total. A basis that lost 4e-7 was once taken for the better
 one, and with a variance of 1 an adapter lost 6.6e-4 of its norm."""
 
-SAMPLE = 8
+SAMPLE_COLUMNS = 8
 """Columns of the sample's factors for each column of a frame: with more of them the start is
 hardly better."""
-SAMPLES = 3
-"""How many such samples the tasks have to be worth, for one to be worth its cost."""
+LEAST_SAMPLES = 3
+"""A sample pays only where the tasks have at least this many times its columns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +44,9 @@ class BasisPair:
     """A left and a right basis, L and R, with orthonormal columns."""
 
     left: Tensor
-    """n x k_left, L."""
+    """L, the left basis: n x k_left."""
     right: Tensor
-    """d x k_right, R."""
+    """R, the right basis: d x k_right."""
 
     @property
     def k(self) -> tuple[int, int]:
@@ -77,7 +77,7 @@ class UpdateProblem:
     p: int | None = None
     """Pseudo-rank of the cores; None: no limit beyond each task's rank."""
     seed: int = 0
-    """Of the random test matrices and samples."""
+    """Seed of the random test matrices and samples."""
 
     @property
     def sigma(self) -> Tensor:
@@ -189,7 +189,7 @@ class SpanProblem:
         return BasisPair(left, right)
 
 
-def few_wide(problem: UpdateProblem) -> bool:
+def has_few_wide_tasks(problem: UpdateProblem) -> bool:
     """Whether the tasks have fewer directions than both sides, and few enough for decompositions
     of them all: one QR of the wide sides then serves every step."""
     n, c = problem.updates.left.shape
@@ -227,13 +227,13 @@ class FrameProblem:
         return BasisPair(self.left @ bases.left, self.right @ bases.right), seen
 
 
-def many_wide(problem: UpdateProblem, k: tuple[int, int]) -> bool:
+def frames_pay(problem: UpdateProblem, k: tuple[int, int]) -> bool:
     """Whether the tasks are many and their sides wide enough for frames to pay."""
     n, columns = problem.updates.left.shape
     d = problem.updates.right.shape[0]
     width = sketch_width(max(k), max(n, d), columns)
     wide = min(n, d) > max(truncated.EXACT_SIDE, 4 * width)
-    return wide and min(k) > 0 and columns >= SAMPLES * SAMPLE * width
+    return wide and min(k) > 0 and columns >= LEAST_SAMPLES * SAMPLE_COLUMNS * width
 
 
 def in_frames(problem: UpdateProblem, k: tuple[int, int]) -> FrameProblem:
@@ -269,8 +269,8 @@ def _sample(
     """The problem of a few tasks drawn at random, in the order in which they come."""
     drawn, columns, tasks = torch.randperm(len(problem.weights), generator=generator), 0, 0
     n, d = problem.updates.left.shape[0], problem.updates.right.shape[0]
-    # As if the tasks had columns without end: ``many_wide`` has seen to it that there are enough.
-    wanted = SAMPLE * sketch_width(max(k), max(n, d), 1 << 30)
+    # As if the tasks had columns without end: ``frames_pay`` has seen to it that there are enough.
+    wanted = SAMPLE_COLUMNS * sketch_width(max(k), max(n, d), 1 << 30)
     while columns < wanted:
         columns += problem.updates.ranks[int(drawn[tasks])]
         tasks += 1

@@ -59,7 +59,7 @@ class TaskFacts:
     norm: float
     """|dW| over all layers when it came."""
     bytes: int
-    """Size of its files."""
+    """Size of its files in bytes."""
     adapter_bytes: int
     format: str
     source: str

@@ -142,11 +142,11 @@ def _aligned(
     grams = (cores @ cores.mT).flatten(1)
     products = grams @ grams.mT
     per_task = {i: _frame(v, flipped) for i, v in enumerate(values) if not v.is_shared}
-    for i, one in per_task.items():
-        seen = basis.mT @ one
+    for i, first in per_task.items():
+        seen = basis.mT @ first
         row = grams @ (seen @ seen.mT).flatten()
-        for j, other in per_task.items():
-            row[j] = (other.mT @ one).square().sum()
+        for j, second in per_task.items():
+            row[j] = (second.mT @ first).square().sum()
         products[i], products[:, i] = row, row
     return products
 
@@ -211,7 +211,7 @@ class Relations:
     joins: tuple[Join, ...]
     """Average linkage; T - 1, nearest first."""
     groups: tuple[int | None, ...]
-    """By task: number of its family, the largest first; None: it has none."""
+    """By task: number of its group, the largest first; None: it has none."""
     points: tuple[tuple[float, float], ...]
     """By task: place on the map (classical scaling of the cosines)."""
     shown: float

@@ -25,7 +25,7 @@ SAME = 0.9999
 
 @dataclass(frozen=True)
 class Notice:
-    """One warning."""
+    """One warning, with what to do about it."""
 
     kind: str
     """A short name that does not change: ``"erased"``, ``"cap"`` ..."""

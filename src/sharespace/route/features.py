@@ -205,7 +205,7 @@ class Statistics:
     count: int
     """Number of inputs seen."""
     mean: Tensor
-    """float64 [d]."""
+    """Mean of their features, float64 [d]."""
     scatter: Tensor
     """float64 [d, d], exactly symmetric: sum over the inputs of (x - mean)(x - mean)^T."""
 

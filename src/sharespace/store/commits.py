@@ -164,13 +164,15 @@ def commit(
             make_directories(root)
         with lock(root / LOCK, timeout):
             parent = _check_parent(root, expected_parent)
-            gathered = _gathered(root, parent, contributions)
+            gathered = _with_contributions(root, parent, contributions)
             write_objects(root, plan.payloads)
             number = parent.number + 1 if parent else 1
             return publish(root, number, parent, operation, plan.content, gathered)
 
 
-def _gathered(root: Path, parent: ManifestRef | None, new: tuple[str, ...]) -> tuple[str, ...]:
+def _with_contributions(
+    root: Path, parent: ManifestRef | None, new: tuple[str, ...]
+) -> tuple[str, ...]:
     """The parent's contributions and the new ones."""
     if len(set(new)) < len(new) or not all(SHA256.fullmatch(x) for x in new):
         why = "they are not different SHA-256 in lower-case hexadecimal"

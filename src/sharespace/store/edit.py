@@ -76,7 +76,7 @@ def remove(path: StorePath, names: Iterable[str], *, timeout: float = 0.0) -> Ve
             _require_task(entries, name)
         return tuple(entry for entry in entries if entry.name not in removed)
 
-    return _edit(Path(path), Operation("remove", removed), change, timeout)
+    return _next_version(Path(path), Operation("remove", removed), change, timeout)
 
 
 def rename(path: StorePath, old: str, new: str, *, timeout: float = 0.0) -> Version:
@@ -102,7 +102,7 @@ def rename(path: StorePath, old: str, new: str, *, timeout: float = 0.0) -> Vers
         check_new_names([new], [entry.name for entry in entries if entry.name != old])
         return tuple(replace(e, name=new) if e.name == old else e for e in entries)
 
-    return _edit(Path(path), Operation("rename", (old, new)), change, timeout)
+    return _next_version(Path(path), Operation("rename", (old, new)), change, timeout)
 
 
 def _require_task(tasks: _Tasks, name: str) -> None:
@@ -111,7 +111,7 @@ def _require_task(tasks: _Tasks, name: str) -> None:
         raise TaskNotFoundError(f"task {name!r}", "not in this store", f"Known tasks: {known}")
 
 
-def _edit(
+def _next_version(
     root: Path, operation: Operation, change: Callable[[_Tasks], _Tasks], timeout: float
 ) -> Version:
     with disk_errors(root, "writing the Share model"):
@@ -185,14 +185,14 @@ def _committed(root: Path, number: int) -> tuple[ManifestRef | None, ManifestRef
 
 @dataclass(frozen=True)
 class Pruned:
-    """What ``prune`` removed."""
+    """What ``prune`` removed from a store."""
 
     versions: tuple[int, ...]
     """Numbers of the removed versions."""
     files: int
     """Tensor files, those of crashed commits included."""
     bytes: int
-    """Of the removed tensor files."""
+    """Size of the removed tensor files."""
 
 
 def prune(path: StorePath, *, keep: int, timeout: float = 0.0) -> Pruned:

@@ -78,7 +78,7 @@ def object_ref(role: str, sha256: str, size: int) -> FileRef:
 
 @dataclass(frozen=True)
 class Operation:
-    """What made a version."""
+    """The operation that made a version."""
 
     verb: str
     """``init``, ``merge``, ``remove``, ``rename``, ``union``, ``rollback`` ...; not empty."""
@@ -134,7 +134,7 @@ class TaskEntry:
     kept: FileRef | None
     summary: TaskSummary
     files: FileRef | None = None
-    """Of ``Task.files``; None: it has none."""
+    """File that holds ``Task.files``; None: the task has none."""
     labels: tuple[str, ...] = ()
     """``Task.labels``."""
     started_from: tuple[tuple[str, float], ...] = ()
@@ -142,7 +142,7 @@ class TaskEntry:
 
     @property
     def refs(self) -> list[FileRef]:
-        """Its tensor files."""
+        """All tensor files that it refers to."""
         return [r for r in (self.coefficients, self.kept, self.files) if r is not None]
 
     @property
@@ -163,7 +163,7 @@ class Content:
     basis: FileRef
     tasks: tuple[TaskEntry, ...]
     base_samples: FileRef | None = None
-    """Of ``ShareModel.base_samples``; None: the base weights were never at hand."""
+    """File that holds ``ShareModel.base_samples``; None: the base weights were never at hand."""
 
     @property
     def schema_version(self) -> int:
@@ -209,7 +209,7 @@ class ManifestRef:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One committed version."""
+    """The manifest of one committed version."""
 
     number: int
     parent: ManifestRef | None
@@ -230,7 +230,7 @@ class Version:
 
     number: int
     sha256: str
-    """Of the manifest file."""
+    """SHA-256 (hex) of the manifest file."""
     created: str
     operation: Operation
     task_count: int

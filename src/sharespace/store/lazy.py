@@ -53,7 +53,7 @@ class StoredLayers(Mapping[str, LayerSubspace]):
         self.dtype = content.dtype
         self._verify = verify
         self._opened: OpenedFile | None = None
-        self._read: dict[str, LayerSubspace] = {}
+        self._cache: dict[str, LayerSubspace] = {}
 
     def _open(self) -> OpenedFile:
         if self._opened is None:
@@ -63,9 +63,9 @@ class StoredLayers(Mapping[str, LayerSubspace]):
         return self._opened
 
     def __getitem__(self, module: str) -> LayerSubspace:
-        if module not in self._read:
-            self._read[module] = read_layer(self._open(), self.entries[module], self.dtype)
-        return self._read[module]
+        if module not in self._cache:
+            self._cache[module] = read_layer(self._open(), self.entries[module], self.dtype)
+        return self._cache[module]
 
     def __contains__(self, module: object) -> bool:
         return module in self.entries
@@ -120,19 +120,19 @@ class StoredTasks(Mapping[str, Task]):
         self.dtype = content.dtype
         self._basis = content.basis
         self._verify = verify
-        self._read: dict[str, Task] = {}
+        self._cache: dict[str, Task] = {}
 
     def __getitem__(self, name: str) -> Task:
-        if name not in self._read:
-            self._read[name] = self._load(self.entries[name])
-        return self._read[name]
+        if name not in self._cache:
+            self._cache[name] = self._load(self.entries[name])
+        return self._cache[name]
 
     def peek(self, name: str) -> Task:
         """The task, read anew unless it was read before; it is not remembered."""
-        return self._read[name] if name in self._read else self._load(self.entries[name])
+        return self._cache[name] if name in self._cache else self._load(self.entries[name])
 
     def _load(self, entry: TaskEntry) -> Task:
-        if not self._read:
+        if not self._cache:
             # Reading adds zero rows up to k: with a k of billions in a forged manifest that would
             # fill the memory. A basis file of the size that k needs shows that k is real.
             check_file(self.root, self._basis, hashed=False)
@@ -160,16 +160,16 @@ class StoredTensors(Mapping[str, Tensor]):
     """What a task keeps: one tensor is read at a time, and none is held here."""
 
     suffix = ""
-    """Of the keys in the file; names here are without it."""
+    """End of the keys in the file; the names of this mapping are without it."""
 
     def __init__(self, root: Path, ref: FileRef, *, verify: bool) -> None:
         self.stored = StoredFile(root, ref)
-        self._unverified = verify
+        self._hash_once = verify
         self._names: list[str] | None = None
 
     def _open(self) -> OpenedFile:
-        opened = OpenedFile(self.stored.root, self.stored.ref, hashed=self._unverified)
-        self._unverified = False
+        opened = OpenedFile(self.stored.root, self.stored.ref, hashed=self._hash_once)
+        self._hash_once = False
         return opened
 
     @classmethod

@@ -54,13 +54,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``verify`` found."""
+    """What ``verify`` found in a store, file by file."""
 
     path: Path
     versions: tuple[int, ...]
-    """Those that were checked."""
+    """Numbers of the versions that were checked."""
     findings: tuple[Finding, ...]
-    """One for each file."""
+    """What was found, one entry for each file."""
 
     @property
     def damaged(self) -> tuple[Finding, ...]:

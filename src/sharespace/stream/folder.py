@@ -133,13 +133,13 @@ class RunFolder:
         path = self.path / _RECIPE
         if not path.exists():
             return None
-        found = read_json(path)
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        recipe = read_json(path)
+        if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
             raise CorruptStoreError(str(path), "no record of a stream", "Bring it back as it was")
-        if found.get("version") != VERSION:
-            why = f"has version {found.get('version')!r}; this release reads {VERSION}"
+        if recipe.get("version") != VERSION:
+            why = f"has version {recipe.get('version')!r}; this release reads {VERSION}"
             raise CorruptStoreError(str(path), why, "Use the release that wrote it")
-        return found
+        return recipe
 
     def _committed(self) -> tuple[Step, ...]:
         try:
@@ -190,8 +190,8 @@ class RunFolder:
 
     def write_recipe(self) -> None:
         """Write down the recipe, appended tasks included."""
-        found = {"format": FORMAT, "version": VERSION, **record(self.recipe)}
-        write_json(self.path, _RECIPE, found)
+        recipe = {"format": FORMAT, "version": VERSION, **record(self.recipe)}
+        write_json(self.path, _RECIPE, recipe)
 
     def keep_counts(self, adapter: Path, counts: Mapping[str, object]) -> None:
         """Write down what was counted of an initial LoRA, before it appears itself."""
@@ -297,10 +297,10 @@ class RouterFiles:
         path = self.path / _ROUTER_RECORD
         if not path.exists() or not self.router.exists():
             return None
-        found = read_json(path)
+        written = read_json(path)
         try:
-            record: Mapping[str, Any] = found["router"]
-            return record if found["content"] == content else None
+            record: Mapping[str, Any] = written["router"]
+            return record if written["content"] == content else None
         except (TypeError, KeyError) as error:
             why = f"no record of a router ({error})"
             raise CorruptStoreError(str(path), why, "Remove it: it is made again") from error

@@ -31,7 +31,7 @@ class LoopStep:
     """What a stream has come to after one step."""
 
     number: int
-    """From 1."""
+    """Number of the step, from 1."""
     tasks: tuple[str, ...]
     """The tasks that this step brought in: several in the first step, one in every later one."""
     share: Share

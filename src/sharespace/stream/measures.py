@@ -35,8 +35,8 @@ class ScoreMatrix:
     scores: tuple[tuple[float | None, ...], ...] = ()
     """steps x tasks; None where a task was not scored. The unit is that of the metric."""
     learned: tuple[int | None, ...] = ()
-    """By task: the step that first learned it; None: not yet. Left out: the first step with a score
-    of it."""
+    """For each task the step that first learned it; None: not yet. By default the first step with a
+    score of it."""
     zero_shot: str | None = None
     """How a task was scored before it was learned (for example "its head on the mean core");
     needed where there are such scores."""

@@ -88,23 +88,23 @@ def compute_metrics_for(
         OptionError: no such metric, or one of texts without a tokenizer; the function itself
             raises it where the model's outputs do not fit the metric.
     """
-    chosen = metric(wanted) if isinstance(wanted, str) else wanted
-    if chosen.takes == "texts" and tokenizer is None:
-        raise OptionError(f"metric {chosen.name!r}", "compares texts", "Give the tokenizer")
+    used = metric(wanted) if isinstance(wanted, str) else wanted
+    if used.takes == "texts" and tokenizer is None:
+        raise OptionError(f"metric {used.name!r}", "compares texts", "Give the tokenizer")
 
     def compute(evaluated: Any) -> dict[str, float]:
         outputs, references = _first(evaluated.predictions), _first(evaluated.label_ids)
         if causal:
             outputs, references = outputs[:, :-1], references[:, 1:]
-        if chosen.takes == "texts":
+        if used.takes == "texts":
             pair: tuple[Any, Any] = _texts(outputs, tokenizer), _texts(references, tokenizer)
-        elif chosen.takes == "values":
+        elif used.takes == "values":
             pair = outputs.reshape(-1), references.reshape(-1)
-        elif chosen.takes == "labels":
+        elif used.takes == "labels":
             pair = _labels(outputs, references)
         else:
             pair = outputs, references
-        return {chosen.name: chosen(*pair)}
+        return {used.name: used(*pair)}
 
     return compute
 

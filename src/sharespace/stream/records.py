@@ -115,7 +115,7 @@ class Step:
     """One step of a stream: the version that it commits, and its scores."""
 
     number: int
-    """From 1."""
+    """Number of the step, from 1."""
     learned: tuple[Learned, ...]
     content: str
     """``content_digest`` of the version; the step is done when the store's current version has

@@ -28,11 +28,11 @@ class Provenance:
     source: str = ""
     """File name or Hub id, never an absolute path of the machine it was read on."""
     sha256: str | None = None
-    """Of the weights file, where there is one."""
+    """SHA-256 (hex) of the weights file, where there is one."""
 
 
 LEARNED = Provenance("learned")
-"""Of a task that was trained here and never was a file."""
+"""Provenance of a task that was trained here and never was a file."""
 
 Kind = Literal["linear", "conv"]
 
@@ -101,9 +101,9 @@ class Adapter:
     ranks: Mapping[str, int]
     """Adapted module -> r, from the tensors."""
     dtype: torch.dtype
-    """Of the factors; the promoted one where they differ."""
+    """Dtype of the factors; the promoted one where they differ."""
     layer: Callable[[str], LayerUpdate]
-    """Reads one module's update."""
+    """Reads the update of the module of that path."""
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     """Everything that is not compressed (heads, biases, embeddings, DoRA magnitudes ...),
     by the key it has in the file; read on access, given back bit for bit on export."""
@@ -115,7 +115,7 @@ class Adapter:
     base_samples: Mapping[str, Tensor] = field(default_factory=dict)
     """Adapted module -> ``sampled_rows`` of its base weight, where it was at hand."""
     started_from: Mapping[str, float] = field(default_factory=dict)
-    """See ``Task.started_from``."""
+    """What ``Task.started_from`` says of the task that it holds."""
     config: Mapping[str, object] = field(default_factory=dict)
     """JSON values that an export needs: the fields of ``adapter_config.json`` for PEFT."""
     provenance: Provenance = LEARNED

@@ -103,7 +103,7 @@ class _TaskSums:
 
     @property
     def total(self) -> float:
-        """Over all tasks."""
+        """Sum over all tasks."""
         return sum(self.squares.values())
 
     def relative(self, norms: _TaskSums) -> dict[str, float]:
@@ -118,7 +118,7 @@ class _OwnSvds:
     """What own SVDs of one module's updates would cost and lose."""
 
     names: list[str]
-    """Of the tasks that adapt the module."""
+    """Names of the tasks that adapt the module."""
     options: LayerOptions
 
 

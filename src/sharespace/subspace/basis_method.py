@@ -42,7 +42,7 @@ class BasisMethod(ABC):
     """How the bases of a layer are found, and how its tasks are expressed in them."""
 
     name: ClassVar[str]
-    """Set by ``register``."""
+    """What users call the method; set by ``register``."""
     paper: ClassVar[str]
     """Address of the paper that describes it; set by ``register``."""
     rules: ClassVar[frozenset[str]] = frozenset({"k"})
@@ -51,13 +51,14 @@ class BasisMethod(ABC):
     needs_factors: ClassVar[bool] = False
     """The adapters' factors are read, too; they are kept in memory for all tasks of a layer."""
     can_centre: ClassVar[bool] = False
-    """It knows what to do with ``centred``."""
+    """Whether the method can subtract the mean column (``BuildSettings.centred``)."""
     builds_new_layers: ClassVar[bool] = False
     """A module that no known task adapts is built from the newcomers by this method; otherwise it
     grows from nothing by the directions that they need, which loses nothing below the cap."""
     in_memory_because: ClassVar[str] = ""
-    """Why a layer cannot be built out of core; empty where it can: then ``bases`` must only look at
-    the problem, which holds the tasks compressed to the directions that matter."""
+    """A reason, for the error message, why a layer cannot be built out of core. Empty where it can:
+    then ``bases`` must only look at the problem, which holds the tasks compressed to the directions
+    that matter."""
 
     @abstractmethod
     def bases(self, tasks: LayerTasks, k: tuple[int, int]) -> BasisPair:

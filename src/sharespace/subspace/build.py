@@ -36,7 +36,12 @@ from sharespace.subspace.adapter import (
 )
 from sharespace.subspace.base_digest import joined_samples
 from sharespace.subspace.basis_methods import DEFAULT_METHOD, basis_method
-from sharespace.subspace.build_budgeted import Choice, budget_layer, entry_energies, profile_layer
+from sharespace.subspace.build_budgeted import (
+    LayerChoice,
+    budget_layer,
+    entry_energies,
+    profile_layer,
+)
 from sharespace.subspace.build_layer import (
     Build,
     LayerResult,
@@ -158,7 +163,7 @@ def build_layers(
     jobs = list(_jobs(adapters, shapes, build))
     if build.dimension.budget is not None:
         jobs = _split_budget(jobs, build.dimension.budget, executor)
-    results = gathered(shapes, executor.map(built, jobs), progress)
+    results = collect_results(shapes, executor.map(build_job, jobs), progress)
     tasks = [new_task(a, results, event, build.dtype, ledgers.get(a.name)) for a in adapters]
     return {m: r.layer for m, r in results.items()}, tasks
 
@@ -170,7 +175,7 @@ def _jobs(
         yield BuildJob(module, shape, [a for a in adapters if module in a.shapes], build)
 
 
-def gathered(
+def collect_results(
     modules: Collection[str], results: Iterable[LayerResult], progress: Progress | None
 ) -> dict[str, LayerResult]:
     """Module -> result, with the progress told after each."""
@@ -188,6 +193,7 @@ def new_task(
     event: str,
     dtype: torch.dtype,
     known: Ledger | None,
+    *,
     exact: bool = False,
 ) -> Task:
     """A task from the layers' results; its ledger continues where it has one.
@@ -230,17 +236,17 @@ def new_task(
 
 def _split_budget(jobs: Sequence[BuildJob], budget: int, executor: Executor) -> list[BuildJob]:
     """The jobs with how the budget stores their layers, from two passes over all of them."""
-    totals = _total_weights(jobs, executor.map(measured, jobs))
+    totals = _total_weights(jobs, executor.map(measure_job, jobs))
     jobs = [replace(job, build=replace(job.build, totals=totals)) for job in jobs]
-    profiles = list(executor.map(profiled, jobs))
+    profiles = list(executor.map(profile_job, jobs))
     weighed = [
         torch.tensor([totals[a.name] for a in job.members], dtype=torch.float64) for job in jobs
     ]
     offers = [p.affordable(w, budget) for p, w in zip(profiles, weighed, strict=True)]
-    points = spread_remaining(split_budget(offers, budget), budget)
+    options = spread_remaining(split_budget(offers, budget), budget)
     return [
-        replace(job, choice=Choice(point, tuple(p.own_ranks(w, point.columns))))
-        for job, p, w, point in zip(jobs, profiles, weighed, points, strict=True)
+        replace(job, choice=LayerChoice(option, tuple(p.own_ranks(w, option.columns))))
+        for job, p, w, option in zip(jobs, profiles, weighed, options, strict=True)
     ]
 
 
@@ -264,7 +270,7 @@ class BuildJob:
     shape: ModuleShape
     members: Sequence[Adapter]
     build: Build
-    choice: Choice | None = None
+    choice: LayerChoice | None = None
     """How a byte budget stores the layer."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -288,17 +294,17 @@ class MergeJob:
         return MergeJob, (self.module, model, members, part_of_build(self.build, self.module))
 
 
-def built(job: BuildJob) -> LayerResult:
+def build_job(job: BuildJob) -> LayerResult:
     """The layer and its tasks' coefficients."""
     return make_layer(job.module, job.shape, job.members, job.build, job.choice)
 
 
-def measured(job: BuildJob) -> list[float]:
+def measure_job(job: BuildJob) -> list[float]:
     """|dW_i|^2 of the layer, as each of the tasks entered with it."""
     return entry_energies(job.module, job.members, job.build)
 
 
-def profiled(job: BuildJob) -> LayerOptions:
+def profile_job(job: BuildJob) -> LayerOptions:
     """What the split of a byte budget needs to know of the layer."""
     return profile_layer(job.module, job.members, job.build)
 
@@ -337,7 +343,7 @@ def make_layer(
     shape: ModuleShape,
     members: Sequence[Adapter],
     build: Build,
-    choice: Choice | None = None,
+    choice: LayerChoice | None = None,
 ) -> LayerResult:
     """One layer of a Share model from all the adapters that adapt it.
 
@@ -366,7 +372,7 @@ def _in_memory(
     shape: ModuleShape,
     members: Sequence[Adapter],
     build: Build,
-    choice: Choice | None,
+    choice: LayerChoice | None,
 ) -> LayerResult:
     if choice is not None:
         return budget_layer(module, shape, members, build, choice)

@@ -39,10 +39,10 @@ from sharespace.subspace.project import Projection, project
 
 
 @dataclass(frozen=True)
-class Choice:
-    """How the budget stores a module."""
+class LayerChoice:
+    """How the budget stores a module: an option, and the ranks of updates stored per task."""
 
-    point: LayerOption
+    option: LayerOption
     own_ranks: tuple[int, ...]
     """Columns of each task where all tasks are stored on their own."""
 
@@ -75,14 +75,14 @@ def profile_layer(module: str, members: Sequence[Adapter], build: Build) -> Laye
 
 
 def budget_layer(
-    module: str, shape: ModuleShape, members: Sequence[Adapter], build: Build, choice: Choice
+    module: str, shape: ModuleShape, members: Sequence[Adapter], build: Build, choice: LayerChoice
 ) -> LayerResult:
     """One layer of a Share model that is kept to a byte budget."""
     problem = read_problem(module, members, build)
-    if choice.point.is_own:
+    if choice.option.is_own:
         layer, result = per_task_layer(shape, problem.updates, choice.own_ranks, build.dtype)
     else:
-        layer, result = _mixed_layer(shape, problem, members, build, choice.point)
+        layer, result = _mixed_layer(shape, problem, members, build, choice.option)
     return by_name(members, layer, result, problem.updates.norms)
 
 
@@ -91,10 +91,10 @@ def _mixed_layer(
     problem: UpdateProblem,
     members: Sequence[Adapter],
     build: Build,
-    point: LayerOption,
+    option: LayerOption,
 ) -> tuple[LayerSubspace, Projection]:
     weighed = _weighed(problem, members, build)
-    groups = allocate(weighed, point, build.itemsize, build.dimension.budget)
+    groups = allocate(weighed, option, build.itemsize, build.dimension.budget)
     subspaces = [_group(shape, group.bases, build) for group in groups]
     whole = side_by_side(subspaces)
     certificates = [

@@ -39,7 +39,7 @@ class LayerResult:
     lost: Mapping[str, float]
     """Absolute norm of what each task lost."""
     norms: Mapping[str, float]
-    """|dW_i| of each task."""
+    """Task -> |dW_i|, the Frobenius norm of its update."""
 
 
 @dataclass(frozen=True, eq=False)

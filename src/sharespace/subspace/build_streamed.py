@@ -47,7 +47,7 @@ from sharespace.subspace.merge_layer import (
 )
 
 CHUNK_BYTES = 1 << 25
-"""Of factors at once: larger chunks are not faster."""
+"""Bytes of the factors that are in memory at once: larger chunks are not faster."""
 FIRST_GUESS = 64
 """k with which the search for an explained variance group_offsets."""
 

@@ -105,7 +105,7 @@ class Coefficients(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes as stored."""
+        """Bytes of its tensors as they are stored."""
         return tensor_bytes(*self.stored_tensors().values())
 
     @property
@@ -267,9 +267,9 @@ class Factors(_InSubspace):
     """A task in coordinates of the subspace: core C = left @ right.T."""
 
     left: Tensor
-    """E, k_left x p."""
+    """E, the coordinates in the left basis: k_left x p."""
     right: Tensor
-    """F, k_right x p."""
+    """F, the coordinates in the right basis: k_right x p."""
     offset: tuple[int, int] = field(default=(0, 0), kw_only=True)
 
     keys = ("left", "right")
@@ -290,7 +290,7 @@ class Factors(_InSubspace):
 
     @property
     def p(self) -> int:
-        """The pseudo-rank."""
+        """The pseudo-rank: columns of E and F."""
         return self.left.shape[1]
 
     @property
@@ -350,7 +350,7 @@ class Core(_InSubspace):
     """A task in coordinates of the subspace, where p = min(k_left, k_right)."""
 
     matrix: Tensor
-    """C, k_left x k_right."""
+    """C, the core between both bases: k_left x k_right."""
     offset: tuple[int, int] = field(default=(0, 0), kw_only=True)
 
     keys = ("core",)
@@ -441,9 +441,9 @@ class PerTask(Coefficients):
     """A task's update outside the subspace: dW = left @ right.T, its own truncated SVD."""
 
     left: Tensor
-    """P, n x q."""
+    """P, the left factor of the update itself: n x q."""
     right: Tensor
-    """Q, d x q."""
+    """Q, the right factor of the update itself: d x q."""
 
     # The stored format named them before these updates were called "stored per task".
     keys = ("private_left", "private_right")

@@ -29,7 +29,7 @@ class LayerFidelity:
 
     relative_error: float
     bound: float
-    """By the ledger; an upper bound whatever happened since entry."""
+    """The bound of the ledger: it holds whatever happened since entry."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class UpdateTally:
 
     updates: int = 0
     nbytes: int = 0
-    """As stored; of those in a subspace without its bases, which are common."""
+    """Bytes as stored; of updates in a subspace without its bases, which are common."""
 
     def __add__(self, other: UpdateTally) -> UpdateTally:
         return UpdateTally(self.updates + other.updates, self.nbytes + other.nbytes)
@@ -215,12 +215,12 @@ class StorageTally:
 
     @property
     def inside(self) -> UpdateTally:
-        """In the subspace."""
+        """The updates in the subspace."""
         return self.whole + self.leading
 
     @property
     def total(self) -> UpdateTally:
-        """All of them."""
+        """All updates, those that are stored not at all included."""
         return self.inside + self.per_task + self.nothing
 
     def __add__(self, other: StorageTally) -> StorageTally:
@@ -243,7 +243,7 @@ class ModelStorage:
 
     @property
     def total(self) -> StorageTally:
-        """Of all updates."""
+        """The updates of all layers, by the way in which they are stored."""
         return sum(self.layers.values(), StorageTally())
 
 

@@ -47,11 +47,11 @@ class LayerSubspace:
     """n x k_left, orthonormal columns (to the rounding of its dtype). With ``groups``: their bases
     side by side; only the columns of one group are orthonormal."""
     right_basis: Tensor
-    """d x k_right, likewise."""
+    """The right basis, d x k_right, with orthonormal columns as well."""
     cap: tuple[int, int] | None = None
     """Largest (k_left, k_right) that a merge may grow to; None: as many as needed."""
     certificate: Certificate | None = None
-    """Of the build or of the last merge that truncated; None where there was none."""
+    """Certificate of the build or of the last merge that truncated; None where there was none."""
     streamed: bool = False
     """Adapters came into it out of core, because they did not fit in the memory given."""
     groups: tuple[tuple[int, int], ...] = ()
@@ -74,7 +74,7 @@ class LayerSubspace:
 
     @property
     def k(self) -> tuple[int, int]:
-        """(k_left, k_right)."""
+        """Directions of the left and of the right basis: (k_left, k_right)."""
         return self.left_basis.shape[1], self.right_basis.shape[1]
 
     @property

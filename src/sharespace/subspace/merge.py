@@ -32,7 +32,7 @@ from sharespace.subspace.build import (
     MergeJob,
     Progress,
     build_layers,
-    gathered,
+    collect_results,
     make_layer,
     merge_one_layer,
     new_task,
@@ -106,7 +106,7 @@ def merge(
     )
     modules = list(common_shapes(adapters))
     jobs = (MergeJob(m, model, [a for a in adapters if m in a.shapes], build) for m in modules)
-    results = gathered(modules, executor.map(merged, jobs), progress)
+    results = collect_results(modules, executor.map(merge_job, jobs), progress)
     return with_results(model, results, [(a, None) for a in adapters], "merge")
 
 
@@ -122,15 +122,17 @@ def with_results(
         newcomers: each with the task that it was in another Share model, whose ledger goes on.
     """
     layers = {**model.layers, **{m: r.layer for m, r in results.items()}}
-    known = [_moved(task, results, event, model.dtype) for task in model.tasks.values()]
+    known = [_re_expressed(task, results, event, model.dtype) for task in model.tasks.values()]
     new = [
-        new_task(a, results, event, model.dtype, t.ledger if t else None, t is not None)
+        new_task(a, results, event, model.dtype, t.ledger if t else None, exact=t is not None)
         for a, t in newcomers
     ]
     return model.with_layers(layers).with_tasks([*known, *new])
 
 
-def _moved(task: Task, results: Mapping[str, LayerResult], event: str, dtype: torch.dtype) -> Task:
+def _re_expressed(
+    task: Task, results: Mapping[str, LayerResult], event: str, dtype: torch.dtype
+) -> Task:
     """A known task with its new coefficients; the ledger only grows when something was lost."""
     own = {m: r for m, r in results.items() if task.name in r.coefficients}
     if not own:
@@ -162,7 +164,7 @@ def _rule_for_new_layers(settings: BuildSettings) -> Dimension:
     return Dimension(k=settings.cap) if settings.cap else Dimension(variance=1.0)
 
 
-def merged(job: MergeJob) -> LayerResult:
+def merge_job(job: MergeJob) -> LayerResult:
     """One layer with the newcomers in it."""
     model, module, members, build = job.model, job.module, job.members, job.build
     if module not in model.layers:

@@ -21,7 +21,7 @@ class PaperCount:
     """The paper's own count: the coefficients that are trained per task, nothing else."""
 
     parameters: int
-    """Coefficients of all tasks."""
+    """Numbers of the coefficients of all tasks."""
     nbytes: int
 
 
@@ -48,10 +48,10 @@ class StorageSummary:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What `init` would give."""
+    """What ``init`` would give for a list of adapters, and whether it is worth it."""
 
     bytes: Bytes
-    """As Share, and what the adapters take now."""
+    """Bytes as a Share model, and what the adapters take now."""
     paper_count: PaperCount
     break_even: int | None
     """From how many adapters like these the Share model is the smaller one; None: never."""
@@ -96,7 +96,7 @@ def plan(model: ShareModel, adapters: Sequence[Adapter]) -> BuildPlan:
 
 
 def storage(model: ShareModel) -> StorageSummary:
-    """What each update became."""
+    """How many updates are in the subspace or stored per task, and their bytes."""
     tally = tally_storage(model.tasks.values(), model.layers)
     groups = [len(layer.groups) for layer in model.layers.values()]
     ranks = [c.rank for t in model.tasks.values() for c in t.coefficients.values()]

@@ -75,7 +75,7 @@ class CkaMatrix:
     """Linear CKA of every pair of adapters."""
 
     names: tuple[str, ...]
-    """Of the rows and of the columns."""
+    """Names of the adapters of the rows, and of the columns."""
     values: tuple[tuple[float | None, ...], ...]
     """0 to 1, symmetric; None where a pair has no module in common (or only zero updates)."""
 
@@ -117,11 +117,11 @@ def linear_cka(
     spanned = [_representation(u, side, centred) for u in updates]
     self_products = [_product(x, x) for x in spanned]
     matrix: list[list[float | None]] = [[None] * len(updates) for _ in updates]
-    for i, one in enumerate(spanned):
-        for j, other in enumerate(spanned[: i + 1]):
+    for i, first in enumerate(spanned):
+        for j, second in enumerate(spanned[: i + 1]):
             scale = (self_products[i] * self_products[j]) ** 0.5
             if scale > 0:
-                matrix[i][j] = matrix[j][i] = min(1.0, _product(one, other) / scale)
+                matrix[i][j] = matrix[j][i] = min(1.0, _product(first, second) / scale)
     return matrix
 
 
@@ -138,8 +138,8 @@ def _representation(update: LayerUpdate, side: UpdateSide, centred: bool) -> Ten
     return rows / size if size > 1e-12 * whole else torch.zeros_like(rows)
 
 
-def _product(one: Tensor, other: Tensor) -> float:
-    return float((one.mT @ other).square().sum())
+def _product(first: Tensor, second: Tensor) -> float:
+    return float((first.mT @ second).square().sum())
 
 
 def adapters_cka(
@@ -175,19 +175,19 @@ class BasisChange:
     """One basis before and after a step."""
 
     k: tuple[int, int]
-    """Dimension before, after."""
+    """Dimension before and after."""
     angles: tuple[float, ...]
     """The min(k) principal angles, ascending, in radians. All 0: the smaller one lies in the larger
     (a merge that only added directions)."""
 
     @property
     def mean_angle(self) -> float:
-        """Radians."""
+        """Mean of the principal angles, in radians."""
         return fmean(self.angles)
 
     @property
     def max_angle(self) -> float:
-        """Radians."""
+        """Largest of the principal angles, in radians."""
         return self.angles[-1]
 
     @property

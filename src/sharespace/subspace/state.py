@@ -40,9 +40,10 @@ CALIBRATE = "calibrate"
 """Event of a ledger: coefficients were moved on purpose, so far from what the task came as."""
 
 _NEGLIGIBLE = 1e-5
-"""Of a module's norm: what an exact merge may round away."""
+"""Fraction of a module's norm that an exact merge may round away."""
 
 _BASIS_IDS: WeakKeyDictionary[ShareModel, str] = WeakKeyDictionary()
+"""What ``basis_id`` has computed already."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ class Ledger:
         return float(self.norms.square().sum().sqrt())
 
     @property
-    def segment(self) -> int:
+    def segment_start(self) -> int:
         """Index of the first event that counts: the last finetune, which made the task anew."""
         return self._segment_before(len(self.events))
 
@@ -105,7 +106,7 @@ class Ledger:
     def bounds(self) -> Tensor:
         """float64 [modules]: absolute bound on each module's error since the last finetune; the
         sum, by the triangle inequality (a root of the sum of squares would not be a bound)."""
-        return self.truncations[:, self.segment :].sum(dim=1)
+        return self.truncations[:, self.segment_start :].sum(dim=1)
 
     @property
     def bound(self) -> float:
@@ -116,8 +117,8 @@ class Ledger:
     def earlier_bound(self) -> float:
         """Bound on the relative error that the task had reached before the last finetune, since
         the finetune before that one where there was one; 0 without a finetune."""
-        start = self._segment_before(self.segment)
-        return self._relative(self.truncations[:, start : self.segment].sum(dim=1))
+        start = self._segment_before(self.segment_start)
+        return self._relative(self.truncations[:, start : self.segment_start].sum(dim=1))
 
     def _relative(self, bounds: Tensor) -> float:
         total = self.total_norm
@@ -127,13 +128,13 @@ class Ledger:
     def estimates(self) -> Tensor:
         """float64 [modules]: root of the summed squares since the last finetune; what the error is
         where the events lost things orthogonal to each other."""
-        return self.truncations[:, self.segment :].square().sum(dim=1).sqrt()
+        return self.truncations[:, self.segment_start :].square().sum(dim=1).sqrt()
 
     @property
     def measured(self) -> bool:
         """True while all but one event took no more than rounding, so that the ledger is the error
         itself."""
-        counted = self.truncations[:, self.segment :]
+        counted = self.truncations[:, self.segment_start :]
         if not counted.shape[1]:
             return True
         # Rounding adds up whatever its direction; two truncations may also cancel in part.
@@ -196,7 +197,7 @@ class BuildSettings:
     budget: int | None = option(None, least=0)
     """Bytes that bases and coefficients may take together; None: no limit."""
     seed: int = option(0)
-    """Of the randomised range finder."""
+    """Seed of the randomised range finder."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -227,12 +228,12 @@ class ShareModel:
 
     @property
     def shapes(self) -> dict[str, ModuleShape]:
-        """Adapted module -> shape."""
+        """The shape of every adapted module, by its path in the base model."""
         return {name: layer.shape for name, layer in self.layers.items()}
 
     @property
     def fingerprint(self) -> str:
-        """Of the adapted modules' names and shapes."""
+        """Identity of the adapted modules' names and shapes."""
         return fingerprint(self.shapes)
 
     def task(self, name: str) -> Task:

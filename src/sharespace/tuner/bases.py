@@ -23,7 +23,7 @@ class LocatedShare:
     """A Share model, and what a configuration keeps to find the same one again."""
 
     model: ShareModel
-    """The model itself."""
+    """The model that was found."""
     version: int | None
     """Version of the store; None where the model came from memory."""
     basis_id: str

@@ -30,9 +30,9 @@ class StartValues:
     right_coefficients: Tensor
     """[F; f], (k_right + phi_right) x p."""
     left_temporary: Tensor
-    """beta', n x phi_left."""
+    """beta', the temporary left directions: n x phi_left."""
     right_temporary: Tensor
-    """alpha', d x phi_right."""
+    """alpha', the temporary right directions: d x phi_right."""
     core: Tensor | None = None
     """C, p x p, of the form "core"; None: the form "factors", C = I and not trained."""
 
@@ -68,9 +68,9 @@ def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: i
         raise OptionError(f"p={p}", f"the task has p={own}", "Leave p out, or give at least that")
     added = max((p or own) - own, 0)
     generator = torch.Generator().manual_seed(seed)
-    extra = _unit_scale(layer.k[1], added, generator)
-    left = torch.cat([left, torch.zeros(layer.k[0], extra.shape[1])], dim=1)
-    right = torch.cat([right, extra], dim=1)
+    new_columns = _unit_scale(layer.k[1], added, generator)
+    left = torch.cat([left, torch.zeros(layer.k[0], new_columns.shape[1])], dim=1)
+    right = torch.cat([right, new_columns], dim=1)
     return StartValues(left, right, torch.zeros(n, 0), torch.zeros(d, 0))
 
 

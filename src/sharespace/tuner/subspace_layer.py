@@ -33,8 +33,8 @@ from sharespace.subspace.adapter import LayerUpdate
 from sharespace.tuner.modules import is_transposed
 from sharespace.tuner.start import StartValues
 
-_MUCH_SMALLER = 4
-"""So many times smaller than x must alpha^T x be to go through it."""
+_NARROW_RATIO = 4
+"""The way through alpha^T x is taken where x is at least this many times wider."""
 
 _LEFT, _RIGHT = "sharespace_left_coefficients", "sharespace_right_coefficients"
 
@@ -56,7 +56,7 @@ class SubspaceLayer(BaseTunerLayer):
     left_basis: Tensor
     """beta, n x k_left; a buffer that all adapters of the layer share."""
     right_basis: Tensor
-    """alpha, d x k_right."""
+    """alpha, d x k_right; a buffer as well."""
 
     def __init__(self, base_layer: nn.Module, left_basis: Tensor, right_basis: Tensor) -> None:
         self.base_layer = base_layer
@@ -358,7 +358,7 @@ class SubspaceLinear(nn.Module, SubspaceLayer):
         coefficients = self.sharespace_right_coefficients[name]
         d, k = self.right_basis.shape
         learns = self.training and torch.is_grad_enabled() and coefficients.requires_grad
-        if not learns or name in self.sharespace_right_temporary or d < _MUCH_SMALLER * k:
+        if not learns or name in self.sharespace_right_temporary or d < _NARROW_RATIO * k:
             return functional.linear(x, self._right(name).mT)
         z = functional.linear(x, self.right_basis.to(coefficients.dtype).mT)
         return functional.linear(z, coefficients.mT)

@@ -158,7 +158,7 @@ def test_convolutions() -> None:
 
 
 def test_other_forms_and_missing_modules() -> None:
-    """Whole cores, larger p, private updates, and a task that lacks a module."""
+    """Whole cores, larger p, updates stored per task, and a task that lacks a module."""
     model = bert()
     share = shared(model, "classifier")
     names = list(share.model.layers)
@@ -337,7 +337,7 @@ def test_memory_does_not_grow_with_the_tasks(tmp_path: Path) -> None:
         with mixed.tasks([name]):
             sizes.append(mixed.slots.nbytes)
     assert len(set(sizes[2:])) == 1
-    assert not stored.model.tasks._read  # type: ignore[attr-defined]
+    assert not stored.model.tasks._cache  # type: ignore[attr-defined]
 
 
 def test_passes_in_inference_mode_and_outside() -> None:

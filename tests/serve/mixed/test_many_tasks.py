@@ -85,7 +85,7 @@ def test_only_the_tasks_in_use_are_read(count: int, stores: dict[int, Path], rea
     assert sorted(roles) == ["basis", *["task"] * USED], "each file once, and no other"
     assert len(reads.others) == 2, "share.json and one manifest"
     assert len(mixed.slots.at_hand) == USED
-    assert not share.model.tasks._read, "nothing is remembered twice"  # type: ignore[attr-defined]
+    assert not share.model.tasks._cache, "nothing is remembered twice"  # type: ignore[attr-defined]
 
 
 def test_what_is_kept_is_the_same_for_any_number(stores: dict[int, Path]) -> None:

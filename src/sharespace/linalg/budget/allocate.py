@@ -25,23 +25,25 @@ from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.updates import CanonicalUpdates, captured, seen_by
 
 _PRICE_RANGE = 1e-30, 1e6
-"""Of a byte: weighed energies are at most 1 a task, and nothing below the rounding of float64
-counts."""
+"""Least and largest price of a byte: weighed energies are at most 1 a task, and nothing below the
+rounding of float64 counts."""
 _BISECTIONS = 48
-"""Of the price's logarithm: after so many the price is known to 3e-13 of itself."""
+"""Bisections of the logarithm of the price, after which it is known to 3e-13 of itself."""
 _PRICE_STEPS = 56
 """Prices at which the options of a grouping are taken."""
 _PRICE_RATIO = 1.6
-"""Between two of them: over 56 steps the lost energy falls by about 1e11."""
+"""Ratio of a price to the one before: over 56 steps the lost energy falls by about 1e11."""
 
 _LEADERS = 40
-"""At most so many are asked; a group of a tenth of the tasks is missed once in 70 times."""
+"""Most tasks that propose a group: such a task, the leader, offers its own directions, and the
+tasks join whose energy lies mostly in them. A group of a tenth of the tasks is missed once in 70
+times."""
 _MOST_GROUPS = 12
-"""Subspaces of groups in a layer; tasks of further groups are in the one for all the rest."""
+"""Most groups of a layer; the tasks of further groups are in the subspace of the rest."""
 _LEAST_TASKS = 3
-"""In a group: smaller ones are with the rest."""
+"""Fewest tasks of a group; the tasks of smaller ones are in the subspace of the rest."""
 _HELD = 0.5
-"""Part of a member's energy in its leader's directions, both sides together."""
+"""Least fraction of a member's energy in its leader's directions, both sides together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class LayerOptions:
     """All that the split of a budget needs to know of a layer."""
 
     sides: int
-    """n + d."""
+    """n + d, the numbers of one direction on both sides."""
     itemsize: int
     """s, bytes of a stored number."""
     own: Tensor
@@ -161,7 +163,8 @@ def split_budget(offers: Sequence[Sequence[LayerOption]], budget: int) -> list[L
     Never more than own SVDs alone would lose at the same bytes.
 
     Args:
-        offers: the options of each layer; the one of no bytes is among them.
+        offers: the options of each layer; an option of 0 bytes (the layer is left out) is among
+            them.
         budget: bytes of all layers together.
     """
     only_own = [[option for option in options if option.is_own] for options in offers]
@@ -292,7 +295,7 @@ class TaskGroup:
     tasks: tuple[int, ...]
     """Their numbers in the layer."""
     problem: UpdateProblem
-    """Of these tasks alone."""
+    """The updates of these tasks alone, with their weights."""
     options: TaskOptions
 
     @classmethod

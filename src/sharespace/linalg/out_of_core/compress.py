@@ -101,7 +101,7 @@ def compress(reader: FactorReader, search: FrameSearch) -> CompressedTasks:
     """
     first = range_search(reader, search.k, search.entry_norms, search.seed)
     own = first.needs_own(search.k)
-    left, right = _frames(first.with_own(reader) if own else first.columns, search)
+    left, right = _frames(first.with_task_directions(reader) if own else first.columns, search)
     norms = first.norms
     del first  # Its two matrices are as large as the frames.
     best = coordinates(reader, left, right, norms, search.entry_norms, power=own)

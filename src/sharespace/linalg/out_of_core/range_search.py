@@ -28,7 +28,7 @@ from sharespace.linalg.out_of_core.factor_chunks import (
     sides,
     zero_sum,
 )
-from sharespace.linalg.problem import SAMPLE
+from sharespace.linalg.problem import SAMPLE_COLUMNS
 from sharespace.linalg.truncated import (
     orthonormal_float64,
     rayleigh_ritz,
@@ -52,8 +52,8 @@ class FirstPass:
     total: float
     """Weighed energy of all tasks."""
     captured: tuple[Tensor, Tensor]
-    """float64, descending: energies along directions of the test matrices; what the directions
-    above hold never falls short of their sums."""
+    """float64, descending: energies along directions of the test matrices. The directions ``left``
+    and ``right`` hold at least the sums of these."""
     own: OwnDirections
 
     def needs_own(self, k: tuple[int, int]) -> bool:
@@ -67,7 +67,7 @@ class FirstPass:
         """All directions, of length 1, without those of single tasks."""
         return unit_columns(self.left), unit_columns(self.right)
 
-    def with_own(self, reader: FactorReader) -> tuple[Tensor, Tensor]:
+    def with_task_directions(self, reader: FactorReader) -> tuple[Tensor, Tensor]:
         """All directions with those of single tasks, which are read again."""
         left, right = (
             torch.cat(pair, dim=1) for pair in zip(self.columns, self.own.read(reader), strict=True)
@@ -112,7 +112,9 @@ def _test_matrices(
 ) -> list[Tensor]:
     """n x l and d x l', orthonormal: leading directions of a random sample, and random columns."""
     columns = sum(reader.ranks)
-    wanted = SAMPLE * max(sketch_width(most, max(reader.n, reader.d), columns) for most in k)
+    wanted = SAMPLE_COLUMNS * max(
+        sketch_width(most, max(reader.n, reader.d), columns) for most in k
+    )
     tasks = sample_tasks(reader, generator, wanted)
     chunk = read_chunk(reader, tasks)
     task_weights = chunk_weights(chunk, entry_norms)
@@ -125,8 +127,8 @@ def _test_matrices(
         for _ in range(SAMPLE_STEPS):
             pushed = zero_sum(test)
             add_power(factor, gram, task_weights, factor_seen(factor, test), pushed.mT)
-            turned = unit_columns(pushed @ rayleigh_ritz(test, pushed)[1].to(pushed))
-            test = orthonormal_float64(turned)
+            ritz_vectors = unit_columns(pushed @ rayleigh_ritz(test, pushed)[1].to(pushed))
+            test = orthonormal_float64(ritz_vectors)
         if not whole:
             fresh = _random(side, max(test.shape[1] - most, 0), reader, generator)
             test = orthonormal_float64(torch.cat([test[:, :most], fresh], dim=1))
