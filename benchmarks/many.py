@@ -3,7 +3,7 @@
 Every contender gets the same bytes, a fraction of the adapters' own (float32). Strangers, relatives
 and a mix of groups and independently trained adapters, all trained here (``many_sets``). What is
 *stored* is measured for own SVDs and for the budget, in the dtype and with every byte of the files;
-the other contenders are known from the energies in their bases, before any sweep. """
+the other contenders are known from the energies in their bases, before any sweep."""
 
 from __future__ import annotations
 
