@@ -17,6 +17,7 @@
     |- ClusterError (RuntimeError)        the processes that compute layers cannot be used
     |- ServeError (RuntimeError)          a server cannot take a request now
     |  |- QueueFullError                  too many requests wait already
+    |  |- NoAnswerError                   the model's output for a request is not finite
     |  `- UnavailableError                it is shutting down
     `- StoreError (OSError)               a Share model on disk cannot be read or written
        |- StoreNotFoundError              there is none at that path
@@ -129,6 +130,10 @@ class ServeError(SharespaceError, RuntimeError):
 
 class QueueFullError(ServeError):
     """Too many requests wait already."""
+
+
+class NoAnswerError(ServeError):
+    """The model's output for a request is not finite, so that there is no answer."""
 
 
 class UnavailableError(ServeError):

@@ -93,12 +93,17 @@ class Tokenizer(Protocol):
     eos_token_id: int | list[int] | None
     padding_side: str
     chat_template: str | None
+    all_special_tokens: Sequence[str]
+    all_special_ids: Sequence[int]
 
     def __call__(self, text: str, *, add_special_tokens: bool = ...) -> Mapping[str, Sequence[int]]:
         """Token ids of one text, under ``input_ids``."""
 
     def __len__(self) -> int:
         """Number of tokens in the vocabulary."""
+
+    def get_vocab(self) -> Mapping[str, int]:
+        """Text -> id of every token."""
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of token ids."""

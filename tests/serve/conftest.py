@@ -29,9 +29,10 @@ from transformers import (
 from serve.mixed.test_batch import with_heads, without_heads
 from sharespace import Share
 from sharespace.serve.base_model import ServedModel
+from sharespace.serve.connections import ConnectionLimits
 from sharespace.serve.engine import Engine, EngineLimits
 from sharespace.serve.http import HttpSettings, make_app
-from sharespace.serve.process import load_base
+from sharespace.serve.process import ServeSettings, load_base, server_config
 from tuner.spaces import seeded, space
 
 TASKS = ("a", "b", "c")
@@ -111,12 +112,26 @@ def engine_of(folder: Path, share: Share, **limits: Any) -> Iterator[Engine]:
 
 
 @contextmanager
-def server_of(engine: Engine, path: Path | None = None, **settings: Any) -> Iterator[str]:
+def server_of(
+    engine: Engine,
+    path: Path | None = None,
+    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - it is frozen
+    stored: Share | None = None,
+    **settings: Any,
+) -> Iterator[str]:
     """The address of a server on a free port, on a real socket."""
-    app = make_app(engine, path=path, settings=HttpSettings(**{"admin_token": ADMIN, **settings}))
+    http = HttpSettings(**{"admin_token": ADMIN, **settings})
+    app = make_app(engine, path=path, settings=http, stored=stored)
+    with address_of(app, limits) as address:
+        yield address
+
+
+@contextmanager
+def address_of(app: Any, limits: ConnectionLimits) -> Iterator[str]:
+    """The address of any app."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    server = uvicorn.Server(server_config(app, ServeSettings(connections=limits)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -225,7 +225,7 @@ def test_a_full_queue_and_an_answer_that_takes_too_long(llama: Path, texts: Shar
 
 def test_tasks_come_and_go(llama: Path, texts: Share, tmp_path: Path) -> None:
     store, adapter = tmp_path / "s.share", tmp_path / "new"
-    texts.save(store)
+    Share(texts.model).save(store)
     texts.export("a", adapter)
     headers = {"authorization": f"Bearer {ADMIN}"}
     with engine_of(llama, Share.load(store)) as engine, server_of(engine, path=store) as address:

@@ -38,7 +38,7 @@ def command(*arguments: str) -> subprocess.Popen[str]:
 
 def test_from_start_to_sigterm(llama: Path, texts: Share, tmp_path: Path) -> None:
     store, port = tmp_path / "s.share", free_port()
-    texts.save(store)
+    Share(texts.model).save(store)
     with command(str(store), "--base", str(llama), "--name", "tiny", "--port", str(port)) as server:
         address = f"http://127.0.0.1:{port}"
         for _ in range(600):
@@ -62,7 +62,7 @@ def test_what_is_refused_before_it_listens(
     llama: Path, bert: Path, texts: Share, tmp_path: Path
 ) -> None:
     store = tmp_path / "s.share"
-    texts.save(store)
+    Share(texts.model).save(store)
     for options, said in (
         (ServeSettings(), "does not say which"),
         (ServeSettings(base=str(llama), name="a"), "is named as the base model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -435,8 +436,14 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the base model and every task over HTTP, as OpenAI's API has it."""
+    from sharespace.errors import OptionError
     from sharespace.extras import require
 
+    secrets = {"SHARESPACE_API_KEY": api_key, "SHARESPACE_ADMIN_TOKEN": admin_token}
+    for secret, value in secrets.items():
+        # click takes an empty variable for one that is not set; here it would leave a door open.
+        if value is None and os.environ.get(secret) == "":
+            raise OptionError(secret, "it is empty", "Set it to a token, or unset it")
     process = require("sharespace.serve.process", "serve")
     http = process.HttpSettings(
         answer_seconds=seconds, body_bytes=body, api_key=api_key, admin_token=admin_token

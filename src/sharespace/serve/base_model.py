@@ -6,14 +6,17 @@ once: every row samples its own tokens and ends by its own rule (``GeneratingRow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sharespace.errors import NoAnswerError, OptionError
 from sharespace.protocols import Tokenizer
 from sharespace.serve.mixed import MixedTasks
 from sharespace.serve.requests import (
@@ -28,6 +31,16 @@ from sharespace.serve.requests import (
 )
 from sharespace.serve.task_tokenizers import TaskTokenizer, TaskTokenizers
 
+_LOG = logging.getLogger(__name__)
+
+_NOT_ABOUT_CHOICES = frozenset(
+    (
+        *("transformers_version", "_from_model_config", "do_sample", "use_cache"),
+        *("eos_token_id", "bos_token_id", "pad_token_id"),
+    )
+)
+"""Entries of a generation_config that are used (eos_token_id) or say nothing by themselves."""
+
 _UNFINISHED = "\ufffd"
 """What tokenizers give for bytes that are not a whole character yet."""
 
@@ -41,6 +54,8 @@ class ServedModel:
     tokenizer: Tokenizer
     name: str
     """What the base model itself is called in requests."""
+    ends: frozenset[int] = field(init=False, default=frozenset())
+    """Tokens that end an answer."""
 
     @property
     def model(self) -> Any:
@@ -58,15 +73,106 @@ class ServedModel:
             kinds.append(Classify)
         return (*kinds, Embed)
 
-    @property
+    def __post_init__(self) -> None:
+        if self.model.can_generate():
+            object.__setattr__(self, "ends", self._own_ends())
+            self._use_requests_settings()
+
+    @cached_property
     def longest(self) -> int:
         """Most tokens of a prompt and its answer together."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        return 2048 if limit is None else int(limit)
+        limit = getattr(self._text_config, "max_position_embeddings", None)
+        # XLNet says -1, BLOOM nothing: neither has a limit of its own.
+        known = [int(limit)] if limit is not None and int(limit) > 0 else []
+        for table in self._position_tables:
+            # RoBERTa counts positions from its padding token's id on: of 514 rows 512 can be used.
+            lost = 0 if table.padding_idx is None else int(table.padding_idx) + 1
+            rows = int(table.weight.shape[0]) - int(getattr(table, "offset", 0))
+            # Other tables, such as those of a picture's patches, have another number of rows.
+            if limit is None or rows == limit:
+                known.append(rows - lost)
+        return min(known, default=2048)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Number of tokens that the model has an embedding for."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    def check(self, request: EngineRequest) -> None:
+        """Refuse what the model cannot run, before it meets other rows in a batch.
+
+        A token or a position without an embedding fails in the middle of a batch; on a GPU that is
+        an assertion in a kernel, after which the process can do nothing more.
+
+        Raises:
+            OptionError: the model does not take such requests, a token is not of its vocabulary,
+                the text is empty or too long, or a stop text cannot be met.
+        """
+        if type(request) not in self.kinds:
+            asked = type(request).__name__.lower()
+            why = f"it is a {type(self.model).__name__}, which cannot {asked}"
+            raise OptionError(f"base model {self.name!r}", why, "Ask what it can do")
+        if not request.tokens:
+            raise OptionError("input", "it is empty", "Give some text")
+        answer = request.sampling.max_tokens if isinstance(request, Generate) else 0
+        if len(request.tokens) + answer > self.longest:
+            raise OptionError(
+                f"input of {len(request.tokens)} tokens",
+                f"with {answer} tokens of answer it is longer than {self.longest}",
+                "Shorten it, or ask for fewer tokens",
+            )
+        for token in (min(request.tokens), max(request.tokens)):
+            if not 0 <= token < self.vocabulary:
+                why = f"the vocabulary has {self.vocabulary}"
+                raise OptionError(f"token {token}", why, "Give text instead")
+        if isinstance(request, Generate):
+            self._check_stop(request.task, request.sampling.stop)
+
+    def _check_stop(self, task: str | None, stop: Sequence[str]) -> None:
+        """Special tokens are no part of an answer's text, so only a whole one can be looked for."""
+        special = special_tokens(self.tokenizer_of(task).tokenizer) if stop else {}
+        for text in stop:
+            inside = [token for token in special if token and token in text]
+            if inside and text not in special:
+                why = f"the special token {inside[0]!r} is no part of an answer's text"
+                raise OptionError(f"stop={text!r}", why, f"Give {inside[0]!r} alone")
+
+    def check_length(self, characters: int) -> None:
+        """Refuse a text that is too long whatever its tokens are, without making tokens of it.
+
+        Raises:
+            OptionError: see above.
+        """
+        if characters > self._most_characters:
+            raise OptionError(
+                f"text of {characters} characters",
+                f"it has more tokens than the {self.longest} that fit",
+                "Shorten it",
+            )
+
+    @cached_property
+    def _most_characters(self) -> int:
+        # Normalisers may take characters away (several spaces, composed letters) before tokens are
+        # made; four times the longest token leaves room for them.
+        longest = max(map(len, self.tokenizer.get_vocab()), default=1)
+        return 4 * longest * self.longest
 
     @property
-    def ends(self) -> frozenset[int]:
-        """Tokens that end an answer."""
+    def _text_config(self) -> Any:
+        """The part of the model's config that is about text; the whole where there is one only."""
+        return self.model.config.get_text_config()
+
+    @cached_property
+    def _position_tables(self) -> list[Any]:
+        """Modules with one learned vector for each absolute position."""
+        tables = []
+        for name, module in self.model.named_modules():
+            own = name.rpartition(".")[2]
+            if ("position" in own or own in ("wpe", "pos_emb")) and hasattr(module, "padding_idx"):
+                tables.append(module)
+        return tables
+
+    def _own_ends(self) -> frozenset[int]:
         # Both are asked: chat models end a turn by a token that only the generation's
         # configuration names, and some name several.
         config = getattr(self.model, "generation_config", None)
@@ -87,56 +193,108 @@ class ServedModel:
         """
         return self._tokenizers.of(self.mixed.share, task)
 
+    def _use_requests_settings(self) -> None:
+        """Take the model's own generation settings away: requests say how an answer is made.
+
+        transformers would apply those that work on greedy choices (penalties, suppressed tokens)
+        and pass over the others (temperature, top_k), as the server samples by itself.
+        """
+        config = getattr(self.model, "generation_config", None)
+        if config is None:
+            return
+        # None, False, 0 and 1 turn each of these settings off.
+        set_there = {k: v for k, v in config.to_diff_dict().items() if v and v != 1}
+        unused = {k: v for k, v in set_there.items() if k not in _NOT_ABOUT_CHOICES}
+        if unused:
+            _LOG.warning(
+                "base model %r: %s of its generation_config are not used: requests say how an "
+                "answer is made",
+                self.name,
+                ", ".join(f"{name}={value!r}" for name, value in unused.items()),
+            )
+        self.model.generation_config = type(config)(
+            eos_token_id=sorted(self.ends) or None, bos_token_id=config.bos_token_id
+        )
+
     def generate(self, rows: Sequence[GeneratingRow]) -> None:
         """Continue all rows together, until each is finished; pieces of text go out on the way.
 
+        Rows that have tokens already go on after them.
+
         Args:
-            rows: at least one.
+            rows: at least one; prompts and answers together no longer than ``longest``.
         """
+        texts = [row.text_so_far for row in rows]
         with self.mixed.tasks([row.request.task for row in rows]):
             self.model.generate(
-                **self._padded_left([row.request.tokens for row in rows]),
-                max_new_tokens=max(row.request.sampling.max_tokens for row in rows),
+                **self._padded_left(texts),
+                max_new_tokens=max(row.remaining for row in rows),
                 # transformers has one setting of these for a whole batch. Here each row chooses its
                 # own tokens (_TokenChoice) and ends by its own rule (GeneratingRow).
                 do_sample=False,
                 num_beams=1,
-                pad_token_id=self._pad,
+                pad_token_id=self._pad(texts),
                 streamer=_RowStreamer(rows),
                 stopping_criteria=[_FinishedRows(rows)],
-                logits_processor=[_TokenChoice([row.request.sampling for row in rows])],
+                logits_processor=[_TokenChoice(rows)],
             )
 
     @torch.no_grad()
-    def classify(self, rows: Sequence[Classify]) -> list[ClassLogits]:
+    def classify(self, rows: Sequence[Classify]) -> list[ClassLogits | NoAnswerError]:
         """Logits of each row's own head; labels that a task's head does not have are left out."""
+        batch = self._padded(rows)
         with self.mixed.tasks([row.task for row in rows]):
-            logits = self.model(**self._padded(rows)).logits.float().cpu()
+            logits = self.model(**batch).logits.float().cpu()
         # MixedTasks fills up heads of fewer labels with -inf.
-        return [ClassLogits(tuple(x for x in row.tolist() if x != -torch.inf)) for row in logits]
+        values = [[x for x in row.tolist() if x != -torch.inf] for row in logits]
+        return [
+            ClassLogits(tuple(own)) if own and all(map(math.isfinite, own)) else _no_answer(row)
+            for own, row in zip(values, rows, strict=True)
+        ]
 
     @torch.no_grad()
-    def embed(self, rows: Sequence[Embed]) -> list[Vector]:
+    def embed(self, rows: Sequence[Embed]) -> list[Vector | NoAnswerError]:
         """Mean last hidden states, each scaled to length 1."""
         batch = self._padded(rows)
         with self.mixed.tasks([row.task for row in rows]):
             output = self.model(**batch, output_hidden_states=True)
-        # Summed in float32: a sum over thousands of tokens leaves the range of float16.
-        states = output.hidden_states[-1].float()
-        mask = batch["attention_mask"][..., None].float()
-        means = (states * mask).sum(1) / mask.sum(1)
+        # Summed in float32: a sum over thousands of tokens leaves the range of float16. Where, not
+        # times: a padded position may hold NaN.
+        mask = batch["attention_mask"][..., None].bool()
+        states = torch.where(mask, output.hidden_states[-1].float(), 0)
+        means = states.sum(1) / mask.float().sum(1)
         unit = torch.nn.functional.normalize(means, dim=1).cpu()
-        return [Vector(tuple(row.tolist())) for row in unit]
+        return [
+            Vector(tuple(own.tolist())) if own.isfinite().all() else _no_answer(row)
+            for own, row in zip(unit, rows, strict=True)
+        ]
 
-    @property
-    def _pad(self) -> int:
-        # Padding is masked wherever it stands, so any token will do where there is none for it.
-        return self.tokenizer.pad_token_id or 0
+    def _pad(self, texts: Sequence[Sequence[int]]) -> int:
+        """The padding token of a batch; the model's config says the same while it runs.
+
+        The config's goes first: models find positions (RoBERTa) and the token that a class is read
+        from (decoders) by it, whatever the tokenizer's is. Where the config has none that can be
+        used, a token that is in none of the texts cannot be taken for one of theirs.
+        """
+        config = self._text_config
+        own = self._own_pad
+        if own is None:
+            used = {token for text in texts for token in text}
+            own = next((i for i in range(self.vocabulary) if i not in used), 0)
+            config.pad_token_id = self.model.config.pad_token_id = own
+        return own
+
+    @cached_property
+    def _own_pad(self) -> int | None:
+        own = getattr(self._text_config, "pad_token_id", None)
+        # The first LLaMA's was -1, which is no token.
+        return own if isinstance(own, int) and 0 <= own < self.vocabulary else None
 
     def _padded(self, rows: Sequence[Classify] | Sequence[Embed]) -> dict[str, Tensor]:
-        """Padded on the side that the tokenizer says: encoders have absolute positions."""
+        """Padded on the right where positions are absolute; else as the tokenizer says."""
         texts = [row.tokens for row in rows]
-        if self.tokenizer.padding_side == "left":
+        # Padding before a text would move it to other positions than it has alone.
+        if self.tokenizer.padding_side == "left" and not self._position_tables:
             return self._padded_left(texts)
         reversed_batch = self._padded_left([text[::-1] for text in texts])
         return {name: tensor.flip(1) for name, tensor in reversed_batch.items()}
@@ -148,13 +306,29 @@ class ServedModel:
         written behind the last column.
         """
         longest = max(map(len, texts))
-        ids = torch.full((len(texts), longest), self._pad)
+        ids = torch.full((len(texts), longest), self._pad(texts))
         mask = torch.zeros(len(texts), longest, dtype=torch.long)
         for i, tokens in enumerate(texts):
             ids[i, longest - len(tokens) :] = torch.tensor(tokens)
             mask[i, longest - len(tokens) :] = 1
         device = self.model.device
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def special_tokens(tokenizer: Tokenizer) -> Mapping[str, int]:
+    """Text -> id of the tokens that are left out of answers."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {str(token.content): int(i) for i, token in added.items() if token.special}
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    return special | {str(text): int(i) for text, i in named}
+
+
+def _no_answer(request: EngineRequest) -> NoAnswerError:
+    """The error of a row whose numbers are not finite; it is that row's alone."""
+    whose = "the base model" if request.task is None else f"task {request.task!r}"
+    return NoAnswerError(
+        whose, "the model's output for this input is not finite", "Serve it with --dtype float32"
+    )
 
 
 class _RowStreamer:
@@ -169,7 +343,10 @@ class _RowStreamer:
             self._prompts_to_come = False
             return
         for row, token in zip(self._rows, value.flatten().tolist(), strict=True):
-            row.push(token)
+            try:
+                row.push(token)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's alone
+                row.fail(error)
 
     def end(self) -> None:
         """Nothing is kept back: each row ended with its own last piece."""
@@ -189,47 +366,26 @@ class _TokenChoice:
     """A logits processor that leaves each row one token: the one that it samples.
 
     Every row has a generator of its own, so that an answer with a seed does not depend on the other
-    rows of its batch.
+    rows of its batch. A row whose logits are not finite fails alone.
     """
 
-    def __init__(self, rows: Sequence[Sampling]) -> None:
+    def __init__(self, rows: Sequence[GeneratingRow]) -> None:
         self._rows = rows
-        self._generators = [_generator(row.seed) for row in rows]
 
     def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
-        for i, (row, generator) in enumerate(zip(self._rows, self._generators, strict=True)):
-            if row.temperature > 0:
-                token = _sample(scores[i], row, generator)
+        # -inf is a token that cannot be; NaN and +inf come from an overflow.
+        usable = (~(scores.isnan() | scores.isposinf()).any(1) & scores.isfinite().any(1)).tolist()
+        for i, row in enumerate(self._rows):
+            if row.finished:
+                continue
+            if not usable[i]:
+                row.fail(_no_answer(row.request))
+                scores[i] = 0
+            elif row.request.sampling.temperature > 0:
+                token = row.sample(scores[i])
                 scores[i] = -torch.inf
                 scores[i, token] = 0
         return scores
-
-
-def _generator(seed: int | None) -> torch.Generator:
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
-
-
-def _sample(scores: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """One token.
-
-    Args:
-        scores: logits [vocabulary].
-        sampling: its temperature is above 0.
-        generator: on the CPU.
-    """
-    # On the CPU, so that a seed gives the same answer on every device.
-    probabilities = (scores.float().cpu() / sampling.temperature).softmax(0)
-    if sampling.top_p < 1:
-        descending, order = probabilities.sort(descending=True)
-        # The probability of all tokens before each: the first token has 0 and always stays.
-        before = descending.cumsum(0) - descending
-        probabilities[order[before >= sampling.top_p]] = 0
-    return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
 class GeneratingRow:
@@ -241,7 +397,7 @@ class GeneratingRow:
         request: what is asked.
         tokenizer: of the base model.
         ends: tokens that end the answer.
-        hand_out: called with each piece of text, the last with its ``finish``.
+        hand_out: called with each piece of text, the last with its ``finish``; or with an error.
         cancelled: asked before each token; True ends the row without another piece.
     """
 
@@ -250,11 +406,14 @@ class GeneratingRow:
         request: Generate,
         tokenizer: Tokenizer,
         ends: frozenset[int],
-        hand_out: Callable[[Piece], None],
+        hand_out: Callable[[Piece | Exception], None],
         cancelled: Callable[[], bool],
     ) -> None:
         self.request = request
         self.finished = False
+        self._generator = _generator(request.sampling.seed)
+        self._sampled: tuple[int, int] | None = None
+        """(tokens before it, token) that was sampled last; it may not have been pushed yet."""
         self._tokenizer = tokenizer
         self._ends = ends
         self._hand_out = hand_out
@@ -263,6 +422,33 @@ class GeneratingRow:
         self._text = ""
         self._handed_out = 0
         """Characters of ``_text`` that went out already."""
+
+    @property
+    def text_so_far(self) -> tuple[int, ...]:
+        """Tokens of the prompt and of the answer up to now."""
+        return (*self.request.tokens, *self._tokens)
+
+    @property
+    def remaining(self) -> int:
+        """Most tokens that are still to come."""
+        return self.request.sampling.max_tokens - len(self._tokens)
+
+    def sample(self, scores: Tensor) -> int:
+        """The next token by the row's own settings, which is the same when it is asked again.
+
+        Args:
+            scores: logits [vocabulary], finite or -inf.
+        """
+        if self._sampled is None or self._sampled[0] != len(self._tokens):
+            token = _sample(scores, self.request.sampling, self._generator)
+            self._sampled = len(self._tokens), token
+        return self._sampled[1]
+
+    def fail(self, error: Exception) -> None:
+        """End with an error; the other rows of the batch go on."""
+        if not self.finished:
+            self.finished = True
+            self._hand_out(error)
 
     def push(self, token: int) -> None:
         """One more token; nothing happens once the row is finished."""
@@ -306,3 +492,33 @@ class GeneratingRow:
     def _finish(self, reason: str) -> None:
         self.finished = True
         self._hand_out(Piece(self._text[self._handed_out :], reason, len(self._tokens)))
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+def _sample(scores: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """One token.
+
+    Args:
+        scores: logits [vocabulary].
+        sampling: its temperature is above 0.
+        generator: on the CPU.
+    """
+    # On the CPU, so that a seed gives the same answer on every device. The largest is taken off
+    # first, and in float64: divided by a temperature of 3e-38 logits leave the range of float32,
+    # and the difference of two infinities is no number.
+    logits = scores.double().cpu()
+    probabilities = ((logits - logits.max()) / sampling.temperature).softmax(0)
+    if sampling.top_p < 1:
+        descending, order = probabilities.sort(descending=True)
+        # The probability of all tokens before each: the first token has 0 and always stays.
+        before = descending.cumsum(0) - descending
+        probabilities[order[before >= sampling.top_p]] = 0
+    return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -1,6 +1,6 @@
 """Requests of many tasks, put together into batches and run one batch at a time by one thread.
 
-Whoever asks from an event loop uses ``stream_text``, ``whole_text`` and ``single_answer``, which
+Whoever asks from an event loop uses ``stream_texts``, ``whole_texts`` and ``single_answers``, which
 carry answers from the engine's thread to the loop.
 """
 
@@ -11,9 +11,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from sharespace.errors import (
     MismatchError,
@@ -23,7 +24,7 @@ from sharespace.errors import (
     UnavailableError,
 )
 from sharespace.options import check_options, option
-from sharespace.serve.base_model import GeneratingRow, ServedModel
+from sharespace.serve.base_model import GeneratingRow, ServedModel, special_tokens
 from sharespace.serve.requests import (
     Classify,
     ClassLogits,
@@ -121,22 +122,55 @@ class Engine:
 
         Raises:
             TaskNotFoundError: the task is not in the Share model.
-            OptionError: the model does not take such requests, or the text is empty or too long.
+            OptionError: the model cannot run it, see ``ServedModel.check``.
             QueueFullError: too many wait already.
             UnavailableError: the engine is closing.
         """
-        self._check(request)
-        job = EngineJob(request, listen)
+        return self.submit_all([request], lambda _, answer: listen(answer))[0]
+
+    def submit_all(
+        self,
+        requests: Sequence[EngineRequest],
+        listen: Callable[[int, EngineAnswer | Exception], None],
+    ) -> list[EngineJob]:
+        """Queue several requests, all of them or none.
+
+        Args:
+            requests: what is asked.
+            listen: as for ``submit``, called with the number of the request first.
+
+        Raises:
+            OptionError: also where the queue could never hold so many.
+            Exception: as ``submit``; then nothing is queued.
+        """
+        if len(requests) > self.limits.queue:
+            raise OptionError(
+                f"{len(requests)} answers", f"the queue holds {self.limits.queue}", "Ask for fewer"
+            )
+        for request in requests:
+            if request.task is not None:
+                check_task(self.share, request.task)
+            self.served.check(request)
+        jobs = [EngineJob(request, partial(listen, i)) for i, request in enumerate(requests)]
         with self._changed:
             if self._closing or not self.alive:
                 raise UnavailableError("server", "it is shutting down", "Ask another one")
-            if len(self._waiting) >= self.limits.queue:
+            if len(self._waiting) + len(jobs) > self.limits.queue:
                 raise QueueFullError(
-                    "queue", f"{self.limits.queue} requests wait already", "Try again later"
+                    "queue",
+                    f"{len(self._waiting)} of {self.limits.queue} requests wait already",
+                    "Try again later",
                 )
-            self._waiting.append(job)
+            self._waiting.extend(jobs)
             self._changed.notify()
-        return job
+        return jobs
+
+    def cancel(self, jobs: Iterable[EngineJob]) -> None:
+        """Drop requests that nobody wants any more: they leave the queue, running rows end."""
+        for job in jobs:
+            job.cancelled = True
+        with self._changed:
+            self._waiting = deque(job for job in self._waiting if not job.cancelled)
 
     def replace(self, share: Share) -> None:
         """From the next batch on use another version.
@@ -164,27 +198,6 @@ class Engine:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _check(self, request: EngineRequest) -> None:
-        """Refuse what can be refused before it waits, so that it gets its answer at once."""
-        if type(request) not in self.served.kinds:
-            raise OptionError(
-                f"base model {self.served.name!r}",
-                f"it is a {type(self.served.model).__name__}, which cannot "
-                f"{type(request).__name__.lower()}",
-                "Ask what it can do",
-            )
-        if request.task is not None:
-            check_task(self.share, request.task)
-        answer = request.sampling.max_tokens if isinstance(request, Generate) else 0
-        if not request.tokens:
-            raise OptionError("input", "it is empty", "Give some text")
-        if len(request.tokens) + answer > self.served.longest:
-            raise OptionError(
-                f"input of {len(request.tokens)} tokens",
-                f"with {answer} tokens of answer it is longer than {self.served.longest}",
-                "Shorten it, or ask for fewer tokens",
-            )
-
     def _run(self) -> None:
         while (jobs := self._next_batch()) is not None:
             began = time.perf_counter()
@@ -210,20 +223,28 @@ class Engine:
 
     def _take(self) -> list[EngineJob]:
         """The oldest request and all that fit to it; those that nobody wants any more are gone."""
-        wanted = [job for job in self._waiting if not job.cancelled]
-        kind = type(wanted[0].request) if wanted else None
-        tasks: set[str | None] = set()
         taken: list[EngineJob] = []
         remaining: deque[EngineJob] = deque()
-        for job in wanted:
-            fits = len(taken) < self.limits.batch and self._has_slot(tasks, job.request.task)
-            if type(job.request) is kind and fits:
-                taken.append(job)
-                tasks.add(job.request.task)
-            else:
-                remaining.append(job)
+        for job in self._waiting:
+            if not job.cancelled:
+                (taken if self._fits(taken, job) else remaining).append(job)
         self._waiting = remaining
         return taken
+
+    def _fits(self, taken: Sequence[EngineJob], job: EngineJob) -> bool:
+        """Whether a request can run in one batch with these."""
+        if not taken:
+            return True
+        if len(taken) >= self.limits.batch or type(job.request) is not type(taken[0].request):
+            return False
+        if not self._has_slot({other.request.task for other in taken}, job.request.task):
+            return False
+        # transformers goes on with all rows until the last has ended: the one with the longest
+        # prompt must have positions for the longest answer.
+        rows = [r for r in (j.request for j in (*taken, job)) if isinstance(r, Generate)]
+        prompt = max((len(row.tokens) for row in rows), default=0)
+        answer = max((row.sampling.max_tokens for row in rows), default=0)
+        return prompt + answer <= self.served.longest
 
     def _has_slot(self, tasks: set[str | None], task: str | None) -> bool:
         """True where a batch of these tasks has a slot for one more."""
@@ -243,8 +264,9 @@ class Engine:
                 return
             _LOG.warning("a batch of %d failed; its rows are run one by one", len(jobs))
             for job in jobs:
-                # An answer that has begun cannot begin again.
-                job.answer(error) if job.answered else self._run_batch([job])
+                # An answer that has begun goes on where it was: its row holds its tokens.
+                if not job.finished and not job.cancelled:
+                    self._run_batch([job])
 
     def _still_known(self, jobs: list[EngineJob]) -> list[EngineJob]:
         """The jobs whose tasks were not removed while they waited; the others get their error."""
@@ -262,27 +284,28 @@ class Engine:
     def _answer(self, jobs: list[EngineJob]) -> None:
         requests = [job.request for job in jobs]  # All of one kind.
         if isinstance(requests[0], Generate):
-            self.served.generate(
-                [
-                    GeneratingRow(
-                        job.request,
-                        (own := self.served.tokenizer_of(job.request.task)).tokenizer,
-                        own.ends,
-                        job.answer,
-                        job.gone,
-                    )
-                    for job in jobs
-                    if isinstance(job.request, Generate)
-                ]
-            )
+            self.served.generate([self._row(job) for job in jobs])
             return
         classify = [r for r in requests if isinstance(r, Classify)]
         embed = [r for r in requests if isinstance(r, Embed)]
-        answers: Sequence[EngineAnswer] = (
+        answers: Sequence[EngineAnswer | Exception] = (
             self.served.classify(classify) if classify else self.served.embed(embed)
         )
         for job, answer in zip(jobs, answers, strict=True):
             job.answer(answer)
+
+    def _row(self, job: EngineJob) -> GeneratingRow:
+        """The job's row, which is made once: it goes on where a batch that failed has left it."""
+        if job.row is None:
+            if not isinstance(job.request, Generate):
+                raise TypeError(f"no text is asked by a {type(job.request).__name__}")
+            own, stop = self.served.tokenizer_of(job.request.task), job.request.sampling.stop
+            special = special_tokens(own.tokenizer) if stop else {}
+            stops = {special[text] for text in stop if text in special}
+            job.row = GeneratingRow(
+                job.request, own.tokenizer, own.ends | stops, job.answer, job.gone
+            )
+        return job.row
 
 
 @dataclass(eq=False)
@@ -296,13 +319,20 @@ class EngineJob:
     """Set by whoever no longer wants the answer; a running batch drops the row then."""
     began: float = field(default_factory=time.monotonic)
     """When the request came, by the monotonic clock."""
-    answered: bool = False
-    """True once a first piece has gone out."""
+    finished: bool = False
+    """True once the whole answer, or an error, has gone out."""
+    row: GeneratingRow | None = None
+    """The answer as far as it is, of a text; made when its first batch begins."""
 
     def answer(self, answer: EngineAnswer | Exception) -> None:
-        """Give an answer, or a piece of it, to the listener."""
-        self.answered = True
-        self.listen(answer)
+        """Give an answer, or a piece of it, to the listener; nothing after the last."""
+        if self.finished:
+            return
+        self.finished = not isinstance(answer, Piece) or answer.finish is not None
+        try:
+            self.listen(answer)
+        except Exception:  # noqa: BLE001 - one listener must not end the engine's thread
+            _LOG.warning("an answer found no listener", exc_info=True)
 
     def gone(self) -> bool:
         """True where nobody wants the answer any more."""
@@ -319,118 +349,89 @@ def check_task(share: Share, task: str) -> None:
         share.task(task)  # This raises the error.
 
 
-async def stream_text(engine: Engine, request: Generate, seconds: float) -> AsyncIterator[Piece]:
-    """A text piece by piece, to the one that has a ``finish``.
+async def stream_texts(
+    engine: Engine, requests: Sequence[Generate], seconds: float
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    """(number of the request, piece) in the order in which they come, until all have ended.
+
+    The first error ends all of it; so does leaving it early. Where one request is refused, none is
+    begun.
 
     Args:
         engine: that runs the model.
-        request: what is asked.
-        seconds: that the whole answer may take, the time in the queue included.
+        requests: what is asked.
+        seconds: that the answers may take, the time in the queue included.
 
     Raises:
-        asyncio.TimeoutError: the request's time is over.
-        Exception: as ``Engine.submit``, or what the engine met.
+        asyncio.TimeoutError: the time is over.
+        Exception: as ``Engine.submit_all``, or what the engine met.
     """
-    async with _submitted(engine, request, seconds) as reply:
-        while True:
-            piece = await reply.next()
+    async with _submitted(engine, requests, seconds) as replies:
+        open_streams = len(requests)
+        while open_streams:
+            number, piece = await replies.next()
             if not isinstance(piece, Piece):
                 raise TypeError(f"the engine gave a {type(piece).__name__} for a text")
-            yield piece
-            if piece.finish is not None:
-                return
+            open_streams -= piece.finish is not None
+            yield number, piece
 
 
-async def whole_text(engine: Engine, request: Generate, seconds: float) -> Piece:
-    """A text in one piece; arguments and errors as for ``stream_text``."""
-    text, last = "", None
-    async for last in stream_text(engine, request, seconds):
-        text += last.text
-    if last is None:
-        raise RuntimeError("the engine gave no answer")
-    return Piece(text, last.finish, last.tokens)
+async def whole_texts(engine: Engine, requests: Sequence[Generate], seconds: float) -> list[Piece]:
+    """One whole text for each request; arguments and errors as for ``stream_texts``."""
+    texts = [Piece("")] * len(requests)
+    async for number, piece in stream_texts(engine, requests, seconds):
+        texts[number] = Piece(texts[number].text + piece.text, piece.finish, piece.tokens)
+    return texts
 
 
-async def single_answer(
-    engine: Engine, request: Classify | Embed, seconds: float
-) -> ClassLogits | Vector:
-    """An answer that comes in one piece; arguments and errors as for ``stream_text``."""
-    async with _submitted(engine, request, seconds) as reply:
-        answer = await reply.next()
-    if isinstance(answer, Piece):
-        raise TypeError("the engine gave a text")
-    return answer
-
-
-async def merge_streams(
-    streams: Sequence[AsyncIterator[Piece]],
-) -> AsyncIterator[tuple[int, Piece]]:
-    """(number of the stream, piece), in the order in which they come.
-
-    The first error ends all of it; so does leaving it early.
-    """
-    queue: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue()
-
-    async def read(number: int, stream: AsyncIterator[Piece]) -> None:
-        try:
-            async for piece in stream:
-                queue.put_nowait((number, piece))
-            queue.put_nowait((number, None))
-        except Exception as error:  # noqa: BLE001 - raised again by the reader
-            queue.put_nowait((number, error))
-
-    readers = [asyncio.create_task(read(i, stream)) for i, stream in enumerate(streams)]
-    open_streams = len(readers)
-    try:
-        while open_streams:
-            number, item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                open_streams -= 1
-            else:
-                yield number, item
-    finally:
-        # Cancelled readers leave their streams, and so tell the engine to drop the rows.
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+async def single_answers(
+    engine: Engine, requests: Sequence[Classify | Embed], seconds: float
+) -> list[ClassLogits | Vector]:
+    """Answers that come in one piece each; arguments and errors as for ``stream_texts``."""
+    answers: dict[int, ClassLogits | Vector] = {}
+    async with _submitted(engine, requests, seconds) as replies:
+        while len(answers) < len(requests):
+            number, answer = await replies.next()
+            if isinstance(answer, Piece):
+                raise TypeError("the engine gave a text")
+            answers[number] = answer
+    return [answers[number] for number in range(len(requests))]
 
 
 @asynccontextmanager
 async def _submitted(
-    engine: Engine, request: EngineRequest, seconds: float
-) -> AsyncIterator[_Reply]:
-    """A request on its way; where the block is left early, the engine drops it."""
-    reply = _Reply(seconds)
-    job = engine.submit(request, reply.put)
+    engine: Engine, requests: Sequence[EngineRequest], seconds: float
+) -> AsyncIterator[_Replies]:
+    """Requests on their way; where the block is left early, the engine drops them."""
+    replies = _Replies(seconds)
+    jobs = engine.submit_all(requests, replies.put)
     try:
-        yield reply
+        yield replies
     finally:
-        job.cancelled = True
+        engine.cancel(jobs)
 
 
-class _Reply:
-    """The answers to one request, as they come from the engine's thread to the event loop."""
+class _Replies:
+    """The answers to requests, as they come from the engine's thread to the event loop."""
 
     def __init__(self, seconds: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._end = self._loop.time() + seconds
-        self._queue: asyncio.Queue[EngineAnswer | Exception] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[int, EngineAnswer | Exception]] = asyncio.Queue()
 
-    def put(self, answer: EngineAnswer | Exception) -> None:
+    def put(self, number: int, answer: EngineAnswer | Exception) -> None:
         """Called from the engine's thread; nobody listens any more once the loop is closed."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, answer)
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, answer))
 
-    async def next(self) -> EngineAnswer:
-        """The next answer.
+    async def next(self) -> tuple[int, EngineAnswer]:
+        """The next answer, and the number of its request.
 
         Raises:
-            asyncio.TimeoutError: the request's time is over.
+            asyncio.TimeoutError: the time is over.
             Exception: what the engine met.
         """
-        answer = await asyncio.wait_for(self._queue.get(), self._end - self._loop.time())
+        number, answer = await asyncio.wait_for(self._queue.get(), self._end - self._loop.time())
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return number, answer

@@ -6,9 +6,11 @@ import asyncio
 import hmac
 import logging
 import math
+import re
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -18,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from sharespace.errors import (
+    NoAnswerError,
     OptionError,
     QueueFullError,
     SharespaceError,
@@ -28,16 +31,15 @@ from sharespace.errors import (
     UnavailableError,
 )
 from sharespace.options import check_options, option
-from sharespace.protocols import Tokenizer
 from sharespace.serve import openai
+from sharespace.serve.admission import check_name, servable
 from sharespace.serve.body_guard import BodyGuard
 from sharespace.serve.engine import (
     Engine,
     check_task,
-    merge_streams,
-    single_answer,
-    stream_text,
-    whole_text,
+    single_answers,
+    stream_texts,
+    whole_texts,
 )
 from sharespace.serve.prometheus import AnswerCounter, ServerMetrics
 from sharespace.serve.requests import (
@@ -61,6 +63,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (StoreLockedError, 409),
     (QueueFullError, 429),
     (UnavailableError, 503),
+    (NoAnswerError, 500),
     (asyncio.TimeoutError, 504),
     (SharespaceError, 400),
 )
@@ -88,12 +91,19 @@ class HttpSettings:
         check_options(self)
         for name in ("api_key", "admin_token"):
             # An empty token equals the one of a request that sends none: it would open the server.
-            if getattr(self, name) == "":
-                raise OptionError(name, "it is empty", "Give a token, or leave it out")
+            token = getattr(self, name)
+            # Spaces around it are no part of a header's value.
+            if token is not None and (not token or token != token.strip()):
+                why = "it is empty" if not token.strip() else "it begins or ends with a space"
+                raise OptionError(name, why, "Give a token, or leave it out")
 
 
 def make_app(
-    engine: Engine, *, path: Path | None = None, settings: HttpSettings | None = None
+    engine: Engine,
+    *,
+    path: Path | None = None,
+    settings: HttpSettings | None = None,
+    stored: Share | None = None,
 ) -> FastAPI:
     """The app over an engine.
 
@@ -101,13 +111,15 @@ def make_app(
         engine: runs the model.
         path: of the store, so that changes are committed there; None: they are lost at the end.
         settings: None: the defaults.
+        stored: the Share model with the tasks that the base model cannot run; None: it has none,
+            and is what the engine serves.
     """
     settings = settings or HttpSettings()
     # Without FastAPI's pages of documentation: their scripts come from somebody else's server.
     app = FastAPI(title="sharespace", docs_url=None, redoc_url=None)
     metrics = ServerMetrics()
     engine.watch = metrics.count_batch
-    endpoints = Endpoints(engine, TaskAdmin(engine, path), settings, metrics)
+    endpoints = Endpoints(engine, TaskAdmin(engine, path, stored), settings, metrics)
     for kind in (Exception, RequestValidationError, HTTPException, *(kind for kind, _ in STATUS)):
         app.add_exception_handler(kind, _failed)
     # The last that is added is called first: a body that is refused is counted as well.
@@ -164,6 +176,10 @@ def _failed(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(openai.error_body(text, kind, status), status, headers)
 
 
+_PATH = re.compile(r"(?<![\w.:/\\-])(?:/[^/\s'\":,;()]+)+/([^/\s'\":,;()]+)")
+"""An absolute path, and its last component."""
+
+
 def _status(error: Exception) -> tuple[int, str]:
     """HTTP status and text; what happened inside the server is logged, not told."""
     if isinstance(error, HTTPException):
@@ -175,7 +191,10 @@ def _status(error: Exception) -> tuple[int, str]:
     if isinstance(error, asyncio.TimeoutError):
         return 504, "the answer took too long"
     status = next((s for kind, s in STATUS if isinstance(error, kind)), 500)
-    return status, str(error) if status != 500 else "the server failed"
+    if not isinstance(error, SharespaceError):
+        return status, "the server failed"
+    # Where things lie on the server's disk is nobody's business.
+    return status, _PATH.sub(r"\1", str(error))
 
 
 class Endpoints:
@@ -190,14 +209,16 @@ class Endpoints:
         self.metrics = metrics
         self.created = int(time.time())
 
+    # Tokens are made in threads: a long text takes seconds, in which the event loop must go on.
+
     async def completions(self, body: openai.CompletionBody, request: Request) -> Response:
         """Continue one or more texts."""
-        prompts = openai.token_lists(await self._tokenizer(body.model), body.prompt)
+        prompts = await asyncio.to_thread(self._token_lists, body.model, body.prompt)
         return await self._texts(body, prompts, openai.CompletionForm("text", body.model), request)
 
     async def chat(self, body: openai.ChatBody, request: Request) -> Response:
         """Answer a conversation."""
-        prompt = openai.chat_tokens(await self._tokenizer(body.model), body)
+        prompt = await asyncio.to_thread(self._chat_tokens, body)
         return await self._texts(body, [prompt], openai.CompletionForm("chat", body.model), request)
 
     async def _texts(
@@ -216,13 +237,12 @@ class Endpoints:
         read = sum(map(len, prompts))
         seconds = self.settings.answer_seconds
         if body.stream:
-            pieces = merge_streams([stream_text(self.engine, one, seconds) for one in choices])
+            pieces = stream_texts(self.engine, choices, seconds)
             # The first piece is waited for, so that what is refused has a status of its own.
             first = await anext(pieces)
             events = self._events(first, pieces, form, _Usage(len(choices), read, body.with_usage))
             return StreamingResponse(events, media_type="text/event-stream")
-        work = [whole_text(self.engine, one, seconds) for one in choices]
-        answers = await _unless_gone(request, asyncio.gather(*work))
+        answers = await _unless_gone(request, whole_texts(self.engine, choices, seconds))
         if answers is None:
             # Nobody reads it; 499 is what nginx logs where the client has closed the connection.
             return Response(status_code=499)
@@ -233,10 +253,15 @@ class Endpoints:
         """The task that a request names; None: the base model."""
         return None if model == self.engine.served.name else model
 
-    async def _tokenizer(self, model: str) -> Tokenizer:
-        """That of the task that a request names; loaded beside the loop, as it may take a while."""
-        own = await asyncio.to_thread(self.engine.served.tokenizer_of, self._task(model))
-        return own.tokenizer
+    def _token_lists(self, model: str, prompt: openai.Prompt) -> list[tuple[int, ...]]:
+        served = self.engine.served
+        return openai.token_lists(served, served.tokenizer_of(self._task(model)).tokenizer, prompt)
+
+    def _chat_tokens(self, body: openai.ChatBody) -> tuple[int, ...]:
+        served = self.engine.served
+        return openai.chat_tokens(
+            served, served.tokenizer_of(self._task(body.model)).tokenizer, body
+        )
 
     def _default_tokens(self, prompt: tuple[int, ...]) -> int:
         """Tokens of an answer where the request does not say."""
@@ -246,33 +271,33 @@ class Endpoints:
     async def _events(
         self,
         first: tuple[int, Piece],
-        rest: AsyncIterator[tuple[int, Piece]],
+        rest: AsyncGenerator[tuple[int, Piece], None],
         form: openai.CompletionForm,
         usage: _Usage,
     ) -> AsyncIterator[bytes]:
         written = dict.fromkeys(range(usage.choices), 0)
-        for index in range(usage.choices):
-            if (opening := form.opening(index)) is not None:
-                yield openai.server_sent_event(opening)
-        try:
-            async for number, piece in _chained(first, rest):
-                written[number] = piece.tokens
-                yield openai.server_sent_event(form.chunk(number, piece))
-        except Exception as error:  # noqa: BLE001 - a stream has no other way to say it
-            status, text = _status(error)
-            yield openai.server_sent_event(openai.error_body(text, "server_error", status))
-            return
-        self.metrics.count_tokens(usage.read, sum(written.values()))
-        if usage.wanted:
-            yield openai.server_sent_event(form.last(usage.read, sum(written.values())))
-        yield openai.DONE
+        # A client that goes away ends this generator; the rows end with ``rest``.
+        async with aclosing(rest):
+            for index in range(usage.choices):
+                if (opening := form.opening(index)) is not None:
+                    yield openai.server_sent_event(opening)
+            try:
+                async for number, piece in _chained(first, rest):
+                    written[number] = piece.tokens
+                    yield openai.server_sent_event(form.chunk(number, piece))
+            except Exception as error:  # noqa: BLE001 - a stream has no other way to say it
+                status, text = _status(error)
+                yield openai.server_sent_event(openai.error_body(text, "server_error", status))
+                return
+            self.metrics.count_tokens(usage.read, sum(written.values()))
+            if usage.wanted:
+                yield openai.server_sent_event(form.last(usage.read, sum(written.values())))
+            yield openai.DONE
 
     async def embeddings(self, body: openai.EmbeddingBody, request: Request) -> Response:
         """Mean last hidden states."""
-        task, texts = (
-            self._task(body.model),
-            openai.token_lists(await self._tokenizer(body.model), body.input),
-        )
+        task = self._task(body.model)
+        texts = await asyncio.to_thread(self._token_lists, body.model, body.input)
         answers = await self._rows([Embed(task, text) for text in texts], request)
         rows: list[openai.Json] = [
             {
@@ -287,10 +312,8 @@ class Endpoints:
 
     async def classify(self, body: openai.ClassifyBody, request: Request) -> Response:
         """Probabilities of the task's labels."""
-        task, texts = (
-            self._task(body.model),
-            openai.token_lists(await self._tokenizer(body.model), body.input),
-        )
+        task = self._task(body.model)
+        texts = await asyncio.to_thread(self._token_lists, body.model, body.input)
         answers = await self._rows([Classify(task, text) for text in texts], request)
         rows = [
             _probabilities(i, answer)
@@ -303,11 +326,12 @@ class Endpoints:
         self, texts: Sequence[Classify | Embed], request: Request
     ) -> Sequence[EngineAnswer]:
         """One answer for each text; none where the client went away."""
-        seconds = self.settings.answer_seconds
-        work = [single_answer(self.engine, text, seconds) for text in texts]
-        answers = await _unless_gone(request, asyncio.gather(*work))
+        work = single_answers(self.engine, texts, self.settings.answer_seconds)
+        answers = await _unless_gone(request, work)
+        if answers is None:
+            return ()
         self.metrics.count_tokens(sum(len(text.tokens) for text in texts), 0)
-        return answers or ()
+        return answers
 
     async def models(self) -> openai.Json:
         """The base model and every task."""
@@ -400,7 +424,7 @@ def _version(share: Share) -> openai.Json:
     return {"version": share.version, "tasks": len(share.tasks)}
 
 
-async def _unless_gone(request: Request, work: Awaitable[_Result]) -> _Result | None:
+async def _unless_gone(request: Request, work: Coroutine[None, None, _Result]) -> _Result | None:
     """The result; None, and the work is cancelled, where the client went away before.
 
     Without it the model would go on writing for nobody.
@@ -428,25 +452,36 @@ async def _disconnected(request: Request) -> None:
 class TaskAdmin:
     """Changes the Share model of an engine, one change at a time.
 
-    With a path every change is committed to the store first: what is served is what is stored.
+    With a path every change is committed to the store first: what is served is what is stored, but
+    for tasks that the base model cannot run.
     """
 
-    def __init__(self, engine: Engine, path: Path | None) -> None:
+    def __init__(self, engine: Engine, path: Path | None, stored: Share | None = None) -> None:
         self.engine = engine
         self.path = path
+        self._stored = engine.share if stored is None else stored
+        """With the tasks that are not served."""
         # Of two changes that begin from one version, the second would undo the first.
         self._lock = threading.Lock()
 
     def add(self, name: str, adapter: str) -> Share:
-        """Merge an adapter as a new task.
+        """Merge an adapter as a new task, once it is known that the base model can run it.
 
         Raises:
-            TaskExistsError: there is a task of that name.
-            AdapterError: it cannot be read.
+            TaskExistsError: there is a task of that name, or the base model is called so.
+            OptionError: the name cannot be asked for over HTTP, or ``adapter`` is no path.
+            AdapterError: it cannot be read, or has settings that cannot be served.
+            MismatchError: the base model cannot run it.
             StoreConflictError: somebody else changed the store; reload first.
         """
         with self._lock:
-            return self._changed(self.engine.share.merge({name: adapter}))
+            served = self.engine.served
+            check_name(served.name, name)
+            if "\0" in adapter:
+                raise OptionError("adapter", "its path has a zero byte", "Give another path")
+            changed = self._stored.merge({name: adapter})
+            served.mixed.check_task(changed.model, name)
+            return self._changed(changed)
 
     def remove(self, name: str) -> Share:
         """Take a task away; batches that run go on with it.
@@ -456,24 +491,32 @@ class TaskAdmin:
             StoreConflictError: somebody else changed the store; reload first.
         """
         with self._lock:
-            return self._changed(self.engine.share.remove(name))
+            return self._changed(self._stored.remove(name))
 
     def reload(self) -> Share:
         """Serve the store's current version.
 
         Raises:
             OptionError: the Share model is not of a store.
-            StoreError: it cannot be read; the version before stays in place.
+            TaskExistsError: a task is named as the base model; the version before stays in place.
+            StoreError: it cannot be read; likewise.
         """
         with self._lock:
             if self.path is None:
                 raise OptionError("reload", "the Share model is of no store", "Serve a path")
-            share = Share.load(self.path)
-            self.engine.replace(share)
-            return share
+            stored = Share.load(self.path)
+            self.engine.replace(servable(self.engine.served.name, self._sides, stored))
+            self._stored = stored
+            return stored
 
-    def _changed(self, share: Share) -> Share:
+    def _changed(self, stored: Share) -> Share:
+        # Before the commit: what cannot be served must not be stored by this server.
+        servable(self.engine.served.name, self._sides, stored, warn=False)
         if self.path is not None:
-            share.save(self.path)
-        self.engine.replace(share)
-        return share
+            stored.save(self.path)
+        self.engine.replace(servable(self.engine.served.name, self._sides, stored, warn=False))
+        self._stored = stored
+        return stored
+
+    def _sides(self, module: str) -> tuple[int, int] | None:
+        return self.engine.served.mixed.sides_of(module)

@@ -10,15 +10,16 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.protocols import Tokenizer
+from sharespace.serve.base_model import ServedModel
 from sharespace.serve.requests import Piece, Sampling
 
 DONE = b"data: [DONE]\n\n"
@@ -34,14 +35,84 @@ _MAX_TEXTS = 128
 """Most texts of one HTTP request; each takes a place in the engine's queue."""
 
 
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "store": (False,),
+    "metadata": ({},),
+    "service_tier": ("auto", "default"),
+    "verbosity": ("medium",),
+    "suffix": ("",),
+    "echo": (False,),
+    "best_of": (1,),
+    # Of other servers' APIs; clients that are made for these send them, too.
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "typical_p": (1,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "ignore_eos": (False,),
+    "use_beam_search": (False,),
+    "skip_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+}
+"""Settings that this server does not offer -> values that ask for nothing: "off", or what happens
+anyway. Clients send them although nobody has set them."""
+
+_UNUSED = ("user", "safety_identifier", "prompt_cache_key")
+"""Texts about who asks; no answer depends on them."""
+
+
+def _is_neutral(key: str, value: object) -> bool:
+    """Whether a field asks for nothing: null, by which clients say "the default", or a default."""
+    # True == 1 and 0 == False, but a client that says logprobs=0 asks for something.
+    flag = isinstance(value, bool)
+    neutral = _NEUTRAL.get(key, ())
+    return value is None or any(value == v and flag == isinstance(v, bool) for v in neutral)
+
+
 class RequestBody(BaseModel):
     """What all bodies have. An unknown key is an error: a setting must not do nothing silently."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: _Name
-    user: str | None = None
-    """Accepted because clients send it, and not used."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_defaults(cls, body: object) -> object:
+        """Leave out what asks for nothing; refuse by name what is not offered."""
+        if not isinstance(body, dict):
+            return body
+        rest = {key: value for key, value in body.items() if not _is_neutral(key, value)}
+        for key in _UNUSED:
+            if isinstance(rest.get(key), str):
+                del rest[key]
+        for key in rest:
+            if key in _NEUTRAL and key not in cls.model_fields:
+                raise ValueError(f"{key} is not offered by this server; leave it out")
+        return rest
+
+
+class StreamOptions(BaseModel):
+    """What a stream has besides text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class SamplingBody(RequestBody):
@@ -59,15 +130,12 @@ class SamplingBody(RequestBody):
     stop: str | list[str] | None = None
     seed: int | None = None
     stream: bool = False
-    stream_options: Json | None = None
-    frequency_penalty: Literal[0] = 0
-    presence_penalty: Literal[0] = 0
-    logprobs: Literal[False] | None = None
+    stream_options: StreamOptions | None = None
 
     @property
     def with_usage(self) -> bool:
         """Whether a stream ends with the numbers of tokens."""
-        return bool((self.stream_options or {}).get("include_usage"))
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def wanted_tokens(self) -> int | None:
         """Most tokens of the answer; None: the request does not say."""
@@ -90,16 +158,20 @@ class SamplingBody(RequestBody):
             temperature=self.temperature,
             top_p=self.top_p,
             stop=stop,
-            seed=None if self.seed is None else self.seed + choice,
+            seed=None if self.seed is None else _following_seed(self.seed, choice),
         )
+
+
+def _following_seed(seed: int, choice: int) -> int:
+    """The seed of a choice; after the largest of 64 bits comes the smallest."""
+    following = seed + choice
+    return following - 2**64 if seed < 2**63 <= following else following
 
 
 class CompletionBody(SamplingBody):
     """``POST /v1/completions``."""
 
     prompt: Prompt
-    echo: Literal[False] = False
-    best_of: Literal[1] | None = None
 
 
 class ChatBody(SamplingBody):
@@ -116,11 +188,28 @@ class ChatBody(SamplingBody):
 
 
 class ChatMessage(BaseModel):
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    Clients hand an answer back as they got it, with all the fields that were null or empty. What is
+    not (calls of tools, sound) would be lost without a word, and is refused.
+    """
+
+    model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, message: object) -> object:
+        if not isinstance(message, dict):
+            return message
+        return {
+            key: value
+            for key, value in message.items()
+            if value is not None and (value != [] or key in cls.model_fields)
+        }
 
     @property
     def text(self) -> str:
@@ -133,6 +222,8 @@ class ChatMessage(BaseModel):
 class TextPart(BaseModel):
     """One part of a message; images and sound are refused."""
 
+    model_config = ConfigDict(extra="forbid")
+
     type: Literal["text"]
     text: str
 
@@ -143,7 +234,6 @@ class EmbeddingBody(RequestBody):
     input: Prompt
     encoding_format: Literal["float", "base64"] = "float"
     """OpenAI's Python client asks for base64 unless it is told otherwise."""
-    dimensions: None = None
 
 
 class ClassifyBody(RequestBody):
@@ -161,11 +251,18 @@ class AdapterBody(BaseModel):
     adapter: _Name
 
 
-def token_lists(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[int, ...]]:
-    """One list of token ids for each text; token ids pass through.
+def token_lists(served: ServedModel, tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[int, ...]]:
+    """One list of token ids for each text; token ids pass through, to be checked by the engine.
+
+    A long text takes seconds: not to be called from an event loop.
+
+    Args:
+        served: says how long a text may be.
+        tokenizer: of the task, or of the base model.
+        prompt: texts or token ids.
 
     Raises:
-        OptionError: nothing is given, too many texts, or a token that the tokenizer does not have.
+        OptionError: nothing is given, too many texts, or one that is too long or is no text.
     """
     if isinstance(prompt, str):
         texts: Sequence[str | list[int]] = [prompt]
@@ -177,42 +274,51 @@ def token_lists(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[int, ...]]:
         raise OptionError(
             f"{len(texts)} texts", f"1 to {_MAX_TEXTS} can be asked at once", "Split them"
         )
-    return [_token_ids(tokenizer, text) for text in texts]
+    return [
+        _token_ids(served, tokenizer, text) if isinstance(text, str) else tuple(text)
+        for text in texts
+    ]
 
 
-def _token_ids(tokenizer: Tokenizer, text: str | list[int]) -> tuple[int, ...]:
-    if isinstance(text, str):
-        return tuple(tokenizer(text)["input_ids"])
-    # A token out of range would fail in the model's embedding: on a GPU that is an assertion in a
-    # kernel, after which the process can do nothing more.
-    size = len(tokenizer)
-    wrong = [token for token in text if not 0 <= token < size]
-    if wrong:
-        raise OptionError(f"token {wrong[0]}", f"the vocabulary has {size}", "Give text instead")
-    return tuple(text)
+def _token_ids(
+    served: ServedModel, tokenizer: Tokenizer, text: str, *, special: bool = True
+) -> tuple[int, ...]:
+    served.check_length(len(text))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # JSON can hold half of a surrogate pair; no tokenizer takes it.
+        why = f"character {error.start} is half of a surrogate pair"
+        raise OptionError("text", why, "Give whole characters") from error
+    return tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def chat_tokens(tokenizer: Tokenizer, body: ChatBody) -> tuple[int, ...]:
-    """A conversation by the tokenizer's own template.
+def chat_tokens(served: ServedModel, tokenizer: Tokenizer, body: ChatBody) -> tuple[int, ...]:
+    """A conversation by the tokenizer's own template; not to be called from an event loop.
 
     Raises:
-        OptionError: it has none, or the template refuses the messages.
+        OptionError: it has none, the template refuses the messages, or they are too long.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise OptionError(
             "chat",
-            "neither the task nor the base model's tokenizer has a chat template",
+            "neither the task nor the base model has a chat template",
             "Use /v1/completions",
         )
-    messages = [{"role": m.role, "content": m.text} for m in body.messages]
-    jinja = require("jinja2", "serve")
+    served.check_length(sum(len(m.text) for m in body.messages))
+    messages = [
+        {"role": m.role, "content": m.text, **({} if m.name is None else {"name": m.name})}
+        for m in body.messages
+    ]
+    require("jinja2", "serve")
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except jinja.TemplateError as error:
-        # Templates raise on purpose, for example where roles do not alternate.
+    except Exception as error:
+        # Templates raise TemplateError on purpose, for example where roles do not alternate, and
+        # any other error where they meet what they are not made for.
         raise OptionError("messages", f"the chat template says: {error}", "Change them") from error
     # The template has written the special tokens; added again, the text would begin twice.
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _token_ids(served, tokenizer, text, special=False)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -12,11 +13,15 @@ from sharespace.errors import MismatchError, OptionError, UnavailableError
 from sharespace.extras import require
 from sharespace.linalg.precision import usable_device
 from sharespace.options import check_options, option
+from sharespace.serve.admission import servable
 from sharespace.serve.base_model import ServedModel
+from sharespace.serve.connections import ConnectionLimits, guarded_protocol
 from sharespace.serve.engine import Engine, EngineLimits
 from sharespace.serve.http import HttpSettings, make_app
 from sharespace.serve.mixed import MixedTasks
+from sharespace.serve.mixed.mixed_tasks import as_module, module_sides
 from sharespace.share import Share
+from sharespace.subspace.base_fit import misfits
 
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -28,7 +33,8 @@ class ServeSettings:
     base: str | None = option(None)
     """Path or Hub id of the base model; None: what the Share model says."""
     name: str | None = option(None)
-    """What the base model is called in requests; None: as ``base``."""
+    """What the base model is called in requests; None: as ``base``, of a folder the last part of
+    its path."""
     host: str = option("127.0.0.1")
     """Address to listen at."""
     port: int = option(8000, least=0, most=65535)
@@ -39,6 +45,7 @@ class ServeSettings:
     """Tasks in memory at the same time."""
     limits: EngineLimits = field(default_factory=EngineLimits)
     http: HttpSettings = field(default_factory=HttpSettings)
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     drain: float = option(30.0, least=0)
     """Seconds that running requests get at the end."""
     device: str | None = option(None)
@@ -46,6 +53,10 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
+        for name in ("base", "name", "host"):
+            # An empty host would be all of the machine's addresses.
+            if getattr(self, name) == "":
+                raise OptionError(name, "it is empty", "Give one, or leave it out")
 
 
 def serve(path: Path, settings: ServeSettings) -> None:
@@ -64,16 +75,8 @@ def serve(path: Path, settings: ServeSettings) -> None:
     uvicorn = require("uvicorn", "serve")
     share = Share.load(path)
     engine = Engine(_served_model(share, settings), settings.limits)
-    app = make_app(engine, path=path, settings=settings.http)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_level="info",
-        timeout_graceful_shutdown=int(settings.drain),
-        # A client that opens many connections and says nothing on them would use them up.
-        timeout_keep_alive=15,
-    )
+    app = make_app(engine, path=path, settings=settings.http, stored=share)
+    config = server_config(app, settings)
     try:
         uvicorn.Server(config).run()
     finally:
@@ -83,11 +86,31 @@ def serve(path: Path, settings: ServeSettings) -> None:
         raise UnavailableError("engine", f"still busy after {settings.drain:g} s", "Raise --drain")
 
 
+def server_config(app: Any, settings: ServeSettings) -> Any:
+    """uvicorn's configuration, with limits for connections.
+
+    Args:
+        app: of ``make_app``.
+        settings: how to serve.
+    """
+    uvicorn = require("uvicorn", "serve")
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=guarded_protocol(settings.connections),
+        ws="none",
+        log_level="info",
+        timeout_graceful_shutdown=int(settings.drain),
+        timeout_keep_alive=min(15, int(settings.connections.seconds)),
+    )
+
+
 def _served_model(share: Share, settings: ServeSettings) -> ServedModel:
     base = settings.base or share.model.base.id
     if not base:
         raise OptionError("base model", "the Share model does not say which", "Give --base")
-    served = load_base(
+    return load_base(
         base,
         share,
         name=settings.name,
@@ -95,11 +118,6 @@ def _served_model(share: Share, settings: ServeSettings) -> ServedModel:
         slots=settings.slots,
         device=settings.device,
     )
-    if served.name in share.model.tasks:
-        raise OptionError(
-            f"task {served.name!r}", "is named as the base model", "Give the base another --name"
-        )
-    return served
 
 
 def load_base(
@@ -115,14 +133,17 @@ def load_base(
 
     Args:
         base: path or Hub id.
-        share: its tasks.
-        name: what the base model is called in requests; None: as ``base`` says.
+        share: its tasks; those that the model cannot run, or that cannot be asked for, are left
+            out, and each is named in a warning.
+        name: what the base model is called in requests; None: as ``base`` says, of a folder the
+            last part of its path.
         dtype: of the model, the bases and the coefficients.
         slots: tasks in memory at the same time.
         device: where the model runs; None: the first GPU, or the CPU where there is none.
 
     Raises:
         OptionError: there is no such device.
+        TaskExistsError: a task is named as the base model.
         MissingExtraError: transformers is not installed.
         MismatchError: it is of no class of transformers, or not the Share model's base.
     """
@@ -142,4 +163,12 @@ def load_base(
     kind = getattr(torch, dtype)
     model = architecture.from_pretrained(base, dtype=kind).eval().requires_grad_(False).to(place)
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-    return ServedModel(MixedTasks(model, share, slots=slots, dtype=kind), tokenizer, name or base)
+    called = name or (Path(base).resolve().name if Path(base).is_dir() else base)
+    module = as_module(model, share.model.layers)
+    modules = partial(module_sides, module)
+    served = servable(called, modules, share)
+    if len(served.tasks) < 1 <= len(share.tasks) or not served.model.layers:
+        # Nothing of the Share model is left: it is another model's.
+        for error in misfits(share.model.shapes, modules).values():
+            raise error
+    return ServedModel(MixedTasks(model, served, slots=slots, dtype=kind), tokenizer, called)

@@ -39,8 +39,21 @@ def heads_of(model: nn.Module, task: Task, adapted: Mapping[str, object]) -> Hea
                 f"carries {key!r}, which no head of this model has",
                 "Load the base model with a head of that kind, or export the task and use PEFT",
             )
+        if not _fits_place(modules[owner], tensor, like):
+            raise MismatchError(
+                f"task {task.name!r}",
+                f"its {key!r} is {tuple(tensor.shape)}, but {tuple(like.shape)} in this model",
+                "Use the base model that the task was trained on",
+            )
         heads.setdefault(owner, {})[own] = tensor.to(like.device, like.dtype)
     return heads
+
+
+def _fits_place(module: nn.Module, tensor: Tensor, like: Tensor) -> bool:
+    """Whether a tensor has the shape of a parameter; linear heads may have other labels."""
+    if isinstance(module, nn.Linear):
+        return tensor.ndim == like.ndim and tensor.shape[1:] == like.shape[1:]
+    return tensor.shape == like.shape
 
 
 def own_outputs(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sharespace.errors import MismatchError, OptionError
+from sharespace.formats.components import refuse_unusable
 from sharespace.serve.mixed.folded import Folded, folded, is_kept, worth_folding
 from sharespace.serve.mixed.heads import heads_of, own_outputs
 from sharespace.serve.mixed.passes import (
@@ -35,7 +36,9 @@ from sharespace.serve.mixed.rows import is_convolution, with_own, with_updates
 from sharespace.serve.mixed.slots import Slots
 from sharespace.serve.mixed.stacks import BASE_SLOT, Stack
 from sharespace.share import Share
+from sharespace.subspace.base_fit import misfit_tasks, misfits
 from sharespace.subspace.base_weights import checked_base
+from sharespace.subspace.state import ShareModel
 from sharespace.tuner.modules import find_module
 from sharespace.tuner.subspace_layer import sides
 
@@ -185,6 +188,30 @@ class MixedTasks:
             finally:
                 self._holder = None
 
+    def sides_of(self, module: str) -> tuple[int, int] | None:
+        """(n, d) of a module of the base model; None: it is not there, or can have no update."""
+        return module_sides(self.model, module)
+
+    def check_task(self, model: ShareModel, name: str) -> None:
+        """Refuse a task that cannot run on the base model, without running it.
+
+        Args:
+            model: a Share model that has the task; not necessarily the one that is served.
+            name: of the task.
+
+        Raises:
+            TaskNotFoundError: the Share model has no such task.
+            MismatchError: it adapts a module, or carries a head, that the base model does not have,
+                or has in another shape.
+            UnsupportedAdapterError: its config has a field that changes what its factors do.
+        """
+        task = model.task(name)
+        alone = model.with_tasks([task])
+        for error in misfit_tasks(alone, self.sides_of).values():
+            raise error
+        refuse_unusable(f"task {name!r}", task.config)
+        heads_of(self.model, task, model.layers)
+
     def _open(self, share: Share) -> Slots:
         self._check_shapes(share)
         if share.model.base_samples:
@@ -194,16 +221,10 @@ class MixedTasks:
         return Slots(share.model, self._count, find, self._dtype, self._device_of)
 
     def _check_shapes(self, share: Share) -> None:
-        for name, shape in share.model.shapes.items():
-            module = find_module(self.model, name)
+        for error in misfits(share.model.shapes, self.sides_of).values():
+            raise error
+        for name in share.model.shapes:
             refuse_scripted(self.model, name)
-            expected = (shape.out_features, shape.in_features)
-            if sides(module) != expected:
-                raise MismatchError(
-                    f"module {name!r}",
-                    f"is {sides(module)} here, but {expected} in the Share model",
-                    "Use the base model that the Share model was made for",
-                )
 
     def _device_of(self, name: str) -> torch.device:
         """Of one module: a large model may be on several devices."""
@@ -356,6 +377,14 @@ class Hooks:
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
+
+
+def module_sides(model: nn.Module, name: str) -> tuple[int, int] | None:
+    """(n, d) of a module; None: there is none of that name, or it can have no update."""
+    try:
+        return sides(find_module(model, name))
+    except MismatchError:
+        return None
 
 
 def as_module(model: object, adapted: Iterable[str]) -> nn.Module:
