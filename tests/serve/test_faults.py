@@ -238,7 +238,12 @@ def test_nulls_and_defaults_spelled_out_ask_for_nothing(
 def test_an_answer_handed_back_by_the_real_client(text_server: str) -> None:
     with openai.OpenAI(base_url=f"{text_server}/v1", api_key="any", max_retries=0) as client:
         messages: list[Any] = [{"role": "user", "content": "hi"}]
-        for form in (lambda m: m, lambda m: m.model_dump(), lambda m: m.to_dict()):
+        forms: list[Callable[[Any], Any]] = [
+            lambda message: message,
+            lambda message: message.model_dump(),
+            lambda message: message.to_dict(),
+        ]
+        for form in forms:
             first = client.chat.completions.create(
                 model="a", messages=messages, max_tokens=2, seed=1, tools=[], logit_bias={}
             )
@@ -285,11 +290,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 def test_what_is_not_offered_is_refused_by_name(
     text_server: str, path: str, fields: dict[str, Any], said: str
 ) -> None:
-    body: dict[str, Any] = {
+    bodies: dict[str, dict[str, Any]] = {
         "chat/completions": CHAT,
         "completions": {"model": "a", "prompt": "x", "max_tokens": 2},
         "embeddings": {"model": "a", "input": "x"},
-    }[path]
+    }
+    body = bodies[path]
     found = httpx.post(f"{text_server}/v1/{path}", json={**body, **fields})
     assert found.status_code == 400, found.text
     assert said in found.json()["error"]["message"]
@@ -668,7 +674,7 @@ def test_a_head_of_another_width_is_refused(bert: Path, labels: Share) -> None:
 def test_secrets_that_would_open_the_server_or_fit_nobody(secret: str) -> None:
     for name in ("api_key", "admin_token"):
         with pytest.raises(OptionError, match=f"{name}: it"):
-            HttpSettings(**{name: secret})
+            HttpSettings(**dict[str, Any]({name: secret}))
 
 
 @pytest.mark.parametrize("name", ["SHARESPACE_API_KEY", "SHARESPACE_ADMIN_TOKEN"])
@@ -688,7 +694,7 @@ def test_an_empty_secret_of_the_environment(
 @pytest.mark.parametrize("name", ["host", "base", "name"])
 def test_empty_names_are_no_defaults(name: str) -> None:
     with pytest.raises(OptionError, match=f"{name}: it is empty"):
-        ServeSettings(**{name: ""})
+        ServeSettings(**dict[str, Any]({name: ""}))
 
 
 def test_a_folder_is_called_by_its_last_part(llama: Path, texts: Share) -> None:
