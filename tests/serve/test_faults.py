@@ -614,9 +614,9 @@ def test_a_stored_task_that_the_model_cannot_run_is_left_out(
 ) -> None:
     """It stays in the store, whatever is added or removed beside it."""
     store = tmp_path / "s.share"
-    stranger = Adapter.from_updates(
-        "stranger", {"no.such": LayerUpdate(torch.ones(7, 1), torch.ones(1, 9), 1.0)}
-    )
+    shared = LayerUpdate(torch.ones(16, 1), torch.ones(1, 16), 1.0)
+    alone = LayerUpdate(torch.ones(7, 1), torch.ones(1, 9), 1.0)
+    stranger = Adapter.from_updates("stranger", {Q: shared, "no.such": alone})
     both = texts.merge([stranger]).rename("b", "no/../url")
     both.save(store)
     texts.export("a", tmp_path / "new")
