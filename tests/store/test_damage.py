@@ -323,10 +323,10 @@ def test_unknown_fields_are_ignored(path: Path) -> None:
 @pytest.mark.parametrize("file", ["share.json", "manifest"])
 def test_a_newer_schema(path: Path, file: str) -> None:
     if file == "manifest":
-        reseal(path, lambda manifest: manifest.update(schema_version=3, tasks="something new"))
+        reseal(path, lambda manifest: manifest.update(schema_version=4, tasks="something new"))
     else:
         head = json.loads((path / file).read_bytes())
-        (path / file).write_text(json.dumps({**head, "schema_version": 3, "current": 7}))
+        (path / file).write_text(json.dumps({**head, "schema_version": 4, "current": 7}))
     errors = probe(path)
     assert len(errors) == 4
     assert {type(error) for error in errors} == {SchemaVersionError}

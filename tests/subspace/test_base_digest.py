@@ -69,7 +69,9 @@ def test_pinned_at_the_first_contact_and_checked_afterwards(tmp_path: Path) -> N
     stored = load(tmp_path / "s")
     with pytest.raises(MismatchError, match="module 'q' has other weights"):
         merge(stored, [adapter("ccc", "q", base_seed=2)])
-    again = merge(stored, [adapter("ccc", "q", base_seed=1), adapter("dddd", "q", "new", base_seed=1)])
+    again = merge(
+        stored, [adapter("ccc", "q", base_seed=1), adapter("dddd", "q", "new", base_seed=1)]
+    )
     assert list(again.base_samples) == ["q", "vv", "new"]
     other = initialise([adapter("ccc", "q", base_seed=2)], Dimension(variance=1.0))
     with pytest.raises(MismatchError, match="the second Share model: module 'q'"):

@@ -17,8 +17,7 @@ from sharespace.errors import AdapterError
 from sharespace.formats.weights_file import SUFFIXES
 
 HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(?:@([\w./-]+))?")
-# Weights by name, never by a wild card: a repository that is no adapter may hold a model of many
-# gigabytes.
+# By name, never a wild card: a repository that is no adapter may hold a model of many gigabytes.
 FILES = [
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -26,11 +25,13 @@ FILES = [
     "pytorch_lora_weights.safetensors",
     "pytorch_lora_weights.bin",
     # Of the tokenizer and the processor, which belong to the adapter where it has them.
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
-    *("vocab.txt", "vocab.bpe", "merges.txt", "tokenizer.model*", "spiece.model"),
-    *("sentencepiece*.model", "*.spm", "*.tiktoken", "tekken.json", "bpe.codes", "dict.txt"),
-    *("normalizer.json", "*.jinja", "chat_template.json", "generation_config.json"),
-    *("*processor_config.json", "additional_chat_templates/*.jinja"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "tokenizer.model", "spiece.model"),
+    *("tokenizer.model.v3", "sentencepiece.model", "sentencepiece.bpe.model", "source.spm"),
+    *("target.spm", "tekken.json", "bpe.codes", "dict.txt", "normalizer.json"),
+    *("chat_template.jinja", "chat_template.json", "generation_config.json"),
+    *("processor_config.json", "preprocessor_config.json", "image_processor_config.json"),
+    *("video_preprocessor_config.json", "additional_chat_templates/tool_use.jinja"),
 ]
 
 
