@@ -88,3 +88,26 @@ def test_other_adapters_of_mlx_lm_are_named(kind: str, tmp_path: Path) -> None:
     tensors = {"layers.0.q.lora_a": torch.ones(6, 4), "layers.0.q.lora_b": torch.ones(4, 6)}
     with pytest.raises(UnsupportedAdapterError, match=f"mlx-lm.*{kind}"):
         read_adapter(_mlx(tmp_path / "m", tensors, fine_tune_type=kind))
+
+
+@pytest.mark.parametrize(
+    ("targets", "kept"),
+    [
+        (r".*language_model.*\.q_proj", True),
+        (["q_proj", "v_proj"], True),
+        ("all-linear", False),
+        (r"(?<=x).*q_proj", False),
+        (["v_proj"], False),
+    ],
+)
+def test_targets_of_a_multimodal_model_stay(targets: object, kept: bool, tmp_path: Path) -> None:
+    """Full paths of transformers 4 name no module of transformers 5, where PEFT maps the keys."""
+    module = "language_model.model.layers.0.self_attn.q_proj"
+    pair = {
+        f"{PREFIX}{module}.lora_A.weight": torch.randn(4, 32),
+        f"{PREFIX}{module}.lora_B.weight": torch.randn(32, 4),
+    }
+    share = Share.from_adapters(_peft(tmp_path / "a", pair, target_modules=targets), k=4)
+    written = share.export("a", tmp_path / "out")[0]
+    fields = json.loads((written / "adapter_config.json").read_text())
+    assert fields["target_modules"] == (targets if kept else [module])

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
-from sharespace.formats.path_patterns import PatternError, PatternTable
+from sharespace.formats.path_patterns import Budget, PathPattern, PatternError, PatternTable
 from sharespace.module_names import WRAPPER_PARTS
 from sharespace.subspace.adapter import BaseModel
 
@@ -48,6 +48,9 @@ _MODULE_FIELDS = (
     *("target_modules", "target_parameters", "modules_to_save", "exclude_modules"),
     *("rank_pattern", "alpha_pattern"),
 )
+# Fields by which PEFT takes some of the modules that ``target_modules`` names.
+_SELECTING = ("exclude_modules", "layers_to_transform", "layers_pattern")
+_MOVED = frozenset({"language_model", "visual", "vision_tower", "multi_modal_projector"})
 # A wrapper's part of a path, also where the dot behind it is escaped in a regular expression.
 _WRAPPED = re.compile(rf"(?<![^.^])(?:{'|'.join(sorted(WRAPPER_PARTS))})\\?\.|^module\\?\.")
 
@@ -368,7 +371,9 @@ def plain_config(
     fields = {"task_type": None, "bias": "none"} | dict(config) | dict(_SETTLED)
     scaling = lora_scaling("config", config)
     fields.update(_ranks(plain, raw, scaling, rank))
-    fields["target_modules"] = _targets([*plain, *raw.modules])
+    fields["target_modules"] = _own_targets(config, [*plain, *raw.modules]) or _targets(
+        [*plain, *raw.modules]
+    )
     if base is not None:
         fields |= {"base_model_name_or_path": base.id, "revision": base.revision}
     fields["use_dora"] = raw.magnitudes
@@ -398,6 +403,27 @@ def _ranks(plain: list[str], raw: RawFactors, scaling: LoraScaling, rank: int) -
         "rank_pattern": {key: r for key, (r, _) in own.items() if r != default[0]},
         "alpha_pattern": {key: _number(a) for key, (_, a) in own.items() if a != default[1]},
     }
+
+
+def _own_targets(config: Mapping[str, Any], modules: list[str]) -> list[str] | str | None:
+    """The adapter's own ``target_modules``, where full paths would name no module of its base.
+
+    transformers 5 has moved the language model within its multimodal classes, and PEFT follows with
+    the tensors' keys, but not with full paths in ``target_modules``.
+    """
+    targets = config.get("target_modules")
+    moved = any(_MOVED & set(module.split(".")) for module in modules)
+    if not moved or any(config.get(field) for field in _SELECTING):
+        return None
+    if isinstance(targets, list) and all(may_be_target(config, module) for module in modules):
+        return sorted(target for target in targets if isinstance(target, str))
+    if not isinstance(targets, str) or targets == "all-linear":
+        return None
+    try:
+        pattern, budget = PathPattern.parse(targets, ends=False), Budget()
+        return targets if all(pattern.matches(module, budget) for module in modules) else None
+    except PatternError:
+        return None
 
 
 def _targets(modules: list[str]) -> list[str] | str:

@@ -52,14 +52,19 @@ class PathPattern:
     """Otherwise: what ``re`` parsed."""
 
     @classmethod
-    def parse(cls, text: str) -> PathPattern:
+    def parse(cls, text: str, *, ends: bool = True) -> PathPattern:
         """Read a pattern.
+
+        Args:
+            text: the regular expression.
+            ends: whether it may match the end of a path alone, as ``rank_pattern`` does and
+                ``target_modules`` doesn't.
 
         Raises:
             PatternError: it is no regular expression, or has what is not matched here.
         """
         # What PEFT makes of a key; a pattern with an unbalanced parenthesis may be one only here.
-        whole = rf"(.*\.)?({text})$"
+        whole = rf"(.*\.)?({text})$" if ends else rf"(?:{text})$"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
