@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sharespace import Share
-from sharespace.errors import UnsupportedAdapterError
+from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.formats import read_adapter
 from support_formats import output_of, save_random, tiny
 
@@ -111,3 +111,26 @@ def test_targets_of_a_multimodal_model_stay(targets: object, kept: bool, tmp_pat
     written = share.export("a", tmp_path / "out")[0]
     fields = json.loads((written / "adapter_config.json").read_text())
     assert fields["target_modules"] == (targets if kept else [module])
+
+
+def test_a_sharded_file_is_read_whole(tmp_path: Path) -> None:
+    folder = save_random(tmp_path / "a", r=2, lora_alpha=3, target_modules=["first", "second"])
+    output = output_of(folder)
+    whole = folder / "adapter_model.safetensors"
+    tensors = load_file(whole)
+    whole.unlink()
+    places = {}
+    for i, key in enumerate(sorted(tensors)):
+        places[key] = f"adapter_model-0000{i % 2 + 1}-of-00002.safetensors"
+        save_file({k: tensors[k] for k in places if places[k] == places[key]}, folder / places[key])
+    index = folder / "adapter_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    share = Share.from_adapters(folder, variance=1.0)
+    written = share.export("a", tmp_path / "out")[0]
+    torch.testing.assert_close(output_of(written), output, rtol=1e-4, atol=1e-5)
+    (folder / "adapter_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CorruptAdapterError, match="00002-of-00002"):
+        read_adapter(folder)
+    index.write_text(json.dumps({"weight_map": {"k": "../elsewhere.safetensors"}}))
+    with pytest.raises(CorruptAdapterError, match="elsewhere"):
+        read_adapter(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -148,14 +149,14 @@ def adapter_paths(arguments: Iterable[str]) -> dict[str, str]:
 def _split_name(argument: str) -> tuple[str | None, str]:
     """``NAME=PATH``; what exists as a path as it stands is a path."""
     name, equals, path = argument.partition("=")
-    if not equals or not name or Path(argument).exists():
+    if not equals or not name or os.path.lexists(argument):
         return None, argument
     return name, path
 
 
 def _expanded(path: str) -> list[str]:
     """A shell expands globs itself; this is for those in quotes and for scripts."""
-    if not any(c in path for c in "*?[") or Path(path).exists():
+    if not any(c in path for c in "*?[") or os.path.lexists(path):
         return [path]
     pattern = Path(path).expanduser()
     matches = sorted(

@@ -29,6 +29,7 @@ from sharespace.formats.pairs import refuse_other_keys
 from sharespace.formats.peft import PEFT_WEIGHTS, is_peft, read_peft, write_peft
 from sharespace.formats.plain import ExportOptions, PlainLora
 from sharespace.formats.sglang import sglang_options, write_sglang
+from sharespace.formats.sharded import INDEX, ShardedFile
 from sharespace.formats.torch_file import TorchFile
 from sharespace.formats.vllm_target import vllm_options, write_vllm
 from sharespace.formats.weights_file import (
@@ -234,7 +235,8 @@ def find_weights(path: Path) -> Path:
         raise CorruptAdapterError(str(path), f"cannot be read ({error})", "Check path") from error
     weights = [name for name in names if name.endswith(SUFFIXES)]
     standard = [first for stem in _STEMS if (first := _first(weights, stem))]
-    candidates = standard or weights
+    indices = [name for name in names if name.endswith(INDEX)]
+    candidates = standard or indices or weights
     if len(candidates) != 1:
         raise _not_one(path, candidates)
     return path / candidates[0]
@@ -260,6 +262,8 @@ def open_weights(path: Path) -> WeightsFile:
     Raises:
         CorruptAdapterError: neither safetensors nor PyTorch's, or damaged.
     """
+    if path.name.endswith(INDEX):
+        return ShardedFile.open(path)
     refuse_special(path)
     try:
         with path.open("rb") as stream:
