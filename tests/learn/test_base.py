@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sharespace import Share
 from sharespace.errors import MismatchError
-from sharespace.learn import TaskMethod, finetune, merge_from, prepare
+from sharespace.gather import gather
+from sharespace.learn import TaskMethod, contribute, finetune, merge_from, prepare
 from sharespace.learn.callbacks import MergeIntoShare
 from sharespace.learn.finetune import load_task
 from sharespace.serve.mixed import MixedTasks
@@ -224,3 +225,13 @@ def test_embeddings_as_they_were_are_not_kept(tmp_path: Path) -> None:
     share = known_task()
     assert not merge_from(share, trained(model, share_config(share))).task("new").kept
     assert not merge_from(share, trained(copy.deepcopy(llama()), lora()), task="l").task("l").kept
+
+
+def test_a_contribution_of_another_base_is_set_aside(tmp_path: Path, pinned: Share) -> None:
+    """The samples travel with it; what agrees is merged, what does not is refused by itself."""
+    Share(pinned.model).save(tmp_path / "s")
+    contribute(trained(llama(), lora()), tmp_path / "inbox", task="right")
+    contribute(trained(llama(seed=7), lora()), tmp_path / "inbox", task="wrong")
+    outcome = gather(tmp_path / "s", tmp_path / "inbox")
+    assert Share.load(tmp_path / "s").tasks == ("known", "new", "right")
+    assert "has other weights" in str(outcome)
