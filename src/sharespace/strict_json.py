@@ -8,6 +8,7 @@ says which error a broken text is, by a function that makes it from the reason.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -28,7 +29,9 @@ def parse_json(data: bytes | str, make_error: ErrorMaker) -> object:
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_not_a_number)
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_not_a_number, parse_float=_finite
+        )
     except RecursionError:
         raise make_error("not valid JSON: nested too deep") from None
     except ValueError as error:
@@ -46,6 +49,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _not_a_number(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # Python reads 1e999 as infinity, which no writer can give back.
+        raise ValueError(f"{text[:20]} is larger than any number of 64 bits")
+    return number
 
 
 def dump_json(value: object) -> bytes:

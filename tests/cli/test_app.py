@@ -90,10 +90,35 @@ def test_plan_says_what_a_budget_chose_for_each_update(run: Run, adapters: Path)
 
 
 def test_names_can_be_given(run: Run, adapters: Path, tmp_path: Path) -> None:
-    name = "../glue/sst-2 \n weird"
-    assert run("init", tmp_path / "s", f"{name}={adapters / 'sst2'}").code == 0
+    name = "glue sst-2 日本語=é"
+    named = f"{name.partition('=')[0]}={adapters / 'sst2'}"
+    assert run("init", tmp_path / "s", named).code == 0
+    assert run("rename", tmp_path / "s", name.partition("=")[0], name).code == 0
     assert list(run("info", tmp_path / "s", "--json").json["tasks"]) == [name]
     assert run("export", tmp_path / "s", name, tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize("name", ["../sst2", "line\nbreak", "\x1b[31mred", "x" * 300, " x", ".."])
+def test_names_that_no_new_task_may_have(
+    name: str, run: Run, adapters: Path, tmp_path: Path
+) -> None:
+    share = tmp_path / "s"
+    assert run("init", share, adapters / "sst2").code == 0
+    calls = [
+        ("init", tmp_path / "new", f"{name}={adapters / 'rte'}"),
+        ("merge", share, f"{name}={adapters / 'rte'}"),
+        ("rename", share, "sst2", name),
+        ("submit", adapters / "rte", tmp_path / "inbox", "--task", name),
+    ]
+    for call in calls:
+        ran = run(*call)
+        assert ran.code == 2, call
+        assert len(ran.err.splitlines()) == 1
+        assert "name" in ran.err
+        assert "\x1b" not in ran.err
+    assert len(run("history", share, "--json").json["versions"]) == 1
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "inbox").exists()
 
 
 def test_plan_writes_nothing_and_judges(run: Run, adapters: Path, tmp_path: Path) -> None:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import frame, gauss, law, stored_dense
-from gather.workers import ALL, BASE, SHAPES, dense_of, grow, plain, put, start, trained
-from sharespace.errors import OptionError, StoreNotFoundError
-from sharespace.gather import BasisReference, Contribution, Coordinates, Gathered, gather, hand_in
+from gather.workers import ALL, BASE, SHAPES, adapter, dense_of, grow, plain, put, start, trained
+from sharespace.errors import InboxError, OptionError, StoreNotFoundError
+from sharespace.gather import (
+    BasisReference,
+    Contribution,
+    Coordinates,
+    Gathered,
+    Gatherer,
+    GatherSettings,
+    PlainFactors,
+    gather,
+    hand_in,
+)
+from sharespace.gather.inboxes import LocalInbox
 from sharespace.linalg.dimension import Dimension
 from sharespace.store import (
     Operation,
@@ -33,7 +48,7 @@ from sharespace.store import (
 )
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape, fingerprint
 from sharespace.subspace.build import initialise
-from sharespace.subspace.state import ShareModel
+from sharespace.subspace.state import BuildSettings, ShareModel
 
 
 def files(folder: Path) -> list[str]:
@@ -153,7 +168,6 @@ def test_the_inbox_is_tidy_afterwards(store: Path, inbox: Path) -> None:
     name = put(inbox, plain("a", 1))
     (inbox / "README.txt").write_text("not for us")
     (inbox / ".tmp-123.safetensors").write_bytes(b"being written")
-    (inbox / "folder.safetensors").mkdir()
     gather(store, inbox)
     assert files(inbox) == [".tmp-123.safetensors", "README.txt"]
     assert files(inbox / "merged") == [name]
@@ -281,6 +295,209 @@ def test_files_that_are_damaged_are_set_aside(store: Path, inbox: Path) -> None:
     assert not files(inbox)
 
 
+def handmade(
+    inbox: Path,
+    dtype: str = "F32",
+    shape: tuple[int, ...] = (1,),
+    nbytes: int = 4,
+    config: str = "{}",
+) -> None:
+    """A contribution with a head of any dtype and any configuration, which no writer makes."""
+    tensors = {
+        "scalings": ("F64", (1,), np.ones(1).tobytes()),
+        "kept.head": (dtype, shape, bytes(nbytes)),
+        "update.q.up": ("F32", (12, 1), np.full((12, 1), 0.1, np.float32).tobytes()),
+        "update.q.down": ("F32", (1, 10), np.full((1, 10), 0.1, np.float32).tobytes()),
+    }
+    header: dict[str, Any] = {}
+    data = b""
+    for name, (kind, size, content) in tensors.items():
+        place = [len(data), len(data) + len(content)]
+        header[name] = {"dtype": kind, "shape": size, "data_offsets": place}
+        data += content
+    value = {
+        "format": "sharespace-contribution",
+        "schema_version": 1,
+        "task": "bad",
+        "base_model": {"id": None, "revision": None, "fingerprint": None},
+        "basis": None,
+        "modules": [{"module": "q", "kind": "linear", "kernel": []}],
+        "config": "CONFIG",
+        "provenance": {"format": "peft", "source": "", "sha256": None},
+        "data_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    metadata = json.dumps(value).replace('"CONFIG"', config)
+    text = json.dumps(header | {"__metadata__": {"sharespace": metadata}}).encode()
+    text += b" " * (-len(text) % 8)
+    (inbox / "bad.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def unknown_dtype(inbox: Path) -> None:
+    handmade(inbox, "F8_E8M0", (2,), 2)
+
+
+def small_dtype(inbox: Path) -> None:
+    handmade(inbox, "F4", (2, 2), 2)
+
+
+def complex_head(inbox: Path) -> None:
+    handmade(inbox, "C64", (1,), 8)
+
+
+def huge_number(inbox: Path) -> None:
+    handmade(inbox, config='{"x": 1e999}')
+
+
+def infinite_number(inbox: Path) -> None:
+    handmade(inbox, config='{"x": -Infinity}')
+
+
+def no_number(inbox: Path) -> None:
+    handmade(inbox, config='{"x": NaN}')
+
+
+def deep(inbox: Path) -> None:
+    handmade(inbox, config='{"x": ' + "[" * 50000 + "]" * 50000 + "}")
+
+
+def link_to_itself(inbox: Path) -> None:
+    (inbox / "bad.safetensors").symlink_to("bad.safetensors")
+
+
+def link_to_nothing(inbox: Path) -> None:
+    (inbox / "bad.safetensors").symlink_to("nothing")
+
+
+def link_to_a_device(inbox: Path) -> None:
+    (inbox / "bad.safetensors").symlink_to("/dev/zero")
+
+
+def folder(inbox: Path) -> None:
+    (inbox / "bad.safetensors").mkdir()
+    (inbox / "bad.safetensors" / "file").write_text("")
+
+
+def socket_file(inbox: Path) -> None:
+    place = socket.socket(socket.AF_UNIX)
+    here = Path.cwd()
+    os.chdir(inbox)  # the address of a socket has at most 108 bytes
+    try:
+        place.bind("bad.safetensors")
+    finally:
+        os.chdir(here)
+        place.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (unknown_dtype, "dtype 'F8_E8M0'"),
+        (small_dtype, "dtype 'F4'"),
+        (complex_head, "cannot be stored"),
+        (huge_number, "larger than any number"),
+        (infinite_number, "-Infinity is not a JSON number"),
+        (no_number, "NaN is not a JSON number"),
+        (deep, "nested too deep"),
+        (link_to_itself, "symbolic links"),
+        (link_to_nothing, "symbolic link to nothing"),
+        (link_to_a_device, "not a regular file"),
+        (folder, "Is a directory"),
+        (socket_file, "cannot be read"),
+    ],
+)
+def test_whatever_lies_there_the_others_go_on(
+    store: Path, inbox: Path, make: Callable[[Path], None], reason: str
+) -> None:
+    for _ in range(2):
+        make(inbox)
+        put(inbox, plain("good", 1))
+        found = gather(store, inbox, on_conflict="replace")
+        assert [reason in r.why for r in found.refused] == [True], found.refused
+        assert not files(inbox)
+    assert set(load(store).tasks) == {"first", "good"}
+    assert len(reasons(inbox)) in (1, 2), "files of equal bytes have one reason"
+    assert verify(store).ok
+
+
+def test_a_file_that_may_not_be_read(
+    store: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests may run as root, who may read everything."""
+    put(inbox, plain("good", 1))
+    secret = put(inbox, plain("secret", 2))
+    opened = os.open
+
+    def refusing(path: str | os.PathLike[str], *args: int) -> int:
+        if str(path).endswith(secret):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args)
+
+    monkeypatch.setattr("sharespace.files.os.open", refusing)
+    found = gather(store, inbox)
+    assert [a.task for a in found.merged] == ["good"]
+    assert "Permission denied" in found.refused[0].why
+
+
+def test_a_norm_that_the_stored_dtype_does_not_hold(tmp_path: Path, inbox: Path) -> None:
+    half = initialise(
+        [adapter("first", 1)], Dimension(variance=1.0), BuildSettings(), dtype=torch.float16
+    )
+    path = tmp_path / "half.share"
+    commit(path, half, operation=Operation("init"), expected_parent=None)
+    bad = plain("bad", 3)
+    large = {
+        m: replace(u, scaling=1e13) for m, u in bad.updates.items() if isinstance(u, PlainFactors)
+    }
+    put(inbox, replace(bad, updates=large))
+    put(inbox, plain("good", 1))
+    found = gather(path, inbox)
+    assert [a.task for a in found.merged] == ["good"]
+    assert [r.task for r in found.refused] == ["bad"]
+    assert not files(inbox)
+
+
+def test_a_module_that_the_share_model_lacks(store: Path, inbox: Path) -> None:
+    found = plain("more", 3)
+    updates = {**found.updates, "no.such": found.updates["q"]}
+    file = put(inbox, replace(found, updates=updates, fingerprint=None))
+    put(inbox, plain("good", 1))
+    outcome = gather(store, inbox)
+    assert [a.task for a in outcome.merged] == ["good"]
+    (refusal,) = outcome.refused
+    assert "'no.such'" in refusal.why
+    assert "--new-modules" in refusal.remedy
+    assert set(load(store).layers) == {"q", "v"}
+    (inbox / "quarantine" / file).rename(inbox / file)
+    assert [a.task for a in gather(store, inbox, new_modules=True).merged] == ["more"]
+    assert set(load(store).layers) == {"q", "v", "no.such"}
+
+
+def test_a_file_that_cannot_be_moved_stops_no_other(store: Path, inbox: Path) -> None:
+    """As in a folder with the sticky bit: two batches, and the first file stays."""
+    names = [put(inbox, plain(task, seed)) for seed, task in enumerate("ab", 1)]
+
+    class Sticky(LocalInbox):
+        def move(self, name: str, to: str) -> bool:
+            if name == sorted(names)[0]:
+                raise InboxError(str(inbox / name), "moving failed: Operation not permitted")
+            return super().move(name, to)
+
+    with pytest.raises(InboxError, match="not permitted"):
+        Gatherer(store, Sticky(inbox), GatherSettings(batch=1)).run()
+    assert set(load(store).tasks) == {"first", "a", "b"}
+    assert files(inbox) == [sorted(names)[0]]
+
+
+def test_the_folder_of_a_share_model_is_no_inbox(store: Path) -> None:
+    before = sorted(store.rglob("*"))
+    for place in (store, store / "objects", store / "new"):
+        with pytest.raises(OptionError):
+            gather(store, place)
+        with pytest.raises(OptionError, match="is a Share model"):
+            hand_in(plain("a", 1), place)
+    assert sorted(store.rglob("*")) == before
+
+
 def test_too_large_a_file_is_not_read(store: Path, inbox: Path) -> None:
     """A gigabyte of holes, which take no room on the disk."""
     (inbox / "large.safetensors").touch()
@@ -289,7 +506,9 @@ def test_too_large_a_file_is_not_read(store: Path, inbox: Path) -> None:
     found = gather(store, inbox)
     assert "1073741825 bytes, more than the 1073741824 it may have" in found.refused[0].why
     assert [a.task for a in found.merged] == ["a"]
-    assert files(inbox / "quarantine") == ["large.safetensors", "large.safetensors.json"]
+    name = found.refused[0].file
+    assert re.fullmatch(r"large\.[0-9a-f]{12}\.safetensors", name)
+    assert files(inbox / "quarantine") == [name, f"{name}.json"]
 
 
 def test_a_link_out_of_the_inbox_gives_nothing_away(
@@ -373,7 +592,7 @@ def test_those_that_do_not_fit_each_other(store: Path, inbox: Path) -> None:
         update = found.updates["q" if n == 12 else "v"]
         shape = {"new": ModuleShape(n, 10)}
         put(inbox, replace(found, updates={"new": update}, fingerprint=fingerprint(shape)))
-    found_all = gather(store, inbox)
+    found_all = gather(store, inbox, new_modules=True)
     assert (len(found_all.merged), len(found_all.refused)) == (1, 1)
     assert verify(store).ok
 

@@ -181,8 +181,10 @@ def test_8_planted_data_are_compared_with_baselines() -> None:
 def test_9_a_name_is_neither_an_escape_nor_lost(name: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    share = Share.from_adapters([_with_heads(1)[0].with_name(name)], k=3)
-    share.save(home / "s.share")
+    share = Share.from_adapters(_with_heads(1)[:1], k=3)
+    # Stores of earlier releases have such names; new tasks do not get most of them any more.
+    tasks = [task.with_name(name) for task in share.model.tasks.values()]
+    Share(share.model.with_tasks(tasks)).save(home / "s.share")
     assert Share.load(home / "s.share").tasks == (name,)
     loaded = Share.load(home / "s.share").merge([adapter("other", update(12, 9, 2, 7))])
     loaded.save()

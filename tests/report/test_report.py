@@ -101,9 +101,12 @@ def test_only_its_own_script_and_style_may_run(plain: Path) -> None:
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     names = [*HOSTILE, *(f"{name}2" for name in HOSTILE[:2])]
     odd = {f"{name}.{i}": update(6, 5, 2, i) for i, name in enumerate(HOSTILE[:4])}
-    adapters = [made(name, i) for i, name in enumerate(names)]
-    adapters.append(adapter("modules", odd))
-    source = render(read_facts(store(tmp_path / "s", build(adapters, k=3))))
+    adapters = [made(f"t{i}", i) for i in range(len(names))]
+    model = build([*adapters, adapter("modules", odd)], k=3)
+    # Stores of earlier releases have such names; new tasks do not get them any more.
+    tasks = zip(model.tasks.values(), [*names, "modules"], strict=True)
+    model = model.with_tasks(one.with_name(name) for one, name in tasks)
+    source = render(read_facts(store(tmp_path / "s", model)))
     found = Page(source)
     source.encode()
     for name in names:

@@ -11,7 +11,6 @@ import pytest
 from sharespace.errors import (
     CorruptStoreError,
     OptionError,
-    StoreError,
     StoreNotFoundError,
     TaskExistsError,
     TaskNotFoundError,
@@ -30,7 +29,7 @@ from sharespace.store import (
     verify,
 )
 from sharespace.store.directory import find_version
-from store.models import assert_same, layers, model
+from store.models import WEIRD_NAMES, assert_same, layers, model
 
 MODELS = (model(("a",)), model(("a", "b")), model(("b",), layers=layers(k=(3, 4))))
 
@@ -126,12 +125,12 @@ def test_a_rollback_repairs_a_damaged_current_version(path: Path) -> None:
 def test_remove_and_rename_touch_no_tensor_file(path: Path) -> None:
     rollback(path, 2)
     (path / "objects").rename(path.parent / "hidden")
-    renamed = rename(path, "b", "../\ud800\n")
-    assert (renamed.number, renamed.operation.tasks) == (5, ("b", "../\ud800\n"))
-    assert list(load(path).tasks) == ["a", "../\ud800\n"]
+    renamed = rename(path, "b", "日本語 🎉")
+    assert (renamed.number, renamed.operation.tasks) == (5, ("b", "日本語 🎉"))
+    assert list(load(path).tasks) == ["a", "日本語 🎉"]
     remove(path, ["a"])
     (path.parent / "hidden").rename(path / "objects")
-    assert_same(load(path), MODELS[1].with_renamed("b", "../\ud800\n").without_tasks("a"))
+    assert_same(load(path), MODELS[1].with_renamed("b", "日本語 🎉").without_tasks("a"))
 
 
 def test_remove_and_rename_refuse(path: Path) -> None:
@@ -140,12 +139,23 @@ def test_remove_and_rename_refuse(path: Path) -> None:
         remove(path, ["a", "c"])
     with pytest.raises(TaskNotFoundError):
         rename(path, "c", "d")
-    for name in ("b", ""):
-        with pytest.raises(TaskExistsError):
+    with pytest.raises(TaskExistsError):
+        rename(path, "a", "b")
+    for name in ("", "../c", "c\n", "\ud83d\ude00", "c" * 201):
+        with pytest.raises(OptionError, match="name"):
             rename(path, "a", name)
-    with pytest.raises(StoreError, match="surrogate pair"):
-        rename(path, "a", "\ud83d\ude00")
     assert len(history(path)) == 4
+
+
+def test_odd_names_of_earlier_releases_are_read_and_renamed(tmp_path: Path) -> None:
+    for at, odd in enumerate(WEIRD_NAMES):
+        path = tmp_path / str(at)
+        (first, *_others) = MODELS[1].tasks.values()
+        model = MODELS[1].with_tasks([first.with_name(odd)])
+        commit(path, model, operation=Operation("init"), expected_parent=None)
+        assert list(load(path).tasks) == [odd]
+        rename(path, odd, "plain")
+        assert list(load(path).tasks) == ["plain"]
 
 
 def test_prune_removes_what_no_version_needs(path: Path) -> None:

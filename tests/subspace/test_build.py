@@ -29,8 +29,9 @@ def test_no_adapter_and_two_of_one_name_are_refused() -> None:
     one = adapter("a", update(6, 4, 2))
     with pytest.raises(TaskExistsError, match="'a'"):
         build([one, one], 2)
-    with pytest.raises(TaskExistsError, match="empty"):
-        build([one.with_name("")], 2)
+    for name in ("", "a/b", "x" * 300):
+        with pytest.raises(OptionError, match="name"):
+            build([one.with_name(name)], 2)
 
 
 @pytest.mark.parametrize("factor", ["up", "down"])

@@ -61,9 +61,26 @@ def test_renaming_keeps_the_place_and_refuses_taken_names() -> None:
     assert list(model.with_renamed("t1", "new").tasks) == ["t0", "new", "t2"]
     assert model.with_renamed("t1", "new").task("new").name == "new"
     assert list(model.with_renamed("t1", "t1").tasks) == ["t0", "t1", "t2"]
-    for bad in ("t0", ""):
-        with pytest.raises(TaskExistsError):
+    with pytest.raises(TaskExistsError):
+        model.with_renamed("t1", "t0")
+    for bad in (
+        "",
+        " ",
+        " x",
+        "x ",
+        ".",
+        "..",
+        "a/b",
+        "a\\b",
+        "a\nb",
+        "\x1b[31m",
+        "\ud800",
+        "x" * 201,
+    ):
+        with pytest.raises(OptionError, match="name"):
             model.with_renamed("t1", bad)
+    for good in ("x" * 200, "日本語 🎉", "a.b", "NAME=x", "?#%"):
+        assert good in model.with_renamed("t1", good).tasks
     with pytest.raises(TaskNotFoundError):
         model.with_renamed("t9", "x")
 

@@ -498,6 +498,10 @@ def gather(
     batch: Annotated[int, typer.Option(help="Contributions that one version takes in.")] = 32,
     on_conflict: a.ConflictOption = "refuse",
     max_error: a.MaxErrorOption = None,
+    new_modules: Annotated[
+        bool,
+        typer.Option("--new-modules", help="Take plain factors of modules that SHARE lacks."),
+    ] = False,
     device: a.DeviceOption = "cpu",
     as_json: a.JsonFlag = False,
 ) -> None:
@@ -506,7 +510,9 @@ def gather(
     from sharespace.gather import Gatherer, GatherSettings, open_inbox
     from sharespace.gather import watch as watch_inbox
 
-    settings = GatherSettings(batch, on_conflict, device=device, max_error=max_error)
+    settings = GatherSettings(
+        batch, on_conflict, device=device, max_error=max_error, new_modules=new_modules
+    )
     gatherer = Gatherer(share, open_inbox(inbox), settings)
     if not watch:
         outcome = gatherer.run(None if as_json else output.gathered_batch)

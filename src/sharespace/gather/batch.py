@@ -22,6 +22,7 @@ from sharespace.errors import (
     MismatchError,
     OptionError,
     SharespaceError,
+    StoreError,
     StoreNotFoundError,
     TaskExistsError,
 )
@@ -32,7 +33,8 @@ from sharespace.gather.contribution import (
     plain_updates,
 )
 from sharespace.linalg.precision import compute_dtype
-from sharespace.store import Checkout, checkout, history
+from sharespace.store import Checkout, Operation, checkout, history
+from sharespace.store.commits import plan_commit
 from sharespace.subspace.adapter import (
     Adapter,
     LayerUpdate,
@@ -40,19 +42,29 @@ from sharespace.subspace.adapter import (
     common_base,
     common_shapes,
     fingerprint,
+    refuse_other_modules,
 )
 from sharespace.subspace.base_digest import check_same_base
 from sharespace.subspace.build import refuse_erased
 from sharespace.subspace.losses import refuse_losses
 from sharespace.subspace.merge import merge
 from sharespace.subspace.naming import common_names
-from sharespace.subspace.state import ShareModel, basis_id
+from sharespace.subspace.state import MAX_NAME, ShareModel, basis_id
 
 OnConflict = Literal["refuse", "rename", "replace"]
 """What happens to a contribution whose task's name is taken by other content."""
 
 REFUSED = (ContributionError, AdapterError, MismatchError, OptionError, TaskExistsError)
 """Errors that are the contribution's, not the store's or the disk's."""
+
+_UNFORESEEN = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+"""What torch and Python raise for values that nobody thought of: the contribution's as well, where
+the same work is done without it. Errors of the store are none of these."""
+
+_ADD_MODULES = (
+    "Check that it is of this base model; where it is, and is to bring new modules: "
+    "gather --new-modules"
+)
 
 _OPEN_VERSIONS = 8
 """Most versions whose bases stay open; each holds as many file descriptors and mapped bytes as its
@@ -98,6 +110,7 @@ def sort_out(
     opened: Checkout,
     bases: BasisHistory,
     on_conflict: OnConflict,
+    new_modules: bool = False,
 ) -> SortedBatch:
     """Sort a batch out against one version; the order of the files does not matter.
 
@@ -106,6 +119,7 @@ def sort_out(
         opened: the version.
         bases: where the bases of older versions are found.
         on_conflict: what happens where a task's name is taken.
+        new_modules: take plain factors of modules that the Share model does not have.
     """
     result, names = SortedBatch(), set[str]()
     known_ids, tasks = set(opened.manifest.contributions), set(opened.model.tasks)
@@ -120,8 +134,10 @@ def sort_out(
                 result.later.append(one)
                 continue
             adapter = as_adapter(one.contribution, one.id, name, opened.model, bases)
-        except REFUSED as error:
-            result.refused.append((one, error))
+            if one.contribution.basis is None and not new_modules:
+                refuse_other_modules(adapter, opened.model.shapes, "the Share model", _ADD_MODULES)
+        except (*REFUSED, *_UNFORESEEN) as error:
+            result.refused.append((one, _reason(one.contribution.task, error)))
             continue
         names.add(name)
         result.accepted.append(AcceptedContribution(one, adapter, name in tasks))
@@ -138,7 +154,7 @@ def _task_name(one: PendingContribution, tasks: set[str], on_conflict: OnConflic
     if name not in tasks or on_conflict == "replace":
         return name
     # Made from the id and not from a counter: the same contribution gets the same name again.
-    renamed = f"{name}-{one.id[:8]}"
+    renamed = f"{name[: MAX_NAME - 9]}-{one.id[:8]}"
     if on_conflict == "rename" and renamed not in tasks:
         return renamed
     why = "there is a task of that name already, with other content"
@@ -225,20 +241,54 @@ def merge_batch(
     """
     try:
         return _merged(model, batch.accepted, device, max_error), batch.accepted
-    except (*REFUSED, LinAlgError):
+    except (*REFUSED, *_UNFORESEEN):
         # One of them is at fault, and the error does not say which.
         merged: list[AcceptedContribution] = []
         for one in batch.accepted:
             try:
                 model = _merged(model, [one], device, max_error)
                 merged.append(one)
-            except REFUSED as error:
-                batch.refused.append((one.pending, error))
-            except LinAlgError as error:
-                why = f"its numbers cannot be decomposed ({error})"
-                reason = ContributionError(f"task {one.adapter.name!r}", why, "Train it again")
-                batch.refused.append((one.pending, reason))
+            except (*REFUSED, *_UNFORESEEN) as error:
+                batch.refused.append((one.pending, _reason(one.adapter.name, error)))
         return model, merged
+
+
+def refuse_unwritable(
+    model: ShareModel,
+    accepted: Sequence[AcceptedContribution],
+    device: torch.device | str = "cpu",
+) -> list[tuple[PendingContribution, SharespaceError]]:
+    """Those of a batch that could be merged, but that no version can be written with.
+
+    Each is merged alone and planned as a version, which writes nothing.
+
+    Args:
+        model: the version that they were merged into.
+        accepted: what ``merge_batch`` merged.
+        device: where to compute.
+    """
+    refused: list[tuple[PendingContribution, SharespaceError]] = []
+    for one in accepted:
+        merged = _merged(model, [one], device, None)
+        try:
+            plan_commit(merged, Operation("gather", (one.adapter.name,)))
+        except (CorruptStoreError, StoreNotFoundError):
+            raise  # A file of the store itself.
+        except (*REFUSED, *_UNFORESEEN, StoreError) as error:
+            refused.append((one.pending, _reason(one.adapter.name, error)))
+    return refused
+
+
+def _reason(task: str, error: Exception) -> SharespaceError:
+    """Why a contribution was refused, as an error that has a remedy."""
+    if isinstance(error, SharespaceError):
+        return error
+    if isinstance(error, LinAlgError):
+        why = f"its numbers cannot be decomposed ({error})"
+        return ContributionError(f"task {task!r}", why, "Train it again")
+    text = str(error).strip().splitlines()
+    why = f"it cannot be merged ({type(error).__name__}: {text[0][:200] if text else 'no reason'})"
+    return ContributionError(f"task {task!r}", why, "Hand in what training made")
 
 
 def _merged(

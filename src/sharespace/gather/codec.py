@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 
@@ -127,11 +127,18 @@ def decode(data: bytes, name: str) -> Contribution:
         # A second sum beside that in the file's name: somebody may have renamed the file.
         if hashlib.sha256(data[_data_start(data) :]).hexdigest() != fields.text("data_sha256"):
             raise damaged("its tensors are not those that were written")
-        return _contribution(fields, load(data), name)
+        return _contribution(fields, _tensors_in(data, damaged), name)
     except SafetensorError as error:
         raise damaged(f"not a whole safetensors file ({error})") from error
     except MismatchError as error:
         raise damaged(f"{error.what}: {error.why}") from error
+
+
+def _tensors_in(data: bytes, damaged: Callable[[str], ContributionError]) -> dict[str, Tensor]:
+    try:
+        return load(data)
+    except KeyError as error:  # what safetensors raises for a dtype that torch does not have
+        raise damaged(f"a tensor of dtype {error}, which cannot be kept") from error
 
 
 def _damaged(what: str, why: str) -> ContributionError:

@@ -19,13 +19,10 @@ from sharespace.errors import ContributionError
 from sharespace.subspace.adapter import LEARNED, BaseModel, ModuleShape, Provenance, is_companion
 from sharespace.subspace.base_digest import sample_shape
 from sharespace.subspace.layer import LayerSubspace
-from sharespace.subspace.state import ShareModel
+from sharespace.subspace.state import ShareModel, name_problem
 
 NAME = re.compile(r"contribution-(?P<sha256>[0-9a-f]{64})\.safetensors", re.ASCII)
 """File name of a contribution; the hash is that of its bytes, and its id."""
-
-MAX_NAME = 200
-"""Most characters of a task's name."""
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes that an update may have."""
@@ -238,29 +235,15 @@ def _expand(what: str, basis: Tensor, coefficients: Tensor, temporary: Tensor | 
 
 
 def check_task_name(name: str) -> None:
-    """Refuse names that somebody could take for a path, or cannot print.
+    """Refuse names that no new task may have (``subspace.state.name_problem``).
 
     Raises:
         ContributionError: the name is one of those.
     """
-    why = _name_problem(name)
-    if why:
+    if why := name_problem(name):
         # Cut, and as a Python literal: escape sequences in it must not reach a terminal.
         shown = repr(name[:80])
         raise ContributionError(f"task {shown}", why, "Hand it in under another name: --task NAME")
-
-
-def _name_problem(name: str) -> str:
-    """What is wrong with a task's name; empty where nothing is."""
-    if not name.strip():
-        return "the name is empty"
-    if len(name) > MAX_NAME:
-        return f"a name of {len(name)} characters, more than {MAX_NAME}"
-    if "/" in name or "\\" in name or name in (".", ".."):
-        return "the name looks like a path"
-    if not name.isprintable():
-        return "the name has characters that cannot be printed"
-    return ""
 
 
 def check_kept(kept: Mapping[str, Tensor]) -> None:

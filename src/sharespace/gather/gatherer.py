@@ -13,6 +13,7 @@ import json
 import os
 import random
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -24,6 +25,7 @@ import torch
 from sharespace.errors import (
     ContributionError,
     InboxError,
+    MismatchError,
     OptionError,
     SharespaceError,
     StoreConflictError,
@@ -37,10 +39,11 @@ from sharespace.gather.batch import (
     PendingContribution,
     SortedBatch,
     merge_batch,
+    refuse_unwritable,
     sort_out,
 )
 from sharespace.gather.codec import decode
-from sharespace.gather.contribution import NAME
+from sharespace.gather.contribution import NAME, Contribution
 from sharespace.gather.inboxes import (
     MAX_BYTES,
     MERGED,
@@ -69,6 +72,7 @@ def gather(
     timeout: float = 60.0,
     device: torch.device | str = "cpu",
     max_error: float | None = None,
+    new_modules: bool = False,
     observe: Callable[[Gathered], None] | None = None,
 ) -> Gathered:
     """Merge what lies in an inbox into a Share model, in batches, each contribution once.
@@ -86,6 +90,7 @@ def gather(
         device: where to compute.
         max_error: what would leave a task, old or new, with a larger bound on its relative error is
             set aside; None: nothing is for that.
+        new_modules: take plain factors of modules that the Share model does not have.
         observe: called after each batch with what came of it.
 
     Returns:
@@ -96,7 +101,7 @@ def gather(
         InboxError: the inbox cannot be read or written.
         StoreError: the store cannot be read or written; nothing is lost.
     """
-    settings = GatherSettings(batch, on_conflict, timeout, device, max_error)
+    settings = GatherSettings(batch, on_conflict, timeout, device, max_error, new_modules)
     return Gatherer(Path(store), open_inbox(inbox), settings).run(observe)
 
 
@@ -168,6 +173,9 @@ class GatherSettings:
     max_error: float | None = option(None, least=0, most=1)
     """Largest bound on a task's relative error that a merge may lead to; what would lead to a
     larger one, of an old or a new task, is set aside."""
+    new_modules: bool = option(False)
+    """Take plain factors of modules that the Share model does not have; they are refused else, as
+    they are most likely of another base model, and then nothing could be served."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -242,6 +250,7 @@ class Gatherer:
         self.store = self.store.absolute()
         refuse_store(self.inbox, self.store)
         self._bases = BasisHistory(self.store)
+        self._not_moved: list[InboxError] = []
 
     def run(
         self,
@@ -259,6 +268,7 @@ class Gatherer:
             StoreError: the store cannot be read or written; nothing is lost.
         """
         total = Gathered(checkout(self.store).version.number)
+        self._not_moved.clear()
         # Names that were looked at stay out, though their files should be gone: an inbox whose
         # moves fail silently must not make an endless loop.
         finished: set[str] = set()
@@ -271,18 +281,23 @@ class Gatherer:
             total += gathered
             if observe:
                 observe(gathered)
+        if self._not_moved:
+            # Told at the end: a file that cannot be moved must not keep the others from coming in.
+            raise self._not_moved[0]
         return total
 
     def _batch(self, entries: Sequence[InboxFile]) -> tuple[Gathered, set[str]]:
         """One batch, and the files that need not be looked at again."""
         pending, refused = self._read(entries)
+        unwritable: list[tuple[PendingContribution, SharespaceError]] = []
         for _ in range(_ATTEMPTS):
             # Opened after the inbox was listed: as new as anything that lies there.
             opened = checkout(self.store)
-            batch = sort_out(pending, opened, self._bases, self.settings.on_conflict)
-            model, accepted = merge_batch(
-                opened.model, batch, self.settings.device, self.settings.max_error
+            settings = self.settings
+            batch = sort_out(
+                pending, opened, self._bases, settings.on_conflict, settings.new_modules
             )
+            model, accepted = merge_batch(opened.model, batch, settings.device, settings.max_error)
             version = opened.version
             try:
                 if accepted:
@@ -298,6 +313,15 @@ class Gatherer:
                 # Gatherers that collided once would go on in step without a random pause.
                 time.sleep(random.uniform(0, 0.05))
                 continue
+            except (StoreError, MismatchError):
+                blamed = refuse_unwritable(opened.model, accepted, settings.device)
+                if not blamed:
+                    raise  # The disk or the store is at fault.
+                unwritable += blamed
+                ids = {one.id for one, _ in blamed}
+                pending = [one for one in pending if one.id not in ids]
+                continue
+            batch.refused += unwritable
             lost = tuple(losses(opened.model, model)) if accepted else ()
             gathered = self._tidy(batch, accepted, version, refused, lost)
             return gathered, {e.name for e in entries} - {p.file for p in batch.later}
@@ -320,12 +344,12 @@ class Gatherer:
                 if data is None:
                     continue
                 id = hashlib.sha256(data).hexdigest()
-                one = PendingContribution(entry.name, id, decode(data, entry.name), data)
+                one = PendingContribution(entry.name, id, _decoded(data, entry.name), data)
             except ContributionError as error:
-                refused.append(_set_aside(self.inbox, entry.name, error, None, data))
+                refused.append(self._set_aside(entry.name, error, None, data))
                 continue
             if id in pending:  # The same bytes lie there under two names.
-                self.inbox.move(entry.name, f"{MERGED}/contribution-{id}.safetensors")
+                self._move(entry.name, f"{MERGED}/contribution-{id}.safetensors")
             else:
                 pending[id] = one
         return list(pending.values()), refused
@@ -344,9 +368,9 @@ class Gatherer:
         while one that is committed and not moved is found to be known and moved the next time.
         """
         for one in [*(a.pending for a in accepted), *batch.repeated]:
-            self.inbox.move(one.file, f"{MERGED}/contribution-{one.id}.safetensors")
+            self._move(one.file, f"{MERGED}/contribution-{one.id}.safetensors")
         refused = [
-            _set_aside(self.inbox, one.file, error, one.contribution.task, one.data)
+            self._set_aside(one.file, error, one.contribution.task, one.data)
             for one, error in batch.refused
         ]
         return Gathered(
@@ -357,37 +381,62 @@ class Gatherer:
             lost,
         )
 
+    def _move(self, name: str, to: str) -> None:
+        try:
+            self.inbox.move(name, to)
+        except InboxError as error:
+            self._not_moved.append(error)
 
-def _set_aside(
-    inbox: Inbox, name: str, error: SharespaceError, task: str | None, data: bytes | None
-) -> Refusal:
-    """Write the reason, then move the file beside it.
+    def _set_aside(
+        self, name: str, error: SharespaceError, task: str | None, data: bytes | None
+    ) -> Refusal:
+        """Write the reason, then move the file beside it.
 
-    In this order: killed in between, the file is still in the inbox and will be looked at again. To
-    try once more after a remedy, move it back from ``quarantine/`` into the inbox.
+        In this order: killed in between, the file is still in the inbox and will be looked at
+        again. To try once more after a remedy, move it back from ``quarantine/`` into the inbox.
 
-    Args:
-        inbox: where the file lies.
-        name: of the file.
-        error: the reason.
-        task: of the contribution; None: not known.
-        data: the file's bytes; None: they were not read.
+        Args:
+            name: of the file.
+            error: the reason.
+            task: of the contribution; None: not known.
+            data: the file's bytes; None: they were not read.
+        """
+        file = _quarantine_name(name, data)
+        refusal = Refusal(file, task, type(error).__name__, error.what, error.why, error.remedy)
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        record = {**asdict(refusal), "submitted_as": name, "time": now}
+        # In ASCII: names from outside may hold what a terminal or an editor would act upon.
+        text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+        try:
+            self.inbox.write(f"{QUARANTINE}/{file}.json", text.encode("ascii"))
+        except InboxError as failed:
+            self._not_moved.append(failed)
+            return refusal
+        self._move(name, f"{QUARANTINE}/{file}")
+        return refusal
+
+
+def _decoded(data: bytes, name: str) -> Contribution:
+    """What a file holds; whatever is wrong with it is the contribution's error.
+
+    Raises:
+        ContributionError: it holds no contribution that can be merged.
     """
-    file = _quarantine_name(name, data)
-    refusal = Refusal(file, task, type(error).__name__, error.what, error.why, error.remedy)
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    record = {**asdict(refusal), "submitted_as": name, "time": now}
-    # In ASCII: names from outside may hold what a terminal or an editor would act upon.
-    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-    inbox.write(f"{QUARANTINE}/{file}.json", text.encode("ascii"))
-    inbox.move(name, f"{QUARANTINE}/{file}")
-    return refusal
+    try:
+        return decode(data, name)
+    except ContributionError:
+        raise
+    # Nothing but these bytes is read here, so that nothing else can be at fault.
+    except Exception as error:
+        why = f"it cannot be read ({type(error).__name__}: {str(error)[:200]})"
+        raise ContributionError(name, why, "`sharespace submit` makes contributions") from error
 
 
 def _quarantine_name(name: str, data: bytes | None) -> str:
     """The file's own name, made unique by its bytes where the name does not say them already."""
     if data is None:
-        return name
+        # What could not be read has no bytes to be told by; another one of this name may come.
+        return f"{name.removesuffix(SUFFIX)[:150]}.{uuid.uuid4().hex[:12]}{SUFFIX}"
     digest = hashlib.sha256(data).hexdigest()
     match = NAME.fullmatch(name)
     if match and match["sha256"] == digest:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -24,7 +25,14 @@ from sharespace.errors import (
     SharespaceError,
 )
 from sharespace.extras import require
-from sharespace.files import make_directory, move_file, read_bytes, write_file
+from sharespace.files import (
+    STORE_HEAD,
+    make_directory,
+    move_file,
+    read_bytes,
+    refuse_in_store,
+    write_file,
+)
 
 MERGED, QUARANTINE = "merged", "quarantine"
 """Folders within an inbox."""
@@ -36,6 +44,11 @@ anything in it is believed."""
 SUFFIX = ".safetensors"
 
 _HUB = "hf://"
+_OF_ONE_FILE = frozenset(
+    (*(errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR), errno.ENXIO, errno.ENODEV, errno.EIO)
+)
+"""Errors of the system that say something of a file, and not of the folder or the machine."""
+
 _PRECONDITION_FAILED = 412
 _REMEDY = "Check path, permissions and connection; nothing was lost, so run it again"
 
@@ -66,6 +79,8 @@ def open_inbox(
     if "://" in text and not text.startswith("file://"):
         return RemoteInbox(text)
     folder = Path(text.removeprefix("file://")).absolute()
+    # Its tensor files end in .safetensors, too: they would be moved away as bad contributions.
+    refuse_in_store(folder)
     if not create and not folder.is_dir():
         raise OptionError(
             f"inbox {text}", "there is no such folder", "Check the path; submit makes the folder"
@@ -79,7 +94,7 @@ def refuse_store(inbox: Inbox, place: Path) -> None:
     Raises:
         OptionError: it is.
     """
-    if Path(inbox.where) == place.absolute() or (Path(inbox.where) / "share.json").exists():
+    if Path(inbox.where) == place.absolute() or (Path(inbox.where) / STORE_HEAD).exists():
         raise OptionError(
             f"inbox {inbox.where}", "it is a Share model", "Give the folder of contributions"
         )
@@ -164,15 +179,21 @@ class LocalInbox:
             return [entry for path in paths if (entry := _inbox_file(path))]
 
     def read(self, name: str) -> bytes | None:
+        def refused(why: str) -> ContributionError:
+            return ContributionError(name, why, "Hand in a file that the gatherer may read")
+
         with _folder_errors(self._folder / name, "reading"):
             try:
-                return read_bytes(
-                    self._folder / name,
-                    MAX_BYTES,
-                    lambda why: ContributionError(name, why, "Hand in a file"),
-                )
+                return read_bytes(self._folder / name, MAX_BYTES, refused)
             except FileNotFoundError:
+                # Where a link leads nowhere, the link is there all the same.
+                if (self._folder / name).is_symlink():
+                    raise refused("a symbolic link to nothing") from None
                 return None
+            except OSError as error:
+                if error.errno in _OF_ONE_FILE:
+                    raise refused(f"it cannot be read: {error.strerror}") from error
+                raise
 
     def write(self, name: str, data: bytes) -> None:
         path = self._folder / name
@@ -188,13 +209,14 @@ class LocalInbox:
 
 
 def _inbox_file(path: Path) -> InboxFile | None:
-    """None where it is a folder, or gone because another gatherer moved it."""
+    """None where it is gone because another gatherer moved it."""
     try:
         # lstat: a link is judged, and later moved away, as the link that it is.
         info = path.lstat()
     except FileNotFoundError:
         return None
-    return None if stat.S_ISDIR(info.st_mode) else InboxFile(path.name, info.st_size)
+    # A folder is listed with the others: reading says that it is none, and it is set aside.
+    return InboxFile(path.name, info.st_size if stat.S_ISREG(info.st_mode) else 0)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from sharespace.protocols import AdapterConfig, PeftModel
 from sharespace.share import Share
 from sharespace.subspace.adapter import LayerUpdate, names_differ
 from sharespace.subspace.base_weights import BaseWeightsWarning, checked_base
+from sharespace.subspace.state import check_new_names
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def prepare(
         TaskExistsError: the Share model knows the task (``finetune`` trains it on).
         TaskNotFoundError: ``method.start`` names no known task.
         MismatchError: the model is not the Share model's base, or has PEFT layers already.
-        OptionError: a head is not in the model, or is in the subspace.
+        OptionError: no new task may have that name; or a head is not in the model, or is in the
+            subspace.
         MissingExtraError: PEFT or transformers is not installed.
     """
     from sharespace.tuner import ShareConfig, publish
@@ -70,6 +72,7 @@ def prepare(
             "the Share model knows it already",
             "finetune trains a known task on; remove it first to learn it anew",
         )
+    check_new_names([task], ())
     config = ShareConfig(
         share=publish(share.model),
         task=task,

@@ -93,7 +93,8 @@ def rename(path: StorePath, old: str, new: str, *, timeout: float = 0.0) -> Vers
 
     Raises:
         TaskNotFoundError: there is no task ``old``.
-        TaskExistsError: there is a task ``new``, or the name is empty.
+        TaskExistsError: there is a task ``new``.
+        OptionError: no new task may have that name.
         StoreNotFoundError, StoreLockedError, CorruptStoreError: as ``commit`` does.
     """
 

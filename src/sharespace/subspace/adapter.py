@@ -331,3 +331,27 @@ def common_shapes(
                     "They belong to different base models; keep them in separate Share models",
                 )
     return shapes
+
+
+def refuse_other_modules(
+    adapter: Adapter, known: Mapping[str, ModuleShape], owner: str, remedy: str
+) -> None:
+    """Refuse an adapter of modules, or shapes of them, that whoever takes it in does not have.
+
+    Asked before a commit: what a base model lacks could be stored, and never be served.
+
+    Args:
+        adapter: the newcomer.
+        known: module -> shape.
+        owner: what has these modules, for the error.
+        remedy: for the error.
+
+    Raises:
+        MismatchError: it has others.
+    """
+    other = [module for module in adapter.shapes if module not in known]
+    if other:
+        few = ", ".join(map(repr, other[:3])) + (" ..." if len(other) > 3 else "")
+        why = f"{owner} does not have {len(other)} of its {len(adapter.shapes)} modules: {few}"
+        raise MismatchError(f"task {adapter.name!r}", why, remedy)
+    common_shapes([adapter], known)

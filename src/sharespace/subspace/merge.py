@@ -48,6 +48,7 @@ from sharespace.subspace.state import (
     ShareModel,
     Task,
     as_adapter,
+    check_free_names,
     check_new_names,
     refuse_overflow,
 )
@@ -81,7 +82,8 @@ def merge(
     Raises:
         MismatchError: an adapter belongs to another base model.
         TaskExistsError: a name is taken.
-        OptionError: no adapter, or a cap together with a byte budget.
+        OptionError: no adapter, a name that no new task may have, or a cap together with a byte
+            budget.
         CorruptAdapterError: a factor or a head holds NaN or infinity.
         UnsupportedAdapterError: an update is too small to compute with.
     """
@@ -227,7 +229,7 @@ def union(first: ShareModel, second: ShareModel, *, cap: int | None = None) -> S
         MismatchError: they are of different base models.
         OptionError: a cap together with a byte budget.
     """
-    check_new_names(second.tasks, first.tasks)
+    check_free_names(second.tasks, first.tasks)
     base = common_base([as_adapter(second, t) for t in second.tasks.values()], first.base)
     second = with_names_of(second, first)
     newcomers = [(as_adapter(second, t), t) for t in second.tasks.values()]

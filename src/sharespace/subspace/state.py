@@ -42,6 +42,14 @@ CALIBRATE = "calibrate"
 _NEGLIGIBLE = 1e-5
 """Fraction of a module's norm that an exact merge may round away."""
 
+MAX_NAME = 200
+"""Most characters of a new task's name."""
+
+MAX_NAME_BYTES = 240
+"""Most bytes of it in UTF-8: a file's name has 255, and a suffix follows."""
+
+_SHOWN = 80
+
 _BASIS_IDS: WeakKeyDictionary[ShareModel, str] = WeakKeyDictionary()
 """What ``basis_id`` has computed already."""
 
@@ -290,7 +298,8 @@ class ShareModel:
 
         Raises:
             TaskNotFoundError: there is no task ``old``.
-            TaskExistsError: there is a task ``new``, or the name is empty.
+            TaskExistsError: there is a task ``new``.
+            OptionError: no new task may have that name.
         """
         self.task(old)
         check_new_names([new], [n for n in self.tasks if n != old])
@@ -417,22 +426,59 @@ def refuse_overflow(task: str, lost: Mapping[str, float], dtype: torch.dtype) ->
 
 
 def check_new_names(new: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse empty and duplicate task names.
+    """Refuse names that no new task may have, and names that are taken.
 
     Raises:
-        TaskExistsError: a name is empty, twice in ``new``, or in ``known``.
+        OptionError: a name breaks the rule of ``name_problem``.
+        TaskExistsError: a name is twice in ``new``, or in ``known``.
+    """
+    new = list(new)
+    for name in new:
+        if why := name_problem(name):
+            remedy = "Give it another name: NAME=PATH, {name: path} or task=NAME"
+            raise OptionError(f"task {_short(name)}", why, remedy)
+    check_free_names(new, known)
+
+
+def check_free_names(new: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse names that are taken; tasks that have a name already keep it, whatever it is.
+
+    Raises:
+        TaskExistsError: a name is twice in ``new``, or in ``known``.
     """
     seen = set(known)
     for name in new:
-        if not name:
-            raise TaskExistsError("task ''", "a task's name must not be empty", "Give it a name")
         if name in seen:
             raise TaskExistsError(
-                f"task {name!r}",
+                f"task {_short(name)}",
                 "there is a task of that name already",
                 "Rename one of the two; an adapter is named by NAME=PATH or {name: path}",
             )
         seen.add(name)
+
+
+def name_problem(name: str) -> str:
+    """Why no new task may have a name; empty where it may.
+
+    A name stands in tables and logs, is typed in commands and addressed over HTTP, and may become
+    the name of a file. What is stored already under other names can be read and renamed.
+    """
+    if not name.strip():
+        return "a task's name must not be empty"
+    if len(name) > MAX_NAME or len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        return f"a name of {len(name)} characters, more than {MAX_NAME} or {MAX_NAME_BYTES} bytes"
+    if "/" in name or "\\" in name or name in (".", ".."):
+        return "the name looks like a path"
+    if not name.isprintable():
+        return "the name has characters that cannot be printed"
+    if name != name.strip():
+        return "the name begins or ends with a space"
+    return ""
+
+
+def _short(name: str) -> str:
+    """A name for an error: as a Python literal, and cut."""
+    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}...")
 
 
 def basis_id(model: ShareModel) -> str:

@@ -35,6 +35,7 @@ from sharespace.stream.recipe.values import (
     parse,
     value_of,
 )
+from sharespace.subspace.state import name_problem
 
 SettingsT = TypeVar("SettingsT", DataSettings, SubspaceSettings, TrainingSettings)
 
@@ -278,6 +279,8 @@ def _unknown_starts(recipe: Recipe) -> Iterator[RecipeProblem]:
 
 
 def _task_problems(spec: TaskSpec) -> Iterator[str]:
+    if why := name_problem(spec.name):
+        yield f"name: {why}"
     yield from _source_problems(spec)
     yield from _data_problems(spec.settings, spec.labels)
     training = spec.training
