@@ -1,9 +1,31 @@
-"""Numbers as people read them: counts, bytes and errors.
+"""Numbers, names and errors as people read them.
 
-The command line, the report and the streams say numbers in these words.
+The command line, the report and the streams say numbers in these words. Names of tasks and modules
+come from files that anybody may have written: whatever shows one shows it by ``visible``.
 """
 
 from __future__ import annotations
+
+from sharespace.errors import RecipeError, SharespaceError
+
+
+def visible(text: str) -> str:
+    """Text with what cannot be seen as Python's escapes: ``line\\nbreak``.
+
+    Controls, surrogates and changes of direction are shown, so that no name can hide or turn around
+    what stands beside it, or tell a terminal what to do.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def error_text(error: SharespaceError) -> str:
+    """An error for a terminal: one line, or one for each problem of a recipe."""
+    if isinstance(error, RecipeError):
+        problems = tuple(map(visible, error.problems))
+        return str(RecipeError(visible(error.what), problems, visible(error.remedy)))
+    return visible(str(error))
 
 
 def count(number: int, noun: str) -> str:

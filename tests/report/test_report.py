@@ -16,11 +16,12 @@ from golden.make_store_v1 import PATH as GOLDEN
 from report.parsing import Page
 from report.samples import HOSTILE, facts, made, store, task, two_steps
 from sharespace.report import read_facts, render
-from sharespace.report.html import dotted, escape, tag, visible
+from sharespace.report.html import dotted, escape, tag
 from sharespace.store import checkout, prune, remove
 from sharespace.subspace.adapter import BaseModel
 from sharespace.subspace.fidelity import StorageTally
 from sharespace.subspace.state import Ledger
+from sharespace.words import visible
 from store.models import model as weird_model
 
 

@@ -14,6 +14,7 @@ import typer
 
 from sharespace.errors import OptionError, TaskExistsError
 from sharespace.subspace.basis_methods import shipped_methods
+from sharespace.words import visible
 
 if TYPE_CHECKING:
     from sharespace.subspace.executor import Executor
@@ -226,6 +227,7 @@ def layer_progress(doing: str) -> Iterator[Callable[[str, int, int], None] | Non
         yield None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
@@ -238,6 +240,6 @@ def layer_progress(doing: str) -> Iterator[Callable[[str, int, int], None] | Non
         task = bar.add_task(doing, at="", total=None)
 
         def advance(module: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, at=module)
+            bar.update(task, completed=done, total=total, at=escape(visible(module)))
 
         yield advance

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from sharespace.cli import json_records
@@ -27,7 +28,7 @@ from sharespace.subspace.baselines import Baselines
 from sharespace.subspace.fidelity import Fidelity, ModelStorage, StorageTally, UpdateTally
 from sharespace.subspace.losses import some_losses
 from sharespace.subspace.plan import BuildPlan, StorageSummary
-from sharespace.words import count, human, percent
+from sharespace.words import count, error_text, human, percent, visible
 
 if TYPE_CHECKING:
     from sharespace.demo import DemoResult
@@ -52,7 +53,7 @@ def built(share: Share, path: Path, as_json: bool) -> None:
         return _json(json_records.built_record(share, str(path)))
     model = share.model
     _say(
-        f"Built [bold]{escape(str(path))}[/]: {count(len(model.tasks), 'task')} in "
+        f"Built [bold]{_shown(str(path))}[/]: {count(len(model.tasks), 'task')} in "
         f"{count(len(model.layers), 'layer')} of {_base(model.base.id)}, "
         f"{_k_span(layer.k for layer in model.layers.values())}, method {model.settings.method}."
     )
@@ -76,7 +77,7 @@ def merged(before: Share, after: Share, path: Path, as_json: bool) -> None:
     largest = max((max(layer.k) for layer in layers.values()), default=0)
     growth = f"{grown} of {count(len(layers), 'layer')} grew; the largest k is {largest}"
     _say(
-        f"Merged {_names(added)} into [bold]{escape(str(path))}[/]: version {after.version} has "
+        f"Merged {_names(added)} into [bold]{_shown(str(path))}[/]: version {after.version} has "
         f"{count(len(after.tasks), 'task')}. {growth}{' (--cap N limits it)' if grown else ''}."
     )
     _out_of_core(layer.streamed for layer in layers.values())
@@ -88,7 +89,7 @@ def changed(version: Version, what: str, as_json: bool) -> None:
     if as_json:
         return _json(json_records.version_record(version))
     return _say(
-        f"{escape(what)}: version {version.number} has {count(version.task_count, 'task')}."
+        f"{_shown(what)}: version {version.number} has {count(version.task_count, 'task')}."
     )
 
 
@@ -111,7 +112,7 @@ def plan(worth: BuildPlan, as_json: bool) -> None:
     if worth.budget is not None:
         _say(_budget_choice(worth.storage))
     colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[worth.verdict]
-    return _say(f"Verdict: [bold {colour}]{worth.verdict}[/], because {escape(worth.reason)}.")
+    return _say(f"Verdict: [bold {colour}]{worth.verdict}[/], because {_shown(worth.reason)}.")
 
 
 def _budget_choice(storage: StorageSummary) -> str:
@@ -151,7 +152,7 @@ def info(opened: Checkout, with_layers: bool, as_json: bool) -> None:
         return _json(json_records.info_record(opened, storage))
     dtype = str(content.dtype).removeprefix("torch.")
     _say(
-        f"[bold]{escape(str(opened.path))}[/], version {opened.version.number} of "
+        f"[bold]{_shown(str(opened.path))}[/], version {opened.version.number} of "
         f"{opened.version.created}: {count(len(content.tasks), 'task')} in "
         f"{count(len(content.layers), 'layer')} of {_base(content.base.id)}, "
         f"{_k_span(layer.k for layer in content.layers)}, method {content.settings.method}, "
@@ -159,8 +160,8 @@ def info(opened: Checkout, with_layers: bool, as_json: bool) -> None:
     )
     _out_of_core(layer.streamed for layer in content.layers)
     if storage and with_layers:
-        _console.print(_layer_table(content.layers, storage, content.dtype.itemsize))
-    _console.print(_task_table(opened, storage))
+        _show(_layer_table(content.layers, storage, content.dtype.itemsize))
+    _show(_task_table(opened, storage))
     if storage:
         _say(_storage_sentence(storage.total, budget))
     return _sizes(json_records.disk_bytes(opened))
@@ -224,9 +225,9 @@ def exported(
     if as_json:
         paths = [str(path) for path in written]
         return _json({"task": task, "written": paths, "server_options": list(server_options)})
-    _say(f"Exported {_name(task)} to {', '.join(escape(str(path)) for path in written)}.")
+    _say(f"Exported {_name(task)} to {', '.join(_shown(str(path)) for path in written)}.")
     if server_options:
-        _say(f"Start the server with {escape(shlex.join(server_options))}")
+        _say(f"Start the server with {_shown(shlex.join(server_options))}")
     return None
 
 
@@ -236,7 +237,7 @@ def verified(report: Report, as_json: bool) -> None:
     for finding in report.damaged:
         where = "" if finding.version is None else f" (version {finding.version})"
         _say(
-            f"{escape(finding.file)}{where} is [red]{finding.status}[/]: {escape(finding.detail)}."
+            f"{_shown(finding.file)}{where} is [red]{finding.status}[/]: {_shown(finding.detail)}."
         )
     files = count(len(report.findings), "file")
     versions = f"version {', '.join(map(str, report.versions)) or 'none'}"
@@ -256,7 +257,7 @@ def history(versions: Sequence[Version], as_json: bool) -> None:
             about = " to ".join(map(_name, operation.tasks))
         what = f"{operation.verb} {about}"
         table.add_row(str(version.number), version.created, str(version.task_count), what)
-    return _console.print(table)
+    return _show(table)
 
 
 def rolled_back(current: Version, to: int, as_json: bool) -> None:
@@ -277,16 +278,16 @@ def reported(written: WrittenReport, as_json: bool) -> None:
         return _json(json_records.report_record(written))
     for notice in written.notices:
         colour = "yellow" if notice.level == "serious" else "dim"
-        _say(f"[{colour}]{escape(notice.title)}.[/]")
+        _say(f"[{colour}]{_shown(notice.title)}.[/]")
     return _say(
-        f"Wrote [bold]{escape(str(written.path))}[/], the report of version {written.version}: "
+        f"Wrote [bold]{_shown(str(written.path))}[/], the report of version {written.version}: "
         f"{human(written.bytes)}."
     )
 
 
 def progress_line(text: str) -> None:
     """A line about work in progress, on standard error."""
-    Console(stderr=True, highlight=False).print(text, style="dim", soft_wrap=True)
+    Console(stderr=True, highlight=False).print(_shown(text), style="dim", soft_wrap=True)
 
 
 def demo(result: DemoResult, out: Path, as_json: bool) -> None:
@@ -295,14 +296,14 @@ def demo(result: DemoResult, out: Path, as_json: bool) -> None:
     from sharespace.demo.result import tables
 
     _console.print(tables(result))
-    picture, numbers = escape(str(out / "demo.png")), escape(str(out / "results.json"))
+    picture, numbers = _shown(str(out / "demo.png")), _shown(str(out / "results.json"))
     _say(f"The picture is in {picture}, the numbers are in {numbers}.")
-    return _say(f"Go on with: sharespace info {escape(str(out / 'share'))}")
+    return _say(f"Go on with: sharespace info {_shown(str(out / 'share'))}")
 
 
 def stream_progress(event: Event) -> None:
     """What a stream is doing, on standard error; a missing score stands out."""
-    text = escape(event.text if event.text.isprintable() else repr(event.text))
+    text = _shown(event.text)
     style = "yellow" if event.stage == "unscored" else "dim"
     Console(stderr=True, highlight=False).print(text, style=style, soft_wrap=True)
 
@@ -323,14 +324,14 @@ def stream(result: StreamResult, as_json: bool) -> None:
             f"{learned.own_lora:,}",
             f"{learned.heads:,}",
         )
-    _console.print(table)
+    _show(table)
     measures = ", ".join(f"{name} {_score(value)}" for name, value in result.measures.items())
     _say(f"After {count(len(result.steps), 'step')}: {measures}.")
     if result.router:
         _router(result.router)
     for notice in result.notices:
-        _say(f"[yellow]{escape(notice)}[/]")
-    _say(f"The Share model is [bold]{escape(str(result.share))}[/], version {result.version}.")
+        _say(f"[yellow]{_shown(notice)}[/]")
+    _say(f"The Share model is [bold]{_shown(str(result.share))}[/], version {result.version}.")
     return _sizes(result.steps[-1].bytes)
 
 
@@ -341,9 +342,9 @@ def _router(router: RouterResult) -> None:
     for name, scores in router.scores.items():
         table.add_row(_name(name), *(_score(getattr(scores, column)) for column in columns))
     table.add_row("[bold]mean[/]", *(_score(router.means[column]) for column in columns))
-    _console.print(table)
+    _show(table)
     _say(
-        f"The router is {escape(str(router.path))} ({human(router.bytes)}); its margin of "
+        f"The router is {_shown(str(router.path))} ({human(router.bytes)}); its margin of "
         f"{_score(router.margin)} leaves {percent(router.fallback_rate)} of the inputs to the base "
         "model."
     )
@@ -360,7 +361,8 @@ def submitted(submission: Submission, as_json: bool) -> None:
     if submission.version is not None:
         form = f"in the bases of version {submission.version}"
     place = f"{submission.inbox}/{submission.file}"
-    print(f"Handed in {submission.task} {form} ({human(submission.bytes)}):\n{place}")
+    _print(f"Handed in {submission.task} {form} ({human(submission.bytes)}):")
+    _print(place)
     return None
 
 
@@ -369,18 +371,18 @@ def gathered(outcome: Gathered, inbox: str, as_json: bool) -> None:
     if as_json:
         return _json(json_records.gathered_record(outcome))
     if not (outcome.merged or outcome.refused or outcome.repeated):
-        print(f"There is nothing to gather in {inbox}: version {outcome.version} stays.")
+        _print(f"There is nothing to gather in {inbox}: version {outcome.version} stays.")
     return None
 
 
 def gathered_batch(outcome: Gathered, *, prefix: str = "") -> None:
     """A line for a batch, and one on standard error for each contribution that was set aside."""
-    print(f"{prefix}{_gathered_line(outcome)}", flush=True)
+    _print(f"{prefix}{_gathered_line(outcome)}")
     if outcome.losses:
         lost = some_losses(list(outcome.losses))
-        print(f"{prefix}Warning: the error is up to {lost}.", file=sys.stderr, flush=True)
+        _print(f"{prefix}Warning: the error is up to {lost}.", file=sys.stderr)
     for refusal in outcome.refused:
-        print(f"{prefix}{_refusal_line(refusal)}", file=sys.stderr, flush=True)
+        _print(f"{prefix}{_refusal_line(refusal)}", file=sys.stderr)
 
 
 def watched_batch(outcome: Gathered) -> None:
@@ -396,7 +398,7 @@ def watched_record(outcome: Gathered) -> None:
 
 def watch_failed(error: SharespaceError) -> None:
     """A look that failed; the watch goes on and looks again."""
-    print(f"{_now()} Not gathered now: {error}", file=sys.stderr, flush=True)
+    _print(f"{_now()} Not gathered now: {error_text(error)}", file=sys.stderr)
 
 
 def _gathered_line(outcome: Gathered) -> str:
@@ -422,7 +424,7 @@ def _now() -> str:
 def pushed(repository: str, url: str | None, as_json: bool) -> None:
     if as_json:
         return _json({"repository": repository, "url": url})
-    print(f"Pushed to {repository}: {url}" if url else f"{repository} is up to date.")
+    _print(f"Pushed to {repository}: {url}" if url else f"{repository} is up to date.")
     return None
 
 
@@ -431,9 +433,9 @@ def pulled(share: Path, version: Version | None, as_json: bool) -> None:
     if as_json:
         return _json({"version": version.number if version else None})
     if version is None:
-        print(f"{share} is up to date.")
+        _print(f"{share} is up to date.")
     else:
-        print(f"{share} is at version {version.number} now: {count(version.task_count, 'task')}.")
+        _print(f"{share} is at version {version.number} now: {count(version.task_count, 'task')}.")
     return None
 
 
@@ -449,9 +451,9 @@ def _kept(fidelity: Fidelity, baselines: Baselines | None = None) -> None:
             row += [percent(baselines.own_svd[name]), percent(baselines.mean_adapter[name])]
             row += [percent(baselines.shared_fraction[name])]
         else:
-            row += [escape(task.worst_layer)]
+            row += [_shown(task.worst_layer)]
         table.add_row(*row)
-    _console.print(table)
+    _show(table)
     if not all(task.measured for task in fidelity.tasks.values()):
         _say("~ marks an estimate from the ledger; only the bound is certain. --against measures.")
     _sizes(json_records.bytes_record(fidelity.bytes))
@@ -485,7 +487,7 @@ def _out_of_core(streamed: Iterable[bool]) -> None:
 
 
 def _base(base: str | None) -> str:
-    return escape(base) if base else "a base model that is not stated"
+    return _shown(base) if base else "a base model that is not stated"
 
 
 def _k_span(dimensions: Iterable[tuple[int, int]]) -> str:
@@ -493,28 +495,50 @@ def _k_span(dimensions: Iterable[tuple[int, int]]) -> str:
     return f"k {min(sides)} to {max(sides)}" if sides else "no layers"
 
 
+def _show(table: Table) -> None:
+    """Print a table; names too long for half of the width are folded, the others stay whole."""
+    names = table.columns[0]
+    longest = max((cell_len(str(cell)) for cell in names.cells), default=0)
+    # Otherwise rich takes the room for a long name from the figures, down to a digit a line.
+    names.no_wrap = len(table.columns) > 4 and 2 * longest <= _console.width
+    if not names.no_wrap:
+        for column in table.columns[1:]:
+            column.no_wrap = column.header != "worst layer's name"
+    _console.print(table)
+
+
 def _table(first: str, *others: str) -> Table:
     """Names whole on the left, figures flush right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold", no_wrap=len(others) > 3)
+    table.add_column(first, overflow="fold")
     for title in others:
         table.add_column(title, justify="right", overflow="fold")
     return table
 
 
 def _name(name: str) -> str:
-    """A task's name on one line of a terminal, whatever is in it."""
-    return escape(name if name.isprintable() else repr(name))
+    """A name on one line of a terminal, whatever is in it."""
+    return _shown(name)
 
 
 def _names(names: Sequence[str], most: int = 4) -> str:
-    return escape(_plain_names(names, most))
+    return _shown(_plain_names(names, most))
 
 
 def _plain_names(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more there are."""
-    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:most])
+    shown = ", ".join(map(visible, names[:most]))
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _shown(text: str) -> str:
+    """Text from outside as markup of rich that shows it, and does nothing."""
+    return escape_markup(visible(text))
+
+
+def _print(text: str, file: TextIO | None = None) -> None:
+    """A line as it is, without markup."""
+    print(visible(text), file=file, flush=True)
 
 
 def _json(record: Mapping[str, object]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from sharespace.words import visible
+
 Child: TypeAlias = "str | Iterable[Child]"
 
 Attribute: TypeAlias = "str | float | bool | None"
@@ -32,17 +34,9 @@ class Html(str):
 def escape(text: str) -> str:
     """Text as it may stand in an element or between double quotes.
 
-    Characters that cannot be seen (controls, surrogates, changes of direction) are shown as
-    Python's escapes, so that no name can hide or turn around what stands beside it.
+    Characters that cannot be seen are shown as escapes, see ``visible``.
     """
     return html.escape(visible(text), quote=True)
-
-
-def visible(text: str) -> str:
-    """Text with what cannot be seen as escapes: ``line\\nbreak``."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def tag(name: str, /, *children: Child, **attributes: Attribute) -> Html:

@@ -12,9 +12,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from sharespace.report.html import Html, letters, number, short, tag, visible
+from sharespace.report.html import Html, letters, number, short, tag
 from sharespace.report.study import Relations
-from sharespace.words import percent
+from sharespace.words import percent, visible
 
 WIDTH, HEIGHT = 470, 280
 """Of a line chart, in the units of its view box."""
