@@ -43,6 +43,10 @@ def test_it_replaces_only_when_told(run: Run, share: Path, tmp_path: Path) -> No
     assert said.code == 2
     assert "--overwrite" in said.err
     assert out.read_text() == "mine"
+    assert run("report", share, "-o", out, "--overwrite").code == 2, "it is no report"
+    assert out.read_text() == "mine"
+    out.unlink()
+    assert run("report", share, "-o", out).code == 0
     assert run("report", share, "-o", out, "--overwrite").code == 0
 
 

@@ -1,0 +1,153 @@
+"""What the terminal gets: names of strangers shown, tables whole, and never a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from builders import update
+from cli.conftest import Ran, make_adapter
+from sharespace import Share
+from sharespace.cli import output
+from sharespace.formats import PlainLora, write_adapter
+from sharespace.subspace.adapter import BaseModel
+
+Run = Callable[..., Ran]
+
+ESCAPE = "\x1b[31mRED\x1b]0;pwned\x07"
+"""Colours the text after it, and changes the terminal's title."""
+
+ODD_NAMES = (f"a{ESCAPE}", "line\nbreak", "\u202etxt", "[red]b[/]", "c\\", "\ud800", "")
+"""Names that an earlier release may have stored."""
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A Share model with odd names of tasks, a module and the base."""
+    modules = {f"m{ESCAPE}": update(12, 10, 2, 1), "[b]n": update(12, 10, 2, 2)}
+    for at in range(len(ODD_NAMES)):
+        plain = PlainLora(modules, base=BaseModel(f"base{ESCAPE}"))
+        write_adapter(tmp_path / "adapters" / f"t{at}", plain)
+    share = Share.from_adapters(sorted((tmp_path / "adapters").iterdir()), k=2)
+    tasks = zip(share.model.tasks.values(), ODD_NAMES, strict=True)
+    model = share.model.with_tasks(task.with_name(name) for task, name in tasks if name)
+    Share(model).save(tmp_path / "s")
+    return tmp_path / "s"
+
+
+def assert_harmless(ran: Ran) -> None:
+    for text in (ran.out, ran.err):
+        hidden = [c for c in text if not c.isprintable() and c != "\n"]
+        assert not hidden
+    assert "Traceback" not in ran.err
+
+
+def test_names_do_nothing_to_the_terminal(run: Run, odd: Path, tmp_path: Path) -> None:
+    first = ODD_NAMES[0]
+    adapters = tmp_path / "adapters"
+    for call in (
+        ("info", odd, "--layers"),
+        ("fidelity", odd),
+        ("verify", odd),
+        ("export", odd, first, tmp_path / "out"),
+        ("plan", adapters / "t0", adapters / "t1", "--k", 2),
+        ("init", tmp_path / "new", adapters / "t0", adapters / "t1"),
+        ("merge", odd, adapters / "t6"),
+        ("report", odd, "-o", tmp_path / "r.html"),
+        ("submit", adapters / "t3", tmp_path / "inbox"),
+        ("gather", odd, tmp_path / "inbox"),
+        ("rename", odd, first, "plain"),
+        ("remove", odd, ODD_NAMES[1]),
+        ("history", odd),
+    ):
+        ran = run(*call)
+        assert ran.code == 0, (call, ran.err)
+        assert_harmless(ran)
+        assert not ran.err
+    shown = run("info", odd).out
+    assert r"m\x1b[31mRED" in run("info", odd, "--layers").out
+    assert r"base\x1b[31mRED\x1b]0;pwned\x07" in shown
+    assert r"\u202etxt" in shown
+    assert "[red]b[/]" in shown
+
+
+def test_nor_do_errors(run: Run, odd: Path, adapters: Path, tmp_path: Path) -> None:
+    unknown = f"no{ESCAPE}"
+    make_adapter(tmp_path / f"broken{ESCAPE}", 1)
+    (tmp_path / f"broken{ESCAPE}" / "adapter_config.json").write_text("{")
+    for call in (
+        ("export", odd, unknown, tmp_path / "out"),
+        ("remove", odd, unknown),
+        ("rename", odd, unknown, "x"),
+        ("merge", odd, adapters / "rte"),
+        ("init", tmp_path / "new", tmp_path / f"broken{ESCAPE}"),
+        ("info", tmp_path / unknown),
+        ("gather", odd, tmp_path / unknown),
+        ("run", tmp_path / f"{unknown}.yaml"),
+    ):
+        ran = run(*call)
+        assert ran.code == 2, call
+        assert_harmless(ran)
+        assert len(ran.err.splitlines()) == 1, ran.err
+
+
+@pytest.mark.parametrize("name", ["x" * 70, "x" * 200, "a-long-name" + " of-words" * 9])
+def test_a_long_name_leaves_the_figures_whole(
+    name: str, run: Run, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = tmp_path / "s"
+    assert run("init", share, f"{name}={adapters / 'rte'}", adapters / "sst2").code == 0
+    monkeypatch.setattr(output._console, "width", 80)
+    for call in (("info", share), ("fidelity", share), ("info", share, "--layers")):
+        lines = run(*call).out.splitlines()
+        row = next(line for line in lines if line.startswith("sst2"))
+        assert len(row.split()) >= 5, "each figure is in one piece, in the row of its task"
+        head = next(line for line in lines if line.startswith("task"))
+        assert max(map(len, (head, row))) <= 80
+        folded = "".join(line.split("  ")[0].strip().replace(" ", "") for line in lines)
+        assert name.replace(" ", "") in folded
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_full_disk_behind_standard_output(
+    run: Run, adapters: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    assert run("init", tmp_path / "s", adapters / "rte").code == 0
+    command = [sys.executable, "-m", "sharespace", "info", str(tmp_path / "s"), *options]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines() == [
+        "sharespace: standard output: it cannot be written (No space left on device)"
+    ]
+
+
+def test_a_terminal_of_another_encoding(run: Run, adapters: Path, tmp_path: Path) -> None:
+    assert run("init", tmp_path / "s", f"日本語={adapters / 'rte'}").code == 0
+    command = [sys.executable, "-m", "sharespace", "info", str(tmp_path / "s"), "--layers"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert r"\u65e5\u672c\u8a9e" in ran.stdout
+
+
+def test_an_error_of_the_system_is_one_line(
+    run: Run, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("init", tmp_path / "s", adapters / "rte").code == 0
+
+    def failing(*_arguments: object) -> None:
+        raise OSError(5, "Input/output error", f"objects/{ESCAPE}")
+
+    monkeypatch.setattr("sharespace.store.checkout", failing)
+    ran = run("info", tmp_path / "s")
+    assert ran.code == 2
+    assert_harmless(ran)
+    assert ran.err.startswith(r"sharespace: objects/\x1b[31mRED")
+    assert len(ran.err.splitlines()) == 1
