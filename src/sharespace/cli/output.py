@@ -468,8 +468,8 @@ def _losses(fidelity: Fidelity, most: int = 5) -> None:
     worst = sorted(bounds, key=lambda name: -bounds[name])[:most]
     _say(f"Worst: {', '.join(f'{_name(name)} {percent(bounds[name])}' for name in worst)}.")
     for notice in notices:
-        text = escape(f"{notice.text} {notice.remedy}")
-        _say(f"[yellow]Warning: {escape(notice.title)}.[/] {text}")
+        text = _shown(f"{notice.text} {notice.remedy}")
+        _say(f"[yellow]Warning: {_shown(notice.title)}.[/] {text}")
 
 
 def _sizes(sizes: Mapping[str, int]) -> None:
