@@ -32,6 +32,7 @@ from sharespace.gather.contribution import (
     plain_updates,
 )
 from sharespace.gather.inboxes import open_inbox
+from sharespace.module_names import unwrapped
 from sharespace.store import Checkout, checkout
 from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, fingerprint
 from sharespace.subspace.state import basis_id
@@ -179,13 +180,13 @@ def _read_weights(
     modules: dict[str, dict[str, Tensor]] = {}
     kept: dict[str, Tensor] = {}
     for key in file.infos:
-        path, _, parameter = key.rpartition(".")
+        path, _, parameter = unwrapped(key).rpartition(".")
         if parameter in _TRAINED:
             name = path.removeprefix(PREFIX)
             name = f"{component}.{name}" if component else name
             modules.setdefault(name, {})[parameter] = file.read(key)[0]
         elif parameter not in _BASES:
-            kept[key] = file.read(key)[0]
+            kept[unwrapped(key)] = file.read(key)[0]
     return modules, kept
 
 

@@ -62,7 +62,9 @@ def merge_from(
         MissingExtraError: PEFT or transformers is not installed.
     """
     from sharespace.tuner import ShareConfig, collect
+    from sharespace.tuner.modules import bare
 
+    model = bare(model)
     config, name = named_adapter("merge_from", model, task, adapter)
     if isinstance(config, ShareConfig):
         trained = collect(cast(PeftModel, model), name, adapter=adapter)
@@ -142,6 +144,9 @@ def contribute(
         ContributionError: it cannot be merged: NaN, a name like a path.
         InboxError: the inbox cannot be written.
     """
+    from sharespace.tuner.modules import bare
+
+    model = bare(model)
     _, name = named_adapter("contribute", model, task, adapter)
     with _saved(model, adapter) as folder:
         contribution = read_contribution(folder, task=name, plain=plain)
@@ -168,7 +173,9 @@ def named_adapter(
     Raises:
         OptionError: the model has no such adapter, or nothing names the task.
     """
-    config: AdapterConfig | None = getattr(model, "peft_config", {}).get(adapter)
+    from sharespace.tuner.modules import bare
+
+    config: AdapterConfig | None = getattr(bare(model), "peft_config", {}).get(adapter)
     if config is None:
         raise OptionError(
             what, f"no PEFT adapter {adapter!r} in the model", "Give a PeftModel, and adapter=NAME"

@@ -159,9 +159,10 @@ def check_sides(model: nn.Module, expected: Mapping[str, tuple[int, int]]) -> No
     Raises:
         MismatchError: a module is missing, has other sides, or is of a kind without any.
     """
+    from sharespace.tuner.modules import bare_names
     from sharespace.tuner.subspace_layer import sides
 
-    known = dict(model.named_modules())
+    known = bare_names(model)
     for name, wanted in expected.items():
         actual = sides(known[name]) if name in known else None
         if actual != wanted:
@@ -186,7 +187,9 @@ def _check_start(share: Share, start: str) -> None:
 
 
 def _check_heads(model: nn.Module, share: Share, method: TaskMethod) -> None:
-    known = {name for name, _ in model.named_modules()}
+    from sharespace.tuner.modules import bare_names
+
+    known = bare_names(model)
     prefix = f"{method.component}." if method.component else ""
     for name in method.heads:
         if name not in known:

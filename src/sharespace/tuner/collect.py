@@ -17,12 +17,13 @@ from sharespace.errors import MismatchError
 from sharespace.formats.companions import labels_of
 from sharespace.formats.components import COMPONENTS
 from sharespace.formats.hub import parse_hub_id
+from sharespace.module_names import unwrapped
 from sharespace.protocols import PeftModel
 from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, LayerUpdate, ModuleShape
 from sharespace.subspace.base_weights import base_samples
 from sharespace.subspace.state import Task
 from sharespace.tuner.config import ShareConfig
-from sharespace.tuner.modules import PREFIX
+from sharespace.tuner.modules import PREFIX, bare
 from sharespace.tuner.subspace_layer import SubspaceConv, SubspaceLayer
 
 
@@ -30,14 +31,14 @@ def layers_of(model: nn.Module, adapter: str) -> dict[str, SubspaceLayer]:
     """Adapted module, by its name in the base model -> layer.
 
     Args:
-        model: a ``PeftModel``, or the base model below it.
+        model: a ``PeftModel``, or the base model below it; wrapped or not, as a whole or in parts.
         adapter: PEFT's name for the adapter.
 
     Raises:
         MismatchError: no layer has an adapter of that name.
     """
     layers = {
-        name.removeprefix(PREFIX): module
+        unwrapped(name).removeprefix(PREFIX): module
         for name, module in model.named_modules()
         if isinstance(module, SubspaceLayer) and module.has(adapter)
     }
@@ -61,7 +62,7 @@ def collect(
     """The task as trained so far, temporary directions and heads included.
 
     Args:
-        model: a ``PeftModel`` made with ``ShareConfig``.
+        model: a ``PeftModel`` made with ``ShareConfig``, wrapped or not.
         task: the task's name.
         adapter: PEFT's name for it.
         base: the base model's name, as the Share model has it; None: as the configuration says.
@@ -111,11 +112,11 @@ def kept_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
         adapter: name of the adapter in the model.
     """
     state = get_peft_model_state_dict(
-        model, adapter_name=adapter, save_embedding_layers=vocabulary_resized(model)
+        bare(model), adapter_name=adapter, save_embedding_layers=vocabulary_resized(bare(model))
     )
     of_layers = ("sharespace_", "left_basis", "right_basis")
     return {
-        key: value.detach().cpu().clone().contiguous()
+        unwrapped(key): value.detach().cpu().clone().contiguous()
         for key, value in state.items()
         if not key.rpartition(".")[2].startswith(of_layers)
     }
@@ -193,7 +194,7 @@ def _config(model: PeftModel, adapter: str) -> ShareConfig:
     Raises:
         MismatchError: the model has no such adapter, or one of another method.
     """
-    config = model.peft_config.get(adapter)
+    config = getattr(bare(model), "peft_config", {}).get(adapter)
     if not isinstance(config, ShareConfig):
         raise MismatchError(
             f"adapter {adapter!r}",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sharespace.errors import CorruptAdapterError, MismatchError, OptionError
 from sharespace.formats.components import refuse_unusable
-from sharespace.module_names import unwrapped
+from sharespace.module_names import WRAPPER_PARTS, unwrapped
 from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.base_weights import checked_base
 from sharespace.subspace.layer import LayerSubspace
@@ -28,7 +28,7 @@ from sharespace.subspace.state import ShareModel, Task
 from sharespace.tuner.bases import locate_share
 from sharespace.tuner.config import DEFAULT_P, SHARESPACE, ShareConfig
 from sharespace.tuner.mixing import mixing
-from sharespace.tuner.modules import fill_heads, head_modules
+from sharespace.tuner.modules import fill_heads, head_modules, wrapped_by
 from sharespace.tuner.start import StartValues, known_task, new_core, new_task, starting_core
 from sharespace.tuner.subspace_layer import (
     BASE,
@@ -129,6 +129,21 @@ class ShareTuner(BaseTuner):
             return None
         return self._share.tasks.get(config.task)
 
+    def _check_target_module_exists(self, config: ShareConfig, key: str) -> Any:
+        """PEFT's, by the path that the bare model has: parts of it may be compiled or sharded.
+
+        Of a module that is wrapped itself the inner one is adapted.
+        """
+        if wrapped_by(self.model.get_submodule(key)) in WRAPPER_PARTS:
+            return False
+        return BaseTuner._check_target_module_exists(config, unwrapped(key))
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """The key in files: of the bare model, whatever wraps the one that is saved or loaded."""
+        plain: str = super()._remove_adapter_name_from_key(key, adapter_name)
+        return unwrapped(plain) if cls.prefix in plain or is_basis(plain) else plain
+
     def _create_and_replace(
         self,
         peft_config: ShareConfig,
@@ -139,7 +154,7 @@ class ShareTuner(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        config = peft_config
+        config, current_key = peft_config, unwrapped(current_key)
         layer, values = self._start(config, current_key)
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         _check_shape(current_key, base, layer)
@@ -254,6 +269,8 @@ class ShareTuner(BaseTuner):
         selected: dict[str, Tensor] = super()._get_adapter_state_dict(
             model, config, adapter_name, state_dict, unwanted_adapter_names
         )
+        hidden = _adapter_keys(model, state_dict)
+        selected |= {key: value for key, value in state_dict.items() if key in hidden}
         if config.save_basis:
             return selected
         return {k: v for k, v in selected.items() if not is_basis(k)}
@@ -267,14 +284,43 @@ class ShareTuner(BaseTuner):
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """Refuse coefficients without their bases."""
+        state_dict = {
+            unwrapped(k) if cls.prefix in k or is_basis(k) else k: v for k, v in state_dict.items()
+        }
         check_bases(config, state_dict)
         if config.layout is None:
             # Those of the Share model are in place, and their id has been checked.
             state_dict = {k: v for k, v in state_dict.items() if not is_basis(k)}
+        keys = {
+            cls._remove_adapter_name_from_key(key, adapter_name): key
+            for key in _adapter_keys(model, model.state_dict())
+            if f".{adapter_name}" in key or is_basis(key)
+        }
+        state_dict = {keys.get(k, k): v for k, v in state_dict.items()}
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
         return remapped
+
+
+def _adapter_keys(model: nn.Module, state_dict: Mapping[str, Tensor]) -> set[str]:
+    """Keys of adapters and bases whose layer is wrapped.
+
+    Wrappers that take their own name out of the keys (activation checkpointing, FSDP) hide them
+    from PEFT, which looks for the layers' paths in front of the keys.
+    """
+    wrapped = {
+        unwrapped(path)
+        for path, module in model.named_modules()
+        if isinstance(module, SubspaceLayer) and path != unwrapped(path)
+    }
+    parts = (*SubspaceLayer.adapter_layer_names, *_NAMES)
+    return {
+        key
+        for key in (state_dict if wrapped else ())
+        for part in parts
+        if f".{part}" in key and unwrapped(key).partition(f".{part}")[0] in wrapped
+    }
 
 
 def _random(values: StartValues, seed: int) -> StartValues:
@@ -337,7 +383,7 @@ def layout(model: nn.Module, adapter: str) -> dict[str, list[int]]:
             right = module.sharespace_right_coefficients[adapter]
             temporary = [left.shape[0] - k_left, right.shape[0] - k_right]
             core = int(adapter in module.sharespace_core)
-            sizes[name] = [n, d, k_left, k_right, left.shape[1], *temporary, core]
+            sizes[unwrapped(name)] = [n, d, k_left, k_right, left.shape[1], *temporary, core]
     return sizes
 
 

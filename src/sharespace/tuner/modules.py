@@ -13,7 +13,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from sharespace.errors import MismatchError
-from sharespace.module_names import WRAPPER_PARTS
+from sharespace.module_names import WRAPPER_PARTS, unwrapped
 from sharespace.protocols import PeftModel
 from sharespace.subspace.adapter import LayerUpdate
 from sharespace.subspace.state import Task
@@ -67,6 +67,11 @@ def way_to(model: nn.Module, path: str) -> list[tuple[nn.Module, str]]:
     return steps
 
 
+def bare_names(model: nn.Module) -> dict[str, nn.Module]:
+    """The model's modules by the paths that the bare model has; of a wrapped one the inner one."""
+    return {unwrapped(path): module for path, module in model.named_modules()}
+
+
 def find_module(model: nn.Module, path: str) -> nn.Module:
     """The module of a path as the bare model has it, whatever wraps the model or parts of it.
 
@@ -93,7 +98,7 @@ def head_modules(model: nn.Module, task: Task) -> list[str]:
     Raises:
         MismatchError: the task carries something that is no whole module of this model.
     """
-    modules = dict(model.named_modules())
+    modules = bare_names(model)
     saved = task.config.get("modules_to_save") or []
     named = [m for m in modules for s in saved if m == s or m.endswith(f".{s}")]  # type: ignore[attr-defined]
     heads: dict[str, None] = {}
@@ -139,7 +144,7 @@ def fill_heads(model: nn.Module, adapter: str, task: Task) -> None:
         if not isinstance(module, ModulesToSaveWrapper) or adapter not in module.modules_to_save:
             continue
         for key, target in module.modules_to_save[adapter].state_dict().items():
-            value = tensors.get(f"{name}.{key}")
+            value = tensors.get(f"{unwrapped(name)}.{key}")
             if value is None or target.is_meta:
                 continue
             if value.shape != target.shape:
@@ -200,16 +205,21 @@ def applied(
     for name, update in updates.items():
         module = adapted_module(model, name, (update.up.shape[0], update.down.shape[1]))
         delta = update.scaling * (update.up.double() @ update.down.double())
-        weight = model.get_parameter(f"{name}.weight").detach().double()
+        weight = module.get_parameter("weight").detach().double()
         turned = delta.mT if is_transposed(module) else delta
         changed[f"{name}.weight"] = weight + turned.reshape(weight.shape)
-    parameters = {name: model.get_parameter(name) for name in changed}
+    parameters = {name: _parameter(model, name) for name in changed}
     before = {name: p.detach().clone() for name, p in parameters.items()}
     try:
         _copy(changed, parameters)
         yield model
     finally:
         _copy(before, parameters)
+
+
+def _parameter(model: nn.Module, path: str) -> nn.Parameter:
+    owner, _, name = path.rpartition(".")
+    return find_module(model, owner).get_parameter(name)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from sharespace.errors import MismatchError
 from sharespace.subspace.state import Task
-from sharespace.tuner.modules import head_tensors
+from sharespace.tuner.modules import bare_names, head_tensors
 
 Heads: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 """Module -> its own parameters, by their name in the module."""
@@ -29,7 +29,7 @@ def heads_of(model: nn.Module, task: Task, adapted: Mapping[str, object]) -> Hea
         MismatchError: something is no parameter of this model, or not where a head can be.
     """
     heads: dict[str, dict[str, Tensor]] = {}
-    modules = dict(model.named_modules())
+    modules = bare_names(model)
     for key, tensor in head_tensors(task).items():
         owner, _, own = key.rpartition(".")
         like = modules[owner]._parameters.get(own) if owner in modules else None
