@@ -16,6 +16,7 @@ from sharespace.extras import require
 from sharespace.formats import ExportOptions, PlainLora, write_adapter
 from sharespace.formats.components import COMPONENTS, refuse_unusable
 from sharespace.formats.format_registry import AdapterSources, open_adapters
+from sharespace.formats.lora_config import PREFIX
 from sharespace.linalg.dimension import Dimension
 from sharespace.module_names import unwrapped
 from sharespace.options import Limits, OptionType, check_option
@@ -32,6 +33,7 @@ from sharespace.subspace.losses import check_max_error, refuse_losses, warn_of_l
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.naming import common_names
 from sharespace.subspace.state import BuildSettings, ShareModel, Task, reconstruct, retrained
+from sharespace.tied_weights import say_untied, untie
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -476,7 +478,8 @@ class Share:
 
         Args:
             model: the base model (a component of a pipeline for a diffusers adapter); changed in
-                place, as PEFT does.
+                place, as PEFT does. A weight that the task changes and that other modules share
+                (tied embeddings) becomes the module's own first, and the configuration says so.
             task: name of the task.
 
         Returns:
@@ -487,7 +490,8 @@ class Share:
             OptionError: the task spans several components of a pipeline.
             UnsupportedAdapterError: the task's config has a field that changes what factors do.
         """
-        refuse_unusable(f"task {task!r}", self.task(task).config)
+        stored = self.task(task)
+        refuse_unusable(f"task {task!r}", stored.config)
         self._check_base(model, task)
         peft = require("peft", "train")
         with tempfile.TemporaryDirectory() as folder:
@@ -497,10 +501,12 @@ class Share:
                 raise OptionError(
                     f"task {task!r}", f"it spans components {names}", "Export it and load each"
                 )
+            untie(model, [*stored.coefficients, *(k.removeprefix(PREFIX) for k in stored.kept)])
             # safe_merge: PEFT refuses to merge what would make a weight not finite.
             merged: Module = peft.PeftModel.from_pretrained(model, written[0]).merge_and_unload(
                 safe_merge=True
             )
+        say_untied(merged)
         return merged
 
     def _check_base(self, model: Module, task: str) -> None:

@@ -132,7 +132,10 @@ def check_base(
     prefix = f"{component}." if component else ""
     shapes = {name.removeprefix(prefix): share.model.layers[name].shape for name in modules}
     check_sides(model, {m: (s.out_features, s.in_features) for m, s in shapes.items()})
-    by_name = {prefix + name: model.get_submodule(name) for name in shapes}
+    from sharespace.tuner.modules import bare_names
+
+    found = bare_names(model)
+    by_name = {prefix + name: found[name] for name in shapes}
     checked_base(f"model {type(model).__name__}", share.model.base_samples, by_name)
     if not share.model.base_samples:
         _warn_of_another_name(model, share)

@@ -25,6 +25,7 @@ from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.base_weights import checked_base
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import ShareModel, Task
+from sharespace.tied_weights import say_untied, untie
 from sharespace.tuner.bases import locate_share
 from sharespace.tuner.config import DEFAULT_P, SHARESPACE, ShareConfig
 from sharespace.tuner.mixing import mixing
@@ -235,6 +236,25 @@ class ShareTuner(BaseTuner):
                 dtype = layer._get_base_layer_device_and_dtype(layer.innermost)[1]
                 if not autocast_adapter_dtype and dtype is not None and dtype.is_floating_point:
                     layer.cast(adapter_name, dtype)
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """PEFT's, in weights that no other module shares."""
+        self._untie()
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+        if merge:
+            self._untie()
+        unloaded = super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        if merge:
+            say_untied(self.model)
+        return unloaded
+
+    def _untie(self) -> None:
+        layers = self.model.named_modules()
+        untie(self.model, [f"{n}.base_layer" for n, m in layers if isinstance(m, SubspaceLayer)])
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
