@@ -12,14 +12,14 @@ from typing import Literal
 from sharespace.report.facts import Facts
 from sharespace.report.html import some
 from sharespace.subspace.fidelity import TaskFidelity
-from sharespace.subspace.losses import ERASED, LARGE
+from sharespace.subspace.losses import ERASED_ERROR, LARGE_BOUND
 from sharespace.words import count, human, percent
 
 Level = Literal["serious", "note"]
 
-ALONE = 0.05
+ALONE_OVERLAP = 0.05
 """Largest overlap with any other task below which a task shares nothing."""
-SAME = 0.9999
+SAME_COSINE = 0.9999
 """Cosine from which on two tasks are one."""
 
 
@@ -38,7 +38,7 @@ class Notice:
 
 def notices(facts: Facts) -> tuple[Notice, ...]:
     """All that apply, the serious ones first."""
-    given = [notice for look in _LOOKS if (notice := look(facts)) is not None]
+    given = [notice for check in _CHECKS if (notice := check(facts)) is not None]
     return tuple(sorted(given, key=lambda n: n.level != "serious"))
 
 
@@ -49,7 +49,7 @@ def loss_notices(tasks: Mapping[str, TaskFidelity]) -> list[Notice]:
         tasks: by name.
     """
     looks = (_erased, _large_bounds, _erased_layers)
-    return [notice for look in looks if (notice := look(tasks)) is not None]
+    return [notice for check in looks if (notice := check(tasks)) is not None]
 
 
 def _fidelities(facts: Facts) -> dict[str, TaskFidelity]:
@@ -75,7 +75,7 @@ def erased(facts: Facts) -> Notice | None:
 
 
 def _erased(tasks: Mapping[str, TaskFidelity]) -> Notice | None:
-    lost = [name for name, task in tasks.items() if task.relative_error >= ERASED]
+    lost = [name for name, task in tasks.items() if task.relative_error >= ERASED_ERROR]
     if not lost:
         return None
     names = some(lost)
@@ -96,14 +96,18 @@ def large_bounds(facts: Facts) -> Notice | None:
 
 
 def _large_bounds(tasks: Mapping[str, TaskFidelity]) -> Notice | None:
-    lossy = {n: t.bound for n, t in tasks.items() if t.bound >= LARGE and t.relative_error < ERASED}
+    lossy = {
+        n: t.bound
+        for n, t in tasks.items()
+        if t.bound >= LARGE_BOUND and t.relative_error < ERASED_ERROR
+    }
     if not lossy:
         return None
     return Notice(
         "large-bound",
         "serious",
-        f"{count(len(lossy), 'task')} may have lost {LARGE:.0%} or more",
-        f"The bound on the relative error of the weights is {LARGE:.0%} or more for "
+        f"{count(len(lossy), 'task')} may have lost {LARGE_BOUND:.0%} or more",
+        f"The bound on the relative error of the weights is {LARGE_BOUND:.0%} or more for "
         f"{some(list(lossy))}. The largest is {percent(max(lossy.values()))}.",
         "Measure it: sharespace fidelity SHARE --against ADAPTER..., and score the task on its "
         "data. Where it matters, give the subspace more room (--k, --variance, --budget).",
@@ -164,9 +168,9 @@ def erased_layers(facts: Facts) -> Notice | None:
 
 def _erased_layers(tasks: Mapping[str, TaskFidelity]) -> Notice | None:
     lost = {
-        name: sum(layer.relative_error >= ERASED for layer in task.layers.values())
+        name: sum(layer.relative_error >= ERASED_ERROR for layer in task.layers.values())
         for name, task in tasks.items()
-        if task.relative_error < ERASED
+        if task.relative_error < ERASED_ERROR
     }
     names = [name for name, updates in lost.items() if updates]
     if not names:
@@ -253,14 +257,15 @@ def shares_nothing(facts: Facts) -> Notice | None:
     overlaps = facts.study.overlaps.nan_to_num(0).clone()
     overlaps.fill_diagonal_(0)
     most = overlaps.amax(1).tolist()
-    alone = [n for n, m in zip(facts.study.names, most, strict=True) if m < ALONE]
+    alone = [n for n, m in zip(facts.study.names, most, strict=True) if m < ALONE_OVERLAP]
     if not alone:
         return None
     return Notice(
         "alone",
         "note",
         f"{count(len(alone), 'task')} sharing nothing",
-        f"The directions of {some(alone)} overlap by less than {ALONE:g} with those of every other "
+        f"The directions of {some(alone)} overlap by less than {ALONE_OVERLAP:g} "
+        "with those of every other "
         "task: their updates gain little from a common subspace.",
         "Expected of adapters that were trained apart. See with sharespace plan what own storage "
         "would cost; new tasks that are learned in the subspace do share (sharespace run).",
@@ -270,7 +275,7 @@ def shares_nothing(facts: Facts) -> Notice | None:
 def twins(facts: Facts) -> Notice | None:
     """Tasks that are stored twice."""
     cosines = facts.study.cosines.nan_to_num(0).triu(1)
-    pairs = (cosines > SAME).nonzero().tolist()
+    pairs = (cosines > SAME_COSINE).nonzero().tolist()
     if not pairs:
         return None
     names = facts.study.names
@@ -311,7 +316,7 @@ def missing_scores(facts: Facts) -> Notice | None:
     )
 
 
-_LOOKS: tuple[Callable[[Facts], Notice | None], ...] = (
+_CHECKS: tuple[Callable[[Facts], Notice | None], ...] = (
     no_tasks,
     erased,
     large_bounds,

@@ -13,9 +13,9 @@ from sharespace.options import Limits, OptionType, check_option
 from sharespace.subspace.state import ShareModel, Task
 from sharespace.words import percent
 
-ERASED = 0.99
+ERASED_ERROR = 0.99
 """Relative error from which on nothing of a task is left."""
-LARGE = 0.3
+LARGE_BOUND = 0.3
 """Bound on a task's relative error that is worth a warning; what it means for a score depends on
 the task."""
 
@@ -36,7 +36,9 @@ class TaskLoss:
         return f"{name} {percent(self.bound)}"
 
 
-def losses(before: ShareModel | None, after: ShareModel, above: float = LARGE) -> list[TaskLoss]:
+def losses(
+    before: ShareModel | None, after: ShareModel, above: float = LARGE_BOUND
+) -> list[TaskLoss]:
     """Tasks, old and new, whose bound the step raised to more than a limit; the worst first.
 
     A task that was above it before, and of which the step took nothing, is not one of them.

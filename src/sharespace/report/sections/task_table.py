@@ -30,7 +30,7 @@ from sharespace.report.sections.frame import (
 )
 from sharespace.report.svg import ERRORS, Heat, HeatValue, heat_map
 from sharespace.subspace.fidelity import UpdateTally
-from sharespace.subspace.losses import LARGE
+from sharespace.subspace.losses import LARGE_BOUND
 from sharespace.words import count, human, percent
 
 _HEADS = ("task", "came as", "error", "bound", "worst layer", "p")
@@ -89,7 +89,7 @@ def _row(task: TaskFacts, like: tuple[str, float] | None, with_per_task: bool) -
         task.name,
         Figure(f"no. {task.place}", task.place),
         Figure(error if fidelity.measured else f"~{error}", fidelity.relative_error),
-        Figure(percent(fidelity.bound), fidelity.bound, alarm=fidelity.bound >= LARGE),
+        Figure(percent(fidelity.bound), fidelity.bound, alarm=fidelity.bound >= LARGE_BOUND),
         Note(*_worst(task)),
         Figure(span(task.p), task.p[1]),
         *([Figure(f"{per_task} of {len(fidelity.layers)}", per_task)] if with_per_task else []),
