@@ -81,7 +81,11 @@ class Ledger:
         )
 
     def with_names(self, names: Mapping[str, str]) -> Ledger:
-        """The ledger with other names for some of its modules (old name -> new name)."""
+        """The ledger with other names for some of its modules (old name -> new name).
+
+        Args:
+            names: old -> new path of the modules to rename; the others keep theirs.
+        """
         return replace(self, modules=tuple(names.get(m, m) for m in self.modules))
 
     @cached_property

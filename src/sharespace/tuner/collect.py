@@ -95,7 +95,12 @@ def collect(
 
 
 def base_samples_of(model: PeftModel, adapter: str) -> dict[str, Tensor]:
-    """Adapted module -> sample of its base weight, where that is at hand."""
+    """Adapted module -> sample of its base weight, where that is at hand.
+
+    Args:
+        model: a model that holds the adapter.
+        adapter: name of the adapter in the model.
+    """
     settings = _config(model, adapter)
     component = f"{settings.component}." if settings.component else ""
     return base_samples({component + n: m for n, m in layers_of(model, adapter).items()})
@@ -128,6 +133,9 @@ def vocabulary_resized(model: nn.Module) -> bool:
     PEFT decides as much from ``save_embedding_layers="auto"``, but asks the Hub for it. Here it is
     the configuration in the model's folder, or in the cache that it was loaded from; a model that
     came from neither is taken as it is.
+
+    Args:
+        model: a base model, or one that PEFT has put adapters into.
     """
     config = getattr(model, "config", None)
     find = getattr(model, "get_input_embeddings", None)
