@@ -240,7 +240,12 @@ class ShareTuner(BaseTuner):
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
-        """PEFT's, in weights that no other module shares."""
+        """Merge adapters as PEFT does, in weights that no other module shares.
+
+        Args:
+            adapter_names: names of the adapters to merge; None: the active ones.
+            safe_merge: check that every result is finite, before the base weight is changed.
+        """
         self._untie()
         super().merge_adapter(adapter_names, safe_merge)
 

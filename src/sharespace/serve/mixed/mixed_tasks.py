@@ -189,7 +189,11 @@ class MixedTasks:
                 self._holder = None
 
     def sides_of(self, module: str) -> tuple[int, int] | None:
-        """(n, d) of a module of the base model; None: it is not there, or can have no update."""
+        """(n, d) of a module of the base model; None: it is not there, or can have no update.
+
+        Args:
+            module: path of a module in the base model.
+        """
         return module_sides(self.model, module)
 
     def check_task(self, model: ShareModel, name: str) -> None:
