@@ -19,6 +19,10 @@ Run = Callable[..., Ran]
 WORDS = ("q_proj", "v_proj", "up_proj")
 
 
+WRITTEN = sorted(name for name, known in FORMATS.items() if known.write is not None)
+"""Formats that a task can be exported to; adapters of mlx-lm are only read."""
+
+
 @pytest.fixture
 def share(run: Run, tmp_path: Path) -> Path:
     """A Share model of two tasks of a tiny Llama; nothing is lost in it."""
@@ -94,12 +98,12 @@ def test_kohya_of_a_language_model(run: Run, share: Path, tmp_path: Path) -> Non
 def test_unknown_forms(run: Run, share: Path, tmp_path: Path) -> None:
     ran = run("export", share, "ink", tmp_path / "x", "--to", "onnx")
     assert ran.code == 2
-    for name in FORMATS:
+    for name in WRITTEN:
         assert name in ran.err
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("to", sorted(FORMATS))
+@pytest.mark.parametrize("to", WRITTEN)
 def test_a_full_folder_is_left_alone(to: str, run: Run, share: Path, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine").write_text("mine")

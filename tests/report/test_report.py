@@ -102,6 +102,7 @@ def test_only_its_own_script_and_style_may_run(plain: Path) -> None:
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     names = [*HOSTILE, *(f"{name}2" for name in HOSTILE[:2])]
     odd = {f"{name}.{i}": update(6, 5, 2, i) for i, name in enumerate(HOSTILE[:4])}
+    odd[MODULES[0]] = update(10, 8, 2, 99)  # Without a module in common it would be refused.
     adapters = [made(f"t{i}", i) for i in range(len(names))]
     model = build([*adapters, adapter("modules", odd)], k=3)
     # Stores of earlier releases have such names; new tasks do not get them any more.
@@ -139,7 +140,8 @@ def test_stores_of_every_kind_render(tmp_path: Path) -> None:
     assert "There is no task" in page(alone).text
     zero = store(tmp_path / "zero", build([adapter("zero", update(6, 5, 2, norm=0.0))], k=2))
     assert "without any update" in page(zero).text
-    apart = [adapter(n, {f"{n}.q": update(6, 5, 2, i)}) for i, n in enumerate("abc")]
+    base = BaseModel("a/model")
+    apart = [adapter(n, {f"{n}.q": update(6, 5, 2, i)}, base=base) for i, n in enumerate("abc")]
     assert "no groups" in page(store(tmp_path / "apart", build(apart, k=2))).text
 
 

@@ -89,7 +89,7 @@ def _check_k(k: object) -> None:
                 "Give one whole number, or a pair (k_left, k_right)",
             )
         for side in sides:
-            check_option(f"k for {pattern!r}", side, OptionType(int), Limits(least=1))
+            check_option(f"{pattern!r}: k", side, OptionType(int), Limits(least=1))
 
 
 def smallest_bases(problem: UpdateProblem, dimension: Dimension) -> BasisPair:
