@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,9 +81,11 @@ def test_settings_of_the_generation_and_stop_at_a_special_token(
     with pytest.raises(OptionError, match="special token 'A'"):
         plain.submit(Generate("a", (5,), Sampling(stop=("xA",))), lambda _: None)
     number = plain.served.tokenizer.get_vocab()["A"]
-    handle = plain.served.model.register_forward_hook(
-        lambda _m, _a, out: None if out.logits[..., number].fill_(1e4) is None else None
-    )
+
+    def always_that_token(_module: object, _arguments: object, output: Any) -> None:
+        output.logits[..., number].fill_(1e4)
+
+    handle = plain.served.model.register_forward_hook(always_that_token)
     stopped = Generate("a", (5, 6), Sampling(max_tokens=9, temperature=0, stop=("A",)))
     assert ask(plain, stopped) == [""]
     handle.remove()
