@@ -14,7 +14,7 @@ import pytest
 from builders import MODULE, adapter, build, relatives, update
 from golden.make_store_v1 import PATH as GOLDEN
 from report.parsing import Page
-from report.samples import HOSTILE, facts, made, store, task, two_steps
+from report.samples import HOSTILE, MODULES, facts, made, store, task, two_steps
 from sharespace.report import read_facts, render
 from sharespace.report.html import dotted, escape, tag
 from sharespace.store import checkout, prune, remove
