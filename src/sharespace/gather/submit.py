@@ -185,7 +185,7 @@ def _read_weights(
             name = path.removeprefix(PREFIX)
             name = f"{component}.{name}" if component else name
             modules.setdefault(name, {})[parameter] = file.read(key)[0]
-        elif parameter not in _BASES:
+        elif parameter not in (*_BASES, "sharespace_basis_id"):
             kept[unwrapped(key)] = file.read(key)[0]
     return modules, kept
 

@@ -41,6 +41,8 @@ from sharespace.tuner.subspace_layer import (
 )
 
 _NAMES = ("left_basis", "right_basis")
+_BASIS_ID_KEY = "base_model.model.sharespace_basis_id"
+"""Key of the tensor that says which bases the coefficients of a file belong to."""
 
 
 class ShareTuner(BaseTuner):
@@ -296,6 +298,8 @@ class ShareTuner(BaseTuner):
         )
         hidden = _adapter_keys(model, state_dict)
         selected |= {key: value for key, value in state_dict.items() if key in hidden}
+        if selected and config.basis_id is not None:
+            selected[_BASIS_ID_KEY] = basis_mark(config)
         if config.save_basis:
             return selected
         return {k: v for k, v in selected.items() if not is_basis(k)}
@@ -312,6 +316,9 @@ class ShareTuner(BaseTuner):
         state_dict = {
             unwrapped(k) if cls.prefix in k or is_basis(k) else k: v for k, v in state_dict.items()
         }
+        mark = state_dict.pop(_BASIS_ID_KEY, None)
+        if mark is not None:
+            check_mark(config, adapter_name, mark)
         check_bases(config, state_dict)
         if config.layout is None:
             # Those of the Share model are in place, and their id has been checked.
@@ -432,6 +439,35 @@ def empty(sizes: Mapping[str, Sequence[int]], key: str) -> tuple[LayerSubspace, 
         torch.zeros(n, phi_left),
         torch.zeros(d, phi_right),
         torch.zeros(p, p) if core else None,
+    )
+
+
+def basis_mark(config: ShareConfig) -> Tensor:
+    """Id of the bases, and the version that has them, as the characters of one text (uint8).
+
+    PEFT loads a file's tensors into an adapter that is there already without looking at the file's
+    configuration, and so does a Trainer that resumes: what belongs together is said in the file.
+    """
+    version = "" if config.share_version is None else str(config.share_version)
+    text = f"{config.basis_id}:{version}"
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def check_mark(config: ShareConfig, adapter: str, mark: Tensor) -> None:
+    """Refuse coefficients that belong to other bases than the adapter that they are loaded into.
+
+    Raises:
+        MismatchError: they were trained in other bases.
+    """
+    expected, _, version = bytes(mark.cpu().tolist()).decode(errors="replace").partition(":")
+    if config.basis_id is None or config.basis_id == expected:
+        return
+    number = f"share_version={version}" if version else "the Share model that it was trained in"
+    raise MismatchError(
+        f"adapter {adapter!r}",
+        f"has the bases {config.basis_id[:12]}, but the coefficients in the file belong to "
+        f"{expected[:12]}" + (f", those of version {version}" if version else ""),
+        f"Make the model with ShareConfig(..., {number})" if version else f"Give {number}",
     )
 
 
