@@ -16,7 +16,7 @@ from torch import Tensor
 from sharespace.linalg.dimension import Dimension
 from sharespace.linalg.problem import UpdateProblem
 from sharespace.linalg.updates import CanonicalUpdates, canonicalise, weights
-from sharespace.subspace.adapter import Adapter, LayerUpdate
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 from sharespace.subspace.build import initialise
 from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTask
 from sharespace.subspace.layer import LayerSubspace
@@ -75,7 +75,11 @@ def update(
 
 
 def adapter(name: str, updates: LayerUpdate | Mapping[str, LayerUpdate], **more: Any) -> Adapter:
-    """An adapter from one update (of module ``MODULE``) or several."""
+    """An adapter from one update (of module ``MODULE``) or several, of one base model unless told.
+
+    Without a base model that is named, adapters that share no module are refused.
+    """
+    more.setdefault("base", BaseModel("tests/base"))
     found = {MODULE: updates} if isinstance(updates, LayerUpdate) else updates
     return Adapter.from_updates(name, found, **more)
 

@@ -121,9 +121,12 @@ def server_of(
 ) -> Iterator[str]:
     """The address of a server on a free port, on a real socket."""
     http = HttpSettings(**{"admin_token": ADMIN, **settings})
+    watch = engine.watch
     app = make_app(engine, path=path, settings=http, stored=stored)
     with address_of(app, limits) as address:
         yield address
+    # An engine tells one app of its batches: the one that it had before has them again.
+    engine.watch = watch
 
 
 @contextmanager

@@ -617,8 +617,10 @@ def test_a_stored_task_that_the_model_cannot_run_is_left_out(
     shared = LayerUpdate(torch.ones(16, 1), torch.ones(1, 16), 1.0)
     alone = LayerUpdate(torch.ones(7, 1), torch.ones(1, 9), 1.0)
     stranger = Adapter.from_updates("stranger", {Q: shared, "no.such": alone})
-    both = texts.merge([stranger]).rename("b", "no/../url")
-    both.save(store)
+    both = texts.merge([stranger])
+    tasks = [t.with_name("no/../url") if t.name == "b" else t for t in both.model.tasks.values()]
+    # No new task gets such a name any more, but earlier releases stored them.
+    Share(both.model.with_tasks(tasks)).save(store)
     texts.export("a", tmp_path / "new")
     with caplog.at_level(logging.WARNING):
         served = load_base(str(llama), Share.load(store), name="base")

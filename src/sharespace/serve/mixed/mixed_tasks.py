@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -225,7 +225,10 @@ class MixedTasks:
         return Slots(share.model, self._count, find, self._dtype, self._device_of)
 
     def _check_shapes(self, share: Share) -> None:
-        for error in misfits(share.model.shapes, self.sides_of).values():
+        for name, error in misfits(share.model.shapes, self.sides_of).items():
+            # A module inside TorchScript has lost its kind, so its sides are not known.
+            with suppress(AttributeError):
+                refuse_scripted(self.model, name)
             raise error
         for name in share.model.shapes:
             refuse_scripted(self.model, name)
