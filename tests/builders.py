@@ -75,11 +75,12 @@ def update(
 
 
 def adapter(name: str, updates: LayerUpdate | Mapping[str, LayerUpdate], **more: Any) -> Adapter:
-    """An adapter from one update (of module ``MODULE``) or several, of one base model unless told.
+    """An adapter from one update (of module ``MODULE``), or from several of one base model.
 
     Without a base model that is named, adapters that share no module are refused.
     """
-    more.setdefault("base", BaseModel("tests/base"))
+    if not isinstance(updates, LayerUpdate):
+        more.setdefault("base", BaseModel("tests/base"))
     found = {MODULE: updates} if isinstance(updates, LayerUpdate) else updates
     return Adapter.from_updates(name, found, **more)
 
