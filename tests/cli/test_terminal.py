@@ -102,7 +102,8 @@ def test_a_long_name_leaves_the_figures_whole(
 ) -> None:
     share = tmp_path / "s"
     assert run("init", share, f"{name}={adapters / 'rte'}", adapters / "sst2").code == 0
-    monkeypatch.setattr(output._console, "width", 80)
+    # Not "width": what the property says afterwards would stay, whatever the terminal is.
+    monkeypatch.setattr(output._console, "_width", 80)
     for call in (("info", share), ("fidelity", share), ("info", share, "--layers")):
         lines = run(*call).out.splitlines()
         row = next(line for line in lines if line.startswith("sst2"))
