@@ -134,8 +134,8 @@ def check_base(
     check_sides(model, {m: (s.out_features, s.in_features) for m, s in shapes.items()})
     from sharespace.tuner.modules import bare_names
 
-    found = bare_names(model)
-    by_name = {prefix + name: found[name] for name in shapes}
+    modules_by_name = bare_names(model)
+    by_name = {prefix + name: modules_by_name[name] for name in shapes}
     checked_base(f"model {type(model).__name__}", share.model.base_samples, by_name)
     if not share.model.base_samples:
         _warn_of_another_name(model, share)

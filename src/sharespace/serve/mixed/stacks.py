@@ -66,9 +66,9 @@ class Stack:
     @property
     def nbytes(self) -> int:
         """Of the slots, without the bases."""
-        kept = [self.left, *([] if self.right is None else [self.right])]
-        kept += [t for pair in self.per_task.values() for t in pair]
-        return sum(t.numel() * t.element_size() for t in kept)
+        held = [self.left, *([] if self.right is None else [self.right])]
+        held += [t for pair in self.per_task.values() for t in pair]
+        return sum(t.numel() * t.element_size() for t in held)
 
     def put(self, slot: int, value: Coefficients | None) -> None:
         """Fill a slot; None: the task does not adapt this module."""
