@@ -84,7 +84,7 @@ def test_the_outputs_error_never_grows(
         after = task.coefficients[module]
         assert type(after) is type(value)
         if isinstance(value, Factors) and isinstance(after, Factors):
-            assert after.p == value.p
+            assert after.rank == value.rank
 
 
 def test_it_helps_where_inputs_have_a_shape() -> None:

@@ -263,13 +263,35 @@ class _InSubspace(Coefficients):
 
 
 @dataclass(frozen=True, eq=False)
-class Factors(_InSubspace):
-    """A task in coordinates of the subspace: core C = left @ right.T."""
+class _TwoFactors(Coefficients):
+    """What is stored as its two factors."""
 
     left: Tensor
-    """E, the coordinates in the left basis: k_left x p."""
     right: Tensor
-    """F, the coordinates in the right basis: k_right x p."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.left, self.right
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+    def factors(self) -> CoefficientPair:
+        return self.left, self.right
+
+    def cast(self, dtype: torch.dtype) -> Coefficients:
+        return replace(self, left=self.left.to(dtype), right=self.right.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Factors(_InSubspace, _TwoFactors):
+    """A task in coordinates of the subspace: core C = left @ right.T.
+
+    ``left`` is E, the coordinates in the left basis, k_left x p; ``right`` is F, those in the right
+    basis, k_right x p. The pseudo-rank p is ``rank``.
+    """
+
     offset: tuple[int, int] = field(default=(0, 0), kw_only=True)
 
     keys = ("left", "right")
@@ -285,19 +307,6 @@ class Factors(_InSubspace):
         return cls(left, right, offset=offset)
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.left, self.right
-
-    @property
-    def p(self) -> int:
-        """The pseudo-rank: columns of E and F."""
-        return self.left.shape[1]
-
-    @property
-    def rank(self) -> int:
-        return self.p
-
-    @property
     def used(self) -> tuple[int, int]:
         left, right = self.stored_tensors().values()
         return left.shape[0], right.shape[0]
@@ -306,11 +315,8 @@ class Factors(_InSubspace):
         left, right = self.left[self.offset[0] :], self.right[self.offset[1] :]
         return {"left": left[: _used_rows(left)], "right": right[: _used_rows(right)]}
 
-    def factors(self) -> CoefficientPair:
-        return self.left, self.right
-
     def exact_factors(self, k: tuple[int, int]) -> CoefficientPair:
-        return self.left, self.right
+        return self.factors()
 
     def add_core_to(self, core: Tensor) -> None:
         # In float64: errors are differences of cores, far below the rounding of 16 bits.
@@ -330,12 +336,9 @@ class Factors(_InSubspace):
     def grown(self, k: tuple[int, int]) -> Factors:
         return self.placed((0, 0), k)
 
-    def cast(self, dtype: torch.dtype) -> Factors:
-        return replace(self, left=self.left.to(dtype), right=self.right.to(dtype))
-
     def misfit(self, layer: LayerDimensions, dtype: torch.dtype) -> str:
         if _columns(self.left) > layer.shape.sides:
-            return _too_wide(self.p, layer.shape)
+            return _too_wide(self.rank, layer.shape)
         return super().misfit(layer, dtype)
 
     def _before_offset(self) -> bool:
@@ -410,15 +413,11 @@ class Core(_InSubspace):
         columns = self.matrix.shape[1]
         if (k[0] + k[1]) * columns < k[0] * k[1]:
             # C = C I exactly: as factors it does not grow with k^2.
-            return Factors(*self.exact_factors(self._k())).grown(k)
+            return Factors(*self.exact_factors((len(self.matrix), columns))).grown(k)
         return self.placed((0, 0), k)
 
     def cast(self, dtype: torch.dtype) -> Core:
         return replace(self, matrix=self.matrix.to(dtype))
-
-    def _k(self) -> tuple[int, int]:
-        rows, columns = self.matrix.shape
-        return rows, columns
 
     def _block(self) -> tuple[slice, slice]:
         """The rows and columns between which it is not zero; at least one of each."""
@@ -437,13 +436,11 @@ class Core(_InSubspace):
 
 
 @dataclass(frozen=True, eq=False)
-class PerTask(Coefficients):
-    """A task's update outside the subspace: dW = left @ right.T, its own truncated SVD."""
+class PerTask(_TwoFactors):
+    """A task's update outside the subspace: dW = left @ right.T, its own truncated SVD.
 
-    left: Tensor
-    """P, the left factor of the update itself: n x q."""
-    right: Tensor
-    """Q, the right factor of the update itself: d x q."""
+    ``left`` is P, the left factor of the update itself, n x q; ``right`` is Q, d x q.
+    """
 
     # The stored format named them before these updates were called "stored per task".
     keys = ("private_left", "private_right")
@@ -458,22 +455,11 @@ class PerTask(Coefficients):
         return cls(left, right)
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.left, self.right
-
-    @property
-    def rank(self) -> int:
-        return self.left.shape[1]
-
-    @property
     def used(self) -> tuple[int, int]:
         return 0, 0
 
     def stored_tensors(self) -> dict[str, Tensor]:
         return dict(zip(self.keys, self.tensors, strict=True))
-
-    def factors(self) -> CoefficientPair:
-        return self.left, self.right
 
     def add_core_to(self, core: Tensor) -> None:
         """Nothing: it has no core in the subspace.
@@ -513,9 +499,6 @@ class PerTask(Coefficients):
 
     def grown(self, k: tuple[int, int]) -> PerTask:
         return self
-
-    def cast(self, dtype: torch.dtype) -> PerTask:
-        return replace(self, left=self.left.to(dtype), right=self.right.to(dtype))
 
 
 KINDS: tuple[type[Coefficients], ...] = (Factors, Core, PerTask)
