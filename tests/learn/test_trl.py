@@ -1,16 +1,19 @@
-"""Any subclass of Trainer: TRL's SFTTrainer, on a language model and tokenizer made here."""
+"""TRL's trainers: SFT as any Trainer, DPO and KTO with their reference adapters."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from sharespace import Share
+from sharespace import Share, ShareConfig
 from sharespace.learn import Setup, TaskMethod, TrainingSettings, adapt, load_task
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 
@@ -46,20 +49,21 @@ def llama(vocabulary: int) -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
-def share() -> Share:
-    def made(name: str, seed: int) -> Adapter:
-        draw = torch.Generator().manual_seed(seed)
-        return Adapter.from_updates(
-            name,
-            {
-                f"model.layers.{i}.self_attn.{side}_proj": LayerUpdate(
-                    0.1 * torch.randn(16, 2, generator=draw), torch.randn(2, 16, generator=draw)
-                )
-                for i in range(2)
-                for side in "qv"
-            },
-        )
+def made(name: str, seed: int) -> Adapter:
+    draw = torch.Generator().manual_seed(seed)
+    return Adapter.from_updates(
+        name,
+        {
+            f"model.layers.{i}.self_attn.{side}_proj": LayerUpdate(
+                0.1 * torch.randn(16, 2, generator=draw), torch.randn(2, 16, generator=draw)
+            )
+            for i in range(2)
+            for side in "qv"
+        },
+    )
 
+
+def share() -> Share:
     return Share.from_adapters([made("a", 1), made("b", 2)], k=4)
 
 
@@ -88,3 +92,71 @@ def test_sft_trainer_learns_a_task_that_merges() -> None:
     merged = known.merge(learned.adapter, cap=20)
     again = load_task(llama(len(words)), merged, "new")
     assert loss(again) == pytest.approx(loss(learned.model), rel=1e-4)
+
+
+# References: TRL adds an adapter "ref" with the configuration of "default"
+
+
+@pytest.fixture(params=[{"phi": 1}, {"form": "core", "phi": 1}, {"save_basis": True}], ids=str)
+def policy(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """A Share model, and an adapter that was trained in its first version; another one has come."""
+    store, saved = tmp_path / "tasks.share", tmp_path / "sft"
+    share().save(store)
+    config = ShareConfig(
+        share=str(store), task="new", p=2, modules_to_save=["lm_head"], task_type="CAUSAL_LM",
+        **request.param,
+    )  # fmt: skip
+    model = peft.get_peft_model(llama(len(tokenizer())), config)
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=draw))
+    model.save_pretrained(saved, save_embedding_layers=False)
+    Share.load(store).merge(made("c", 5)).save()
+    return store, saved
+
+
+def preferences(name: str) -> Any:
+    rows: list[Any]
+    rows = [{"prompt": "the a sees", "chosen": f" the {c}", "rejected": " a b"} for c in "xyz"]
+    if name == "KTO":
+        rows = [
+            {"prompt": row["prompt"], "completion": row[kind], "label": kind == "chosen"}
+            for row in rows
+            for kind in ("chosen", "rejected")
+        ]
+    return datasets.Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("name", ["DPO", "KTO"])
+def test_the_reference_is_the_policy_as_it_was_loaded(
+    policy: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    words = tokenizer()
+    base = llama(len(words))
+    model = peft.PeftModel.from_pretrained(base, str(policy[1]), is_trainable=True)
+    arguments = getattr(trl, f"{name}Config")(
+        str(tmp_path / "run"), max_steps=2, per_device_train_batch_size=3, use_cpu=True, bf16=False,
+        report_to=[], disable_tqdm=True, save_strategy="no", logging_steps=1, learning_rate=0.05,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    trainer = getattr(trl, f"{name}Trainer")(
+        model, args=arguments, train_dataset=preferences(name), processing_class=words
+    )
+    ids = words(SENTENCES, return_tensors="pt").input_ids
+    before = said(model, ids)
+    trainer.train()
+    first, second = (log["loss"] for log in trainer.state.log_history[:2])
+    # DPO: ln 2; KTO: half of what is wanted, half of what is not.
+    assert first == pytest.approx(math.log(2) if name == "DPO" else 0.5, abs=1e-4)
+    assert second != pytest.approx(first, abs=1e-3)
+    after = said(model, ids)
+    model.set_adapter("ref")
+    torch.testing.assert_close(said(model, ids), before)
+    assert not torch.allclose(after, before, atol=1e-2)
+
+
+def said(model: Any, ids: Any) -> Any:
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits

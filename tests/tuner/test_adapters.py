@@ -240,6 +240,49 @@ def test_loading_a_second_adapter_with_other_bases_is_refused(tmp_path: Path) ->
     assert torch.equal(model(points()), before)
 
 
+def add_reference(model: Any) -> None:
+    """What DPO, KTO, GRPO and RLOO of TRL 1.16 do with a ``PeftModel``."""
+    model.add_adapter("ref", model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if ".default." in name:
+            model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
+
+
+@pytest.mark.parametrize("options", [{}, {"phi": 2}, {"form": "core", "phi": 1}], ids=str)
+def test_one_configuration_is_one_task_of_which_a_second_adapter_is_a_copy(
+    options: dict[str, Any],
+) -> None:
+    share = space(mlp(), seed=5)
+    config = ShareConfig(
+        share=publish(share), target_modules=TARGETS, modules_to_save=["head"], **options
+    )
+    model = get_peft_model(mlp(), config)
+    randomise(model)
+    model.base_model.model.first.set_scale("default", 0.5)
+    expected = model(points())
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    del share  # A copy needs no Share model.
+    add_reference(model)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
+    randomise(model, seed=4)
+    assert not torch.allclose(model(points()), expected)
+    model.set_adapter("ref")
+    torch.testing.assert_close(model(points()), expected)
+
+
+def test_a_configuration_that_says_something_else_is_no_copy() -> None:
+    config = ShareConfig(share=published(mlp(), tasks=("a", "b")), task="a", target_modules=TARGETS)
+    model = get_peft_model(mlp(), config)
+    randomise(model)
+    model.add_adapter("again", copy.deepcopy(config))
+    config.task = "b"
+    model.add_adapter("b", config)
+    for name, task in (("again", "a"), ("b", "b")):
+        model.set_adapter(name)
+        alone = ShareConfig(share=config.share, task=task, target_modules=TARGETS)
+        torch.testing.assert_close(model(points()), get_peft_model(mlp(), alone)(points()))
+
+
 def test_several_adapters_are_switched_and_added_up() -> None:
     share = published(mlp())
     model = adapted(mlp(), share=share, target_modules=["head"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from sharespace.tied_weights import say_untied, untie
 from sharespace.tuner.bases import locate_share
 from sharespace.tuner.config import DEFAULT_P, SHARESPACE, ShareConfig
 from sharespace.tuner.mixing import mixing
-from sharespace.tuner.modules import fill_heads, head_modules, wrapped_by
+from sharespace.tuner.modules import copy_heads, fill_heads, head_modules, wrapped_by
 from sharespace.tuner.start import StartValues, known_task, new_core, new_task, starting_core
 from sharespace.tuner.subspace_layer import (
     BASE,
@@ -41,6 +42,7 @@ from sharespace.tuner.subspace_layer import (
 )
 
 _NAMES = ("left_basis", "right_basis")
+_ORIGIN = ("share", "share_version", "basis_id", "task", "p", "phi", "form", "start", "seed")
 _BASIS_ID_KEY = "base_model.model.sharespace_basis_id"
 """Key of the tensor that says which bases the coefficients of a file belong to."""
 
@@ -53,11 +55,15 @@ class ShareTuner(BaseTuner):
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
     _share: ShareModel | None = None
     """Only while an adapter is put in place: a model that is copied or pickled has none."""
+    _copied: str | None = None
+    """Only while an adapter is put in place that begins as a copy of the one of this name."""
+    _origins: Mapping[str, tuple[object, ...]] = MappingProxyType({})
+    """Adapter -> what its configuration said of its start: one that is changed is another one."""
 
     def _check_new_adapter_config(self, config: ShareConfig) -> None:
         """Find the Share model, and refuse a second one with other bases."""
         super()._check_new_adapter_config(config)
-        if config.layout is None:
+        if config.layout is None and self._copied is None:
             if config.share is None:
                 raise OptionError(
                     "ShareConfig", "names no Share model", "Give share=PATH or a Hub id"
@@ -78,6 +84,8 @@ class ShareTuner(BaseTuner):
     ) -> ShareConfig:
         """All modules of the subspace unless told otherwise; the heads of a known task."""
         config = peft_config
+        if self._copied is not None:
+            return config
         self._refuse_nothing_to_train(config)
         if config.target_modules is None:
             names = self._share.layers if self._share else config.layout or {}
@@ -158,18 +166,23 @@ class ShareTuner(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         config, current_key = peft_config, unwrapped(current_key)
-        layer, values = self._start(config, current_key)
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        _check_shape(current_key, base, layer)
-        if not isinstance(target, SubspaceLayer):
-            kind = SubspaceConv if isinstance(base, nn.modules.conv._ConvNd) else SubspaceLinear
-            target = self._put(
-                kind(target, layer.left_basis, layer.right_basis), parent, target_name
-            )
-            target._active_adapter = adapter_name
+        if self._copied is not None and isinstance(target, SubspaceLayer):
+            values = target.values(self._copied)
+        else:
+            layer, values = self._start(config, current_key)
+            base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+            _check_shape(current_key, base, layer)
+            if not isinstance(target, SubspaceLayer):
+                kind = SubspaceConv if isinstance(base, nn.modules.conv._ConvNd) else SubspaceLinear
+                target = self._put(
+                    kind(target, layer.left_basis, layer.right_basis), parent, target_name
+                )
+                target._active_adapter = adapter_name
         target.update_layer(
             adapter_name, values, dropout=config.dropout, inference_mode=config.inference_mode
         )
+        if self._copied is not None:
+            target.scaling[adapter_name] = target.scaling[self._copied]
         # PEFT adds adapters to a model that trains another one: the new one waits, as LoRA's does.
         if adapter_name not in self.active_adapters:
             for parameters in target.adapter_layer_names:
@@ -211,22 +224,39 @@ class ShareTuner(BaseTuner):
     ) -> None:
         """Adapt the model as PEFT does, then put the known task's heads in place.
 
+        An adapter that is added with the configuration object of one that is there begins as a
+        copy of that one, as trained so far. TRL (1.16) calls ``add_adapter("ref",
+        peft_config["default"])`` for the frozen reference of DPO, KTO, GRPO and RLOO, and then
+        copies the parameters with ".default." in their names. Those of LoRA have it, which are
+        modules by adapter; parameters by adapter end with the adapter's name.
+
         Args:
             model: the base model, changed in place.
             adapter_name: name of the adapter; its config is already in ``peft_config``.
             args, kwargs: passed on to PEFT.
         """
+        config: ShareConfig = self.peft_config[adapter_name]
+        self._copied = self._same_as(adapter_name, config)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            config: ShareConfig = self.peft_config[adapter_name]
             if config.save_basis:
                 config.layout = layout(model, adapter_name)
             task = self._known_task(config)
-            if task is not None and config.init_weights:
+            if self._copied is not None:
+                copy_heads(model, self._copied, adapter_name)
+            elif task is not None and config.init_weights:
                 fill_heads(model, adapter_name, task)
+            self._origins = {**self._origins, adapter_name: _origin(config)}
         finally:
             # A model may be copied or pickled later: not with the whole Share model in it.
             self._share = None
+            self._copied = None
+
+    def _same_as(self, adapter: str, config: ShareConfig) -> str | None:
+        """The adapter that has this very configuration, unchanged since it was made; else None."""
+        same = (name for name in self.peft_config if self.peft_config[name] is config)
+        origins = self._origins
+        return next((n for n in same if n != adapter and origins.get(n) == _origin(config)), None)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Cast to the base's dtype where PEFT's ``autocast_adapter_dtype`` is off.
@@ -353,6 +383,11 @@ def _adapter_keys(model: nn.Module, state_dict: Mapping[str, Tensor]) -> set[str
         for part in parts
         if f".{part}" in key and unwrapped(key).partition(f".{part}")[0] in wrapped
     }
+
+
+def _origin(config: ShareConfig) -> tuple[object, ...]:
+    """What a configuration says of the values that an adapter begins with."""
+    return tuple(getattr(config, name) for name in _ORIGIN)
 
 
 def _random(values: StartValues, seed: int) -> StartValues:

@@ -156,6 +156,14 @@ def fill_heads(model: nn.Module, adapter: str, task: Task) -> None:
             target.copy_(value)
 
 
+def copy_heads(model: nn.Module, source: str, adapter: str) -> None:
+    """Give an adapter the values of another one's own copies of modules that are trained whole."""
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and source in module.modules_to_save:
+            values = module.modules_to_save[source].state_dict()
+            module.modules_to_save[adapter].load_state_dict(values)
+
+
 def is_transposed(module: nn.Module) -> bool:
     """True for Conv1D of transformers (GPT-2), whose weight is d x n.
 

@@ -176,6 +176,32 @@ class SubspaceLayer(BaseTunerLayer):
         coefficients = self.sharespace_right_coefficients[name]
         return _times(self.right_basis, self.sharespace_right_temporary, coefficients, name)
 
+    def values(self, name: str) -> StartValues:
+        """Coefficients, temporary directions and core of an adapter as they are now.
+
+        Args:
+            name: name of an adapter of this layer.
+        """
+        left_temporary, right_temporary, core = (
+            by_name[name] if name in by_name else None  # noqa: SIM401
+            for by_name in (
+                self.sharespace_left_temporary,
+                self.sharespace_right_temporary,
+                self.sharespace_core,
+            )
+        )
+        if left_temporary is None:
+            left_temporary = self.left_basis.new_zeros(self.out_features, 0)
+        if right_temporary is None:
+            right_temporary = self.right_basis.new_zeros(self.in_features, 0)
+        return StartValues(
+            self.sharespace_left_coefficients[name],
+            self.sharespace_right_coefficients[name],
+            left_temporary,
+            right_temporary,
+            core,
+        )
+
     def update(self, name: str) -> LayerUpdate:
         """The adapter as trained so far, temporary directions included: n x p and p x d.
 
