@@ -18,13 +18,13 @@ from torch import Tensor
 
 from benchmarks import common, training
 from sharespace.formats import read_adapter
-from sharespace.linalg.factor_svd import factor_bases
 from sharespace.linalg.frames import errors
 from sharespace.linalg.joint import hosvd, joint
 from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.updates import canonicalise, cores, seen_by, weights
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.baselines import own_errors
+from sharespace.subspace.basis_methods.share_method import factor_bases
 from sharespace.subspace.build_layer import read_pairs
 
 Pairs = list[tuple[Tensor, Tensor]]

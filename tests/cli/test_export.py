@@ -75,7 +75,7 @@ def test_gguf_of_the_base_that_is_named(run: Run, share: Path, tmp_path: Path) -
 def test_gguf_needs_the_base(
     run: Run, share: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sharespace.formats.base_config.download_config", no_hub)
+    monkeypatch.setattr("sharespace.formats.engines.download_config", no_hub)
     ran = run("export", share, "ink", tmp_path / "x", "--to", "gguf")
     assert ran.code == 2
     assert "tiny/base" in ran.err

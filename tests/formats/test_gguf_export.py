@@ -28,7 +28,7 @@ from sharespace.errors import (
     UnsupportedAdapterError,
 )
 from sharespace.formats import ExportOptions, PlainLora, write_adapter
-from sharespace.formats.base_config import BaseConfig
+from sharespace.formats.engines import BaseConfig
 from sharespace.formats.gguf import ARCHITECTURES, LlamaCppNames, pair_order
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 from support_export import changed, dense, llama, logits, lora_of, saved_config

@@ -12,7 +12,7 @@ import torch
 
 from golden.make_store_v1 import numbers, version
 from sharespace.store import Operation, commit
-from sharespace.subspace.base_digest import sampled_rows
+from sharespace.subspace.base_weights import sampled_rows
 from sharespace.subspace.state import ShareModel
 
 PATH = Path(__file__).parent / "store-v3"

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sharespace.store.layout import FileRef, object_ref
+from sharespace.store.schema import FileRef, object_ref
 
 
 def reseal(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sharespace.errors import CorruptStoreError, SchemaVersionError, SharespaceError
 from sharespace.store import Operation, checkout, commit, history, load, verify
-from sharespace.store.layout import FileRef
+from sharespace.store.schema import FileRef
 from sharespace.subspace.coefficients import Core
 from sharespace.subspace.state import ShareModel
 from store.models import SHAPES, K, assert_same, model

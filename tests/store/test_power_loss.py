@@ -21,7 +21,7 @@ from sharespace.store import (
     rollback,
     verify,
 )
-from sharespace.store.layout import HEAD
+from sharespace.store.schema import HEAD
 from sharespace.subspace.state import ShareModel
 from store.disk import Disk
 from store.models import assert_same, model

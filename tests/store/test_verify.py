@@ -14,7 +14,7 @@ from builders import build, relatives
 from sharespace import Share
 from sharespace.errors import CorruptStoreError, SchemaVersionError
 from sharespace.store import Operation, checkout, commit, load, verify
-from sharespace.store.layout import FileRef
+from sharespace.store.schema import FileRef
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import ShareModel
 from store.models import model, orthonormal

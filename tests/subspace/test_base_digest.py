@@ -15,7 +15,7 @@ from sharespace.errors import CorruptStoreError, MismatchError
 from sharespace.linalg.dimension import Dimension
 from sharespace.store import Operation, checkout, commit, load, prune, rename, rollback, verify
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.base_digest import same_base, sampled_rows
+from sharespace.subspace.base_weights import same_base, sampled_rows
 from sharespace.subspace.build import initialise
 from sharespace.subspace.merge import merge, union
 

@@ -7,7 +7,7 @@ import pytest
 from builders import adapter, relatives, strangers, update
 from sharespace import Share
 from sharespace.errors import LossWarning, OptionError
-from sharespace.subspace.losses import losses
+from sharespace.subspace.fidelity import losses
 
 
 def family() -> Share:

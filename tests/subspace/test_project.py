@@ -22,11 +22,10 @@ from builders import (
 from sharespace.linalg.problem import UpdateProblem
 from sharespace.linalg.updates import CanonicalUpdates, weights
 from sharespace.subspace.adapter import LayerUpdate, ModuleShape
-from sharespace.subspace.basis_method import LayerTasks
+from sharespace.subspace.basis_method import LayerTasks, project
 from sharespace.subspace.basis_methods import basis_method
 from sharespace.subspace.coefficients import Core, Factors, compact
 from sharespace.subspace.layer import LayerSubspace
-from sharespace.subspace.project import project
 
 
 def _layer(k: tuple[int, int] = (5, 4), dtype: torch.dtype = torch.float64) -> LayerSubspace:

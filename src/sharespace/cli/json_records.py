@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from sharespace.report.warnings import loss_notices
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
-from sharespace.store.layout import LayerEntry
+from sharespace.store.schema import LayerEntry
 from sharespace.subspace.baselines import Baselines
 from sharespace.subspace.fidelity import (
     Bytes,

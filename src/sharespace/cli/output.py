@@ -23,10 +23,15 @@ from sharespace.cli import json_records
 from sharespace.report.warnings import loss_notices
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
-from sharespace.store.layout import LayerEntry
+from sharespace.store.schema import LayerEntry
 from sharespace.subspace.baselines import Baselines
-from sharespace.subspace.fidelity import Fidelity, ModelStorage, StorageTally, UpdateTally
-from sharespace.subspace.losses import some_losses
+from sharespace.subspace.fidelity import (
+    Fidelity,
+    ModelStorage,
+    StorageTally,
+    UpdateTally,
+    some_losses,
+)
 from sharespace.subspace.plan import BuildPlan, StorageSummary
 from sharespace.words import count, error_text, human, percent, visible
 

@@ -29,13 +29,14 @@ from sharespace.formats.pairs import refuse_other_keys
 from sharespace.formats.peft import PEFT_WEIGHTS, is_peft, read_peft, write_peft
 from sharespace.formats.plain import ExportOptions, PlainLora
 from sharespace.formats.sglang import sglang_options, write_sglang
-from sharespace.formats.sharded import INDEX, ShardedFile
 from sharespace.formats.torch_file import TorchFile
 from sharespace.formats.vllm_target import vllm_options, write_vllm
 from sharespace.formats.weights_file import (
     COPY_AGAIN,
+    INDEX,
     SUFFIXES,
     SafetensorsFile,
+    ShardedFile,
     WeightsFile,
     refuse_special,
     unreadable,

@@ -29,8 +29,7 @@ from sharespace.errors import (
 )
 from sharespace.extras import require
 from sharespace.files import export_directory
-from sharespace.formats.base_config import BaseConfig, read_base_config
-from sharespace.formats.engines import ELSEWHERE, refuse_beyond_lora
+from sharespace.formats.engines import ELSEWHERE, BaseConfig, read_base_config, refuse_beyond_lora
 from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, padded
 
 LLAMA_CPP = "llama.cpp"

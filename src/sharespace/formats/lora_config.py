@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.formats.path_patterns import Budget, PathPattern, PatternError, PatternTable
-from sharespace.module_names import WRAPPER_PARTS
 from sharespace.subspace.adapter import BaseModel
+from sharespace.subspace.naming import WRAPPER_PARTS
 
 Value = TypeVar("Value")
 CONFIG = "adapter_config.json"

@@ -11,8 +11,8 @@ from sharespace.formats.lora_config import CONFIG
 from sharespace.formats.pairs import AdapterKeys, FactorPair, build_adapter, refuse_single
 from sharespace.formats.peft import read_config
 from sharespace.formats.weights_file import WeightsFile
-from sharespace.module_names import unwrapped
 from sharespace.subspace.adapter import Adapter, BaseModel
+from sharespace.subspace.naming import unwrapped
 
 MLX_WEIGHTS = "adapters.safetensors"
 _ROLES = {"lora_a": "A", "lora_b": "B"}

@@ -53,8 +53,8 @@ from sharespace.formats.weights_file import (
     unreadable,
     write_tensors,
 )
-from sharespace.module_names import unwrapped
 from sharespace.subspace.adapter import Adapter, BaseModel
+from sharespace.subspace.naming import unwrapped
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 _NAMED_FACTOR = re.compile(r"\.lora_[AB]\.([^.]+)\.weight$")

@@ -24,9 +24,11 @@ import torch
 
 from sharespace.errors import AdapterError, OptionError, UnsupportedAdapterError
 from sharespace.files import export_directory
-from sharespace.formats.base_config import NAME_IT, BaseConfig, read_base_config
 from sharespace.formats.engines import (
     ELSEWHERE,
+    NAME_IT,
+    BaseConfig,
+    read_base_config,
     refuse_beyond_lora,
     served_fields,
     write_served,

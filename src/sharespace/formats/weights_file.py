@@ -6,7 +6,8 @@ hundred adapters read layer by layer that adds up to all of their bytes.
 
 A safetensors file is 8 bytes N (little-endian), N bytes of JSON header (key -> dtype, shape,
 data_offsets; ``__metadata__`` -> strings), then the data that the offsets count from (source:
-huggingface/safetensors, README). PyTorch's checkpoints are read by ``torch_file``.
+huggingface/safetensors, README). Weights in several files have an index of which tensor is in
+which. PyTorch's checkpoints are read by ``torch_file``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import math
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -348,3 +350,57 @@ def unreadable(path: Path, error: OSError | ValueError) -> CorruptAdapterError:
     """The error for a file that the system does not give."""
     reason = getattr(error, "strerror", None) or type(error).__name__
     return CorruptAdapterError(str(path), f"cannot be read ({reason})", "Check path and rights")
+
+
+INDEX = ".safetensors.index.json"
+"""End of an index's name."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedFile:
+    """The files of an index as one; see ``WeightsFile``."""
+
+    path: Path
+    """Of the index."""
+    files: Mapping[str, SafetensorsFile]
+    """Key -> the file that it is in."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path) -> ShardedFile:
+        """Read an index and the headers of its files.
+
+        Raises:
+            CorruptAdapterError: the index is broken, or a file or tensor of it is missing.
+        """
+        refuse_special(path)
+        try:
+            places = parse_object(path, path.read_bytes()).get("weight_map")
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if not isinstance(places, dict) or not places:
+            raise CorruptAdapterError(str(path), "no weight_map", COPY_AGAIN)
+        opened: dict[str, SafetensorsFile] = {}
+        for key, name in places.items():
+            # A name only: an index of a stranger points to no file elsewhere.
+            if not isinstance(name, str) or Path(name).name != name:
+                raise CorruptAdapterError(str(path), f"{key!r} is in {name!r}", "Name its files")
+            if name not in opened:
+                refuse_special(path.with_name(name))
+                opened[name] = SafetensorsFile.open(path.with_name(name))
+            if key not in opened[name].infos:
+                raise CorruptAdapterError(str(path), f"{key!r} is not in {name}", COPY_AGAIN)
+        return cls(path, {key: opened[name] for key, name in places.items()})
+
+    @cached_property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Key -> dtype and shape, in the index's order."""
+        return {key: file.infos[key] for key, file in self.files.items()}
+
+    def read(self, *keys: str) -> tuple[Tensor, ...]:
+        """The tensors; see ``WeightsFile.read``."""
+        return tuple(self.files[key].read(key)[0] for key in keys)
+
+    def part(self, *keys: str) -> ShardedFile:
+        """These tensors only; see ``WeightsFile.part``."""
+        return ShardedFile(self.path.absolute(), {key: self.files[key].part(key) for key in keys})

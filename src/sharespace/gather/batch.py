@@ -44,9 +44,9 @@ from sharespace.subspace.adapter import (
     fingerprint,
     refuse_other_modules,
 )
-from sharespace.subspace.base_digest import check_same_base
+from sharespace.subspace.base_weights import check_same_base
 from sharespace.subspace.build import refuse_erased
-from sharespace.subspace.losses import refuse_losses
+from sharespace.subspace.fidelity import refuse_losses
 from sharespace.subspace.merge import merge
 from sharespace.subspace.naming import common_names
 from sharespace.subspace.state import MAX_NAME, ShareModel, basis_id

@@ -27,8 +27,8 @@ from sharespace.gather.contribution import (
     check_task_name,
     check_tensor,
 )
-from sharespace.store.layout import SHA256
 from sharespace.store.objects import METADATA_KEY, tensor_file
+from sharespace.store.schema import SHA256
 from sharespace.strict_json import JsonFields, parse_json
 from sharespace.subspace.adapter import BaseModel, ModuleShape, Provenance
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sharespace.errors import ContributionError
 from sharespace.subspace.adapter import LEARNED, BaseModel, ModuleShape, Provenance, is_companion
-from sharespace.subspace.base_digest import sample_shape
+from sharespace.subspace.base_weights import sample_shape
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import ShareModel, name_problem
 

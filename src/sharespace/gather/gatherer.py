@@ -56,7 +56,7 @@ from sharespace.gather.inboxes import (
 )
 from sharespace.options import check_options, option
 from sharespace.store import Operation, Version, checkout, commit
-from sharespace.subspace.losses import TaskLoss, losses
+from sharespace.subspace.fidelity import TaskLoss, losses
 
 _ATTEMPTS = 100
 """Conflicts in a row after which another writer must be at fault: each conflict means that somebody

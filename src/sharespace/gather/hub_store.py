@@ -17,8 +17,7 @@ from sharespace.formats.hub import download_store
 from sharespace.gather.inboxes import hub_errors
 from sharespace.store import Version, checkout, history, receive
 from sharespace.store.directory import committed_versions, read_manifest
-from sharespace.store.layout import HEAD
-from sharespace.store.schema import head_from_json
+from sharespace.store.schema import HEAD, head_from_json
 
 
 def push(

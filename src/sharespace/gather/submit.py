@@ -32,9 +32,9 @@ from sharespace.gather.contribution import (
     plain_updates,
 )
 from sharespace.gather.inboxes import open_inbox
-from sharespace.module_names import unwrapped
 from sharespace.store import Checkout, checkout
 from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, fingerprint
+from sharespace.subspace.naming import unwrapped
 from sharespace.subspace.state import basis_id
 
 _PEFT_TYPE = "SHARESPACE"

@@ -25,9 +25,9 @@ from sharespace.errors import MismatchError, OptionError
 from sharespace.learn.prepare import check_sides, coordinates, is_grouped, update_output
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter, LayerUpdate
+from sharespace.subspace.basis_method import dense_cores
 from sharespace.subspace.coefficients import compact
 from sharespace.subspace.layer import LayerSubspace
-from sharespace.subspace.project import dense_cores
 from sharespace.subspace.state import Task
 
 FactorPair = tuple[Tensor, Tensor]

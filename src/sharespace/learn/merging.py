@@ -21,12 +21,11 @@ from sharespace.formats.companions import labels_of
 from sharespace.formats.lora_config import PREFIX
 from sharespace.gather import Submission
 from sharespace.gather.submit import hand_in, read_contribution
-from sharespace.module_names import unwrapped
 from sharespace.protocols import AdapterConfig, PeftModel
 from sharespace.share import Share
 from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, common_base
-from sharespace.subspace.base_digest import check_same_base
-from sharespace.subspace.base_weights import base_samples
+from sharespace.subspace.base_weights import base_samples, check_same_base
+from sharespace.subspace.naming import unwrapped
 
 
 def merge_from(

@@ -17,7 +17,7 @@ from sharespace.errors import CorruptStoreError, OptionError
 from sharespace.extras import require
 from sharespace.report.study import Relations, Study, relations, study
 from sharespace.store import Checkout, Operation, checkout, history
-from sharespace.store.layout import Content
+from sharespace.store.schema import Content
 from sharespace.stream.folder import FORMAT, read_json
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.stream.records import Step, content_digest

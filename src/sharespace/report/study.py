@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sharespace.extras import require
+from sharespace.subspace.basis_method import dense_cores
 from sharespace.subspace.coefficients import Coefficients
 from sharespace.subspace.layer import LayerSubspace
-from sharespace.subspace.project import dense_cores
 from sharespace.subspace.state import ShareModel
 
 ALIKE = 0.5

@@ -11,8 +11,7 @@ from typing import Literal
 
 from sharespace.report.facts import Facts
 from sharespace.report.html import some
-from sharespace.subspace.fidelity import TaskFidelity
-from sharespace.subspace.losses import ERASED_ERROR, LARGE_BOUND
+from sharespace.subspace.fidelity import ERASED_ERROR, LARGE_BOUND, TaskFidelity
 from sharespace.words import count, human, percent
 
 Level = Literal["serious", "note"]

@@ -6,7 +6,7 @@ import logging
 
 from sharespace.errors import OptionError, TaskExistsError
 from sharespace.share import Share
-from sharespace.subspace.base_fit import BaseModules, misfit_tasks, without_misfits
+from sharespace.subspace.base_weights import BaseModules, misfit_tasks, without_misfits
 
 _LOG = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from sharespace.serve.http import HttpSettings, make_app
 from sharespace.serve.mixed import MixedTasks
 from sharespace.serve.mixed.mixed_tasks import as_module, module_sides
 from sharespace.share import Share
-from sharespace.subspace.base_fit import misfits
+from sharespace.subspace.base_weights import misfits
 
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 

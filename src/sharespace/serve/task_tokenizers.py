@@ -21,7 +21,7 @@ from sharespace.extras import require
 from sharespace.formats.companions import write_files_of
 from sharespace.protocols import Tokenizer
 from sharespace.share import Share
-from sharespace.store.lazy import StoredFiles
+from sharespace.store.stored_model import StoredFiles
 
 _TEMPLATE = "chat_template.jinja"
 _GENERATION = "generation_config.json"

@@ -3,7 +3,7 @@
 from sharespace.store.commits import Checkout, checkout, commit, history, load
 from sharespace.store.directory import refuse_existing
 from sharespace.store.edit import Pruned, prune, receive, remove, rename, rollback
-from sharespace.store.layout import Manifest, Operation, TaskSummary, Version
+from sharespace.store.schema import Manifest, Operation, TaskSummary, Version
 from sharespace.store.verification import Finding, Report, verify
 
 __all__ = [

@@ -36,7 +36,8 @@ from sharespace.store.directory import (
     refuse_links,
     summary_of,
 )
-from sharespace.store.layout import (
+from sharespace.store.objects import Payload, StoredFile, tensor_file, write_objects
+from sharespace.store.schema import (
     DTYPES,
     LOCK,
     SHA256,
@@ -47,18 +48,21 @@ from sharespace.store.layout import (
     Operation,
     TaskEntry,
     Version,
+    manifest_from_json,
+    manifest_to_json,
+    summary_from_json,
 )
-from sharespace.store.lazy import (
+from sharespace.store.stored_model import (
     SAMPLE_SUFFIX,
     StoredLayers,
     StoredTasks,
     StoredTensors,
     basis_names,
     lazy_model,
+    refuse_non_finite,
+    summarise,
+    task_file,
 )
-from sharespace.store.objects import Payload, StoredFile, tensor_file, write_objects
-from sharespace.store.schema import manifest_from_json, manifest_to_json, summary_from_json
-from sharespace.store.taskfile import refuse_non_finite, summarise, task_file
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import ShareModel, Task
 

@@ -23,7 +23,7 @@ from sharespace.files import (
     remove_temporary,
     write_files,
 )
-from sharespace.store.layout import (
+from sharespace.store.schema import (
     HEAD,
     LOCK,
     MANIFEST_NAME,
@@ -38,8 +38,6 @@ from sharespace.store.layout import (
     Operation,
     Version,
     corrupt,
-)
-from sharespace.store.schema import (
     head_from_json,
     head_to_json,
     manifest_from_json,

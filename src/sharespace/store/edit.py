@@ -37,7 +37,8 @@ from sharespace.store.directory import (
     summary_of,
     versions_on_disk,
 )
-from sharespace.store.layout import (
+from sharespace.store.objects import Payload, StoredFile, check_file, write_objects
+from sharespace.store.schema import (
     HEAD,
     LOCK,
     OBJECT_NAME,
@@ -48,7 +49,6 @@ from sharespace.store.layout import (
     TaskEntry,
     Version,
 )
-from sharespace.store.objects import Payload, StoredFile, check_file, write_objects
 from sharespace.subspace.state import check_new_names
 
 _Tasks: TypeAlias = tuple[TaskEntry, ...]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sharespace.errors import CorruptStoreError, StoreError
 from sharespace.files import SAFETENSORS_DTYPES, FileBlocks, disk_errors, sha256_of, write_files
-from sharespace.store.layout import OBJECTS, FileRef, corrupt, object_ref
+from sharespace.store.schema import OBJECTS, FileRef, corrupt, object_ref
 
 METADATA_KEY = "sharespace"
 """The one key of a file's ``__metadata__``; its value is JSON."""

@@ -22,11 +22,18 @@ from sharespace.store.directory import (
     stray_manifests,
     versions_on_disk,
 )
-from sharespace.store.layout import HEAD, Content, FileRef, Manifest, ManifestRef, TaskEntry
-from sharespace.store.lazy import StoredFiles, StoredSamples, check_basis_names, read_layer
 from sharespace.store.objects import OpenedFile
-from sharespace.store.taskfile import read_task, summarise, tensors_of
-from sharespace.subspace.base_digest import sample_shape
+from sharespace.store.schema import HEAD, Content, FileRef, Manifest, ManifestRef, TaskEntry
+from sharespace.store.stored_model import (
+    StoredFiles,
+    StoredSamples,
+    check_basis_names,
+    read_layer,
+    read_task,
+    summarise,
+    tensors_of,
+)
+from sharespace.subspace.base_weights import sample_shape
 from sharespace.subspace.layer import LayerSubspace
 
 Status: TypeAlias = Literal["ok", "missing", "corrupt", "misfit", "not finite", "not orthonormal"]

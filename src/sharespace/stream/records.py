@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from sharespace.errors import CorruptStoreError, OptionError
 from sharespace.learn import Fit, Trainable
-from sharespace.store.layout import Content
+from sharespace.store.schema import Content
 from sharespace.stream.loop import step_name
 from sharespace.stream.measures import ScoreMatrix, acc, backward_transfer, forgetting
 from sharespace.stream.metrics import metric

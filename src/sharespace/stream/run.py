@@ -46,7 +46,7 @@ from sharespace.stream.records import (
 from sharespace.stream.routing import features_for_router, router_result
 from sharespace.stream.scoring import evaluation_spec, score
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.losses import losses, some_losses
+from sharespace.subspace.fidelity import losses, some_losses
 
 
 def run(

@@ -34,7 +34,7 @@ from sharespace.subspace.adapter import (
     refuse_not_finite,
     samples_of,
 )
-from sharespace.subspace.base_digest import joined_samples
+from sharespace.subspace.base_weights import joined_samples
 from sharespace.subspace.basis_methods import DEFAULT_METHOD, basis_method
 from sharespace.subspace.build_budgeted import (
     LayerChoice,

@@ -24,6 +24,7 @@ from sharespace.linalg.frames import errors
 from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.updates import CanonicalUpdates
 from sharespace.subspace.adapter import Adapter, ModuleShape
+from sharespace.subspace.basis_method import Projection, project
 from sharespace.subspace.build_layer import (
     Build,
     LayerResult,
@@ -35,7 +36,6 @@ from sharespace.subspace.build_layer import (
 )
 from sharespace.subspace.coefficients import Coefficients, PerTask
 from sharespace.subspace.layer import Certificate, LayerSubspace, group_offsets, side_by_side
-from sharespace.subspace.project import Projection, project
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,10 @@ from sharespace.linalg.updates import (
     weights,
 )
 from sharespace.subspace.adapter import Adapter, LayerUpdate, ModuleShape
-from sharespace.subspace.basis_method import BasisMethod, LayerTasks
+from sharespace.subspace.basis_method import BasisMethod, LayerTasks, Projection
 from sharespace.subspace.basis_methods import basis_method
 from sharespace.subspace.coefficients import Coefficients
 from sharespace.subspace.layer import Certificate, LayerSubspace
-from sharespace.subspace.project import Projection
 from sharespace.subspace.state import BuildSettings
 
 

@@ -27,7 +27,7 @@ from sharespace.subspace.adapter import (
     refuse_not_finite,
     samples_of,
 )
-from sharespace.subspace.base_digest import joined_samples
+from sharespace.subspace.base_weights import joined_samples
 from sharespace.subspace.build import (
     MergeJob,
     Progress,

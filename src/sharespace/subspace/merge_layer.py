@@ -23,14 +23,14 @@ from sharespace.linalg.precision import (
 )
 from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.updates import weights
-from sharespace.subspace.basis_method import LayerTasks
+from sharespace.subspace.basis_method import (
+    LayerTasks,
+    factor_rows,
+)
 from sharespace.subspace.basis_methods import basis_method
 from sharespace.subspace.build_layer import LayerResult, certify, stored_basis
 from sharespace.subspace.coefficients import Coefficients
 from sharespace.subspace.layer import Certificate, LayerSubspace
-from sharespace.subspace.project import (
-    factor_rows,
-)
 from sharespace.subspace.state import BuildSettings, ShareModel
 
 

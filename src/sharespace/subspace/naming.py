@@ -1,4 +1,8 @@
-"""One name for one module, whatever class of the base model an adapter was trained on.
+"""One name for one module, whatever wrapped it and whatever class of the base model it is in.
+
+A wrapper puts itself between a module and its parent, so a part is added to the path of all that is
+below it: to the front of every path where the whole model is wrapped, into the middle where single
+blocks are (regional compilation, FSDP, activation checkpointing).
 
 The same layer is ``model.layers.0.mlp`` in a language model, ``layers.0.mlp`` in its ``AutoModel``,
 ``model.language_model.layers.0.mlp`` in its multimodal class (``language_model.model...`` under
@@ -30,6 +34,24 @@ PIPELINE_WORDS = frozenset(
     }
 )
 """Components of diffusers' pipelines, with which the paths of their modules start."""
+
+WRAPPER_PARTS = frozenset(
+    {
+        "_orig_mod",  # torch.compile
+        "_fsdp_wrapped_module",  # FSDP
+        "_checkpoint_wrapped_module",  # activation checkpointing and offloading of torch
+        "_fpw_module",  # FSDP of torch 1.11 and of fairscale
+        "_dmp_wrapped_module",  # torchrec
+        "_forward_module",  # Lightning Fabric
+    }
+)
+"""Parts of a path that only wrappers have, wherever they are."""
+
+# DDP, DataParallel, DeepSpeed and Megatron wrap whole models, so their word is one of the first.
+# It is left alone further down: LeViT's residual blocks have a child of that name.
+_WHOLE_MODEL = "module"
+# What may stand before the model that was wrapped: PEFT's own two wrappers.
+_PEFT_PARTS = ("base_model", "model")
 
 # ``base_model_prefix`` of transformers' classes: a model with a head has its word, the same model
 # without a head has none. Words of one tower of several (encoder, text_model) are not among them.
@@ -334,3 +356,32 @@ def _tails(module: str) -> list[str]:
     """The path without its first word, without its first two and so on, down to two words."""
     words = module.split(".")
     return [".".join(words[i:]) for i in range(1, len(words) - 1)]
+
+
+def unwrapped(path: str) -> str:
+    """The path without the parts that wrappers put into it.
+
+    Args:
+        path: of a module, or a tensor's key in a file that starts with such a path; with or
+            without PEFT's ``base_model.model.`` in front.
+
+    Returns:
+        For example ``model.layers.0.mlp`` for ``module._orig_mod.model.layers.0.mlp``. A path that
+        is nothing but a wrapper gives an empty text.
+    """
+    parts = [part for part in path.split(".") if part not in WRAPPER_PARTS]
+    front: list[str] = []
+    for part in _PEFT_PARTS:
+        _drop_whole_model(parts)
+        if parts[:1] == [part]:
+            front.append(parts.pop(0))
+        else:
+            break
+    if len(front) == len(_PEFT_PARTS):
+        _drop_whole_model(parts)
+    return ".".join([*front, *parts])
+
+
+def _drop_whole_model(parts: list[str]) -> None:
+    while parts[:1] == [_WHOLE_MODEL]:
+        del parts[0]

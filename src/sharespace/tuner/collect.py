@@ -17,10 +17,10 @@ from sharespace.errors import MismatchError
 from sharespace.formats.companions import labels_of
 from sharespace.formats.components import COMPONENTS
 from sharespace.formats.hub import parse_hub_id
-from sharespace.module_names import unwrapped
 from sharespace.protocols import PeftModel
 from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, LayerUpdate, ModuleShape
 from sharespace.subspace.base_weights import base_samples
+from sharespace.subspace.naming import unwrapped
 from sharespace.subspace.state import Task
 from sharespace.tuner.config import ShareConfig
 from sharespace.tuner.modules import PREFIX, bare

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from sharespace.errors import CorruptAdapterError, MismatchError, OptionError
 from sharespace.formats.components import refuse_unusable
-from sharespace.module_names import WRAPPER_PARTS, unwrapped
 from sharespace.subspace.adapter import ModuleShape
-from sharespace.subspace.base_weights import checked_base
+from sharespace.subspace.base_weights import checked_base, say_untied, untie
 from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.naming import WRAPPER_PARTS, unwrapped
 from sharespace.subspace.state import ShareModel, Task
-from sharespace.tied_weights import say_untied, untie
 from sharespace.tuner.bases import locate_share
 from sharespace.tuner.config import DEFAULT_P, SHARESPACE, ShareConfig
 from sharespace.tuner.mixing import mixing

@@ -13,9 +13,9 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from sharespace.errors import MismatchError
-from sharespace.module_names import WRAPPER_PARTS, unwrapped
 from sharespace.protocols import PeftModel
 from sharespace.subspace.adapter import LayerUpdate
+from sharespace.subspace.naming import WRAPPER_PARTS, unwrapped
 from sharespace.subspace.state import Task
 
 PREFIX = "base_model.model."

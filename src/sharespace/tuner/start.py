@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import OptionError, TaskNotFoundError
+from sharespace.subspace.basis_method import dense_cores
 from sharespace.subspace.coefficients import Coefficients
 from sharespace.subspace.layer import LayerSubspace
-from sharespace.subspace.project import dense_cores
 from sharespace.subspace.state import ShareModel
 
 TEMPORARY_SCALE = 0.02

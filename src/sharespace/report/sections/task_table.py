@@ -29,8 +29,7 @@ from sharespace.report.sections.frame import (
     section,
 )
 from sharespace.report.svg import ERRORS, Heat, HeatValue, heat_map
-from sharespace.subspace.fidelity import UpdateTally
-from sharespace.subspace.losses import LARGE_BOUND
+from sharespace.subspace.fidelity import LARGE_BOUND, UpdateTally
 from sharespace.words import count, human, percent
 
 _HEADS = ("task", "came as", "error", "bound", "worst layer", "p")

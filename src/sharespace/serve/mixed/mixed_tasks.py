@@ -36,8 +36,7 @@ from sharespace.serve.mixed.rows import is_convolution, with_own, with_updates
 from sharespace.serve.mixed.slots import Slots
 from sharespace.serve.mixed.stacks import BASE_SLOT, Stack
 from sharespace.share import Share
-from sharespace.subspace.base_fit import misfit_tasks, misfits
-from sharespace.subspace.base_weights import checked_base
+from sharespace.subspace.base_weights import checked_base, misfit_tasks, misfits
 from sharespace.subspace.state import ShareModel
 from sharespace.tuner.modules import find_module
 from sharespace.tuner.subspace_layer import sides

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sharespace.errors import MismatchError
-from sharespace.module_names import unwrapped
+from sharespace.subspace.naming import unwrapped
 from sharespace.tuner.modules import find_module, way_to
 
 _NEAR = 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from builders import gauss, law, orthonormality
-from sharespace.linalg.factor_svd import factor_bases
+from sharespace.subspace.basis_methods.share_method import factor_bases
 
 Pairs = list[tuple[Tensor, Tensor]]
 

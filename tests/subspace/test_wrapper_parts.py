@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sharespace.module_names import unwrapped
+from sharespace.subspace.naming import unwrapped
 
 LAYER = "model.layers.0.self_attn.q_proj"
 

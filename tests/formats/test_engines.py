@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sharespace.errors import AdapterError, CorruptAdapterError, OptionError
-from sharespace.formats import base_config
-from sharespace.formats.base_config import BaseConfig, read_base_config
+from sharespace.formats import engines
+from sharespace.formats.engines import BaseConfig, read_base_config
 from sharespace.formats.hub import HubId, base_model_id
 from sharespace.subspace.adapter import BaseModel
 
@@ -78,7 +78,7 @@ def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(hub)
         return Path(folder) / "config.json"
 
-    monkeypatch.setattr(base_config, "download_config", download)
+    monkeypatch.setattr(engines, "download_config", download)
     found = read_base_config(None, BaseModel("gpt2", "v1"))
     assert found.model_type == "gpt2"
     assert asked == [HubId("", "gpt2", "v1")]
