@@ -4,5 +4,13 @@ An experiment's package says in ``STAGES`` which stages it has beside the harnes
 which of all load from the Hugging Face Hub; the others run offline.
 """
 
-EXPERIMENTS = ("text_stream", "images", "pose", "text_to_image", "generation", "glue")
+EXPERIMENTS = (
+    "language_model",
+    "text_stream",
+    "images",
+    "pose",
+    "text_to_image",
+    "generation",
+    "glue",
+)
 """In the order of the page of all results."""
