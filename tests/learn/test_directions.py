@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -30,15 +31,18 @@ def trained_head(model: Any) -> Any:
     return model
 
 
-def frames(p: int = 4, phi: int = 2) -> tuple[Any, dict[str, TaskDirections]]:
-    method = TaskMethod(p=p, phi=phi, form="core")
+def frames(start: str = "zero") -> tuple[Any, dict[str, TaskDirections]]:
+    method = TaskMethod(p=4, phi=2, form="core", start=start)
     model = prepare(trained_head(net()), share(), "new", method)
     return model, gradient_directions(model, Points(96), TRAINING, Setup())
 
 
-def exact_gradients(count: int) -> dict[str, Tensor]:
-    """dL/dW of both modules over the same examples, n x d."""
+def exact_gradients(count: int, start: str = "zero") -> dict[str, Tensor]:
+    """dL/dW of both modules over the same examples, n x d, at W0 plus what is started from."""
     model, points = trained_head(net()), Points(count)
+    with torch.no_grad():
+        for module, update in share().updates(start).items() if start != "zero" else ():
+            model.get_parameter(f"{module}.weight").add_(update.up @ update.down)
     model(points.x, points.labels)["loss"].backward()
     return {m: model.get_parameter(f"{m}.weight").grad for m in ("first", "second")}
 
@@ -58,10 +62,11 @@ def test_frames_are_orthonormal_and_new_directions_leave_the_basis() -> None:
             assert (basis.double().mT @ new).abs().max() < 1e-6
 
 
-def test_new_directions_are_the_gradients_leading_ones_outside_the_bases() -> None:
-    model, found = frames()
+@pytest.mark.parametrize("start", ["zero", "a"])
+def test_new_directions_are_the_gradients_leading_ones_outside_the_bases(start: str) -> None:
+    model, found = frames(start)
     # 96 examples in batches of 16 are all examples once, so the sum is the whole gradient.
-    for module, gradient in exact_gradients(96).items():
+    for module, gradient in exact_gradients(96, start).items():
         layer = layers_of(model, "default")[module]
         rest = gradient.double()
         rest = rest - layer.left_basis.double() @ (layer.left_basis.double().mT @ rest)
@@ -70,9 +75,10 @@ def test_new_directions_are_the_gradients_leading_ones_outside_the_bases() -> No
         assert seen > 0.98 * best
 
 
-def test_known_directions_are_those_of_the_core_gradient() -> None:
-    model, found = frames()
-    for module, gradient in exact_gradients(96).items():
+@pytest.mark.parametrize("start", ["zero", "a"])
+def test_known_directions_are_those_of_the_core_gradient(start: str) -> None:
+    model, found = frames(start)
+    for module, gradient in exact_gradients(96, start).items():
         layer = layers_of(model, "default")[module]
         core = layer.left_basis.double().mT @ gradient.double() @ layer.right_basis.double()
         best = torch.linalg.svd(core)[1][:2].square().sum()

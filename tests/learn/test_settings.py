@@ -22,7 +22,6 @@ from sharespace.learn import TaskMethod, TrainingSettings
         ({"form": "cores"}, "'factors', 'core'"),
         ({"heads": "classifier"}, r"Give \('classifier',\)"),
         ({"directions": "gradient"}, "form='core'"),
-        ({"form": "core", "directions": "gradient", "start": "mean"}, "start='zero'"),
         ({"head_steps": 5, "heads": ()}, "no heads"),
         ({"form": "core", "p": 2, "phi": 3}, "phi=3"),
     ],

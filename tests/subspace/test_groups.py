@@ -288,7 +288,7 @@ def test_more_directions_than_the_side_has(tmp_path: Path) -> None:
     one, two = (stored_dense(made, name).flatten() for name in ("f0-0", "f1-0"))
     cosine = float(one @ two / (one.norm() * two.norm()))
     assert float(study(made, ["f0-0", "f1-0"]).cosines[0, 1]) == pytest.approx(cosine, abs=1e-5)
-    assert new_task(layer, 2, 2, None, 0).left_temporary.shape == (8, 0)
+    assert new_task(layer, 2, 2, 0).left_temporary.shape == (8, 0)
     pair = gauss(1, layer.k[0], 2).float(), gauss(2, layer.k[1], 2).float()
     changed = retrained(made, "f1-0", {MODULE: pair}, {})
     wanted = layer.left_basis @ pair[0] @ (layer.right_basis @ pair[1]).mT

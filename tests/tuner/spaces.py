@@ -59,7 +59,8 @@ def adapted(model: nn.Module, **options: Any) -> Any:
 
 
 def update_of(layer: Any, name: str = "default") -> Tensor:
-    """dW in float64, n x d, by the definition: [beta, beta'] [E; e] ([alpha, alpha'] [F; f])^T."""
+    """What is learned of dW, float64, n x d, by the definition: [beta, beta'] [E; e] ([alpha,
+    alpha'] [F; f])^T; the updates of known tasks that it starts from are left out."""
     sides = []
     for which in ("left", "right"):
         basis = getattr(layer, f"{which}_basis").double()

@@ -114,11 +114,11 @@ def test_a_new_task_starts_without_an_effect() -> None:
 def test_a_new_task_starts_from_a_known_one_or_the_mean() -> None:
     share = space(mlp(), tasks=["a", "b"])
     found = {
-        start: update_of(
-            get_peft_model(
-                mlp(), ShareConfig(share=known(share), start=start, target_modules=["first"])
-            ).base_model.model.first
+        start: get_peft_model(
+            mlp(), ShareConfig(share=known(share), start=start, target_modules=["first"])
         )
+        .base_model.model.first.get_delta_weight("default")
+        .detach()
         for start in ("a", "b", "mean")
     }
     torch.testing.assert_close(found["mean"], (found["a"] + found["b"]) / 2, rtol=1e-4, atol=1e-4)
@@ -248,11 +248,15 @@ def add_reference(model: Any) -> None:
             model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
 
 
-@pytest.mark.parametrize("options", [{}, {"phi": 2}, {"form": "core", "phi": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"phi": 2}, {"form": "core", "phi": 1, "start": "a"}, {"start": "a", "known": ["a", "b"]}],
+    ids=str,
+)
 def test_one_configuration_is_one_task_of_which_a_second_adapter_is_a_copy(
     options: dict[str, Any],
 ) -> None:
-    share = space(mlp(), seed=5)
+    share = space(mlp(), seed=5, tasks=["a", "b"])
     config = ShareConfig(
         share=publish(share), target_modules=TARGETS, modules_to_save=["head"], **options
     )

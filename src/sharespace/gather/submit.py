@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sharespace.errors import ContributionError, CorruptAdapterError, StoreError
@@ -41,7 +42,13 @@ _PEFT_TYPE = "SHARESPACE"
 _LEFT, _RIGHT = "sharespace_left_coefficients", "sharespace_right_coefficients"
 _CORE = "sharespace_core"
 _NEW_LEFT, _NEW_RIGHT = "sharespace_left_temporary", "sharespace_right_temporary"
-_TRAINED = (_LEFT, _RIGHT, _CORE, _NEW_LEFT, _NEW_RIGHT)
+_KNOWN_LEFT, _KNOWN_RIGHT = "sharespace_known_left", "sharespace_known_right"
+_KNOWN_WEIGHTS = "sharespace_known_weights"
+_OUTSIDE_LEFT, _OUTSIDE_RIGHT = "sharespace_known_left_outside", "sharespace_known_right_outside"
+_TRAINED = (
+    *(_LEFT, _RIGHT, _CORE, _NEW_LEFT, _NEW_RIGHT),
+    *(_KNOWN_LEFT, _KNOWN_RIGHT, _KNOWN_WEIGHTS, _OUTSIDE_LEFT, _OUTSIDE_RIGHT),
+)
 _BASES = ("left_basis", "right_basis")
 """Bases in the adapter's file (``save_basis=True``); a contribution leaves them out."""
 
@@ -199,7 +206,37 @@ def _coordinates(folder: Path, module: str, tensors: Mapping[str, Tensor]) -> Co
     if _CORE in tensors:
         # left core right^T: with the core inside the left coefficients there is one form to merge.
         left = (left.double() @ tensors[_CORE].double()).to(left.dtype)
-    return Coordinates(left, right, tensors.get(_NEW_LEFT), tensors.get(_NEW_RIGHT))
+    new_left, new_right = tensors.get(_NEW_LEFT), tensors.get(_NEW_RIGHT)
+    if _KNOWN_WEIGHTS in tensors:
+        weights, known = tensors[_KNOWN_WEIGHTS], tensors[_KNOWN_LEFT]
+        known = known * weights.repeat_interleave(known.shape[1] // len(weights))
+        left, new_left = _with_known(left, new_left, known, tensors.get(_OUTSIDE_LEFT))
+        known = tensors[_KNOWN_RIGHT]
+        right, new_right = _with_known(right, new_right, known, tensors.get(_OUTSIDE_RIGHT))
+    return Coordinates(left, right, new_left, new_right)
+
+
+def _with_known(
+    own: Tensor, temporary: Tensor | None, known: Tensor, outside: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Coefficients and directions of one side with those of known tasks that it starts from.
+
+    Args:
+        own: (k + phi) x p.
+        temporary: n x phi, or None where phi = 0.
+        known: (k + t) x r, rows of the same k directions first.
+        outside: n x t, or None where t = 0.
+
+    Returns:
+        (k + phi + t) x (p + r), and n x (phi + t) or None.
+    """
+    phi, t = (0 if columns is None else columns.shape[1] for columns in (temporary, outside))
+    k = len(own) - phi
+    padded_own = torch.cat([own, own.new_zeros(t, own.shape[1])])
+    padded = torch.cat([known[:k], known.new_zeros(phi, known.shape[1]), known[k:]])
+    directions = [columns for columns in (temporary, outside) if columns is not None]
+    joined = torch.cat(directions, dim=1) if directions else None
+    return torch.cat([padded_own, padded.to(own)], dim=1), joined
 
 
 def _local_store(config: Mapping[str, Any], basis: BasisReference) -> Checkout | None:

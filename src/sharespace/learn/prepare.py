@@ -29,7 +29,7 @@ class Trainable:
     """How many numbers a training changes, by what they belong to."""
 
     coefficients: int
-    """E and F, or the cores."""
+    """E and F, or the cores; and the weights of known tasks."""
     temporary: int
     """Temporary directions, and updates that are stored per task."""
     heads: int
@@ -108,7 +108,7 @@ def count_trainable(model: nn.Module) -> Trainable:
 
 
 def _kind(name: str) -> str:
-    if "_coefficients." in name or "sharespace_core." in name:
+    if any(part in name for part in ("_coefficients.", "sharespace_core.", "_known_weights.")):
         return "coefficients"
     return "temporary" if "_temporary." in name else "heads"
 

@@ -75,12 +75,6 @@ class TaskMethod:
                 "they are frozen, and the form 'factors' trains its own",
                 "Give form='core'",
             )
-        if self.start != "zero":
-            raise OptionError(
-                f"start={self.start!r}",
-                "a core of other directions than the gradient's means nothing",
-                "Give start='zero'",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,13 @@
 """Share models on disk: versions that never change, files named by their content."""
 
-from sharespace.store.commits import Checkout, checkout, commit, history, load
+from sharespace.store.commits import (
+    Checkout,
+    checkout,
+    coefficient_files,
+    commit,
+    history,
+    load,
+)
 from sharespace.store.directory import refuse_existing
 from sharespace.store.edit import Pruned, prune, receive, remove, rename, rollback
 from sharespace.store.schema import Manifest, Operation, TaskSummary, Version
@@ -16,6 +23,7 @@ __all__ = [
     "TaskSummary",
     "Version",
     "checkout",
+    "coefficient_files",
     "commit",
     "history",
     "load",

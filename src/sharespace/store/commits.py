@@ -8,7 +8,7 @@ checked before the disk is touched.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -273,12 +273,17 @@ def _plan_basis(model: ShareModel) -> tuple[Payload, dict[str, LayerEntry]]:
     if isinstance(model.layers, StoredLayers) and model.layers.dtype == model.dtype:
         return model.layers.stored, model.layers.entries
     tensors: dict[str, Tensor] = {}
-    entries: dict[str, LayerEntry] = {}
     for module, layer in model.layers.items():
         _check_layer(module, layer, model.dtype)
         left, right = basis_names(module)
         tensors[left], tensors[right] = layer.left_basis, layer.right_basis
-        entries[module] = LayerEntry(
+    refuse_non_finite("the basis", tensors)
+    return tensor_file("basis", tensors, None), _layer_entries(model)
+
+
+def _layer_entries(model: ShareModel) -> dict[str, LayerEntry]:
+    return {
+        module: LayerEntry(
             module,
             layer.shape,
             layer.k,
@@ -287,8 +292,25 @@ def _plan_basis(model: ShareModel) -> tuple[Payload, dict[str, LayerEntry]]:
             layer.streamed,
             layer.groups,
         )
-    refuse_non_finite("the basis", tensors)
-    return tensor_file("basis", tensors, None), entries
+        for module, layer in model.layers.items()
+    }
+
+
+def coefficient_files(model: ShareModel, names: Iterable[str]) -> dict[str, str]:
+    """Task -> name of the file that its coefficients have in a store, or would have.
+
+    The name is a hash of the content, so that it says which coefficients were meant, whatever
+    becomes of the task.
+
+    Args:
+        model: has the tasks.
+        names: names of tasks.
+    """
+    tasks = model.tasks
+    if isinstance(tasks, StoredTasks) and tasks.dtype == model.dtype:
+        return {name: tasks.entries[name].coefficients.name for name in names}
+    layers = _layer_entries(model)
+    return {name: task_file(tasks[name], layers, model.dtype).ref.name for name in names}
 
 
 def _check_layer(module: str, layer: LayerSubspace, dtype: torch.dtype) -> None:

@@ -1,16 +1,29 @@
-"""Find the Share model that a ``ShareConfig`` names: in memory, on disk or on the Hub."""
+"""Find the Share model that a ``ShareConfig`` names: in memory, on disk or on the Hub.
+
+An adapter that carries its bases in its own file needs none: its configuration has the sizes of
+every module (``layout``), and the file fills them.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from sharespace.errors import MismatchError, OptionError
+import torch
+from torch import nn
+
+from sharespace.errors import CorruptAdapterError, MismatchError, OptionError
 from sharespace.formats import download_store
 from sharespace.store import checkout
+from sharespace.subspace.adapter import ModuleShape
+from sharespace.subspace.layer import LayerSubspace
+from sharespace.subspace.naming import unwrapped
 from sharespace.subspace.state import ShareModel, basis_id
+from sharespace.tuner.start import KnownUpdates, StartValues
+from sharespace.tuner.subspace_layer import SubspaceLayer
 
 MEMORY = "memory:"
 """Names that ``publish`` gives begin with this."""
@@ -93,3 +106,60 @@ def _folder(share: str) -> Path:
     if os.path.lexists(share):
         return Path(share).absolute()
     return download_store(share)
+
+
+def layout(model: nn.Module, adapter: str) -> dict[str, list[int]]:
+    """Module -> [n, d, k_left, k_right, p, phi_left, phi_right, core] of an adapter.
+
+    The last is 1 for the form "core" and 0 for "factors". A task that starts from known ones has
+    three more: how many they are, columns of each, directions outside of the bases.
+    """
+    sizes: dict[str, list[int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SubspaceLayer) and module.has(adapter):
+            n, k_left = module.left_basis.shape
+            d, k_right = module.right_basis.shape
+            left = module.sharespace_left_coefficients[adapter]
+            right = module.sharespace_right_coefficients[adapter]
+            temporary = [left.shape[0] - k_left, right.shape[0] - k_right]
+            core = int(adapter in module.sharespace_core)
+            sizes[unwrapped(name)] = [n, d, k_left, k_right, left.shape[1], *temporary, core]
+            if module.starts_from_known(adapter):
+                known = module.sharespace_known_left[adapter]
+                count = len(module.sharespace_known_weights[adapter])
+                columns, outside = known.shape[1] // count, known.shape[0] - k_left
+                sizes[unwrapped(name)] += [count, columns, outside]
+    return sizes
+
+
+def empty(sizes: Mapping[str, Sequence[int]], key: str) -> tuple[LayerSubspace, StartValues]:
+    """Room for one module's bases and values, which the file then fills.
+
+    Bases are NaN until then: what is computed without them cannot pass for a result.
+
+    Raises:
+        CorruptAdapterError: the configuration has no sizes for the module.
+    """
+    if key not in sizes:
+        raise CorruptAdapterError(f"module {key!r}", "adapter_config.json has no layout for it")
+    n, d, k_left, k_right, p, phi_left, phi_right, core, *start = map(int, sizes[key])
+    layer = LayerSubspace(
+        ModuleShape(n, d), torch.full((n, k_left), torch.nan), torch.full((d, k_right), torch.nan)
+    )
+    return layer, StartValues(
+        torch.zeros(k_left + phi_left, p),
+        torch.zeros(k_right + phi_right, p),
+        torch.zeros(n, phi_left),
+        torch.zeros(d, phi_right),
+        torch.zeros(p, p) if core else None,
+        _empty_known((n, d), (k_left, k_right), *start) if start else None,
+    )
+
+
+def _empty_known(
+    sides: tuple[int, int], k: tuple[int, int], count: int, columns: int, outside: int
+) -> KnownUpdates:
+    """Room for the updates of known tasks."""
+    left, right = (torch.zeros(size + outside, count * columns) for size in k)
+    own_left, own_right = (torch.zeros(side, outside) for side in sides)
+    return KnownUpdates(left, right, own_left, own_right, torch.zeros(count))

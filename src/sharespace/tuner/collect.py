@@ -91,7 +91,36 @@ def collect(
         provenance=LEARNED,
     )
     labels = labels_of(getattr(getattr(model, "config", None), "id2label", None)) if heads else ()
-    return replace(trained, labels=labels, base_samples=base_samples(layers))
+    return replace(
+        trained,
+        labels=labels,
+        base_samples=base_samples(layers),
+        started_from=started_from(model, adapter),
+    )
+
+
+def started_from(model: PeftModel, adapter: str) -> dict[str, float]:
+    """Coefficients of known tasks that a task started from, and their weights as they are now.
+
+    Args:
+        model: a model that holds the adapter.
+        adapter: name of the adapter in the model.
+
+    Returns:
+        File name of a task's coefficients in a store -> weight; of weights that were trained the
+        mean over the modules. Empty where the task started from nothing.
+    """
+    settings = _config(model, adapter)
+    started = dict(settings.started_from or ())
+    if not settings.known:
+        return started
+    weights = [
+        layer.sharespace_known_weights[adapter].detach().cpu().double()
+        for layer in layers_of(model, adapter).values()
+        if layer.starts_from_known(adapter)
+    ]
+    mean = torch.stack(weights).mean(0).tolist() if weights else list(started.values())
+    return dict(zip(started, mean, strict=True))
 
 
 def base_samples_of(model: PeftModel, adapter: str) -> dict[str, Tensor]:
@@ -180,11 +209,20 @@ def trained_coefficients(
         model: a model that holds the adapter.
         adapter: name of the adapter in the model.
         task: the stored task that the adapter was loaded from or belongs to.
+
+    Raises:
+        MismatchError: the adapter starts from known tasks.
     """
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     settings = _config(model, adapter)
     component = f"{settings.component}." if settings.component else ""
     for module, layer in layers_of(model, adapter).items():
+        if layer.starts_from_known(adapter):
+            raise MismatchError(
+                f"adapter {adapter!r}",
+                "starts from known tasks, whose updates are no coefficients of its own",
+                "Merge it with merge_from, or take collect(...)",
+            )
         name = component + module
         stored = task.coefficients.get(name)
         if stored is not None and not stored.is_shared:

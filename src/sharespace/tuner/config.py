@@ -83,7 +83,17 @@ class ShareConfig(PeftConfig):
     )
     start: str = field(
         default="zero",
-        metadata={"help": "Where a new task starts: 'zero', 'mean', or the name of a known task."},
+        metadata={
+            "help": "Known tasks that a new task starts from: 'zero' (none), 'mean' (of all), or "
+            "the name of one. Their updates are a frozen part of the new one."
+        },
+    )
+    known: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Known tasks whose updates are part of the new one with trained weights, one "
+            "number a task and module; those that `start` does not name begin with weight 0."
+        },
     )
     target_modules: list[str] | str | None = field(
         default=None,
@@ -114,6 +124,14 @@ class ShareConfig(PeftConfig):
     )
     basis_id: str | None = field(
         default=None, metadata={"help": "Of the bases the coefficients belong to; filled in."}
+    )
+    # No mapping: PEFT sorts the keys of those, and the trained weights have an order.
+    started_from: list[tuple[str, float]] | None = field(
+        default=None,
+        metadata={
+            "help": "Stored coefficients (file names) of known tasks that a new task starts from, "
+            "each with its weight; filled in."
+        },
     )
     layout: dict[str, Any] | None = field(
         default=None, metadata={"help": "Sizes of every module, with save_basis; filled in."}

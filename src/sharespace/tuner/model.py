@@ -19,18 +19,26 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
 from torch import Tensor, nn
 
-from sharespace.errors import CorruptAdapterError, MismatchError, OptionError
+from sharespace.errors import MismatchError, OptionError
 from sharespace.formats.components import refuse_unusable
-from sharespace.subspace.adapter import ModuleShape
+from sharespace.store import coefficient_files
 from sharespace.subspace.base_weights import checked_base, say_untied, untie
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.naming import WRAPPER_PARTS, unwrapped
 from sharespace.subspace.state import ShareModel, Task
-from sharespace.tuner.bases import locate_share
+from sharespace.tuner.bases import empty, layout, locate_share
 from sharespace.tuner.config import DEFAULT_P, SHARESPACE, ShareConfig
 from sharespace.tuner.mixing import mixing
 from sharespace.tuner.modules import copy_heads, fill_heads, head_modules, wrapped_by
-from sharespace.tuner.start import StartValues, known_task, new_core, new_task, starting_core
+from sharespace.tuner.start import (
+    KnownUpdates,
+    StartValues,
+    known_task,
+    known_updates,
+    new_core,
+    new_task,
+    start_weights,
+)
 from sharespace.tuner.subspace_layer import (
     BASE,
     RowAdapters,
@@ -41,7 +49,9 @@ from sharespace.tuner.subspace_layer import (
 )
 
 _NAMES = ("left_basis", "right_basis")
-_ORIGIN = ("share", "share_version", "basis_id", "task", "p", "phi", "form", "start", "seed")
+_ORIGIN = tuple(
+    ["share", "share_version", "basis_id", "task", "p", "phi", "form", "start", "known", "seed"]
+)
 _BASIS_ID_KEY = "base_model.model.sharespace_basis_id"
 """Key of the tensor that says which bases the coefficients of a file belong to."""
 
@@ -92,12 +102,41 @@ class ShareTuner(BaseTuner):
             config.target_modules = {n.removeprefix(component) for n in names}  # type: ignore[assignment]
         self._check_base(config.component)
         task = self._known_task(config)
+        self._check_start(config, task)
         if task is not None:
             refuse_unusable(f"task {task.name!r}", task.config)
             heads = head_modules(self.model, task)
             names = dict.fromkeys([*(config.modules_to_save or ()), *heads])
             config.modules_to_save = list(names) or None
         return config
+
+    def _check_start(self, config: ShareConfig, task: Task | None) -> None:
+        """Refuse a start that cannot be, and note the stored tasks that the new one starts from.
+
+        Raises:
+            TaskNotFoundError: it names a task that the Share model does not know.
+            OptionError: the task is known, so that it starts from itself.
+        """
+        if self._share is None:
+            return
+        if task is not None and (config.start != "zero" or config.known):
+            raise OptionError(
+                f"start={config.start!r}, known={config.known}",
+                f"the Share model knows task {task.name!r}, which is trained on from what it is",
+                "Leave them out, or give the new task another name",
+            )
+        weights = start_weights(self._share, config.start, config.known or ())
+        files = coefficient_files(self._share, weights)
+        if config.known and len(set(files.values())) < len(files):
+            raise OptionError(
+                f"known={config.known}",
+                "two of these tasks have the same coefficients: their weights mean the same",
+                "Leave one of them out",
+            )
+        started: dict[str, float] = {}
+        for name, weight in weights.items():
+            started[files[name]] = started.get(files[name], 0.0) + weight
+        config.started_from = list(started.items()) or None
 
     def _check_base(self, component: str | None) -> None:
         """Refuse another base model, before any of its modules is replaced.
@@ -196,10 +235,21 @@ class ShareTuner(BaseTuner):
         layer, task = self._share.layers[name], self._known_task(config)
         if task is not None and config.init_weights and name in task.coefficients:
             return layer, known_task(layer, task.coefficients[name], config.p, config.seed)
-        core = starting_core(self._share, config.start, name)
         make = new_core if config.form == "core" else new_task
-        values = make(layer, config.p or DEFAULT_P, config.phi, core, config.seed)
+        values = make(layer, config.p or DEFAULT_P, config.phi, config.seed)
+        values = replace(values, known=self._known_updates(config, name))
         return layer, values if config.init_weights else _random(values, config.seed)
+
+    def _known_updates(self, config: ShareConfig, module: str) -> KnownUpdates | None:
+        """A module's part of what a new task starts from."""
+        share = self._share
+        weights = start_weights(share, config.start, config.known or ()) if share else {}
+        if share is None or not weights:
+            return None
+        tasks = [share.tasks[name] for name in weights]
+        return known_updates(
+            share.layers[module], tasks, module, weights, trained=bool(config.known)
+        )
 
     def _put(self, new: SubspaceLayer, parent: nn.Module, name: str) -> SubspaceLayer:
         self._replace_module(parent, name, new, new.base_layer)
@@ -349,6 +399,7 @@ class ShareTuner(BaseTuner):
         if mark is not None:
             check_mark(config, adapter_name, mark)
         check_bases(config, state_dict)
+        check_known(cls, model, adapter_name, state_dict)
         if config.layout is None:
             # Those of the Share model are in place, and their id has been checked.
             state_dict = {k: v for k, v in state_dict.items() if not is_basis(k)}
@@ -435,45 +486,33 @@ def is_basis(key: str) -> bool:
     return key.rpartition(".")[2] in _NAMES
 
 
-def layout(model: nn.Module, adapter: str) -> dict[str, list[int]]:
-    """Module -> [n, d, k_left, k_right, p, phi_left, phi_right, core] of an adapter.
-
-    The last is 1 for the form "core" and 0 for "factors".
-    """
-    sizes: dict[str, list[int]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, SubspaceLayer) and module.has(adapter):
-            n, k_left = module.left_basis.shape
-            d, k_right = module.right_basis.shape
-            left = module.sharespace_left_coefficients[adapter]
-            right = module.sharespace_right_coefficients[adapter]
-            temporary = [left.shape[0] - k_left, right.shape[0] - k_right]
-            core = int(adapter in module.sharespace_core)
-            sizes[unwrapped(name)] = [n, d, k_left, k_right, left.shape[1], *temporary, core]
-    return sizes
-
-
-def empty(sizes: Mapping[str, Sequence[int]], key: str) -> tuple[LayerSubspace, StartValues]:
-    """Room for one module's bases and values, which the file then fills.
-
-    Bases are NaN until then: what is computed without them cannot pass for a result.
+def check_known(
+    tuner: type[BaseTuner], model: nn.Module, adapter: str, state_dict: Mapping[str, Tensor]
+) -> None:
+    """Refuse a file of a task that starts from known ones where the adapter does not, or the other
+    way round: PEFT passes over keys that only one of the two has.
 
     Raises:
-        CorruptAdapterError: the configuration has no sizes for the module.
+        MismatchError: see above.
     """
-    if key not in sizes:
-        raise CorruptAdapterError(f"module {key!r}", "adapter_config.json has no layout for it")
-    n, d, k_left, k_right, p, phi_left, phi_right, core = (int(size) for size in sizes[key])
-    layer = LayerSubspace(
-        ModuleShape(n, d), torch.full((n, k_left), torch.nan), torch.full((d, k_right), torch.nan)
-    )
-    return layer, StartValues(
-        torch.zeros(k_left + phi_left, p),
-        torch.zeros(k_right + phi_right, p),
-        torch.zeros(n, phi_left),
-        torch.zeros(d, phi_right),
-        torch.zeros(p, p) if core else None,
-    )
+    part = ".sharespace_known_"
+    in_file = {_adapter_path(tuner, key, adapter) for key in state_dict if part in key}
+    in_model = {
+        _adapter_path(tuner, key, adapter)
+        for key in model.state_dict()
+        if part in key and key.endswith(f".{adapter}")
+    }
+    if in_file != in_model:
+        raise MismatchError(
+            f"adapter {adapter!r}",
+            "the file is of a task that starts from other known tasks than the adapter does",
+            "Make the model with the ShareConfig (start, known) that the file was trained with",
+        )
+
+
+def _adapter_path(tuner: type[BaseTuner], key: str, adapter: str) -> str:
+    plain: str = tuner._remove_adapter_name_from_key(key, adapter)
+    return plain
 
 
 def basis_mark(config: ShareConfig) -> Tensor:

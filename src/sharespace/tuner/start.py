@@ -1,29 +1,53 @@
 """What a task's coefficients and temporary directions are before training.
 
-See docs/method.md, "Training forms".
+See docs/method.md, "Training forms" and "Starts".
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sharespace.errors import OptionError, TaskNotFoundError
-from sharespace.subspace.basis_method import dense_cores
 from sharespace.subspace.coefficients import Coefficients
 from sharespace.subspace.layer import LayerSubspace
-from sharespace.subspace.state import ShareModel
+from sharespace.subspace.state import ShareModel, Task
 
 TEMPORARY_SCALE = 0.02
 """Norm of a column of beta' before training."""
 
 
 @dataclass(frozen=True, eq=False)
+class KnownUpdates:
+    """The part of one module's update that comes from m known tasks: sum over j of a_j dW_j.
+
+    float32, frozen but for the weights. Task j has the columns j r to (j + 1) r of both factors::
+
+        dW_j = ([left_basis, left_outside] left)_j ([right_basis, right_outside] right)_j^T
+    """
+
+    left: Tensor
+    """(k_left + t) x m r: coefficients in the left basis, and in what lies outside of it."""
+    right: Tensor
+    """(k_right + t) x m r."""
+    left_outside: Tensor
+    """n x t: left factors of updates that are stored per task."""
+    right_outside: Tensor
+    """d x t."""
+    weights: Tensor
+    """a_j, m numbers."""
+    trained: bool = False
+    """True: the weights are trained."""
+
+
+@dataclass(frozen=True, eq=False)
 class StartValues:
-    """One module of one task, float32: dW = [beta, beta'] [E; e] C ([alpha, alpha'] [F; f])^T."""
+    """One module of one task, float32: dW = [beta, beta'] [E; e] C ([alpha, alpha'] [F; f])^T, on
+    top of the updates of known tasks."""
 
     left_coefficients: Tensor
     """[E; e], (k_left + phi_left) x p."""
@@ -35,6 +59,8 @@ class StartValues:
     """alpha', the temporary right directions: d x phi_right."""
     core: Tensor | None = None
     """C, p x p, of the form "core"; None: the form "factors", C = I and not trained."""
+    known: KnownUpdates | None = None
+    """What it starts from; None: dW = 0."""
 
 
 def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: int) -> StartValues:
@@ -74,34 +100,38 @@ def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: i
     return StartValues(left, right, torch.zeros(n, 0), torch.zeros(d, 0))
 
 
-def new_task(layer: LayerSubspace, p: int, phi: int, core: Tensor | None, seed: int) -> StartValues:
-    """A task that has not been trained.
+def new_task(layer: LayerSubspace, p: int, phi: int, seed: int) -> StartValues:
+    """A task that has not been trained: E = e = 0, so that dW = 0.
+
+    [F; f] is random, orthogonal, with entries of unit scale (the paper's): the step of an optimizer
+    such as Adam has the same size in every entry, so this is what makes it comparable to LoRA's.
+    With all of them zero there would be no gradient.
 
     Args:
+        layer: the module's bases.
         p: pseudo-rank; lowered to what k + phi leaves room for.
         phi: temporary directions a side; lowered to n - k_left and d - k_right.
-        core: k_left x k_right that it starts from; None: dW = 0.
         seed: of the random start.
     """
     generator = torch.Generator().manual_seed(seed)
     new_left = complement(layer.left_basis, phi, generator) * TEMPORARY_SCALE
     new_right = complement(layer.right_basis, phi, generator)
     sides = (layer.k[0] + new_left.shape[1], layer.k[1] + new_right.shape[1])
-    left, right = start(sides, min(p, *sides), core, generator)
-    return StartValues(left, right, new_left.float(), new_right.float())
+    p = min(p, *sides)
+    right = _unit_scale(sides[1], p, generator)
+    return StartValues(torch.zeros(sides[0], p), right, new_left.float(), new_right.float())
 
 
-def new_core(layer: LayerSubspace, p: int, phi: int, core: Tensor | None, seed: int) -> StartValues:
+def new_core(layer: LayerSubspace, p: int, phi: int, seed: int) -> StartValues:
     """A task that trains one core between p directions a side: p^2 numbers, not 2 k p.
 
     The directions are the bases' leading p - phi and phi temporary ones, random until
-    ``place_directions`` chooses them; they are frozen.
+    ``place_directions`` chooses them; they are frozen. C = 0, so that dW = 0.
 
     Args:
+        layer: the module's bases.
         p: directions a side; lowered to what k + phi leaves room for.
         phi: temporary ones among them, at most p; lowered to n - k_left and d - k_right.
-        core: k_left x k_right that it starts from, as far as the chosen directions hold it; None:
-            dW = 0.
         seed: of the random directions.
 
     Raises:
@@ -116,39 +146,14 @@ def new_core(layer: LayerSubspace, p: int, phi: int, core: Tensor | None, seed: 
     new_left, new_right = new_left[:, :temporary], new_right[:, :temporary]
     known = min(p - temporary, *layer.k)
     left, right = (_leading(k, known, temporary) for k in layer.k)
-    start_core = torch.zeros(known + temporary, known + temporary)
-    if core is not None:
-        start_core[:known, :known] = core[:known, :known].float()
-    return StartValues(left, right, new_left, new_right, start_core)
+    zero = torch.zeros(known + temporary, known + temporary)
+    return StartValues(left, right, new_left, new_right, zero)
 
 
 def _leading(k: int, known: int, temporary: int) -> Tensor:
     """(k + temporary) x (known + temporary): the first directions of the basis, then the rest."""
     columns = [*range(known), *range(k, k + temporary)]
     return torch.eye(k + temporary)[:, columns]
-
-
-def start(
-    sides: tuple[int, int], p: int, core: Tensor | None, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """[E; e] and [F; f] before training: (k_left + phi) x p and (k_right + phi) x p.
-
-    Without a core, E = e = 0 and [F; f] is random, orthogonal, with entries of unit scale (the
-    paper's): the step of an optimizer such as Adam has the same size in every entry, so this is
-    what makes it comparable to LoRA's. With all of them zero there would be no gradient. From a
-    core, E and F are C's own split and e = 0; a column that C does not fill starts as without one.
-    """
-    right = _unit_scale(sides[1], p, generator)
-    left = torch.zeros(sides[0], p)
-    if core is not None and core.numel():
-        u, s, vh = torch.linalg.svd(core.double(), full_matrices=False)
-        # 1e-6: below it a float32 core has only rounding, whose directions mean nothing.
-        filled = int((s[:p] > 1e-6 * s[0]).sum()) if s[0] > 0 else 0
-        root = s[:filled].sqrt()
-        left[: len(u), :filled] = (u[:, :filled] * root).float()
-        right[:, :filled] = 0
-        right[: vh.shape[1], :filled] = (vh[:filled].mT * root).float()
-    return left, right
 
 
 def _unit_scale(rows: int, columns: int, generator: torch.Generator) -> Tensor:
@@ -173,20 +178,124 @@ def complement(basis: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return draw
 
 
-def starting_core(model: ShareModel, start: str, module: str) -> Tensor | None:
-    """The core that a new task starts from: None (zero), the mean of the known tasks', or one's.
+def start_weights(model: ShareModel, start: str, mixture: Sequence[str] = ()) -> dict[str, float]:
+    """Known task -> weight with which a new task starts from it; empty: from nothing.
+
+    Args:
+        model: has the known tasks.
+        start: "zero", "mean" (of all known tasks, each with 1 / T), or a known task (with 1).
+        mixture: known tasks whose weights are trained; those that the start does not name begin
+            with 0.
 
     Raises:
-        TaskNotFoundError: ``start`` is neither "zero", "mean" nor a known task.
+        TaskNotFoundError: ``start`` is neither "zero", "mean" nor a known task, or a task of the
+            mixture is not known.
+        OptionError: the mixture leaves out a task that the start names.
     """
-    if start == "zero":
-        return None
-    if start != "mean" and start not in model.tasks:
-        known = ", ".join(repr(n) for n in list(model.tasks)[:10]) or "none"
-        raise TaskNotFoundError(
-            f"start {start!r}", "neither 'zero', 'mean' nor a known task", f"Known tasks: {known}"
+    if start == "mean":
+        weights = dict.fromkeys(model.tasks, 1 / max(len(model.tasks), 1))
+    else:
+        weights = {} if start == "zero" else {start: 1.0}
+    for name in (*weights, *mixture):
+        if name not in model.tasks:
+            known = ", ".join(repr(n) for n in list(model.tasks)[:10]) or "none"
+            raise TaskNotFoundError(
+                f"start {name!r}",
+                "neither 'zero', 'mean' nor a known task",
+                f"Known tasks: {known}",
+            )
+    left_out = [name for name in weights if mixture and name not in mixture]
+    if left_out:
+        raise OptionError(
+            f"known={list(mixture)}",
+            f"the task starts from {left_out[0]!r}, which is not among them",
+            "Add it, or choose another start",
         )
-    tasks = model.tasks.values() if start == "mean" else [model.tasks[start]]
-    values = [t.coefficients[module] for t in tasks if module in t.coefficients]
-    shared = [value for value in values if value.is_shared]
-    return dense_cores(shared, model.layers[module]).mean(0) if shared else None
+    return {**dict.fromkeys(mixture, 0.0), **weights}
+
+
+def known_updates(
+    layer: LayerSubspace,
+    tasks: Sequence[Task],
+    module: str,
+    weights: Mapping[str, float],
+    *,
+    trained: bool,
+) -> KnownUpdates | None:
+    """The known tasks' part of a new task's update of one module; None: they do not adapt it.
+
+    Weights that are not trained are multiplied in, and the sum is one update (m = 1): the mean of
+    hundreds of tasks has no larger rank than the bases have directions.
+
+    Args:
+        layer: the module's bases.
+        tasks: known tasks, stored in whatever way; one that does not adapt the module counts as 0.
+        module: path of the module.
+        weights: task -> weight that it begins with.
+        trained: True: the weights are trained, one a task.
+    """
+    values = [(weights[task.name], task.coefficients.get(module)) for task in tasks]
+    if trained:
+        numbers = [weight for weight, _ in values]
+        sums = [_weighed_sum(layer, [(1.0, value)]) for _, value in values]
+    else:
+        numbers, sums = [1.0], [_weighed_sum(layer, values)]
+    columns = max((one.rank for one in sums), default=0)
+    if not columns:
+        return None
+    outside = sum(one.outside[0].shape[1] for one in sums)
+    left, right = (torch.zeros(k + outside, len(sums) * columns) for k in layer.k)
+    before = 0
+    for j, one in enumerate(sums):
+        inside, own = one.inside[0].shape[1], one.outside[0].shape[1]
+        start = j * columns
+        for factor, coordinates, k in zip((left, right), one.inside, layer.k, strict=True):
+            factor[:k, start : start + inside] = coordinates.float()
+            rows = slice(k + before, k + before + own)
+            factor[rows, start + inside : start + inside + own] = torch.eye(own)
+        before += own
+    return KnownUpdates(
+        left,
+        right,
+        torch.cat([one.outside[0] for one in sums], dim=1).float(),
+        torch.cat([one.outside[1] for one in sums], dim=1).float(),
+        torch.tensor(numbers),
+        trained,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _SplitUpdate:
+    """An update in two parts, float64: E F^T between the bases, and P Q^T outside of them."""
+
+    inside: tuple[Tensor, Tensor]
+    outside: tuple[Tensor, Tensor]
+
+    @property
+    def rank(self) -> int:
+        """Columns of both parts."""
+        return self.inside[0].shape[1] + self.outside[0].shape[1]
+
+
+def _weighed_sum(
+    layer: LayerSubspace, values: Sequence[tuple[float, Coefficients | None]]
+) -> _SplitUpdate:
+    present = [(weight, value) for weight, value in values if value is not None]
+    inside = [(a, *value.factors()) for a, value in present if value.is_shared]
+    outside = [(a, *value.factors()) for a, value in present if not value.is_shared]
+    n, d = layer.shape.out_features, layer.shape.in_features
+    return _SplitUpdate(_side_by_side(inside, layer.k), _side_by_side(outside, (n, d)))
+
+
+def _side_by_side(
+    parts: Sequence[tuple[float, Tensor, Tensor]], rows: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Two factors of the weighed sum of products, of no more columns than its smaller side."""
+    lefts = [weight * left.double().cpu() for weight, left, _ in parts]
+    rights = [right.double().cpu() for _, _, right in parts]
+    none_left, none_right = (torch.zeros(count, 0, dtype=torch.float64) for count in rows)
+    left, right = torch.cat([none_left, *lefts], dim=1), torch.cat([none_right, *rights], dim=1)
+    if left.shape[1] <= min(rows):
+        return left, right
+    u, s, vh = torch.linalg.svd(left @ right.mT, full_matrices=False)
+    return u * s, vh.mT

@@ -7,7 +7,9 @@
 
 W0, beta and alpha are frozen, beta and alpha are shared by all adapters of the layer; E, F, e, f
 and the temporary directions beta', alpha' belong to one adapter. In the form "core" only C (p x p)
-is trained, and [E; e], [F; f] say which p directions it works in. The factors are multiplied out
+is trained, and [E; e], [F; f] say which p directions it works in. An adapter that starts from known
+tasks has s sum over j of a_j dW_j x beside, with frozen dW_j and weights a_j that may be trained
+(``KnownUpdates``): more columns of the same two factors. The factors are multiplied out
 before they meet the inputs, so that a row costs what it costs in a LoRA of rank p, whatever k is;
 only in training the right one may take the way through alpha^T x, which saves memory.
 Kaushik et al., arXiv 2602.06043, section 3; docs/method.md, "Training forms".
@@ -31,7 +33,7 @@ from torch.nn import functional
 from sharespace.errors import MismatchError, OptionError
 from sharespace.subspace.adapter import LayerUpdate
 from sharespace.tuner.modules import is_transposed
-from sharespace.tuner.start import StartValues
+from sharespace.tuner.start import KnownUpdates, StartValues
 
 _NARROW_RATIO = 4
 """The way through alpha^T x is taken where x is at least this many times wider."""
@@ -42,6 +44,16 @@ _NEW_LEFT, _NEW_RIGHT = "sharespace_left_temporary", "sharespace_right_temporary
 
 _CORE = "sharespace_core"
 
+_KNOWN = (
+    "sharespace_known_left",
+    "sharespace_known_right",
+    "sharespace_known_left_outside",
+    "sharespace_known_right_outside",
+)
+"""The factors of ``KnownUpdates``, by its fields' names."""
+
+_KNOWN_WEIGHTS = "sharespace_known_weights"
+
 BASE = "__base__"
 """PEFT's name for the base model without any adapter."""
 
@@ -49,7 +61,7 @@ BASE = "__base__"
 class SubspaceLayer(BaseTunerLayer):
     """What all kinds of layers have in common; see PEFT's ``BaseTunerLayer``."""
 
-    adapter_layer_names = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT, _CORE)
+    adapter_layer_names = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT, _CORE, *_KNOWN, _KNOWN_WEIGHTS)
     other_param_names = ("sharespace_dropout", "scaling")
 
     training: bool
@@ -65,6 +77,11 @@ class SubspaceLayer(BaseTunerLayer):
         self.sharespace_left_temporary = nn.ParameterDict({})
         self.sharespace_right_temporary = nn.ParameterDict({})
         self.sharespace_core = nn.ParameterDict({})
+        self.sharespace_known_left = nn.ParameterDict({})
+        self.sharespace_known_right = nn.ParameterDict({})
+        self.sharespace_known_left_outside = nn.ParameterDict({})
+        self.sharespace_known_right_outside = nn.ParameterDict({})
+        self.sharespace_known_weights = nn.ParameterDict({})
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.sharespace_dropout = nn.ModuleDict({})
         self.scaling: dict[str, float] = {}
@@ -86,25 +103,43 @@ class SubspaceLayer(BaseTunerLayer):
 
         Args:
             name: name of the adapter in the model.
-            values: coefficients, temporary directions and core to begin with; they are copied.
+            values: coefficients, temporary directions, core and known tasks' updates to begin
+                with; they are copied.
             dropout: probability with which an input of the update is zeroed in training.
             inference_mode: True: the adapter is not trained.
         """
+        for attribute in self.adapter_layer_names:
+            if name in (by_name := getattr(self, attribute)):
+                del by_name[name]
         self.sharespace_left_coefficients[name] = _parameter(values.left_coefficients)
         self.sharespace_right_coefficients[name] = _parameter(values.right_coefficients)
         if values.left_temporary.shape[1]:
             self.sharespace_left_temporary[name] = _parameter(values.left_temporary)
         if values.right_temporary.shape[1]:
             self.sharespace_right_temporary[name] = _parameter(values.right_temporary)
-        self.frozen_peft_weight_names.pop(name, None)
+        frozen: tuple[str, ...] = ()
         if values.core is not None:
             self.sharespace_core[name] = _parameter(values.core)
-            self.frozen_peft_weight_names[name] = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT)
+            frozen = (_LEFT, _RIGHT, _NEW_LEFT, _NEW_RIGHT)
+        if values.known is not None:
+            frozen += self._put_known(name, values.known)
+        self.frozen_peft_weight_names.pop(name, None)
+        if frozen:
+            self.frozen_peft_weight_names[name] = frozen
         self.sharespace_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()
         # 1 and not lora_alpha / r: coefficients carry their own scale. PEFT and diffusers set it.
         self.scaling[name] = 1.0
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def _put_known(self, name: str, known: KnownUpdates) -> tuple[str, ...]:
+        """Put known tasks' updates in place; the names of those parameters that stay frozen."""
+        factors = (known.left, known.right, known.left_outside, known.right_outside)
+        for attribute, factor in zip(_KNOWN, factors, strict=True):
+            if factor.shape[1]:
+                getattr(self, attribute)[name] = _parameter(factor)
+        self.sharespace_known_weights[name] = _parameter(known.weights)
+        return _KNOWN if known.trained else (*_KNOWN, _KNOWN_WEIGHTS)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -168,48 +203,99 @@ class SubspaceLayer(BaseTunerLayer):
         """
         return self._left(name), self._right(name)
 
-    def _left(self, name: str) -> Tensor:
-        coefficients = self.coefficients(name)[0]
-        return _times(self.left_basis, self.sharespace_left_temporary, coefficients, name)
+    def _left(self, name: str, *, exact: bool = False) -> Tensor:
+        """Left factor; ``exact``: float64 on the CPU, whatever dtype is trained in."""
+        coefficients = _as_asked(self.coefficients(name)[0], exact)
+        learned = _times(self.left_basis, self.sharespace_left_temporary, coefficients, name)
+        if not self.starts_from_known(name):
+            return learned
+        return torch.cat([learned, self._known_left(name, exact=exact)], dim=1)
 
-    def _right(self, name: str) -> Tensor:
-        coefficients = self.sharespace_right_coefficients[name]
-        return _times(self.right_basis, self.sharespace_right_temporary, coefficients, name)
+    def _right(self, name: str, *, exact: bool = False) -> Tensor:
+        """Right factor; ``exact``: float64 on the CPU, whatever dtype is trained in."""
+        coefficients = _as_asked(self.sharespace_right_coefficients[name], exact)
+        learned = _times(self.right_basis, self.sharespace_right_temporary, coefficients, name)
+        if not self.starts_from_known(name):
+            return learned
+        return torch.cat([learned, self._known_right(name, exact=exact)], dim=1)
 
     def values(self, name: str) -> StartValues:
-        """Coefficients, temporary directions and core of an adapter as they are now.
+        """Coefficients, temporary directions, core and known tasks' updates of an adapter as they
+        are now.
 
         Args:
             name: name of an adapter of this layer.
         """
-        left_temporary, right_temporary, core = (
-            by_name[name] if name in by_name else None  # noqa: SIM401
-            for by_name in (
-                self.sharespace_left_temporary,
-                self.sharespace_right_temporary,
-                self.sharespace_core,
+        none = self.left_basis.new_zeros(self.out_features, 0)
+        none_right = self.right_basis.new_zeros(self.in_features, 0)
+        core, known = self.sharespace_core, None
+        if self.starts_from_known(name):
+            known = KnownUpdates(
+                self.sharespace_known_left[name],
+                self.sharespace_known_right[name],
+                _entry(self.sharespace_known_left_outside, name, none),
+                _entry(self.sharespace_known_right_outside, name, none_right),
+                self.sharespace_known_weights[name],
+                _KNOWN_WEIGHTS not in self.frozen_peft_weight_names[name],
             )
-        )
-        if left_temporary is None:
-            left_temporary = self.left_basis.new_zeros(self.out_features, 0)
-        if right_temporary is None:
-            right_temporary = self.right_basis.new_zeros(self.in_features, 0)
         return StartValues(
             self.sharespace_left_coefficients[name],
             self.sharespace_right_coefficients[name],
-            left_temporary,
-            right_temporary,
-            core,
+            _entry(self.sharespace_left_temporary, name, none),
+            _entry(self.sharespace_right_temporary, name, none_right),
+            core[name] if name in core else None,  # noqa: SIM401
+            known,
         )
 
-    def update(self, name: str) -> LayerUpdate:
-        """The adapter as trained so far, temporary directions included: n x p and p x d.
+    def starts_from_known(self, name: str) -> bool:
+        """True where updates of known tasks are a part of the adapter's.
 
         Args:
             name: name of an adapter of this layer.
         """
+        return name in self.sharespace_known_weights
+
+    def _known_left(self, name: str, *, exact: bool = False) -> Tensor:
+        """The left factor of sum over j of a_j dW_j, weights multiplied in: n x m r."""
+        weights = _as_asked(self.sharespace_known_weights[name], exact)
+        factor = _as_asked(self.sharespace_known_left[name], exact)
+        directions = _times(self.left_basis, self.sharespace_known_left_outside, factor, name)
+        return directions * weights.repeat_interleave(factor.shape[1] // len(weights))
+
+    def _known_right(self, name: str, *, exact: bool = False) -> Tensor:
+        """Its right factor, d x m r."""
+        factor = _as_asked(self.sharespace_known_right[name], exact)
+        return _times(self.right_basis, self.sharespace_known_right_outside, factor, name)
+
+    @torch.no_grad()
+    def update(self, name: str) -> LayerUpdate:
+        """The adapter as trained so far: n x r and r x d, temporary directions and the updates of
+        known tasks included.
+
+        Without known tasks r is the pseudo-rank p, in float32. With them it is the numerical rank
+        of the sum, in float64: what lies in the span of the bases stays there to their own
+        rounding, so that a merge needs no new direction for it.
+
+        Args:
+            name: name of an adapter of this layer.
+        """
+        if self.starts_from_known(name):
+            factors = self._left(name, exact=True), self._right(name, exact=True)
+            return _compacted(*factors, self.scaling[name])
         up, down = (factor.detach().float().cpu() for factor in self.factors(name))
         return LayerUpdate(up.clone(), down.mT.contiguous(), self.scaling[name])
+
+    @torch.no_grad()
+    def start_update(self, name: str) -> LayerUpdate | None:
+        """The part of the update that comes from known tasks, float64; None: there is none.
+
+        Args:
+            name: name of an adapter of this layer.
+        """
+        if not self.starts_from_known(name):
+            return None
+        factors = self._known_left(name, exact=True), self._known_right(name, exact=True)
+        return _compacted(*factors, self.scaling[name])
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """dW in the shape of the base weight, in the dtype of the coefficients.
@@ -384,7 +470,8 @@ class SubspaceLinear(nn.Module, SubspaceLayer):
         coefficients = self.sharespace_right_coefficients[name]
         d, k = self.right_basis.shape
         learns = self.training and torch.is_grad_enabled() and coefficients.requires_grad
-        if not learns or name in self.sharespace_right_temporary or d < _NARROW_RATIO * k:
+        needs_x = name in self.sharespace_right_temporary or self.starts_from_known(name)
+        if not learns or needs_x or d < _NARROW_RATIO * k:
             return functional.linear(x, self._right(name).mT)
         z = functional.linear(x, self.right_basis.to(coefficients.dtype).mT)
         return functional.linear(z, coefficients.mT)
@@ -426,12 +513,31 @@ def _parameter(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format))
 
 
+def _entry(by_name: nn.ParameterDict, name: str, none: Tensor) -> Tensor:
+    return by_name[name] if name in by_name else none  # noqa: SIM401
+
+
 def _times(basis: Tensor, new: nn.ParameterDict, coefficients: Tensor, name: str) -> Tensor:
-    """[basis, temporary] @ coefficients."""
-    directions: Tensor = basis.to(coefficients.dtype)
+    """[basis, temporary] @ coefficients, in their dtype and on their device."""
+    directions: Tensor = basis.to(coefficients)
     if name in new:
-        directions = torch.cat([directions, new[name].to(coefficients.dtype)], dim=1)
+        directions = torch.cat([directions, new[name].to(coefficients)], dim=1)
     return torch.matmul(directions, coefficients)
+
+
+def _as_asked(tensor: Tensor, exact: bool) -> Tensor:
+    """As it is, or float64 on the CPU (some accelerators have no float64) and without gradient."""
+    return tensor.detach().cpu().double() if exact else tensor
+
+
+def _compacted(left: Tensor, right: Tensor, scaling: float) -> LayerUpdate:
+    """left right^T with as many columns as its numerical rank, float64."""
+    (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right)
+    u, s, vh = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
+    # The parameters are float32 at best: what is below its rounding is noise.
+    count = int((s > torch.finfo(torch.float32).eps * s[:1]).sum())
+    up, down = q_left @ (u[:, :count] * s[:count]), (q_right @ vh[:count].mT).mT
+    return LayerUpdate(up.contiguous(), down.contiguous(), scaling)
 
 
 def sides(module: Any) -> tuple[int, int]:
