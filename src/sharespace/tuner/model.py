@@ -49,8 +49,9 @@ from sharespace.tuner.subspace_layer import (
 )
 
 _NAMES = ("left_basis", "right_basis")
-_ORIGIN = tuple(
-    ["share", "share_version", "basis_id", "task", "p", "phi", "form", "start", "known", "seed"]
+_ORIGIN = (
+    *("share", "share_version", "basis_id", "task"),
+    *("p", "phi", "form", "start", "known", "seed"),
 )
 _BASIS_ID_KEY = "base_model.model.sharespace_basis_id"
 """Key of the tensor that says which bases the coefficients of a file belong to."""
