@@ -7,6 +7,7 @@ comes from them would be ``Any``. Nothing is checked at run time.
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -63,18 +64,22 @@ class TrainerLike(Protocol):
 
 
 class PeftModel(nn.Module):
-    """``peft.PeftModel``: a class, as protocols cannot extend ``nn.Module``; nothing is one."""
+    """``peft.PeftModel``: a class, as protocols cannot extend ``nn.Module``; nothing is one.
+
+    Its methods are abstract, as those of a protocol are.
+    """
 
     peft_config: dict[str, AdapterConfig]
 
+    @abstractmethod
     def __getattr__(self, name: str) -> Any:
         """PEFT passes on whatever the base model has, such as ``generate``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unload(self) -> nn.Module:
         """The base model without PEFT's layers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
@@ -83,7 +88,6 @@ class PeftModel(nn.Module):
         save_embedding_layers: str | bool = "auto",
     ) -> None:
         """Write adapters in PEFT's layout."""
-        raise NotImplementedError
 
 
 class Tokenizer(Protocol):
