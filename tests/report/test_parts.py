@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from builders import law
 from report.parsing import Page
+from sharespace.report.byte_sizes import break_even
 from sharespace.report.facts import FileBytes
-from sharespace.report.html import Html, short, some, tag
-from sharespace.report.sections.byte_sizes import break_even
-from sharespace.report.sections.frame import columns
+from sharespace.report.html import Html, columns, short, some, tag
 from sharespace.report.study import by_kind, labels
 from sharespace.report.svg import COSINES, ERRORS, Axis, Heat, Series, chart, heat_map
 from sharespace.words import visible

@@ -29,10 +29,9 @@ from transformers import (
 from serve.mixed.test_batch import with_heads, without_heads
 from sharespace import Share
 from sharespace.serve.base_model import ServedModel
-from sharespace.serve.connections import ConnectionLimits
 from sharespace.serve.engine import Engine, EngineLimits
 from sharespace.serve.http import HttpSettings, make_app
-from sharespace.serve.process import ServeSettings, load_base, server_config
+from sharespace.serve.process import ConnectionLimits, ServeSettings, load_base, server_config
 from tuner.spaces import seeded, space
 
 TASKS = ("a", "b", "c")

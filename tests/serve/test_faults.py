@@ -24,10 +24,9 @@ from serve.mixed.test_batch import with_heads
 from sharespace import Share
 from sharespace.errors import NoAnswerError, OptionError
 from sharespace.formats import read_adapter
-from sharespace.serve.connections import ConnectionLimits
 from sharespace.serve.engine import Engine
 from sharespace.serve.http import HttpSettings
-from sharespace.serve.process import ServeSettings, load_base
+from sharespace.serve.process import ConnectionLimits, ServeSettings, load_base
 from sharespace.serve.requests import Classify, EngineAnswer, Generate, Piece, Sampling
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.coefficients import Factors

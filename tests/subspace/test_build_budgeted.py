@@ -10,7 +10,7 @@ from torch import nn
 
 from builders import MODULE, adapter, build, dense, frame, gauss, stored_dense, strangers, update
 from sharespace import Share
-from sharespace.serve.mixed.rows import with_updates
+from sharespace.serve.mixed.folded import with_updates
 from sharespace.serve.mixed.stacks import Stack
 from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.subspace.coefficients import Coefficients, PerTask

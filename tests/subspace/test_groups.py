@@ -30,7 +30,7 @@ from builders import (
 from sharespace import Share
 from sharespace.errors import CorruptStoreError, MismatchError
 from sharespace.report.study import study
-from sharespace.serve.mixed.rows import with_updates
+from sharespace.serve.mixed.folded import with_updates
 from sharespace.serve.mixed.stacks import Stack
 from sharespace.store import verify
 from sharespace.subspace.adapter import Adapter, LayerUpdate

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from sharespace.errors import OptionError, SharespaceError
 from sharespace.files import refuse_in_store, write_file
+from sharespace.report.byte_sizes import sizes
 from sharespace.report.facts import Facts, read_facts
-from sharespace.report.html import Html, join, span, tag
-from sharespace.report.sections.byte_sizes import sizes
-from sharespace.report.sections.frame import section
-from sharespace.report.sections.task_map import similarity, variance
-from sharespace.report.sections.task_table import layers, tasks
-from sharespace.report.sections.versions import ledger, scores
+from sharespace.report.html import Html, join, section, span, tag
+from sharespace.report.task_map import similarity, variance
+from sharespace.report.task_table import layers, tasks
+from sharespace.report.versions import ledger, scores
 from sharespace.report.warnings import Notice, notices
 from sharespace.words import count, human, percent
 

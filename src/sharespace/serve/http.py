@@ -33,7 +33,6 @@ from sharespace.errors import (
 from sharespace.options import check_options, option
 from sharespace.serve import openai
 from sharespace.serve.admission import check_name, servable
-from sharespace.serve.body_guard import BodyGuard
 from sharespace.serve.engine import (
     Engine,
     check_task,
@@ -41,7 +40,7 @@ from sharespace.serve.engine import (
     stream_texts,
     whole_texts,
 )
-from sharespace.serve.prometheus import AnswerCounter, ServerMetrics
+from sharespace.serve.middleware import AnswerCounter, BodyGuard, ServerMetrics
 from sharespace.serve.requests import (
     Classify,
     ClassLogits,

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from serve.mixed.test_batch import bert, each_alone, gpt2, logits, tokens, without_heads
 from sharespace import Share
 from sharespace.serve.mixed import MixedTasks
-from sharespace.serve.mixed.folded import folded, is_kept, worth_folding
-from sharespace.serve.mixed.row_layout import RowTasks
-from sharespace.serve.mixed.rows import with_own, with_updates
-from sharespace.serve.mixed.stacks import Stack
+from sharespace.serve.mixed.folded import folded, is_kept, with_own, with_updates, worth_folding
+from sharespace.serve.mixed.stacks import RowTasks, Stack
 from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTask
 from sharespace.subspace.layer import LayerSubspace

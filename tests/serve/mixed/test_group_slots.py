@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from builders import gauss, law
-from sharespace.serve.mixed.folded import folded
-from sharespace.serve.mixed.row_layout import RowTasks
-from sharespace.serve.mixed.rows import with_own, with_updates
-from sharespace.serve.mixed.stacks import Stack
+from sharespace.serve.mixed.folded import folded, with_own, with_updates
+from sharespace.serve.mixed.stacks import RowTasks, Stack
 from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTask
 from sharespace.subspace.layer import LayerSubspace, group_offsets

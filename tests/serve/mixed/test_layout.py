@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sharespace.errors import OptionError
-from sharespace.serve.mixed.row_layout import RowLayout
+from sharespace.serve.mixed.stacks import RowLayout
 
 
 def layout(beams: int = 1, copies: int = 1) -> RowLayout:

@@ -19,8 +19,15 @@ from torch.utils.hooks import RemovableHandle
 
 from sharespace.errors import MismatchError, OptionError
 from sharespace.formats.components import refuse_unusable
-from sharespace.serve.mixed.folded import Folded, folded, is_kept, worth_folding
-from sharespace.serve.mixed.heads import heads_of, own_outputs
+from sharespace.serve.mixed.folded import (
+    Folded,
+    folded,
+    is_convolution,
+    is_kept,
+    with_own,
+    with_updates,
+    worth_folding,
+)
 from sharespace.serve.mixed.passes import (
     Places,
     Seen,
@@ -31,10 +38,8 @@ from sharespace.serve.mixed.passes import (
     refuse_scripted,
     watching,
 )
-from sharespace.serve.mixed.row_layout import RowLayout, RowTasks
-from sharespace.serve.mixed.rows import is_convolution, with_own, with_updates
-from sharespace.serve.mixed.slots import Slots
-from sharespace.serve.mixed.stacks import BASE_SLOT, Stack
+from sharespace.serve.mixed.slots import Slots, heads_of, own_outputs
+from sharespace.serve.mixed.stacks import BASE_SLOT, RowLayout, RowTasks, Stack
 from sharespace.share import Share
 from sharespace.subspace.base_weights import checked_base, misfit_tasks, misfits
 from sharespace.subspace.state import ShareModel

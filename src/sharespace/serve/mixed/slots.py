@@ -1,18 +1,27 @@
-"""Which tasks of a Share model are at hand, in numbered slots; others are read when asked for."""
+"""Which tasks of a Share model are at hand, in numbered slots; others are read when asked for.
+
+Heads of many tasks stand in one batch: each row goes through its own task's copy of a module.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from sharespace.errors import OptionError
+from sharespace.errors import MismatchError, OptionError
 from sharespace.formats.components import refuse_unusable
 from sharespace.serve.mixed.folded import Folded
-from sharespace.serve.mixed.heads import Heads
 from sharespace.serve.mixed.stacks import BASE_SLOT, Stack
 from sharespace.subspace.state import ShareModel, Task
+from sharespace.tuner.modules import bare_names, head_tensors
+
+Heads: TypeAlias = Mapping[str, Mapping[str, Tensor]]
+"""Module -> its own parameters, by their name in the module."""
 
 
 class Slots:
@@ -131,3 +140,140 @@ def _read(model: ShareModel, name: str) -> Task:
     """The task; a stored one is read without being remembered, as thousands may pass by."""
     peek = getattr(model.tasks, "peek", None)
     return model.task(name) if peek is None else peek(name)
+
+
+def heads_of(model: nn.Module, task: Task, adapted: Mapping[str, object]) -> Heads:
+    """What a task carries besides its coefficients, where it belongs in the base model.
+
+    Args:
+        model: the base model.
+        task: of the Share model.
+        adapted: the Share model's modules; of these a task may carry biases only.
+
+    Raises:
+        MismatchError: something is no parameter of this model, or not where a head can be.
+    """
+    heads: dict[str, dict[str, Tensor]] = {}
+    modules = bare_names(model)
+    for key, tensor in head_tensors(task).items():
+        owner, _, own = key.rpartition(".")
+        like = modules[owner]._parameters.get(own) if owner in modules else None
+        if like is None or (owner in adapted and own != "bias"):
+            raise MismatchError(
+                f"task {task.name!r}",
+                f"carries {key!r}, which no head of this model has",
+                "Load the base model with a head of that kind, or export the task and use PEFT",
+            )
+        if not _fits_place(modules[owner], tensor, like):
+            raise MismatchError(
+                f"task {task.name!r}",
+                f"its {key!r} is {tuple(tensor.shape)}, but {tuple(like.shape)} in this model",
+                "Use the base model that the task was trained on",
+            )
+        heads.setdefault(owner, {})[own] = tensor.to(like.device, like.dtype)
+    return heads
+
+
+def _fits_place(module: nn.Module, tensor: Tensor, like: Tensor) -> bool:
+    """Whether a tensor has the shape of a parameter; linear heads may have other labels."""
+    if isinstance(module, nn.Linear):
+        return tensor.ndim == like.ndim and tensor.shape[1:] == like.shape[1:]
+    return tensor.shape == like.shape
+
+
+def own_outputs(
+    module: nn.Module,
+    own: Mapping[int, Mapping[str, Tensor]],
+    slots: Tensor,
+    x: Tensor,
+    result: Tensor,
+) -> Tensor:
+    """The module's output with each row's own parameters.
+
+    Args:
+        module: of the base model.
+        own: slot -> parameters; slots without any keep the base model's.
+        slots: int64 [rows].
+        x: the module's input, rows first.
+        result: the base model's output.
+
+    Returns:
+        As ``result``; where outputs differ in size (numbers of labels), as wide as the widest, and
+        -inf beyond a row's own.
+
+    Raises:
+        MismatchError: outputs differ in something else than the last axis.
+    """
+    if all(list(parameters) == ["bias"] for parameters in own.values()):
+        return _with_biases(module, own, slots, result)
+    if isinstance(module, nn.Linear) and all("weight" in p for p in own.values()):
+        return _linear(module, own, slots, x, result.dtype)
+    return _by_task(module, own, slots, x, result)
+
+
+def _with_biases(
+    module: nn.Module, own: Mapping[int, Mapping[str, Tensor]], slots: Tensor, result: Tensor
+) -> Tensor:
+    """Biases differ only: an adapted module keeps its update."""
+    base = module.get_parameter("bias")
+    moved = torch.zeros(len(slots), *base.shape, dtype=base.dtype, device=base.device)
+    for slot, parameters in own.items():
+        moved[slots == slot] = parameters["bias"] - base
+    convolution = isinstance(module, nn.modules.conv._ConvNd)
+    between = result.ndim - 2
+    shape = (len(slots), -1, *[1] * between) if convolution else (len(slots), *[1] * between, -1)
+    return result + moved.reshape(shape)
+
+
+def _linear(
+    module: nn.Linear,
+    own: Mapping[int, Mapping[str, Tensor]],
+    slots: Tensor,
+    x: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """All rows in one product: weights padded to the most labels, and gathered."""
+    known = {s: own.get(s, dict(module.named_parameters())) for s in sorted(set(slots.tolist()))}
+    most = max(parameters["weight"].shape[0] for parameters in known.values())
+    weight = module.weight.new_zeros(len(known), most, module.in_features)
+    bias = module.weight.new_full((len(known), most), -torch.inf)
+    for i, parameters in enumerate(known.values()):
+        labels = parameters["weight"].shape[0]
+        weight[i, :labels] = parameters["weight"]
+        bias[i, :labels] = parameters.get("bias", 0)
+    place = torch.searchsorted(torch.tensor(list(known), device=slots.device), slots)
+    flat = x.reshape(len(x), -1, x.shape[-1]).to(weight.dtype)
+    outputs = torch.baddbmm(bias[place][:, None], flat, weight[place].mT)
+    return outputs.reshape(*x.shape[:-1], most).to(dtype)
+
+
+def _by_task(
+    module: nn.Module,
+    own: Mapping[int, Mapping[str, Tensor]],
+    slots: Tensor,
+    x: Tensor,
+    result: Tensor,
+) -> Tensor:
+    """Any other module: the rows of one task after those of another."""
+    rows, outputs = [], []
+    for slot in sorted(set(slots.tolist())):
+        own_rows = (slots == slot).nonzero().flatten()
+        parameters = own.get(slot)
+        out = result[own_rows]
+        if parameters is not None:
+            out = functional_call(module, dict(parameters), (x[own_rows],))
+        rows.append(own_rows)
+        outputs.append(out)
+    return torch.cat(_padded(outputs))[torch.cat(rows).argsort()]
+
+
+def _padded(outputs: list[Tensor]) -> list[Tensor]:
+    if len({tuple(o.shape[1:-1]) for o in outputs}) > 1:
+        raise MismatchError(
+            "tasks of one batch",
+            f"their heads give {sorted({tuple(o.shape[1:]) for o in outputs})}",
+            "Give each batch only tasks whose heads differ in the number of labels at most",
+        )
+    most = max(o.shape[-1] for o in outputs)
+    pad = nn.functional.pad
+    return [pad(o, (0, most - o.shape[-1]), value=-torch.inf) for o in outputs]

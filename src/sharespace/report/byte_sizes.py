@@ -9,8 +9,20 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sharespace.report.facts import Facts, FileBytes, TaskFacts
-from sharespace.report.html import Figure, Html, TableCell, join, scrolling, table, tag
-from sharespace.report.sections.frame import Columns, figure, read, readout, section
+from sharespace.report.html import (
+    Columns,
+    Figure,
+    Html,
+    TableCell,
+    figure,
+    join,
+    read,
+    readout,
+    scrolling,
+    section,
+    table,
+    tag,
+)
 from sharespace.report.svg import (
     Axis,
     Heat,

@@ -5,28 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from sharespace.report.byte_sizes import in_all, storage_map, stored_kinds, tallies
 from sharespace.report.facts import Facts, LayerFacts, TaskFacts
 from sharespace.report.html import (
+    Columns,
     Figure,
     Html,
     Note,
     TableCell,
+    columns,
+    details,
     dotted,
+    figure,
     join,
+    read,
+    readout,
     scrolling,
+    section,
     span,
     table,
     tag,
-)
-from sharespace.report.sections.byte_sizes import in_all, storage_map, stored_kinds, tallies
-from sharespace.report.sections.frame import (
-    Columns,
-    columns,
-    details,
-    figure,
-    read,
-    readout,
-    section,
 )
 from sharespace.report.svg import ERRORS, Heat, HeatValue, heat_map
 from sharespace.subspace.fidelity import LARGE_BOUND, UpdateTally

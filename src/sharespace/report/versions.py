@@ -8,8 +8,18 @@ from statistics import fmean, median
 
 from sharespace.errors import OptionError
 from sharespace.report.facts import Facts, VersionFacts
-from sharespace.report.html import Figure, Html, TableCell, scrolling, some, table, tag
-from sharespace.report.sections.frame import figure, read, section
+from sharespace.report.html import (
+    Figure,
+    Html,
+    TableCell,
+    figure,
+    read,
+    scrolling,
+    section,
+    some,
+    table,
+    tag,
+)
 from sharespace.report.svg import Axis, Scale, Series, chart, legend
 from sharespace.stream.measures import (
     ScoreMatrix,

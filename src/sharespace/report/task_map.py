@@ -13,8 +13,20 @@ import torch
 from torch import Tensor
 
 from sharespace.report.facts import Facts
-from sharespace.report.html import Figure, Html, TableCell, scrolling, some, table, tag
-from sharespace.report.sections.frame import details, figure, read, readout, section
+from sharespace.report.html import (
+    Figure,
+    Html,
+    TableCell,
+    details,
+    figure,
+    read,
+    readout,
+    scrolling,
+    section,
+    some,
+    table,
+    tag,
+)
 from sharespace.report.study import ALIKE, by_kind, labels
 from sharespace.report.svg import (
     COSINES,

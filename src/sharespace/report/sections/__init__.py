@@ -1,1 +1,0 @@
-"""The parts of a report's page, one file each: ``Facts`` in, markup out."""
