@@ -14,7 +14,8 @@ from typing import Any
 
 from benchmarks import common
 from sharespace import Adapter, Share, read_adapter
-from sharespace.subspace.build import Dimension, initialise
+from sharespace.linalg.dimension import Dimension
+from sharespace.subspace.build import initialise
 from sharespace.subspace.fidelity import measure
 
 FULL_K = 4096

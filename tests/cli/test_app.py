@@ -126,7 +126,7 @@ def test_plan_writes_nothing_and_judges(run: Run, adapters: Path, tmp_path: Path
     found = run("plan", f"{adapters}/*", "--k", 3, "--json").json
     assert found["verdict"] == "not worth it"  # independent random factors share nothing
     assert set(found["baselines"]) >= {"own_svd", "mean_adapter", "random_basis", "shared_fraction"}
-    assert found["paper_count"]["bytes"] == found["bytes"]["coefficients"]
+    assert found["coefficients_only"]["bytes"] == found["bytes"]["coefficients"]
     assert "not worth it" in run("plan", f"{adapters}/*", "--k", 3).out
     assert snapshot(tmp_path) == before
 

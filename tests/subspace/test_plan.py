@@ -7,7 +7,7 @@ import torch
 
 from builders import MODULE, adapter, build, relatives, strangers, update
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.plan import adapters_to_break_even, paper_count, plan
+from sharespace.subspace.plan import adapters_to_break_even, coefficients_only, plan
 from sharespace.subspace.state import ShareModel
 
 
@@ -53,7 +53,7 @@ def test_a_core_as_large_as_the_adapter_never_breaks_even() -> None:
 
 def test_the_papers_count_is_coefficients_only() -> None:
     model = build(strangers(3, 30, 30, 2), 8, dtype=torch.float16)
-    found = paper_count(model)
+    found = coefficients_only(model)
     # Three tasks of rank 2 need six directions a side; each keeps (6 + 6) * 2 numbers.
     assert found.parameters == 3 * 24
     assert found.nbytes == 2 * found.parameters
@@ -64,7 +64,7 @@ def test_private_modules_are_counted_and_not_part_of_the_papers_count() -> None:
     model = build(adapters, budget=4 * 60 * 3)
     found = plan(model, adapters)
     assert found.per_task_modules == 1
-    assert found.paper_count.parameters == 0
+    assert found.coefficients_only.parameters == 0
     assert found.dimensions == {MODULE: (0, 0)}
 
 

@@ -81,7 +81,7 @@ def init(
             memory=a.optional_size(memory),
         )
     share.save(out)
-    output.built(share, out, as_json)
+    output.print_build(share, out, as_json)
 
 
 @app.command()
@@ -120,7 +120,7 @@ def plan(
             seed=seed,
             progress=progress,
         )
-    output.plan(worth, as_json)
+    output.print_plan(worth, as_json)
 
 
 @app.command()
@@ -152,7 +152,7 @@ def merge(
             memory=a.optional_size(memory),
         )
     after.save()
-    output.merged(before, after, share, as_json)
+    output.print_merge(before, after, share, as_json)
 
 
 # The verb's name before `merge`; scripts go on working, and `--help` does not list it.
@@ -181,7 +181,7 @@ def union(
     for path in shares[1:]:
         joined = joined.union(Share.load(path), cap=cap)
     joined.save(out)
-    output.built(joined, out, as_json)
+    output.print_build(joined, out, as_json)
 
 
 @app.command()
@@ -194,7 +194,7 @@ def remove(
     from sharespace.cli import output
     from sharespace.store import remove as remove_tasks
 
-    output.changed(remove_tasks(share, tasks), f"Removed {', '.join(tasks)}", as_json)
+    output.print_change(remove_tasks(share, tasks), f"Removed {', '.join(tasks)}", as_json)
 
 
 @app.command()
@@ -208,7 +208,7 @@ def rename(
     from sharespace.cli import output
     from sharespace.store import rename as rename_task
 
-    output.changed(rename_task(share, old, new), f"Renamed {old} to {new}", as_json)
+    output.print_change(rename_task(share, old, new), f"Renamed {old} to {new}", as_json)
 
 
 @app.command()
@@ -224,7 +224,7 @@ def info(
     from sharespace.cli import output
     from sharespace.store import checkout
 
-    output.info(checkout(share, version), layers, as_json)
+    output.print_info(checkout(share, version), layers, as_json)
 
 
 @app.command()
@@ -257,7 +257,7 @@ def fidelity(
         )
     loaded = Share.load(share, version)
     baselines = loaded.baselines(originals) if with_baselines else None
-    output.fidelity(loaded.fidelity(originals), baselines, as_json)
+    output.print_fidelity(loaded.fidelity(originals), baselines, as_json)
 
 
 @app.command()
@@ -297,7 +297,7 @@ def export(
         base=base,
         overwrite=overwrite,
     )
-    output.exported(task, written, server_options(to, written), as_json)
+    output.print_export(task, written, server_options(to, written), as_json)
 
 
 @app.command()
@@ -311,7 +311,7 @@ def verify(
     from sharespace.store import verify as verify_store
 
     verification = verify_store(share, all_versions=every)
-    output.verified(verification, as_json)
+    output.print_verification(verification, as_json)
     if not verification.ok:
         raise typer.Exit(EXIT_BAD_INPUT)
 
@@ -322,7 +322,7 @@ def history(share: a.ShareArgument, as_json: a.JsonFlag = False) -> None:
     from sharespace.cli import output
     from sharespace.store import history as read_history
 
-    output.history(read_history(share), as_json)
+    output.print_history(read_history(share), as_json)
 
 
 @app.command()
@@ -335,7 +335,7 @@ def prune(
     from sharespace.cli import output
     from sharespace.store import prune as prune_versions
 
-    output.pruned(prune_versions(share, keep=keep), as_json)
+    output.print_prune(prune_versions(share, keep=keep), as_json)
 
 
 @app.command()
@@ -348,7 +348,7 @@ def rollback(
     from sharespace.cli import output
     from sharespace.store import rollback as go_back
 
-    output.rolled_back(go_back(share, version), version, as_json)
+    output.print_rollback(go_back(share, version), version, as_json)
 
 
 @app.command()
@@ -369,7 +369,7 @@ def report(
     from sharespace.report import write_report
 
     written = write_report(share, out, version=version, overwrite=overwrite)
-    output.reported(written, as_json)
+    output.print_report(written, as_json)
     if show:
         typer.launch(str(out.absolute()))
 
@@ -385,8 +385,8 @@ def demo(
     from sharespace.cli import output
     from sharespace.demo import run
 
-    result = run(out, seed=seed, quick=quick, log=None if as_json else output.progress_line)
-    output.demo(result, out, as_json)
+    result = run(out, seed=seed, quick=quick, log=None if as_json else output.print_progress)
+    output.print_demo(result, out, as_json)
 
 
 @app.command()
@@ -398,8 +398,10 @@ def run(
     from sharespace.cli import output
     from sharespace.stream import run as run_stream
 
-    tell = None if as_json else output.stream_progress
-    output.stream(run_stream(recipe, observe=tell, bars=a.on_terminal() and not as_json), as_json)
+    tell = None if as_json else output.print_stream_progress
+    output.print_stream(
+        run_stream(recipe, observe=tell, bars=a.on_terminal() and not as_json), as_json
+    )
 
 
 @app.command()
@@ -484,7 +486,7 @@ def submit(
     from sharespace.gather import submit as submit_adapter
 
     submission = submit_adapter(adapter, inbox, task=task, plain=plain, pull_request=pull_request)
-    output.submitted(submission, as_json)
+    output.print_submission(submission, as_json)
 
 
 @app.command()
@@ -515,12 +517,14 @@ def gather(
     )
     gatherer = Gatherer(share, open_inbox(inbox), settings)
     if not watch:
-        outcome = gatherer.run(None if as_json else output.gathered_batch)
-        output.gathered(outcome, inbox, as_json)
+        outcome = gatherer.run(None if as_json else output.print_gather_batch)
+        output.print_gather(outcome, inbox, as_json)
         return
-    observe = output.watched_record if as_json else output.watched_batch
+    observe = output.print_watched_record if as_json else output.print_watched_batch
     with _stopped_by_signals() as stop:
-        watch_inbox(gatherer, stop, interval=interval, observe=observe, failed=output.watch_failed)
+        watch_inbox(
+            gatherer, stop, interval=interval, observe=observe, failed=output.print_watch_failure
+        )
 
 
 @contextmanager
@@ -559,7 +563,7 @@ def push(
     from sharespace.gather import push as push_versions
 
     url = push_versions(share, repository, pull_request=pull_request)
-    output.pushed(repository, url, as_json)
+    output.print_push(repository, url, as_json)
 
 
 @app.command()
@@ -574,4 +578,4 @@ def pull(
     from sharespace.cli import output
     from sharespace.gather import pull as pull_versions
 
-    output.pulled(share, pull_versions(repository, share), as_json)
+    output.print_pull(share, pull_versions(repository, share), as_json)

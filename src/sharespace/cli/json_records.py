@@ -48,9 +48,9 @@ def plan_record(plan: BuildPlan) -> JsonRecord:
         "verdict": plan.verdict,
         "reason": plan.reason,
         "break_even": plan.break_even,
-        "paper_count": {
-            "parameters": plan.paper_count.parameters,
-            "bytes": plan.paper_count.nbytes,
+        "coefficients_only": {
+            "parameters": plan.coefficients_only.parameters,
+            "bytes": plan.coefficients_only.nbytes,
         },
         "k": {m: list(k) for m, k in plan.dimensions.items()},
         "per_task_modules": plan.per_task_modules,

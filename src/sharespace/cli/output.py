@@ -53,21 +53,21 @@ _STORAGE_KINDS = {
 """How an update may be stored -> head of its column, and words for it."""
 
 
-def built(share: Share, path: Path, as_json: bool) -> None:
+def print_build(share: Share, path: Path, as_json: bool) -> None:
     if as_json:
         return _json(json_records.built_record(share, str(path)))
     model = share.model
     _say(
-        f"Built [bold]{_shown(str(path))}[/]: {count(len(model.tasks), 'task')} in "
+        f"Built [bold]{_markup(str(path))}[/]: {count(len(model.tasks), 'task')} in "
         f"{count(len(model.layers), 'layer')} of {_base(model.base.id)}, "
         f"{_k_span(layer.k for layer in model.layers.values())}, method {model.settings.method}."
     )
-    _out_of_core(layer.streamed for layer in model.layers.values())
-    _kept(share.fidelity())
-    return _losses(share.fidelity())
+    _print_out_of_core(layer.streamed for layer in model.layers.values())
+    _print_table(share.fidelity())
+    return _print_losses(share.fidelity())
 
 
-def merged(before: Share, after: Share, path: Path, as_json: bool) -> None:
+def print_merge(before: Share, after: Share, path: Path, as_json: bool) -> None:
     added = [name for name in after.tasks if name not in before.tasks]
     k_before = {
         module: before.model.layers[module].k if module in before.model.layers else (0, 0)
@@ -82,42 +82,44 @@ def merged(before: Share, after: Share, path: Path, as_json: bool) -> None:
     largest = max((max(layer.k) for layer in layers.values()), default=0)
     growth = f"{grown} of {count(len(layers), 'layer')} grew; the largest k is {largest}"
     _say(
-        f"Merged {_names(added)} into [bold]{_shown(str(path))}[/]: version {after.version} has "
+        f"Merged {_names(added)} into [bold]{_markup(str(path))}[/]: version {after.version} has "
         f"{count(len(after.tasks), 'task')}. {growth}{' (--cap N limits it)' if grown else ''}."
     )
-    _out_of_core(layer.streamed for layer in layers.values())
-    _kept(after.fidelity())
-    return _losses(after.fidelity())
+    _print_out_of_core(layer.streamed for layer in layers.values())
+    _print_table(after.fidelity())
+    return _print_losses(after.fidelity())
 
 
-def changed(version: Version, what: str, as_json: bool) -> None:
+def print_change(version: Version, what: str, as_json: bool) -> None:
     if as_json:
         return _json(json_records.version_record(version))
     return _say(
-        f"{_shown(what)}: version {version.number} has {count(version.task_count, 'task')}."
+        f"{_markup(what)}: version {version.number} has {count(version.task_count, 'task')}."
     )
 
 
-def plan(worth: BuildPlan, as_json: bool) -> None:
+def print_plan(build_plan: BuildPlan, as_json: bool) -> None:
     if as_json:
-        return _json(json_records.plan_record(worth))
-    _kept(worth.fidelity, worth.baselines)
-    paper = worth.paper_count
+        return _json(json_records.plan_record(build_plan))
+    _print_table(build_plan.fidelity, build_plan.baselines)
+    coefficients = build_plan.coefficients_only
     _say(
-        f"Coefficients only (as the paper counts): {count(paper.parameters, 'number')}, "
-        f"{human(paper.nbytes)}."
+        f"Coefficients only (as the paper counts): {count(coefficients.parameters, 'number')}, "
+        f"{human(coefficients.nbytes)}."
     )
-    if worth.break_even:
-        adapters = count(worth.break_even, "adapter")
+    if build_plan.break_even:
+        adapters = count(build_plan.break_even, "adapter")
         _say(f"The Share model is the smaller one from {adapters} like these on.")
     else:
         _say("The Share model is not the smaller one, however many adapters like these there are.")
-    if worth.per_task_modules:
-        _say(f"{count(worth.per_task_modules, 'layer')} would be stored per task.")
-    if worth.budget is not None:
-        _say(_budget_choice(worth.storage))
-    colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[worth.verdict]
-    return _say(f"Verdict: [bold {colour}]{worth.verdict}[/], because {_shown(worth.reason)}.")
+    if build_plan.per_task_modules:
+        _say(f"{count(build_plan.per_task_modules, 'layer')} would be stored per task.")
+    if build_plan.budget is not None:
+        _say(_budget_choice(build_plan.storage))
+    colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[build_plan.verdict]
+    return _say(
+        f"Verdict: [bold {colour}]{build_plan.verdict}[/], because {_markup(build_plan.reason)}."
+    )
 
 
 def _budget_choice(storage: StorageSummary) -> str:
@@ -142,13 +144,13 @@ def _budget_choice(storage: StorageSummary) -> str:
     return f"{text}."
 
 
-def fidelity(kept: Fidelity, baselines: Baselines | None, as_json: bool) -> None:
+def print_fidelity(measured: Fidelity, baselines: Baselines | None, as_json: bool) -> None:
     if as_json:
-        return _json(json_records.fidelity_record(kept, baselines))
-    return _kept(kept, baselines)
+        return _json(json_records.fidelity_record(measured, baselines))
+    return _print_table(measured, baselines)
 
 
-def info(opened: Checkout, with_layers: bool, as_json: bool) -> None:
+def print_info(opened: Checkout, with_layers: bool, as_json: bool) -> None:
     content = opened.manifest.content
     budget = content.settings.budget
     wanted = with_layers or budget is not None
@@ -157,19 +159,19 @@ def info(opened: Checkout, with_layers: bool, as_json: bool) -> None:
         return _json(json_records.info_record(opened, storage))
     dtype = str(content.dtype).removeprefix("torch.")
     _say(
-        f"[bold]{_shown(str(opened.path))}[/], version {opened.version.number} of "
+        f"[bold]{_markup(str(opened.path))}[/], version {opened.version.number} of "
         f"{opened.version.created}: {count(len(content.tasks), 'task')} in "
         f"{count(len(content.layers), 'layer')} of {_base(content.base.id)}, "
         f"{_k_span(layer.k for layer in content.layers)}, method {content.settings.method}, "
         f"stored as {dtype}."
     )
-    _out_of_core(layer.streamed for layer in content.layers)
+    _print_out_of_core(layer.streamed for layer in content.layers)
     if storage and with_layers:
         _show(_layer_table(content.layers, storage, content.dtype.itemsize))
     _show(_task_table(opened, storage))
     if storage:
         _say(_storage_sentence(storage.total, budget))
-    return _sizes(json_records.disk_bytes(opened))
+    return _print_sizes(json_records.disk_bytes(opened))
 
 
 def _task_table(opened: Checkout, storage: ModelStorage | None) -> Table:
@@ -179,7 +181,7 @@ def _task_table(opened: Checkout, storage: ModelStorage | None) -> Table:
     for entry in opened.manifest.content.tasks:
         summary = entry.summary
         table.add_row(
-            _name(entry.name),
+            _markup(entry.name),
             summary.format,
             str(summary.modules),
             *([str(per_task[entry.name].per_task.updates)] if per_task else []),
@@ -198,7 +200,7 @@ def _layer_table(layers: Sequence[LayerEntry], storage: ModelStorage, itemsize: 
         tallies = _tallies(storage.layers[layer.module])
         groups = f" in {len(layer.groups)}" if layer.groups else ""
         table.add_row(
-            _name(layer.module),
+            _markup(layer.module),
             "×".join(map(str, layer.k)) + groups,
             *(_tally_cell(tallies[kind]) for kind in kinds),
             human(json_records.basis_bytes(layer, itemsize)),
@@ -224,26 +226,25 @@ def _storage_sentence(total: StorageTally, budget: int | None) -> str:
     return f"{count(total.total.updates, 'update')}{why}: {', '.join(ways) or 'none'}."
 
 
-def exported(
+def print_export(
     task: str, written: Sequence[Path], server_options: Sequence[str], as_json: bool
 ) -> None:
     if as_json:
         paths = [str(path) for path in written]
         return _json({"task": task, "written": paths, "server_options": list(server_options)})
-    _say(f"Exported {_name(task)} to {', '.join(_shown(str(path)) for path in written)}.")
+    _say(f"Exported {_markup(task)} to {', '.join(_markup(str(path)) for path in written)}.")
     if server_options:
-        _say(f"Start the server with {_shown(shlex.join(server_options))}")
+        _say(f"Start the server with {_markup(shlex.join(server_options))}")
     return None
 
 
-def verified(report: Report, as_json: bool) -> None:
+def print_verification(report: Report, as_json: bool) -> None:
     if as_json:
         return _json(json_records.verification_record(report))
     for finding in report.damaged:
         where = "" if finding.version is None else f" (version {finding.version})"
-        _say(
-            f"{_shown(finding.file)}{where} is [red]{finding.status}[/]: {_shown(finding.detail)}."
-        )
+        file, detail = _markup(finding.file), _markup(finding.detail)
+        _say(f"{file}{where} is [red]{finding.status}[/]: {detail}.")
     files = count(len(report.findings), "file")
     versions = f"version {', '.join(map(str, report.versions)) or 'none'}"
     if report.ok:
@@ -251,7 +252,7 @@ def verified(report: Report, as_json: bool) -> None:
     return _say(f"{files} of {versions}: [red]{len(report.damaged)} damaged[/].")
 
 
-def history(versions: Sequence[Version], as_json: bool) -> None:
+def print_history(versions: Sequence[Version], as_json: bool) -> None:
     if as_json:
         return _json({"versions": [json_records.version_record(v) for v in versions]})
     table = _table("version", "when", "tasks", "what")
@@ -259,68 +260,68 @@ def history(versions: Sequence[Version], as_json: bool) -> None:
         operation = version.operation
         about = f"to {operation.version}" if operation.version else _names(operation.tasks)
         if operation.verb == "rename" and len(operation.tasks) == 2:
-            about = " to ".join(map(_name, operation.tasks))
+            about = " to ".join(map(_markup, operation.tasks))
         what = f"{operation.verb} {about}"
         table.add_row(str(version.number), version.created, str(version.task_count), what)
     return _show(table)
 
 
-def rolled_back(current: Version, to: int, as_json: bool) -> None:
+def print_rollback(current: Version, to: int, as_json: bool) -> None:
     if as_json:
         return _json(json_records.version_record(current))
     tasks = count(current.task_count, "task")
     return _say(f"Version {current.number} has the contents of version {to} again: {tasks}.")
 
 
-def pruned(removed: Pruned, as_json: bool) -> None:
+def print_prune(removed: Pruned, as_json: bool) -> None:
     if as_json:
         return _json(json_records.pruned_record(removed))
     return _say(f"Removed {count(len(removed.versions), 'version')} and {human(removed.bytes)}.")
 
 
-def reported(written: WrittenReport, as_json: bool) -> None:
+def print_report(written: WrittenReport, as_json: bool) -> None:
     if as_json:
         return _json(json_records.report_record(written))
     for notice in written.notices:
         colour = "yellow" if notice.level == "serious" else "dim"
-        _say(f"[{colour}]{_shown(notice.title)}.[/]")
+        _say(f"[{colour}]{_markup(notice.title)}.[/]")
     return _say(
-        f"Wrote [bold]{_shown(str(written.path))}[/], the report of version {written.version}: "
+        f"Wrote [bold]{_markup(str(written.path))}[/], the report of version {written.version}: "
         f"{human(written.bytes)}."
     )
 
 
-def progress_line(text: str) -> None:
+def print_progress(text: str) -> None:
     """A line about work in progress, on standard error."""
-    Console(stderr=True, highlight=False).print(_shown(text), style="dim", soft_wrap=True)
+    Console(stderr=True, highlight=False).print(_markup(text), style="dim", soft_wrap=True)
 
 
-def demo(result: DemoResult, out: Path, as_json: bool) -> None:
+def print_demo(result: DemoResult, out: Path, as_json: bool) -> None:
     if as_json:
         return _json(asdict(result))
     from sharespace.demo.result import tables
 
     _console.print(tables(result))
-    picture, numbers = _shown(str(out / "demo.png")), _shown(str(out / "results.json"))
+    picture, numbers = _markup(str(out / "demo.png")), _markup(str(out / "results.json"))
     _say(f"The picture is in {picture}, the numbers are in {numbers}.")
-    return _say(f"Go on with: sharespace info {_shown(str(out / 'share'))}")
+    return _say(f"Go on with: sharespace info {_markup(str(out / 'share'))}")
 
 
-def stream_progress(event: Event) -> None:
+def print_stream_progress(event: Event) -> None:
     """What a stream is doing, on standard error; a missing score stands out."""
-    text = _shown(event.text)
+    text = _markup(event.text)
     style = "yellow" if event.stage == "unscored" else "dim"
     Console(stderr=True, highlight=False).print(text, style=style, soft_wrap=True)
 
 
-def stream(result: StreamResult, as_json: bool) -> None:
+def print_stream(result: StreamResult, as_json: bool) -> None:
     if as_json:
         return _json(json_records.stream_record(result))
     table = _table("task", "came as", "metric", "first", "last", "trained", "LoRA", "head")
     for learned in result.learned:
         score = result.scores.get(learned.task)
         table.add_row(
-            _name(learned.task),
+            _markup(learned.task),
             learned.how,
             score.metric if score else "",
             _score(score.first if score else None),
@@ -333,23 +334,23 @@ def stream(result: StreamResult, as_json: bool) -> None:
     measures = ", ".join(f"{name} {_score(value)}" for name, value in result.measures.items())
     _say(f"After {count(len(result.steps), 'step')}: {measures}.")
     if result.router:
-        _router(result.router)
+        _print_router(result.router)
     for notice in result.notices:
-        _say(f"[yellow]{_shown(notice)}[/]")
-    _say(f"The Share model is [bold]{_shown(str(result.share))}[/], version {result.version}.")
-    return _sizes(result.steps[-1].bytes)
+        _say(f"[yellow]{_markup(notice)}[/]")
+    _say(f"The Share model is [bold]{_markup(str(result.share))}[/], version {result.version}.")
+    return _print_sizes(result.steps[-1].bytes)
 
 
-def _router(router: RouterResult) -> None:
+def _print_router(router: RouterResult) -> None:
     """Percentages of the evaluation data; see ``RoutedTask``."""
     table = _table("task", "routed right", "to base", "oracle", "with router", "among all classes")
     columns = ("routing", "fallback", "oracle", "routed", "class_incremental")
     for name, scores in router.scores.items():
-        table.add_row(_name(name), *(_score(getattr(scores, column)) for column in columns))
+        table.add_row(_markup(name), *(_score(getattr(scores, column)) for column in columns))
     table.add_row("[bold]mean[/]", *(_score(router.means[column]) for column in columns))
     _show(table)
     _say(
-        f"The router is {_shown(str(router.path))} ({human(router.bytes)}); its margin of "
+        f"The router is {_markup(str(router.path))} ({human(router.bytes)}); its margin of "
         f"{_score(router.margin)} leaves {percent(router.fallback_rate)} of the inputs to the base "
         "model."
     )
@@ -359,7 +360,7 @@ def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def submitted(submission: Submission, as_json: bool) -> None:
+def print_submission(submission: Submission, as_json: bool) -> None:
     if as_json:
         return _json(asdict(submission))
     form = "as plain factors"
@@ -371,8 +372,8 @@ def submitted(submission: Submission, as_json: bool) -> None:
     return None
 
 
-def gathered(outcome: Gathered, inbox: str, as_json: bool) -> None:
-    """All that one run of ``gather`` did; people were told of its batches by ``gathered_batch``."""
+def print_gather(outcome: Gathered, inbox: str, as_json: bool) -> None:
+    """What one run of ``gather`` did; ``print_gather_batch`` has told people of its batches."""
     if as_json:
         return _json(json_records.gathered_record(outcome))
     if not (outcome.merged or outcome.refused or outcome.repeated):
@@ -380,7 +381,7 @@ def gathered(outcome: Gathered, inbox: str, as_json: bool) -> None:
     return None
 
 
-def gathered_batch(outcome: Gathered, *, prefix: str = "") -> None:
+def print_gather_batch(outcome: Gathered, *, prefix: str = "") -> None:
     """A line for a batch, and one on standard error for each contribution that was set aside."""
     _print(f"{prefix}{_gathered_line(outcome)}")
     if outcome.losses:
@@ -390,18 +391,18 @@ def gathered_batch(outcome: Gathered, *, prefix: str = "") -> None:
         _print(f"{prefix}{_refusal_line(refusal)}", file=sys.stderr)
 
 
-def watched_batch(outcome: Gathered) -> None:
+def print_watched_batch(outcome: Gathered) -> None:
     """The same with the time, for the log of ``gather --watch``."""
-    gathered_batch(outcome, prefix=f"{_now()} ")
+    print_gather_batch(outcome, prefix=f"{_now()} ")
 
 
-def watched_record(outcome: Gathered) -> None:
+def print_watched_record(outcome: Gathered) -> None:
     """A batch as one line of JSON with the time, for ``gather --watch --json``."""
     record = {"time": _now(), **json_records.gathered_record(outcome)}
     print(json.dumps(record, allow_nan=False), flush=True)
 
 
-def watch_failed(error: SharespaceError) -> None:
+def print_watch_failure(error: SharespaceError) -> None:
     """A look that failed; the watch goes on and looks again."""
     _print(f"{_now()} Not gathered now: {error_text(error)}", file=sys.stderr)
 
@@ -426,14 +427,14 @@ def _now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def pushed(repository: str, url: str | None, as_json: bool) -> None:
+def print_push(repository: str, url: str | None, as_json: bool) -> None:
     if as_json:
         return _json({"repository": repository, "url": url})
     _print(f"Pushed to {repository}: {url}" if url else f"{repository} is up to date.")
     return None
 
 
-def pulled(share: Path, version: Version | None, as_json: bool) -> None:
+def print_pull(share: Path, version: Version | None, as_json: bool) -> None:
     """The version that is current now, or that there was nothing new."""
     if as_json:
         return _json({"version": version.number if version else None})
@@ -444,47 +445,47 @@ def pulled(share: Path, version: Version | None, as_json: bool) -> None:
     return None
 
 
-def _kept(fidelity: Fidelity, baselines: Baselines | None = None) -> None:
+def _print_table(fidelity: Fidelity, baselines: Baselines | None = None) -> None:
     """The table of tasks and the bytes."""
     extra = ("own SVD", "mean adapter", "shared") if baselines else ("worst layer's name",)
     table = _table("task", "error", "bound", "worst layer", *extra)
     for name, task in fidelity.tasks.items():
         error = percent(task.relative_error)
-        row = [_name(name), error if task.measured else f"~{error}", percent(task.bound)]
+        row = [_markup(name), error if task.measured else f"~{error}", percent(task.bound)]
         row += [percent(task.worst_layer_error)]
         if baselines:
             row += [percent(baselines.own_svd[name]), percent(baselines.mean_adapter[name])]
             row += [percent(baselines.shared_fraction[name])]
         else:
-            row += [_shown(task.worst_layer)]
+            row += [_markup(task.worst_layer)]
         table.add_row(*row)
     _show(table)
     if not all(task.measured for task in fidelity.tasks.values()):
         _say("~ marks an estimate from the ledger; only the bound is certain. --against measures.")
-    _sizes(json_records.bytes_record(fidelity.bytes))
+    _print_sizes(json_records.bytes_record(fidelity.bytes))
 
 
-def _losses(fidelity: Fidelity, most: int = 5) -> None:
+def _print_losses(fidelity: Fidelity, most: int = 5) -> None:
     """The tasks that lost most and the report's warnings of them; nothing where all is well."""
     notices = loss_notices(fidelity.tasks)
     if not notices:
         return
     bounds = {name: task.bound for name, task in fidelity.tasks.items()}
     worst = sorted(bounds, key=lambda name: -bounds[name])[:most]
-    _say(f"Worst: {', '.join(f'{_name(name)} {percent(bounds[name])}' for name in worst)}.")
+    _say(f"Worst: {', '.join(f'{_markup(name)} {percent(bounds[name])}' for name in worst)}.")
     for notice in notices:
-        text = _shown(f"{notice.text} {notice.remedy}")
-        _say(f"[yellow]Warning: {_shown(notice.title)}.[/] {text}")
+        text = _markup(f"{notice.text} {notice.remedy}")
+        _say(f"[yellow]Warning: {_markup(notice.title)}.[/] {text}")
 
 
-def _sizes(sizes: Mapping[str, int]) -> None:
+def _print_sizes(sizes: Mapping[str, int]) -> None:
     parts = ", ".join(f"{name} {human(sizes[name])}" for name in ("basis", "coefficients", "other"))
     share = sizes["total"] / sizes["adapters"] if sizes["adapters"] else 1.0
     adapters, total = human(sizes["adapters"]), human(sizes["total"])
     _say(f"The adapters take {adapters}, the Share model {total} ({percent(share)}): {parts}.")
 
 
-def _out_of_core(streamed: Iterable[bool]) -> None:
+def _print_out_of_core(streamed: Iterable[bool]) -> None:
     """How many layers took in adapters that did not fit in memory together; or nothing."""
     layers = list(streamed)
     if any(layers):
@@ -492,7 +493,7 @@ def _out_of_core(streamed: Iterable[bool]) -> None:
 
 
 def _base(base: str | None) -> str:
-    return _shown(base) if base else "a base model that is not stated"
+    return _markup(base) if base else "a base model that is not stated"
 
 
 def _k_span(dimensions: Iterable[tuple[int, int]]) -> str:
@@ -521,13 +522,8 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _name(name: str) -> str:
-    """A name on one line of a terminal, whatever is in it."""
-    return _shown(name)
-
-
 def _names(names: Sequence[str], most: int = 4) -> str:
-    return _shown(_plain_names(names, most))
+    return _markup(_plain_names(names, most))
 
 
 def _plain_names(names: Sequence[str], most: int = 5) -> str:
@@ -536,7 +532,7 @@ def _plain_names(names: Sequence[str], most: int = 5) -> str:
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _shown(text: str) -> str:
+def _markup(text: str) -> str:
     """Text from outside as markup of rich that shows it, and does nothing."""
     return escape_markup(visible(text))
 

@@ -99,6 +99,9 @@ class Workbench:
     def job(self, name: str) -> TaskJob:
         """The job of that name.
 
+        Args:
+            name: of the task.
+
         Raises:
             TaskNotFoundError: there is none.
         """
@@ -112,7 +115,11 @@ class Workbench:
         return tuple(self.jobs)
 
     def head_tensors(self, name: str) -> dict[str, Tensor]:
-        """Parameter -> value of a task's heads before training."""
+        """Parameter -> value of a task's heads before training.
+
+        Args:
+            name: of the task.
+        """
         heads = self.job(name).heads
         return {k: v for k, v in self._fresh[name].items() if in_heads(k, heads)}
 
@@ -138,6 +145,9 @@ class Workbench:
         """A task's model with its head and buffers as they came, frozen, in evaluation mode.
 
         Adapters that were put into it must have been released.
+
+        Args:
+            name: of the task.
         """
         heads = self.job(name).heads
         model = self._models[name].requires_grad_(False).eval().to(self.device)
@@ -148,7 +158,12 @@ class Workbench:
 
     @torch.no_grad()
     def restore_buffers(self, name: str, model: nn.Module) -> None:
-        """Running statistics outside the heads as the base model has them (no adapter has them)."""
+        """Running statistics outside the heads as the base model has them (no adapter has them).
+
+        Args:
+            name: of the task.
+            model: the task's model, changed in place.
+        """
         heads = self.job(name).heads
         buffers = {plain_name(key): value for key, value in model.named_buffers()}
         for key, value in self._fresh[name].items():
@@ -157,18 +172,33 @@ class Workbench:
 
     @torch.no_grad()
     def score(self, name: str, model: nn.Module) -> float:
-        """Percent of a task by its job."""
+        """Percent of a task by its job.
+
+        Args:
+            name: of the task.
+            model: as it is to be scored, with the head of the task.
+        """
         return float(self.job(name).score(model.to(self.device).eval()))
 
     def train(self, name: str, model: nn.Module, training: TrainingSettings) -> Fit:
-        """Train a task's model on its data, in place; running statistics do not stay."""
+        """Train a task's model on its data, in place; running statistics do not stay.
+
+        Args:
+            name: of the task.
+            model: the task's model; what requires a gradient is trained.
+            training: steps, rate, batch size.
+        """
         job = self.job(name)
         result = fit(model, job.data, self.settings.training(training, job), job.setup)
         self.restore_buffers(name, model)
         return result
 
     def own_lora(self, name: str) -> OwnLora:
-        """A task's own LoRA and heads, by PEFT: trained at the first call, unless it was given."""
+        """A task's own LoRA and heads, by PEFT: trained at the first call, unless it was given.
+
+        Args:
+            name: of the task.
+        """
         if name not in self.own:
             job, settings = self.job(name), self.settings
             wrapped = add_lora(self.fresh(name), settings, job.heads)

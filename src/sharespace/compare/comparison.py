@@ -121,6 +121,9 @@ class ComparisonRow:
     def from_record(cls, record: Mapping[str, Any]) -> ComparisonRow:
         """The row that ``to_record`` made a record of.
 
+        Args:
+            record: values as JSON has them.
+
         Raises:
             OptionError: the record does not fit.
         """
@@ -222,6 +225,9 @@ class Comparison:
     def from_record(cls, record: Mapping[str, Any]) -> Comparison:
         """The comparison that ``to_record`` made a record of; its summary is computed again.
 
+        Args:
+            record: values as JSON has them.
+
         Raises:
             OptionError: the record does not fit.
         """
@@ -258,13 +264,21 @@ def _known(values: list[float | None]) -> Spread | None:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The table as markdown, and a line that says what it shows."""
+    """The table as markdown, and a line that says what it shows.
+
+    Args:
+        comparison: what ``run`` gave.
+    """
     rows = [_cells(summary) for summary in comparison.summary()]
     return f"{_grid(_header(comparison), rows)}\n\n{caption(comparison)}\n"
 
 
 def rich_table(comparison: Comparison) -> Table:
-    """The same table for a terminal."""
+    """The same table for a terminal.
+
+    Args:
+        comparison: what ``run`` gave.
+    """
     table = Table(caption=caption(comparison))
     for i, name in enumerate(_header(comparison)):
         table.add_column(escape(name), justify="right" if i else "left", overflow="fold")
@@ -274,7 +288,11 @@ def rich_table(comparison: Comparison) -> Table:
 
 
 def caption(comparison: Comparison) -> str:
-    """What the figures are, and over how many seeds and orders."""
+    """What the figures are, and over how many seeds and orders.
+
+    Args:
+        comparison: what ``run`` gave.
+    """
     seeds, orders = len(comparison.seeds), len(comparison.orders)
     over = f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
     if orders > 1:

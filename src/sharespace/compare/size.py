@@ -136,7 +136,12 @@ class Claim:
 
 
 def claims(layout: SizeLayout, tasks: Sequence[int] = (6, 100, 1000)) -> tuple[Claim, ...]:
-    """Both counts for some numbers of tasks."""
+    """Both counts for some numbers of tasks.
+
+    Args:
+        layout: sizes of the stream: what is stored once, and what with every task.
+        tasks: the numbers of tasks T.
+    """
     return tuple(Claim(size(layout, t, "paper"), size(layout, t, "bytes")) for t in tasks)
 
 
@@ -183,6 +188,9 @@ def _bytes(layout: SizeLayout, counted: CountedBy) -> tuple[int, int, int]:
 
 def bytes_on_disk(path: Path) -> int:
     """Bytes of a file, or of all files in a folder; a file with several links counts once.
+
+    Args:
+        path: of the file or folder.
 
     Raises:
         OptionError: there is nothing at the path.

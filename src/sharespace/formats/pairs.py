@@ -264,9 +264,9 @@ def sort_by_role(
         if not is_grouped(file, pair):
             pairs[module] = pair
             used.update(roles.values())
-    kept = {key: raw for key, raw in keys.items() if raw not in used}
+    kept_keys = {key: raw for key, raw in keys.items() if raw not in used}
     factor_keys = {key for pair in pairs.values() for key in (pair.down, pair.up)}
-    return AdapterKeys(pairs, kept, frozenset(used - factor_keys))
+    return AdapterKeys(pairs, kept_keys, frozenset(used - factor_keys))
 
 
 def _by_module(

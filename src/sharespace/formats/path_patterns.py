@@ -115,8 +115,8 @@ def _branching(parts: Iterable[Any]) -> tuple[int, int]:
         elif str(op) == "BRANCH":
             choices *= len(value[1])
         for inner in _inner(str(op), value):
-            more, ways = _branching(inner)
-            repeats += more
+            inner_repeats, ways = _branching(inner)
+            repeats += inner_repeats
             choices *= ways
     return repeats, choices
 

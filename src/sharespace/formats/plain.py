@@ -266,20 +266,20 @@ def split_components(lora: PlainLora) -> dict[str, PlainLora]:
 
 def _component(lora: PlainLora, name: str, *, first: bool, names: list[str]) -> PlainLora:
     start = name + "."
-    kept = {
+    kept_tensors = {
         PREFIX + key.removeprefix(start): lora.kept[key]
         for key in lora.kept
         if key.startswith(start)
     }
     if first:
         starts = tuple(f"{component}." for component in names)
-        kept |= {key: lora.kept[key] for key in lora.kept if not key.startswith(starts)}
+        kept_tensors |= {key: lora.kept[key] for key in lora.kept if not key.startswith(starts)}
     header = {METADATA: dict(lora.config.get(METADATA, {}))}
     return replace(
         lora,
         updates={k.removeprefix(start): v for k, v in lora.updates.items() if k.startswith(start)},
         shapes={k.removeprefix(start): v for k, v in lora.shapes.items() if k.startswith(start)},
-        kept=kept,
+        kept=kept_tensors,
         files=lora.files if first else {},
         config=component_config("config", lora.config, name) | header,
     )

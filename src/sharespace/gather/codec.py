@@ -199,13 +199,13 @@ def _contribution(fields: JsonFields, tensors: dict[str, Tensor], name: str) -> 
     base, source = fields.child("base_model"), fields.child("provenance")
     basis = None if fields.is_null("basis") else _basis(fields.child("basis"))
     updates = _updates(fields, tensors, basis)
-    kept, files, samples = (_take_all(tensors, start) for start in (_KEPT, _FILE, _BASE))
+    kept_tensors, files, samples = (_take_all(tensors, start) for start in (_KEPT, _FILE, _BASE))
     # What nobody asked for would be lost without a word: refuse it.
     if tensors:
         raise _damaged(name, f"unknown tensors: {sorted(tensors)[:3]}")
     for module, update in updates.items():
         update.check(module)
-    check_kept(kept)
+    check_kept(kept_tensors)
     check_files(files)
     check_samples(samples)
     contribution = Contribution(
@@ -214,7 +214,7 @@ def _contribution(fields: JsonFields, tensors: dict[str, Tensor], name: str) -> 
         fingerprint=base.text_or_null("fingerprint"),
         basis=basis,
         updates=updates,
-        kept=kept,
+        kept=kept_tensors,
         files=files,
         labels=fields.texts("labels") if fields.has("labels") else (),
         base_samples=samples,

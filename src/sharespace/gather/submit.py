@@ -150,7 +150,7 @@ def read_contribution(
 def _from_share(
     folder: Path, config: Mapping[str, Any], task: str | None, plain: bool
 ) -> Contribution:
-    modules, kept = _read_weights(find_weights(folder), str(config.get("component") or ""))
+    modules, kept_tensors = _read_weights(find_weights(folder), str(config.get("component") or ""))
     id, version = config.get("basis_id"), config.get("share_version")
     if not isinstance(id, str):
         raise CorruptAdapterError(str(folder / CONFIG), "it has no basis_id", "Save it again")
@@ -169,9 +169,9 @@ def _from_share(
         fingerprint=shapes_id,
         basis=None if plain else basis,
         updates=updates,
-        kept=kept,
+        kept=kept_tensors,
         files=FolderFiles(folder),
-        config=_lora_fields(config, coordinates, bool(kept)),
+        config=_lora_fields(config, coordinates, bool(kept_tensors)),
         provenance=LEARNED,
     )
 
@@ -185,7 +185,7 @@ def _read_weights(
         raise CorruptAdapterError(str(weights), why, "Save it with safe_serialization=True")
     file = SafetensorsFile.open(weights)
     modules: dict[str, dict[str, Tensor]] = {}
-    kept: dict[str, Tensor] = {}
+    kept_tensors: dict[str, Tensor] = {}
     for key in file.infos:
         path, _, parameter = unwrapped(key).rpartition(".")
         if parameter in _TRAINED:
@@ -193,8 +193,8 @@ def _read_weights(
             name = f"{component}.{name}" if component else name
             modules.setdefault(name, {})[parameter] = file.read(key)[0]
         elif parameter not in (*_BASES, "sharespace_basis_id"):
-            kept[unwrapped(key)] = file.read(key)[0]
-    return modules, kept
+            kept_tensors[unwrapped(key)] = file.read(key)[0]
+    return modules, kept_tensors
 
 
 def _coordinates(folder: Path, module: str, tensors: Mapping[str, Tensor]) -> Coordinates:

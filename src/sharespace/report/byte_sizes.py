@@ -57,9 +57,9 @@ STORAGE_SCALE = Scale(
     lambda way: _NAMES[int(way)],
     lambda way: _NAMES[int(way)].replace(" ", "_"),
 )
-"""Which of the four ways."""
+"""Colours and words for the four ways in which an update is stored, by the way's number."""
 
-_HEADS = ("stored", "updates", "of all", "bytes", "bytes each")
+_COLUMN_NAMES = ("stored", "updates", "of all", "bytes", "bytes each")
 
 
 def break_even(parts: FileBytes, tasks: int, budget: bool = False) -> int | None:
@@ -100,9 +100,9 @@ def sizes(facts: Facts) -> Html:
     )
 
 
-def _named(parts: FileBytes) -> list[tuple[str, int, str, str]]:
+def _parts_by_name(parts: FileBytes) -> list[tuple[str, int, str, str]]:
     """(name, bytes, what it is, colour); updates stored per task beside the coefficients."""
-    every = [
+    rows = [
         ("bases", parts.basis, "the subspaces, common to all tasks"),
         ("coefficients", parts.coefficients - parts.per_task, "the tasks in the subspaces"),
         ("kept", parts.kept, "heads, biases and the like, as they came"),
@@ -110,7 +110,7 @@ def _named(parts: FileBytes) -> list[tuple[str, int, str, str]]:
         ("manifest", parts.manifest, "the list of all this"),
         ("per task", parts.per_task, "updates outside of the subspaces, each by its own SVD"),
     ]
-    named = [(name, size, what, f"s{i}") for i, (name, size, what) in enumerate(every)]
+    named = [(name, size, what, f"s{i}") for i, (name, size, what) in enumerate(rows)]
     if not parts.per_task:
         return named[:-1]
     return [*named[:2], named[-1], *named[2:-1]]
@@ -119,7 +119,7 @@ def _named(parts: FileBytes) -> list[tuple[str, int, str, str]]:
 def _rows(parts: FileBytes) -> list[list[TableCell]]:
     rows: list[list[TableCell]] = [
         [name, Figure(human(size), size), _share(size, parts.total), what]
-        for name, size, what, _ in _named(parts)
+        for name, size, what, _ in _parts_by_name(parts)
     ]
     whole = Figure(human(parts.total), parts.total)
     rows.append(["this version", whole, _share(parts.total, parts.total), "sum of the above"])
@@ -141,7 +141,7 @@ def _bars(parts: FileBytes) -> Html:
     drawn = [_label("adapters", 17), _label("Share", 53)]
     drawn.append(_part(_START, 2, parts.adapters * scale, "none", "adapters", parts.adapters))
     at = _START
-    for name, size, _, style in _named(parts):
+    for name, size, _, style in _parts_by_name(parts):
         drawn.append(_part(at, 38, size * scale, style, name, size))
         at += size * scale
     title = f"Adapters {human(parts.adapters)}, Share model {human(parts.total)}."
@@ -165,7 +165,9 @@ def _part(x: float, y: float, width: float, style: str, name: str, size: int) ->
 
 
 def _bar_legend(parts: FileBytes) -> Html:
-    items = [tag("li", tag("span", class_=f"cell {s}"), " ", n) for n, _, _, s in _named(parts)]
+    items = [
+        tag("li", tag("span", class_=f"cell {s}"), " ", n) for n, _, _, s in _parts_by_name(parts)
+    ]
     return tag("ul", items, class_="legend")
 
 
@@ -253,7 +255,7 @@ def in_all(facts: Facts) -> list[Html]:
     text = f"The {total} (one for each task and layer) are stored in {len(kinds)} ways.{whose}"
     return [
         read(text),
-        table("Updates by the way they are stored", _HEADS, [*rows, _bases(facts)], False),
+        table("Updates by the way they are stored", _COLUMN_NAMES, [*rows, _bases(facts)], False),
     ]
 
 

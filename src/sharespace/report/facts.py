@@ -328,13 +328,15 @@ def _file_bytes(
     # Files are named by their content: two tasks of equal coefficients share one, counted once.
     tasks = {t.coefficients.file: t for t in content.tasks}.values()
     coefficients = sum(t.summary.coefficient_bytes for t in tasks)
-    kept = {ref.file: ref.bytes for t in content.tasks for ref in t.refs if ref != t.coefficients}
+    kept_files = {
+        ref.file: ref.bytes for t in content.tasks for ref in t.refs if ref != t.coefficients
+    }
     if content.base_samples is not None:
-        kept[content.base_samples.file] = content.base_samples.bytes
+        kept_files[content.base_samples.file] = content.base_samples.bytes
     return FileBytes(
         basis=content.basis.bytes,
         coefficients=coefficients,
-        kept=sum(kept.values()),
+        kept=sum(kept_files.values()),
         ledgers=sum(t.coefficients.bytes for t in tasks) - coefficients,
         manifest=(root / opened.version.ref.file).stat().st_size,
         history=sum(v.new_bytes for v in versions) - versions[-1].bytes,

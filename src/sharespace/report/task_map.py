@@ -49,13 +49,15 @@ from sharespace.words import count, percent
 MOST_ROWS = 160
 """Rows of the matrix; with more tasks a row is several neighbours in the tree."""
 
-_TREE = 60
+_TREE_WIDTH = 60
+"""Pixels of the tree beside a matrix."""
 
 _MOST_LINES = STYLES
+"""Kinds of layers that are drawn: one for each style of a line."""
 
-_PARTS = (0.5, 0.9, 0.99)
+_FRACTIONS = (0.5, 0.9, 0.99)
 
-_HEADS = ("kind of layer", "layers", *(f"k for {part:.0%}" for part in _PARTS), "kept")
+_COLUMN_NAMES = ("kind of layer", "layers", *(f"k for {part:.0%}" for part in _FRACTIONS), "kept")
 
 
 def similarity(facts: Facts) -> Html:
@@ -127,7 +129,7 @@ def _matrix(facts: Facts, values: Tensor, scale: Scale) -> Html:
     title = f"Each of {count(len(names), 'task')} with each, relatives side by side."
     side = float(_side(len(rows)))
     heat = Heat(title, rows, rows, blocks(values[order][:, order], each), scale)
-    return heat_map(heat, (side, side), tree(facts.relations, _TREE, each), _TREE + 6)
+    return heat_map(heat, (side, side), tree(facts.relations, _TREE_WIDTH, each), _TREE_WIDTH + 6)
 
 
 def _side(rows: int) -> int:
@@ -192,7 +194,7 @@ class LayerKind:
 
     def reaches(self, part: float) -> int | None:
         """Smallest k that explains so much; None: the subspace does not."""
-        return next((k for k, kept in enumerate(self.curve, 1) if kept >= part), None)
+        return next((k for k, explained in enumerate(self.curve, 1) if explained >= part), None)
 
 
 def layer_kinds(explained: Mapping[str, Sequence[float]]) -> list[LayerKind]:
@@ -238,12 +240,16 @@ def variance(facts: Facts) -> Html:
             limit,
         ),
         figure(legend(series), chart(title, series, x, y), style="varied"),
-        table("Directions that each kind of layer needs", _HEADS, [_row(kind) for kind in kinds]),
+        table(
+            "Directions that each kind of layer needs",
+            _COLUMN_NAMES,
+            [_row(kind) for kind in kinds],
+        ),
     )
 
 
 def _row(kind: LayerKind) -> list[TableCell]:
-    needed = [kind.reaches(part) for part in _PARTS]
+    needed = [kind.reaches(part) for part in _FRACTIONS]
     cells = [Figure("more" if k is None else str(k), 1e9 if k is None else k) for k in needed]
     highest = kind.curve[-1]
     return [

@@ -236,7 +236,7 @@ def _table(facts: Facts) -> Html:
 
 def _bounds(layer: LayerFacts, facts: Facts) -> dict[str, float]:
     known = ((t.name, t.fidelity.layers.get(layer.module)) for t in facts.tasks)
-    return {name: kept.bound for name, kept in known if kept}
+    return {name: fidelity.bound for name, fidelity in known if fidelity}
 
 
 def _worst_of(layer: LayerFacts, facts: Facts) -> tuple[str, float]:

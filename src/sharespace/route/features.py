@@ -140,7 +140,11 @@ _POOLINGS = {"mean": _mean, "first": _first, "last": _last}
 
 @contextmanager
 def base_model_only(model: Module) -> Iterator[None]:
-    """The model in evaluation mode, with the adapters of a PeftModel off; left as it was."""
+    """The model in evaluation mode, with the adapters of a PeftModel off; left as it was.
+
+    Args:
+        model: a base model, or a PeftModel around one.
+    """
     modes = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
         adapters_off: Any = getattr(model, "disable_adapter", None)
@@ -158,13 +162,22 @@ def base_model_only(model: Module) -> Iterator[None]:
 
 
 def base_modules(model: Module) -> dict[str, Module]:
-    """The modules by their paths in the base model, also where a PeftModel is around it."""
+    """The modules by their paths in the base model, also where a PeftModel is around it.
+
+    Args:
+        model: a base model, or a PeftModel around one.
+    """
     base: Any = getattr(model, "get_base_model", lambda: model)()
     return dict(base.named_modules())
 
 
 def on_device(model: Module, batch: ModelInputs) -> dict[str, object]:
-    """The batch on the device of the model's first parameter; a model without any is on the CPU."""
+    """The batch on the device of the model's first parameter; a model without any is on the CPU.
+
+    Args:
+        model: where the batch is to go.
+        batch: the model's arguments by name.
+    """
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     return {key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.items()}
@@ -265,6 +278,11 @@ class Statistics:
 
 def check_dimension(what: str, dimension: int, wanted: int) -> None:
     """Refuse features of another dimension.
+
+    Args:
+        what: whose features they are, for the error.
+        dimension: length of a feature vector that is given.
+        wanted: length that fits.
 
     Raises:
         MismatchError: ``dimension`` is not ``wanted``.

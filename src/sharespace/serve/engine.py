@@ -237,7 +237,7 @@ class Engine:
             return True
         if len(taken) >= self.limits.batch or type(job.request) is not type(taken[0].request):
             return False
-        if not self._has_slot({other.request.task for other in taken}, job.request.task):
+        if not self._has_slot({running.request.task for running in taken}, job.request.task):
             return False
         # transformers goes on with all rows until the last has ended: the one with the longest
         # prompt must have positions for the longest answer.

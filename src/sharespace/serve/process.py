@@ -300,11 +300,11 @@ class _GuardedProtocol(H11Protocol):
     def _make_room(self) -> bool:
         """Close the connection that has been silent for longest; False where none is."""
         silent = [
-            (other._deadline.when(), number, other)
-            for number, other in enumerate(self.connections)
-            if isinstance(other, _GuardedProtocol)
-            and other is not self
-            and other._deadline is not None
+            (connection._deadline.when(), number, connection)
+            for number, connection in enumerate(self.connections)
+            if isinstance(connection, _GuardedProtocol)
+            and connection is not self
+            and connection._deadline is not None
         ]
         if not silent:
             return False

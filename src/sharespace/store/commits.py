@@ -345,18 +345,18 @@ def _plan_task(
     if name != task.name:
         raise MismatchError(f"task {name!r}", f"it is called {task.name!r} itself")
     coefficients = task_file(task, layers, dtype)
-    kept = _plan_tensors("kept", task.kept)
+    kept_file = _plan_tensors("kept", task.kept)
     files = _plan_tensors("files", task.files)
     entry = TaskEntry(
         name,
         coefficients.ref,
-        None if kept is None else kept.ref,
+        None if kept_file is None else kept_file.ref,
         summarise(task),
         None if files is None else files.ref,
         tuple(task.labels),
         tuple(sorted(task.started_from.items())),
     )
-    return entry, [payload for payload in (coefficients, kept, files) if payload is not None]
+    return entry, [payload for payload in (coefficients, kept_file, files) if payload is not None]
 
 
 def _plan_tensors(role: str, tensors: Mapping[str, Tensor], suffix: str = "") -> Payload | None:

@@ -22,7 +22,11 @@ further on data after it was merged."""
 
 
 def step_name(tasks: Sequence[str]) -> str:
-    """What a step is called: the names of the tasks that it brought in, joined by ``+``."""
+    """What a step is called: the names of the tasks that it brought in, joined by ``+``.
+
+    Args:
+        tasks: names of the tasks.
+    """
     return "+".join(tasks)
 
 
@@ -93,6 +97,10 @@ class StreamLoop:
 
 def step_groups(tasks: Sequence[str], initial: int) -> list[tuple[str, ...]]:
     """The tasks of each step: the initial ones together, then one by one.
+
+    Args:
+        tasks: names of all tasks, in their order.
+        initial: how many of them the first step has.
 
     Raises:
         OptionError: ``initial`` is not between 1 and the number of tasks.

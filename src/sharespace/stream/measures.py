@@ -124,6 +124,9 @@ class ScoreMatrix:
     def column(self, task: str) -> int:
         """The number of a task.
 
+        Args:
+            task: name of the task.
+
         Raises:
             OptionError: there is no such task.
         """
@@ -132,7 +135,11 @@ class ScoreMatrix:
         return self.tasks.index(task)
 
     def up_to(self, step: int) -> ScoreMatrix:
-        """The stream as it was after a step (from 0): its rows, and the tasks learned by then."""
+        """The stream as it was after a step (from 0): its rows, and the tasks learned by then.
+
+        Args:
+            step: number of the step, from 0.
+        """
         known = [i for i, at in enumerate(self.learned) if at is not None and at <= step]
         return ScoreMatrix(
             tuple(self.tasks[i] for i in known),
@@ -176,6 +183,9 @@ class ScoreMatrix:
     def from_record(cls, record: Mapping[str, Any]) -> ScoreMatrix:
         """The matrix that ``to_record`` made a record of.
 
+        Args:
+            record: values as JSON has them.
+
         Raises:
             OptionError: a field is missing or does not fit.
         """
@@ -197,6 +207,9 @@ class ScoreMatrix:
 def acc(matrix: ScoreMatrix) -> float:
     """ACC = mean_i R[T][i].
 
+    Args:
+        matrix: score of every task after every step.
+
     Raises:
         OptionError: a task was not learned or has no score after the last step. All measures that
             read the last scores raise it.
@@ -205,7 +218,11 @@ def acc(matrix: ScoreMatrix) -> float:
 
 
 def acc_over_steps(matrix: ScoreMatrix) -> list[float | None]:
-    """ACC over the tasks learned by then, after every step; None before any is learned."""
+    """ACC over the tasks learned by then, after every step; None before any is learned.
+
+    Args:
+        matrix: score of every task after every step.
+    """
     means: list[float | None] = []
     for step in range(len(matrix.steps)):
         known = any(at is not None and at <= step for at in matrix.learned)
@@ -214,7 +231,11 @@ def acc_over_steps(matrix: ScoreMatrix) -> list[float | None]:
 
 
 def backward_transfer(matrix: ScoreMatrix) -> float:
-    """BWT = mean_{i<T} (R[T][i] - R[i][i]); 0 where the last step is the first to know a task."""
+    """BWT = mean_{i<T} (R[T][i] - R[i][i]); 0 where the last step is the first to know a task.
+
+    Args:
+        matrix: score of every task after every step.
+    """
     first, last = matrix.first, matrix.last
     changes = [last[t] - first[t] for t in _before_last(matrix)]
     return fmean(changes) if changes else 0.0
@@ -224,6 +245,9 @@ def task_forgetting(matrix: ScoreMatrix) -> dict[str, float]:
     """Task -> max_{i <= t < T} R[t][i] - R[T][i], of the tasks learned before the last step.
 
     Negative where the last score is the best one.
+
+    Args:
+        matrix: score of every task after every step.
     """
     last, end = matrix.last, len(matrix.steps) - 1
     lost = {}
@@ -237,6 +261,9 @@ def forgetting(matrix: ScoreMatrix) -> float:
     """mean_{i<T} (max_{i <= t < T} R[t][i] - R[T][i]); 0 where there is no such task.
 
     Never less than -BWT.
+
+    Args:
+        matrix: score of every task after every step.
     """
     lost = task_forgetting(matrix)
     return fmean(lost.values()) if lost else 0.0
@@ -280,7 +307,12 @@ def plasticity(matrix: ScoreMatrix, own: Mapping[str, float]) -> float:
 
 
 def retained(matrix: ScoreMatrix, own: Mapping[str, float]) -> dict[str, float | None]:
-    """Task -> R[T][i] / own LoRA_i; None where own LoRA's score is not above 0."""
+    """Task -> R[T][i] / own LoRA_i; None where own LoRA's score is not above 0.
+
+    Args:
+        matrix: score of every task after every step.
+        own: task -> score of its own LoRA, in the matrix's unit.
+    """
     # A ratio to a score that is 0 or negative (a correlation, a loss with its sign turned) says
     # nothing.
     given = dict(zip(matrix.tasks, _aligned("own", own, matrix.tasks), strict=True))
@@ -327,6 +359,10 @@ def _aligned(name: str, scores: Mapping[str, float], tasks: tuple[str, ...]) -> 
 def learned_at(matrix: ScoreMatrix, i: int) -> int:
     """The step that first learned task number i.
 
+    Args:
+        matrix: score of every task after every step.
+        i: number of the task, from 0.
+
     Raises:
         OptionError: none did.
     """
@@ -339,6 +375,12 @@ def learned_at(matrix: ScoreMatrix, i: int) -> int:
 
 def scores_between(matrix: ScoreMatrix, i: int, first: int, end: int) -> list[float]:
     """The scores R[first .. end - 1][i] of task number i.
+
+    Args:
+        matrix: score of every task after every step.
+        i: number of the task, from 0.
+        first: first step, from 0.
+        end: the step after the last one.
 
     Raises:
         OptionError: one of them is None.

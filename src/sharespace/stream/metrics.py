@@ -53,13 +53,21 @@ class TaskMetric:
         return self.compute(predictions, references)
 
     def score(self, predictions: Any, references: Any) -> float:
-        """The same with the sign turned where less is better: fit for a ``ScoreMatrix``."""
+        """The same with the sign turned where less is better: fit for a ``ScoreMatrix``.
+
+        Args:
+            predictions: of a model, as the metric takes them.
+            references: what is right, one for each prediction.
+        """
         value = self(predictions, references)
         return value if self.higher_is_better else -value
 
 
 def metric(name: str) -> TaskMetric:
     """The metric of that name.
+
+    Args:
+        name: of the metric, for example ``"accuracy"``.
 
     Raises:
         OptionError: there is none; says the nearest.

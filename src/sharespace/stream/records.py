@@ -174,8 +174,8 @@ def content_digest(content: Content) -> str:
     """
     parts = [content.basis.file]
     for task in content.tasks:
-        kept = task.kept.file if task.kept else "-"
-        parts += [repr(task.name), task.coefficients.file, kept]
+        kept_file = task.kept.file if task.kept else "-"
+        parts += [repr(task.name), task.coefficients.file, kept_file]
     return sha256("\n".join(parts).encode()).hexdigest()
 
 

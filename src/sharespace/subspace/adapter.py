@@ -179,14 +179,16 @@ class Adapter:
             config: JSON values that an export needs, as in ``Adapter.config``.
             provenance: the file that it came from; None: it was learned.
         """
-        kept = dict(kept or {})
+        kept_tensors = dict(kept or {})
         all_shapes = {m: ModuleShape(u.up.shape[0], u.down.shape[1]) for m, u in updates.items()}
         all_shapes.update(shapes or {})
         dtype = torch.float32
         for i, u in enumerate(updates.values()):
             pair = torch.promote_types(u.up.dtype, u.down.dtype)
             dtype = torch.promote_types(dtype, pair) if i else pair
-        tensors = [t for u in updates.values() for t in (u.up, u.down)] + list(kept.values())
+        tensors = [t for u in updates.values() for t in (u.up, u.down)] + list(
+            kept_tensors.values()
+        )
         return cls(
             name=name,
             base=base or BaseModel(),
@@ -194,7 +196,7 @@ class Adapter:
             ranks={m: u.up.shape[1] for m, u in updates.items()},
             dtype=dtype,
             layer=dict(updates).__getitem__,
-            kept=kept,
+            kept=kept_tensors,
             config=config or {},
             provenance=provenance or LEARNED,
             nbytes=sum(t.numel() * t.element_size() for t in tensors),
@@ -349,9 +351,9 @@ def refuse_other_modules(
     Raises:
         MismatchError: it has others.
     """
-    other = [module for module in adapter.shapes if module not in known]
-    if other:
-        few = ", ".join(map(repr, other[:3])) + (" ..." if len(other) > 3 else "")
-        why = f"{owner} does not have {len(other)} of its {len(adapter.shapes)} modules: {few}"
+    unknown = [module for module in adapter.shapes if module not in known]
+    if unknown:
+        few = ", ".join(map(repr, unknown[:3])) + (" ..." if len(unknown) > 3 else "")
+        why = f"{owner} does not have {len(unknown)} of its {len(adapter.shapes)} modules: {few}"
         raise MismatchError(f"task {adapter.name!r}", why, remedy)
     common_shapes([adapter], known)

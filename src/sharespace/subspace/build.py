@@ -69,8 +69,6 @@ from sharespace.subspace.state import (
     refuse_overflow,
 )
 
-__all__ = ["Dimension", "Progress", "build_layers", "initialise", "new_task", "with_rule"]
-
 Progress = Callable[[str, int, int], None]
 """Called with (module, modules done, modules in all)."""
 
@@ -113,11 +111,7 @@ def initialise(
         CorruptAdapterError: a factor or a head holds NaN or infinity.
         UnsupportedAdapterError: an update is too small to compute with.
     """
-    if not adapters:
-        raise OptionError("adapters", "there are none", "Give at least one adapter")
-    check_new_names([a.name for a in adapters], [])
-    for adapter in adapters:
-        refuse_not_finite(f"adapter {adapter.name!r}", adapter.kept)
+    check_newcomers(adapters, [])
     stated, base = base is not None, base or common_base(adapters)
     adapters = common_names(adapters, stated=stated)
     samples = joined_samples({}, samples_of(adapters))
@@ -131,6 +125,25 @@ def initialise(
     layers, tasks = build_layers(adapters, build, "init", {}, progress, executor)
     by_name = {task.name: task for task in tasks}
     return ShareModel(base, build.settings, build.dtype, layers, by_name, samples)
+
+
+def check_newcomers(adapters: Sequence[Adapter], known: Collection[str]) -> None:
+    """Refuse what can be no new tasks, before a layer is read.
+
+    Args:
+        adapters: the newcomers.
+        known: names of the tasks that are there.
+
+    Raises:
+        OptionError: no adapter, or a name that no new task may have.
+        TaskExistsError: a name is taken, or there twice.
+        CorruptAdapterError: a head holds NaN or infinity.
+    """
+    if not adapters:
+        raise OptionError("adapters", "there are none", "Give at least one adapter")
+    check_new_names([adapter.name for adapter in adapters], known)
+    for adapter in adapters:
+        refuse_not_finite(f"adapter {adapter.name!r}", adapter.kept)
 
 
 def with_rule(settings: BuildSettings, dimension: Dimension) -> BuildSettings:

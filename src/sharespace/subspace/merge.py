@@ -24,7 +24,6 @@ from sharespace.subspace.adapter import (
     ModuleShape,
     common_base,
     common_shapes,
-    refuse_not_finite,
     samples_of,
 )
 from sharespace.subspace.base_weights import joined_samples
@@ -32,6 +31,7 @@ from sharespace.subspace.build import (
     MergeJob,
     Progress,
     build_layers,
+    check_newcomers,
     collect_results,
     make_layer,
     merge_one_layer,
@@ -49,7 +49,6 @@ from sharespace.subspace.state import (
     Task,
     as_adapter,
     check_free_names,
-    check_new_names,
     refuse_overflow,
 )
 
@@ -87,11 +86,7 @@ def merge(
         CorruptAdapterError: a factor or a head holds NaN or infinity.
         UnsupportedAdapterError: an update is too small to compute with.
     """
-    if not adapters:
-        raise OptionError("adapters", "there are none", "Give at least one adapter")
-    check_new_names([a.name for a in adapters], model.tasks)
-    for adapter in adapters:
-        refuse_not_finite(f"adapter {adapter.name!r}", adapter.kept)
+    check_newcomers(adapters, model.tasks)
     agreed = base or common_base(adapters, model.base)
     adapters = common_names(adapters, model, stated=base is not None)
     model = with_cap(replace(model, base=agreed), cap)

@@ -312,10 +312,10 @@ def _refuse_strangers(
         if not adapter.shapes:  # It only has a head, and adapts no module of any base.
             continue
         group = _Relatives(set(adapter.shapes), _ids(adapter.base), [i])
-        for other in [g for g in groups if g.modules & group.modules or g.ids & group.ids]:
-            groups.remove(other)
-            modules, ids = group.modules | other.modules, group.ids | other.ids
-            group = _Relatives(modules, ids, sorted(other.members + group.members))
+        for relatives in [g for g in groups if g.modules & group.modules or g.ids & group.ids]:
+            groups.remove(relatives)
+            modules, ids = group.modules | relatives.modules, group.ids | relatives.ids
+            group = _Relatives(modules, ids, sorted(relatives.members + group.members))
         groups.append(group)
     groups.sort(key=lambda g: (g.members[0] >= 0, -len(g.members), g.members[0]))
     if len(groups) > 1:

@@ -17,7 +17,7 @@ PlanVerdict = Literal["worth it", "marginal", "not worth it"]
 
 
 @dataclass(frozen=True)
-class PaperCount:
+class CoefficientCount:
     """The paper's own count: the coefficients that are trained per task, nothing else."""
 
     parameters: int
@@ -52,7 +52,7 @@ class BuildPlan:
 
     bytes: Bytes
     """Bytes as a Share model, and what the adapters take now."""
-    paper_count: PaperCount
+    coefficients_only: CoefficientCount
     break_even: int | None
     """From how many adapters like these the Share model is the smaller one; None: never."""
     fidelity: Fidelity
@@ -82,7 +82,7 @@ def plan(model: ShareModel, adapters: Sequence[Adapter]) -> BuildPlan:
     verdict, reason = judge(measured, simpler, break_even, len(adapters))
     return BuildPlan(
         bytes=measured.bytes,
-        paper_count=paper_count(model),
+        coefficients_only=coefficients_only(model),
         break_even=break_even,
         fidelity=measured,
         baselines=simpler,
@@ -114,11 +114,11 @@ def storage(model: ShareModel) -> StorageSummary:
     )
 
 
-def paper_count(model: ShareModel) -> PaperCount:
+def coefficients_only(model: ShareModel) -> CoefficientCount:
     """Coefficients only; the basis and all else are left out, as the paper does."""
     values = [c for t in model.tasks.values() for c in t.coefficients.values()]
     nbytes = sum(c.nbytes for c in values if c.is_shared)
-    return PaperCount(nbytes // model.dtype.itemsize, nbytes)
+    return CoefficientCount(nbytes // model.dtype.itemsize, nbytes)
 
 
 def adapters_to_break_even(model: ShareModel, adapters: Sequence[Adapter]) -> int | None:
