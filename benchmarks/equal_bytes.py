@@ -20,7 +20,7 @@ from benchmarks.contenders import Built, Factors, Paths, build, installed, of_sh
 from benchmarks.errors import add_set_options, open_all, real_sets
 from benchmarks.measure import errors, tensor_bytes
 from sharespace import Share
-from sharespace.linalg.budget.allocate import own_svd_options, split_budget
+from sharespace.linalg.allocate import own_svd_options, split_budget
 from sharespace.linalg.updates import CanonicalUpdates, weights
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build_layer import read_updates

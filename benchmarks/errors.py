@@ -23,9 +23,9 @@ from sharespace.linalg.joint import hosvd, joint
 from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.updates import canonicalise, cores, seen_by, weights
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.baselines import own_errors
 from sharespace.subspace.basis_methods.share_method import factor_bases
 from sharespace.subspace.build_layer import read_pairs
+from sharespace.subspace.plan import own_errors
 
 Pairs = list[tuple[Tensor, Tensor]]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.common import median_seconds
 from sharespace.formats import read_adapter
 from sharespace.linalg.dimension import Dimension
-from sharespace.linalg.out_of_core.factor_chunks import chunks
+from sharespace.linalg.factor_chunks import chunks
 from sharespace.linalg.truncated import OVERSAMPLING
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build_layer import Build, read_updates

@@ -25,16 +25,16 @@ from benchmarks import common, many_sets
 from benchmarks.errors import real_sets
 from sharespace import Share
 from sharespace.formats import read_adapter
-from sharespace.linalg.budget.allocate import (
+from sharespace.linalg.allocate import (
     LayerOption,
     LayerOptions,
     own_svd_options,
     split_budget,
 )
-from sharespace.linalg.budget.task_options import TaskOptions, task_options
 from sharespace.linalg.dimension import Dimension
 from sharespace.linalg.joint import hosvd
 from sharespace.linalg.problem import UpdateProblem
+from sharespace.linalg.task_options import TaskOptions, task_options
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build import initialise, new_task
 from sharespace.subspace.build_budgeted import per_task_layer

@@ -16,7 +16,7 @@ from experiments.generation.many import Stack, Updates
 from experiments.generation.scoring import Score, Tests, score
 from sharespace import Share
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.baselines import own_ranks
+from sharespace.subspace.plan import own_ranks
 from sharespace.tuner import applied
 
 Method = Literal["share", "joint"]

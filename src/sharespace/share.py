@@ -14,9 +14,8 @@ import torch
 from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.formats import ExportOptions, PlainLora, write_adapter
-from sharespace.formats.components import COMPONENTS, refuse_unusable
 from sharespace.formats.format_registry import AdapterSources, open_adapters
-from sharespace.formats.lora_config import PREFIX
+from sharespace.formats.lora_config import COMPONENTS, PREFIX, refuse_unusable
 from sharespace.linalg.dimension import Dimension
 from sharespace.options import Limits, OptionType, check_option
 from sharespace.store import Checkout, Operation, checkout, commit
@@ -24,13 +23,13 @@ from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace import plan as _plan
 from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 from sharespace.subspace.base_weights import checked_base, say_untied, untie, with_samples
-from sharespace.subspace.baselines import Baselines, baselines
 from sharespace.subspace.basis_methods import DEFAULT_METHOD
 from sharespace.subspace.build import Progress, initialise, refuse_erased
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.fidelity import check_max_error, refuse_losses, warn_of_losses
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.naming import common_names, unwrapped
+from sharespace.subspace.plan import Baselines, baselines
 from sharespace.subspace.state import BuildSettings, ShareModel, Task, reconstruct, retrained
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from sharespace import Share, read_adapter
 from sharespace.demo import DemoResult, run
-from sharespace.demo.result import tables
+from sharespace.demo.main import tables
 from sharespace.errors import MissingExtraError, OptionError
 from sharespace.subspace.fidelity import sizes
 

@@ -25,8 +25,8 @@ from builders import (
 )
 from sharespace import Share, read_adapter
 from sharespace.subspace.adapter import Adapter, LayerUpdate
-from sharespace.subspace.baselines import baselines
 from sharespace.subspace.merge import merge, union
+from sharespace.subspace.plan import baselines
 from sharespace.subspace.state import reconstruct
 from store.models import WEIRD_NAMES
 

@@ -34,7 +34,7 @@ from sharespace.errors import (
     TaskNotFoundError,
 )
 from sharespace.formats import read_adapter
-from sharespace.formats.components import COMPONENTS
+from sharespace.formats.lora_config import COMPONENTS
 from sharespace.learn import Adapted, Setup, TaskMethod, TrainingSettings, adapt, load_task, prepare
 from sharespace.subspace.adapter import Adapter
 from sharespace.tuner import release

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import dense_tasks, frame, gauss, law, orthonormality, problem, update
-from sharespace.linalg.budget.allocate import (
+from sharespace.linalg.allocate import (
     GROUPINGS,
     LayerOption,
     TaskGroup,

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from builders import Family, crossed, families, frame, gauss, law, orthonormality, problem, update
-from sharespace.linalg.joint import joint
-from sharespace.linalg.out_of_core.compress import (
+from sharespace.linalg.compress import (
     CompressedTasks,
     FrameSearch,
     compress,
     coordinates,
     problem_of,
 )
-from sharespace.linalg.out_of_core.factor_chunks import FactorReader, MeasuredNorms, chunks
+from sharespace.linalg.factor_chunks import FactorReader, MeasuredNorms, chunks
+from sharespace.linalg.joint import joint
 from sharespace.linalg.problem import BasisPair
 from sharespace.linalg.updates import weights
 from sharespace.subspace.adapter import LayerUpdate

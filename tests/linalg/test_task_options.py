@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import dense_tasks, frame, gauss, law, problem, update
-from sharespace.linalg.budget.task_options import TaskChoices, TaskOptions, task_options
 from sharespace.linalg.joint import hosvd
 from sharespace.linalg.problem import UpdateProblem
+from sharespace.linalg.task_options import TaskChoices, TaskOptions, task_options
 from sharespace.subspace.adapter import LayerUpdate, ModuleShape
 from sharespace.subspace.build_budgeted import project_mixed
 from sharespace.subspace.layer import LayerSubspace

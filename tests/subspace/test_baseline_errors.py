@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import Family, canonical, dense_tasks, families, law, update
-from sharespace.subspace.baselines import inner_products, mean_errors, own_errors, random_errors
+from sharespace.subspace.plan import inner_products, mean_errors, own_errors, random_errors
 
 FLOOR = 1e-7
 """Of float64: differences of squares end at the square root of eps."""

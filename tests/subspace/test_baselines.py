@@ -18,7 +18,7 @@ from builders import (
 )
 from sharespace.errors import OptionError
 from sharespace.subspace.adapter import Adapter
-from sharespace.subspace.baselines import baselines
+from sharespace.subspace.plan import baselines
 from sharespace.subspace.state import ShareModel
 
 

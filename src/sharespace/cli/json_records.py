@@ -10,7 +10,6 @@ from sharespace.report.warnings import loss_notices
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.store.schema import LayerEntry
-from sharespace.subspace.baselines import Baselines
 from sharespace.subspace.fidelity import (
     Bytes,
     Fidelity,
@@ -18,7 +17,7 @@ from sharespace.subspace.fidelity import (
     StorageTally,
     tally_storage,
 )
-from sharespace.subspace.plan import BuildPlan
+from sharespace.subspace.plan import Baselines, BuildPlan
 from sharespace.subspace.state import Task
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ from sharespace.report.warnings import loss_notices
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.store.schema import LayerEntry
-from sharespace.subspace.baselines import Baselines
 from sharespace.subspace.fidelity import (
     Fidelity,
     ModelStorage,
@@ -32,7 +31,7 @@ from sharespace.subspace.fidelity import (
     UpdateTally,
     some_losses,
 )
-from sharespace.subspace.plan import BuildPlan, StorageSummary
+from sharespace.subspace.plan import Baselines, BuildPlan, StorageSummary
 from sharespace.words import count, error_text, human, percent, visible
 
 if TYPE_CHECKING:
@@ -299,7 +298,7 @@ def print_progress(text: str) -> None:
 def print_demo(result: DemoResult, out: Path, as_json: bool) -> None:
     if as_json:
         return _json(asdict(result))
-    from sharespace.demo.result import tables
+    from sharespace.demo.main import tables
 
     _console.print(tables(result))
     picture, numbers = _markup(str(out / "demo.png")), _markup(str(out / "results.json"))

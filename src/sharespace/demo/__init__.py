@@ -1,6 +1,5 @@
 """``sharespace demo``: the method on real data in under two minutes."""
 
-from sharespace.demo.main import run
-from sharespace.demo.result import DemoResult
+from sharespace.demo.main import DemoResult, run
 
 __all__ = ["DemoResult", "run"]

@@ -20,23 +20,21 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.files import export_directory
-from sharespace.formats.components import (
+from sharespace.formats.lora_config import (
     COMPONENTS,
+    CONFIG,
     LORA_METADATA,
+    PREFIX,
     UNET_ROOTS,
+    LoraScaling,
+    check_rank,
     component_config,
     components_of,
     default_component,
-    split_component,
-    with_component,
-)
-from sharespace.formats.lora_config import (
-    CONFIG,
-    PREFIX,
-    LoraScaling,
-    check_rank,
     lora_scaling,
     refuse_other_updates,
+    split_component,
+    with_component,
 )
 from sharespace.formats.pairs import AdapterKeys, alpha_scaling, build_adapter, sort_by_role
 from sharespace.formats.peft import (

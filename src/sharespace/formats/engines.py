@@ -20,9 +20,8 @@ from sharespace.errors import (
     OptionError,
     UnsupportedAdapterError,
 )
-from sharespace.formats.components import COMPONENTS, refuse_unusable
 from sharespace.formats.hub import base_model_id, download_config
-from sharespace.formats.lora_config import CONFIG, FACTOR
+from sharespace.formats.lora_config import COMPONENTS, CONFIG, FACTOR, refuse_unusable
 from sharespace.formats.peft import read_config, write_folder
 from sharespace.formats.plain import PlainLora
 from sharespace.formats.weights_file import parse_object, refuse_special

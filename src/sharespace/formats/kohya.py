@@ -30,7 +30,7 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.files import export_directory
-from sharespace.formats.components import (
+from sharespace.formats.lora_config import (
     COMPONENTS,
     components_of,
     default_component,

@@ -20,20 +20,18 @@ from torch import Tensor
 
 from sharespace.errors import OptionError, UnsupportedAdapterError
 from sharespace.formats.companions import LABELS
-from sharespace.formats.components import (
-    COMPONENTS,
-    LORA_METADATA,
-    component_config,
-    split_component,
-)
 from sharespace.formats.lora_config import (
+    COMPONENTS,
     FACTOR,
+    LORA_METADATA,
     METADATA,
     PREFIX,
     RawFactors,
+    component_config,
     lora_scaling,
     owners,
     plain_config,
+    split_component,
 )
 from sharespace.formats.pairs import FACTOR_DTYPES, is_stacked
 from sharespace.options import check_options, option

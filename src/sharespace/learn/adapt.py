@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from sharespace.formats.components import COMPONENTS
+from sharespace.formats.lora_config import COMPONENTS
 from sharespace.learn.directions import gradient_directions, nearest_task, place_directions
 from sharespace.learn.prepare import Trainable, count_trainable, prepare
 from sharespace.learn.settings import TaskMethod, TrainingSettings

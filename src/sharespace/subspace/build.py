@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sharespace.errors import OptionError
-from sharespace.linalg.budget.allocate import LayerOptions, split_budget, spread_remaining
+from sharespace.linalg.allocate import LayerOptions, split_budget, spread_remaining
 from sharespace.linalg.dimension import Dimension
 from sharespace.linalg.frames import framed_updates
 from sharespace.linalg.precision import (

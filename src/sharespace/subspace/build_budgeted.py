@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sharespace.linalg.budget.allocate import (
+from sharespace.linalg.allocate import (
     GroupSubspace,
     LayerOption,
     LayerOptions,
     allocate,
     layer_options,
 )
-from sharespace.linalg.budget.task_options import TaskChoices
 from sharespace.linalg.frames import errors
 from sharespace.linalg.problem import BasisPair, UpdateProblem
+from sharespace.linalg.task_options import TaskChoices
 from sharespace.linalg.updates import CanonicalUpdates
 from sharespace.subspace.adapter import Adapter, ModuleShape
 from sharespace.subspace.basis_method import Projection, project

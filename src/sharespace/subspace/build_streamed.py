@@ -12,15 +12,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sharespace.linalg.dimension import Dimension
-from sharespace.linalg.frames import FramedTasks, framed_updates
-from sharespace.linalg.out_of_core.compress import (
+from sharespace.linalg.compress import (
     CompressedTasks,
     FrameSearch,
     compress,
     problem_of,
 )
-from sharespace.linalg.out_of_core.factor_chunks import FactorReader
+from sharespace.linalg.dimension import Dimension
+from sharespace.linalg.factor_chunks import FactorReader
+from sharespace.linalg.frames import FramedTasks, framed_updates
 from sharespace.linalg.precision import compute_dtype
 from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.truncated import orthonormal, sketch_width

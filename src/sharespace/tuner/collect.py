@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sharespace.errors import MismatchError
 from sharespace.formats.companions import labels_of
-from sharespace.formats.components import COMPONENTS
 from sharespace.formats.hub import parse_hub_id
+from sharespace.formats.lora_config import COMPONENTS
 from sharespace.protocols import PeftModel
 from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, LayerUpdate, ModuleShape
 from sharespace.subspace.base_weights import base_samples

@@ -20,7 +20,7 @@ from peft.utils import register_peft_method
 from torch import Tensor, nn
 
 from sharespace.errors import MismatchError, OptionError
-from sharespace.formats.components import refuse_unusable
+from sharespace.formats.lora_config import refuse_unusable
 from sharespace.store import coefficient_files
 from sharespace.subspace.base_weights import checked_base, say_untied, untie
 from sharespace.subspace.layer import LayerSubspace

@@ -18,8 +18,7 @@ from peft import get_peft_model
 from serve.mixed.test_batch import llama
 from sharespace import Share
 from sharespace.errors import UnsupportedAdapterError
-from sharespace.formats.components import COMPONENTS
-from sharespace.formats.lora_config import METADATA
+from sharespace.formats.lora_config import COMPONENTS, METADATA
 from sharespace.serve.mixed import MixedTasks
 from sharespace.tuner import ShareConfig, publish
 from tuner.spaces import ALIVE, space

@@ -17,10 +17,10 @@ from sharespace.compare.lora import DEFAULT, add_lora, lora_layers, updates_of
 from sharespace.compare.methods.share_stream import build_share
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import LayerUpdate
-from sharespace.subspace.baselines import own_ranks
 from sharespace.subspace.build_budgeted import own_svd as truncated
 from sharespace.subspace.build_layer import read_updates
 from sharespace.subspace.layer import tensor_bytes
+from sharespace.subspace.plan import own_ranks
 from sharespace.tuner import release
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sharespace.errors import MismatchError, OptionError
-from sharespace.formats.components import refuse_unusable
+from sharespace.formats.lora_config import refuse_unusable
 from sharespace.serve.mixed.folded import (
     Folded,
     folded,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sharespace.errors import MismatchError, OptionError
-from sharespace.formats.components import refuse_unusable
+from sharespace.formats.lora_config import refuse_unusable
 from sharespace.serve.mixed.folded import Folded
 from sharespace.serve.mixed.stacks import BASE_SLOT, Stack
 from sharespace.subspace.state import ShareModel, Task

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sharespace.linalg.budget.task_options import TaskChoices, TaskOptions, task_options
 from sharespace.linalg.joint import hosvd, joint
 from sharespace.linalg.problem import BasisPair, UpdateProblem
+from sharespace.linalg.task_options import TaskChoices, TaskOptions, task_options
 from sharespace.linalg.updates import CanonicalUpdates, captured, seen_by
 
 _PRICE_RANGE = 1e-30, 1e6

@@ -25,8 +25,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from sharespace.linalg.joint import joint
-from sharespace.linalg.out_of_core.factor_chunks import (
+from sharespace.linalg.factor_chunks import (
     FactorChunk,
     FactorReader,
     MeasuredChunk,
@@ -43,6 +42,7 @@ from sharespace.linalg.out_of_core.factor_chunks import (
     sides,
     zero_sum,
 )
+from sharespace.linalg.joint import joint
 from sharespace.linalg.problem import SAMPLE_COLUMNS, BasisPair, UpdateProblem
 from sharespace.linalg.truncated import (
     orthonormal_float64,

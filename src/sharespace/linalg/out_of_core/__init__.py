@@ -1,1 +1,0 @@
-"""Joint bases of more updates than fit in memory, in a few passes over their files."""
