@@ -32,6 +32,7 @@ HOWTO = {
     "plan": "plan",
     "merge": "merge",
     "union": "union",
+    "combine": "combine",
     "remove": "remove-rename",
     "rename": "remove-rename",
     "info": "info",

@@ -14,9 +14,11 @@ import torch
 from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.formats import ExportOptions, PlainLora, write_adapter
+from sharespace.formats.engines import refuse_combining
 from sharespace.formats.format_registry import AdapterSources, open_adapters
 from sharespace.formats.lora_config import COMPONENTS, PREFIX, refuse_unusable
 from sharespace.linalg.dimension import Dimension
+from sharespace.mixture_names import DEFAULT_COMBINATION
 from sharespace.options import Limits, OptionType, check_option
 from sharespace.store import Checkout, Operation, checkout, commit
 from sharespace.subspace import fidelity as _fidelity
@@ -25,6 +27,7 @@ from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 from sharespace.subspace.base_weights import checked_base, say_untied, untie, with_samples
 from sharespace.subspace.basis_methods import DEFAULT_METHOD
 from sharespace.subspace.build import Progress, initialise, refuse_erased
+from sharespace.subspace.combine import Combination, with_combination
 from sharespace.subspace.executor import LOCAL, Executor
 from sharespace.subspace.fidelity import check_max_error, refuse_losses, warn_of_losses
 from sharespace.subspace.merge import merge, union
@@ -312,6 +315,48 @@ class Share:
         joined = union(self._model, other.model, cap=cap)
         warn_of_losses(self._model, joined)
         return self._then(joined, "union", other.tasks)
+
+    def combine(
+        self,
+        weights: Mapping[str, float],
+        *,
+        name: str,
+        method: str = DEFAULT_COMBINATION,
+        scales: Mapping[str, float] | None = None,
+        heads: str | None = None,
+        **options: float,
+    ) -> Share:
+        """With a new task that is combined from others; bases and tasks stay as they are.
+
+        Args:
+            weights: task -> weight, for example ``{"legal": 0.7, "medical": 0.3}``; a negative one
+                subtracts the task.
+            name: of the new task.
+            method: "linear" (the weighed sum of the updates, exact), "task_arithmetic" (the same),
+                "ties" (option ``density``), or one that
+                ``sharespace.subspace.combine.register_combination`` made known.
+            scales: pattern for names of layers -> factor of all weights there; the first pattern
+                that matches counts, and a layer that none matches keeps the weights.
+            heads: task whose head, labels, tokenizer and configuration the new one has; None: they
+                must be the same in all.
+            options: of the method.
+
+        Returns:
+            The Share model with the task; ``task(name).ranks`` says its rank in each layer.
+
+        Raises:
+            TaskNotFoundError: there is no task of a name in ``weights``.
+            TaskExistsError: there is a task ``name``.
+            OptionError: a weight, the name, the method or one of its options cannot be used.
+            MismatchError: heads or tokenizers differ, and ``heads`` does not say whose to take.
+            UnsupportedAdapterError: a task's update is more than its factors, such as DoRA's.
+        """
+        combination = Combination(weights, method, scales or {}, heads, options)
+        for part in map(self.task, combination.weights):
+            refuse_combining(f"task {part.name!r}", part.config, part.kept)
+        combined = with_combination(self._model, combination, name)
+        warn_of_losses(self._model, combined)
+        return self._then(combined, "combine", [name])
 
     def remove(self, *names: str) -> Share:
         """Without these tasks; the others stay as they are, bit for bit.

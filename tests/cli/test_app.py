@@ -367,3 +367,48 @@ def test_tasks_that_lost_much_are_said_and_can_be_refused(
     assert record["warnings"][0]["kind"] in ("erased", "large-bound")
     room = run("merge", store, f"again={adapters / 'rte'}", "--cap", 12, "--max-error", 0.1)
     assert room.code == 0
+
+
+def test_combine(run: Run, share: Path, tmp_path: Path) -> None:
+    said = run("combine", share, "both", "sst2=0.7", "rte=-0.3", "--heads", "rte")
+    assert said.code == 0
+    assert "Combined linear sst2:0.7+rte:-0.3 into both: rank 4 to 4 in 3 layers" in said.out
+    assert run("info", share, "--json").json["tasks"]["both"]["format"] == "combined"
+    options = ("--method", "ties", "--density", 0.5, "--scale", "encoder.1.*=0.5", "--json")
+    found = run("combine", share, "trimmed", "sst2=1", "both=1", "--heads", "sst2", *options).json
+    source = "ties sst2:1.0+both:1.0, encoder.1.* x 0.5"
+    assert (found["version"], found["combined_from"]) == (3, source)
+    assert set(found["ranks"]) == {"encoder.0.q", "encoder.0.v", "encoder.1.q"}
+    assert run("export", share, "both", tmp_path / "both").code == 0
+    assert "combine" in run("history", share).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["sst2"], "is not NAME=NUMBER"),
+        (["sst2=much"], "is not NAME=NUMBER"),
+        (["=1"], "is not NAME=NUMBER"),
+        (["sst2=1", "sst2=2"], "stands twice"),
+        (["sst2=1", "rte=1"], "their heads"),
+        (["nobody=1"], "not in this Share model"),
+        (["sst2=1", "--density", "0.5"], "'linear' does not have it"),
+        (["sst2=nan"], "is not a finite number"),
+    ],
+)
+def test_combine_refuses(run: Run, share: Path, arguments: list[str], why: str) -> None:
+    before = snapshot(share)
+    said = run("combine", share, "both", *arguments)
+    assert said.code == 2
+    assert why in said.err
+    assert len(said.err.splitlines()) == 1
+    assert snapshot(share) == before
+
+
+def test_combine_beside_a_budget_says_how_much_more_it_is(
+    run: Run, adapters: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "s"
+    run("init", out, f"{adapters}/*", "--budget", "0.6kB")
+    said = run("combine", out, "both", "sst2=1", "rte=1", "--heads", "rte").out
+    assert "more than the budget, until the next merge splits it again" in said

@@ -12,7 +12,7 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 def test_the_code_of_the_recipes_runs_in_the_tests_that_they_name() -> None:
     blocks = re.findall(r"<!-- from (\S+) -->\n *```python\n(.*?)\n *```", TEXT, re.DOTALL)
-    assert len(blocks) == TEXT.count("```python") == 4
+    assert len(blocks) == TEXT.count("```python") == 5
     for path, code in blocks:
         source = (ROOT / path).read_text(encoding="utf-8")
         assert _plain(code) in _plain(source), path

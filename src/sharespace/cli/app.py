@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from sharespace.cli import arguments as a
+from sharespace.mixture_names import DEFAULT_COMBINATION
 from sharespace.subspace.basis_methods import DEFAULT_METHOD
 
 app = typer.Typer(
@@ -182,6 +178,34 @@ def union(
         joined = joined.union(Share.load(path), cap=cap)
     joined.save(out)
     output.print_build(joined, out, as_json)
+
+
+@app.command()
+def combine(
+    share: a.ShareArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new task's name.")],
+    weights: a.WeightArguments,
+    method: a.CombinationOption = DEFAULT_COMBINATION,
+    density: a.DensityOption = None,
+    scale: a.ScaleOption = None,
+    heads: a.HeadsOption = None,
+    as_json: a.JsonFlag = False,
+) -> None:
+    """Combine tasks into a new one; bases and tasks stay as they are."""
+    from sharespace.cli import output
+    from sharespace.share import Share
+
+    before = Share.load(share)
+    after = before.combine(
+        a.numbers_by_name(weights),
+        name=name,
+        method=method,
+        scales=a.numbers_by_name(scale or []),
+        heads=heads,
+        **({} if density is None else {"density": density}),
+    )
+    after.save()
+    output.print_combination(after, name, share, as_json)
 
 
 @app.command()
@@ -521,30 +545,10 @@ def gather(
         output.print_gather(outcome, inbox, as_json)
         return
     observe = output.print_watched_record if as_json else output.print_watched_batch
-    with _stopped_by_signals() as stop:
+    with a.stopped_by_signals() as stop:
         watch_inbox(
             gatherer, stop, interval=interval, observe=observe, failed=output.print_watch_failure
         )
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[Event]:
-    """An event that SIGINT and SIGTERM set; a second signal acts as it always does."""
-    stop = Event()
-    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        stop.set()
-        # The batch that was begun is brought to its end; who cannot wait signals again.
-        signal.signal(number, before[signal.Signals(number)])
-
-    for one in before:
-        signal.signal(one, handle)
-    try:
-        yield stop
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 @app.command()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -118,6 +121,34 @@ ConflictOption = Annotated[
     typer.Option(help="What to do where other content has the task's name."),
 ]
 
+WeightArguments = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TASK=WEIGHT...", help="Tasks and their weights; a negative one subtracts."
+    ),
+]
+
+CombinationOption = Annotated[
+    str, typer.Option(metavar="NAME", help="linear (exact), task_arithmetic (the same) or ties.")
+]
+
+DensityOption = Annotated[
+    float | None,
+    typer.Option(help="ties: fraction of each core's entries that stays; default 0.2."),
+]
+
+ScaleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN=X", help="Factor of all weights in the layers that match; repeatable."
+    ),
+]
+
+HeadsOption = Annotated[
+    str | None,
+    typer.Option(metavar="TASK", help="Whose head and tokenizer it has, where they differ."),
+]
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmg]i?)?b?\s*", re.IGNORECASE)
@@ -145,6 +176,26 @@ def adapter_paths(arguments: Iterable[str]) -> dict[str, str]:
                 )
             paths[task] = match
     return paths
+
+
+def numbers_by_name(arguments: Iterable[str]) -> dict[str, float]:
+    """Name -> number, from arguments ``NAME=NUMBER``; a name may hold an equals sign.
+
+    Raises:
+        OptionError: an argument is not of that form, or a name stands twice.
+    """
+    numbers: dict[str, float] = {}
+    for argument in arguments:
+        name, equals, text = argument.rpartition("=")
+        try:
+            number = float(text)
+        except ValueError:
+            equals = ""
+        if not equals or not name or name in numbers:
+            why = "stands twice" if equals and name in numbers else "is not NAME=NUMBER"
+            raise OptionError(f"{argument!r}", why, "For example legal=0.7")
+        numbers[name] = number
+    return numbers
 
 
 def _split_name(argument: str) -> tuple[str | None, str]:
@@ -243,3 +294,23 @@ def layer_progress(doing: str) -> Iterator[Callable[[str, int, int], None] | Non
             bar.update(task, completed=done, total=total, at=escape(visible(module)))
 
         yield advance
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[Event]:
+    """An event that SIGINT and SIGTERM set; a second signal acts as it always does."""
+    stop = Event()
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        # The batch that was begun is brought to its end; who cannot wait signals again.
+        signal.signal(number, before[signal.Signals(number)])
+
+    for one in before:
+        signal.signal(one, handle)
+    try:
+        yield stop
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

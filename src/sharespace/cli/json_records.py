@@ -42,6 +42,18 @@ def built_record(share: Share, path: str) -> JsonRecord:
     }
 
 
+def combined_record(share: Share, name: str, path: str) -> JsonRecord:
+    task = share.task(name)
+    return {
+        "share": path,
+        "version": share.version,
+        "task": name,
+        "combined_from": task.provenance.source,
+        "ranks": task.ranks,
+        "bound": task.ledger.bound,
+    }
+
+
 def plan_record(plan: BuildPlan) -> JsonRecord:
     return {
         "verdict": plan.verdict,

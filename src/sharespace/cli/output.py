@@ -24,6 +24,7 @@ from sharespace.report.warnings import loss_notices
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.store.schema import LayerEntry
+from sharespace.subspace.combine import combination_method
 from sharespace.subspace.fidelity import (
     Fidelity,
     ModelStorage,
@@ -87,6 +88,29 @@ def print_merge(before: Share, after: Share, path: Path, as_json: bool) -> None:
     _print_out_of_core(layer.streamed for layer in layers.values())
     _print_table(after.fidelity())
     return _print_losses(after.fidelity())
+
+
+def print_combination(share: Share, name: str, path: Path, as_json: bool) -> None:
+    task = share.task(name)
+    if as_json:
+        return _json(json_records.combined_record(share, name, str(path)))
+    low, high = min(task.ranks.values(), default=0), max(task.ranks.values(), default=0)
+    method = task.provenance.source.partition(" ")[0]
+    of_what = "" if combination_method(method).is_sum else f" from {method} of the stored tasks"
+    bound = f"{percent(task.ledger.bound)}{of_what}"
+    source = _markup(task.provenance.source)
+    _say(
+        f"Combined {source} into {_names([name])}: rank {low} to {high} in "
+        f"{count(len(task.ranks), 'layer')}, error at most {bound}. "
+        f"[bold]{_markup(str(path))}[/] version {share.version} has "
+        f"{count(len(share.tasks), 'task')}."
+    )
+    budget = share.model.settings.budget
+    taken = share.fidelity().bytes
+    if budget is not None and taken.basis + taken.coefficients > budget:
+        over = human(taken.basis + taken.coefficients - budget)
+        _say(f"That is {over} more than the budget, until the next merge splits it again.")
+    return None
 
 
 def print_change(version: Version, what: str, as_json: bool) -> None:

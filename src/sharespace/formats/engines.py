@@ -2,7 +2,8 @@
 
 Some of it they refuse themselves, some they leave out without a word; here each is one error
 before anything is written. Sizes that an adapter's own files do not state come from the base
-model's ``config.json``.
+model's ``config.json``. A combination of tasks is refused for the same reason where a task
+carries a part of its update beside its factors: that part would not be combined.
 """
 
 from __future__ import annotations
@@ -85,6 +86,27 @@ def _kind_of(key: str, kept: Collection[str]) -> str:
         return "factors that are kept as they are"
     alone = key.endswith(".bias") and key.removesuffix("bias") + "weight" not in kept
     return "biases" if alone else "heads"
+
+
+def refuse_combining(where: str, config: Mapping[str, Any], kept: Collection[str]) -> None:
+    """Refuse to combine a task whose update is more than its factors.
+
+    Args:
+        where: the task, named in errors.
+        config: ``Task.config``.
+        kept: keys of ``Task.kept``; heads and biases are no update and are taken whole.
+
+    Raises:
+        UnsupportedAdapterError: DoRA magnitudes, LoRA of embeddings or of single parameters,
+            trained tokens, biases of factors, or a field that changes what factors do.
+    """
+    refuse_unusable(where, config)
+    for key in kept:
+        kind = _kind_of(key, kept)
+        if kind not in ("heads", "biases"):
+            why = f"it carries {kind} ({key!r}), which are a part of its update beside its factors"
+            remedy = "Leave it out of the combination, or train the task without them"
+            raise UnsupportedAdapterError(where, why, remedy)
 
 
 def served_fields(plain: PlainLora, rank: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sharespace.errors import MismatchError, OptionError, TaskExistsError, TaskNotFoundError
 from sharespace.linalg.frames import frame_difference
+from sharespace.mixture_names import parse_mixture
 from sharespace.options import check_options, option
 from sharespace.subspace.adapter import (
     LEARNED,
@@ -180,6 +181,11 @@ class Task:
         for name in ("coefficients", "config", "started_from"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Adapted module -> rank of the task's update there, as it is stored and exported."""
+        return {module: value.rank for module, value in self.coefficients.items()}
+
     def with_name(self, name: str) -> Task:
         """The task under another name.
 
@@ -322,12 +328,11 @@ def reconstruct(model: ShareModel, name: str) -> Mapping[str, LayerUpdate]:
 
 def as_adapter(model: ShareModel, task: Task) -> Adapter:
     """A task as an adapter again, read layer by layer; it carries all that came with the task."""
-    ranks = {m: c.rank for m, c in task.coefficients.items()}
     return Adapter(
         name=task.name,
         base=model.base,
         shapes={m: model.layers[m].shape for m in task.coefficients},
-        ranks=ranks,
+        ranks=task.ranks,
         dtype=model.dtype,
         layer=lambda module: task.coefficients[module].as_update(model.layers[module]),
         kept=task.kept,
@@ -467,17 +472,27 @@ def name_problem(name: str) -> str:
     A name stands in tables and logs, is typed in commands and addressed over HTTP, and may become
     the name of a file. What is stored already under other names can be read and renamed.
     """
-    if not name.strip():
-        return "a task's name must not be empty"
-    if len(name) > MAX_NAME or len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
-        return f"a name of {len(name)} characters, more than {MAX_NAME} or {MAX_NAME_BYTES} bytes"
-    if "/" in name or "\\" in name or name in (".", ".."):
-        return "the name looks like a path"
-    if not name.isprintable():
-        return "the name has characters that cannot be printed"
-    if name != name.strip():
-        return "the name begins or ends with a space"
-    return ""
+    size = len(name)
+    too_long = size > MAX_NAME or len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES
+    rules = (
+        (not name.strip(), "a task's name must not be empty"),
+        (
+            too_long,
+            f"a name of {size} characters, more than {MAX_NAME} or {MAX_NAME_BYTES} bytes",
+        ),
+        ("/" in name or "\\" in name or name in (".", ".."), "the name looks like a path"),
+        (not name.isprintable(), "the name has characters that cannot be printed"),
+        (name != name.strip(), "the name begins or ends with a space"),
+        (_reads_as_mixture(name), "the name reads as a mixture of tasks (TASK:WEIGHT)"),
+    )
+    return next((why for broken, why in rules if broken), "")
+
+
+def _reads_as_mixture(name: str) -> bool:
+    try:
+        return parse_mixture(name) is not None
+    except OptionError:
+        return True
 
 
 def _short(name: str) -> str:
