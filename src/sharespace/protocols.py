@@ -86,6 +86,7 @@ class PeftModel(nn.Module):
         *,
         selected_adapters: list[str] | None = None,
         save_embedding_layers: str | bool = "auto",
+        state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Write adapters in PEFT's layout."""
 

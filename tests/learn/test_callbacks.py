@@ -13,8 +13,9 @@ from transformers import Trainer, TrainingArguments
 from learn.nets import Points, adapter, logits, net, shared
 from sharespace import Share
 from sharespace.errors import OptionError, StoreConflictError, StoreNotFoundError, TaskExistsError
-from sharespace.learn import callbacks, load_task, merge_from
+from sharespace.learn import callbacks, load_task
 from sharespace.learn.callbacks import MergeIntoShare
+from sharespace.learn.merging import merge_trained
 from sharespace.tuner import ShareConfig
 
 
@@ -48,14 +49,14 @@ def test_the_trained_task_is_committed(store: Path, tmp_path: Path) -> None:
 
 def commits_in_between(monkeypatch: pytest.MonkeyPatch, store: Path, times: int) -> None:
     """Somebody else commits after the store was read and before the merge is saved."""
-    real, left = merge_from, list(range(times))
+    real, left = merge_trained, list(range(times))
 
     def merge(share: Share, *args: Any, **kwargs: Any) -> Share:
         if left:
             Share.load(store).merge(adapter(f"other{left.pop()}", len(left) + 7)).save()
         return real(share, *args, **kwargs)
 
-    monkeypatch.setattr(callbacks, "merge_from", merge)
+    monkeypatch.setattr(callbacks, "merge_trained", merge)
 
 
 def test_what_others_commit_meanwhile_is_kept(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from learn.nets import Points, accuracy, logits, net, shared
 from sharespace.errors import MissingExtraError, OptionError
@@ -39,6 +39,21 @@ def test_trains_in_the_subspace_and_prints_nothing(capsys: pytest.CaptureFixture
     assert not model.training
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "")
+
+
+def test_a_wrapper_that_leaves_parts_of_the_model_is_refused_before_the_training() -> None:
+    class Sharded(Trainer):  # type: ignore[misc]
+        """As accelerate launches it with FSDP, which it does on accelerators alone."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.is_fsdp_enabled = True
+
+    model = wrapped()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(OptionError, match=r"^version 1 of FSDP: .*MergeIntoShare$"):
+        fit(model, Points(), TRAINING, Setup(trainer=Sharded))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_one_seed_gives_one_result() -> None:

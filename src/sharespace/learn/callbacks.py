@@ -9,9 +9,10 @@ from torch import nn
 from transformers import TrainerCallback
 
 from sharespace.errors import StoreConflictError
-from sharespace.learn.merging import check_base_of, merge_from, named_adapter
+from sharespace.learn.merging import check_base_of, merge_trained, named_adapter, trained_adapter
 from sharespace.protocols import ProgressState
 from sharespace.share import Share
+from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.state import check_new_names
 
 _ATTEMPTS = 5
@@ -72,8 +73,12 @@ class MergeIntoShare(TrainerCallback):
             OptionError: nothing names the task.
             TaskExistsError: the name is taken.
             StoreError: the store cannot be read.
-            MismatchError: the model's base is another one than the Share model's.
+            MismatchError: the model's base is another one than the Share model's, or its
+                parameters are cut into parts in a way that they cannot be gathered from.
         """
+        from sharespace.tuner.sharding import refuse_unreadable
+
+        refuse_unreadable("MergeIntoShare", model)
         _, name = named_adapter("MergeIntoShare", model, self.task, self.adapter)
         share = Share.load(self.path)
         check_new_names([name], share.tasks)
@@ -88,7 +93,7 @@ class MergeIntoShare(TrainerCallback):
         model: nn.Module,
         **others: object,
     ) -> None:
-        """Merge and save, in the main process only.
+        """Merge and save, in the main process only; parts of parameters come from all processes.
 
         Args:
             args, control, others: what ``Trainer`` gives to every callback; not used.
@@ -98,10 +103,14 @@ class MergeIntoShare(TrainerCallback):
         Raises:
             StoreConflictError: others committed at the same moment, too often.
         """
-        if state.is_world_process_zero:
-            self._commit(model)
+        from sharespace.tuner.sharding import is_cut
 
-    def _commit(self, model: nn.Module) -> None:
+        if state.is_world_process_zero or is_cut(model):
+            trained = trained_adapter(model, self.task, self.adapter, patient=True)
+            if state.is_world_process_zero:
+                self._commit(trained)
+
+    def _commit(self, trained: Adapter) -> None:
         """Merge and save; where somebody else committed in between, once more on top of that.
 
         Raises:
@@ -109,14 +118,7 @@ class MergeIntoShare(TrainerCallback):
         """
         for remaining in reversed(range(_ATTEMPTS)):
             share = Share.load(self.path)
-            merged = merge_from(
-                share,
-                model,
-                task=self.task,
-                adapter=self.adapter,
-                cap=self.cap,
-                base=self.base,
-            )
+            merged = merge_trained(share, trained, cap=self.cap, base=self.base)
             try:
                 merged.save()
                 return

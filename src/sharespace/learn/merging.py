@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,9 @@ from sharespace.subspace.adapter import LEARNED, Adapter, BaseModel, common_base
 from sharespace.subspace.base_weights import base_samples, check_same_base
 from sharespace.subspace.naming import unwrapped
 
+_SETS = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
+"""Fields of PEFT's configurations in which the order says nothing."""
+
 
 def merge_from(
     share: Share,
@@ -38,6 +41,9 @@ def merge_from(
     base: str | None = None,
 ) -> Share:
     """Merge what was trained in a ``PeftModel``, whatever trained it.
+
+    Where FSDP or ``fully_shard`` has cut the parameters into parts, every process has to call it:
+    they are gathered, and every process gets the result, which one of them saves.
 
     Args:
         share: does not change; the result is a new one.
@@ -56,27 +62,58 @@ def merge_from(
     Raises:
         OptionError: the model has no such adapter, or nothing names the task.
         TaskExistsError: the name is taken.
-        MismatchError: it belongs to another base model.
+        MismatchError: it belongs to another base model, or its parameters are cut into parts that
+            cannot be gathered (DeepSpeed ZeRO-3, a process that does not call).
         UnsupportedAdapterError: an adapter of a kind whose update is not of low rank.
         MissingExtraError: PEFT or transformers is not installed.
     """
-    from sharespace.tuner import ShareConfig, collect
-    from sharespace.tuner.modules import bare
+    return merge_trained(share, trained_adapter(model, task, adapter), cap=cap, base=base)
 
-    model = bare(model)
+
+def trained_adapter(
+    model: nn.Module, task: str | None, adapter: str, *, patient: bool = False
+) -> Adapter:
+    """What was trained in a ``PeftModel``, as ``merge_from`` merges it.
+
+    Args:
+        model, task, adapter: as for ``merge_from``.
+        patient: where parameters are cut into parts, wait for the other processes without limit,
+            not for a minute.
+
+    Raises:
+        OptionError, MismatchError, UnsupportedAdapterError, MissingExtraError: see ``merge_from``.
+    """
+    from sharespace.tuner import ShareConfig, collect
+
     config, name = named_adapter("merge_from", model, task, adapter)
     if isinstance(config, ShareConfig):
-        trained = collect(cast(PeftModel, model), name, adapter=adapter)
-    else:
-        with _saved(model, adapter) as folder:
-            trained = _in_memory(read_adapter(folder, name))
-        labels = labels_of(getattr(getattr(model, "config", None), "id2label", None))
-        trained = replace(
-            trained,
-            labels=labels if trained.kept else (),
-            base_samples=_samples(model, trained.shapes),
-        )
+        return collect(cast(PeftModel, model), name, adapter=adapter, patient=patient)
+    with _saved("merge_from", model, adapter, patient) as folder:
+        trained = _in_memory(read_adapter(folder, name))
+    return replace(
+        trained,
+        labels=_labels(model) if trained.kept else (),
+        base_samples=_samples(model, trained.shapes),
+    )
+
+
+def merge_trained(share: Share, trained: Adapter, *, cap: int | None, base: str | None) -> Share:
+    """Merge what ``trained_adapter`` gave; arguments and errors are those of ``merge_from``."""
     return share.merge(_known_base(share, trained), cap=cap, base=base)
+
+
+def _ordered(config: Mapping[str, object]) -> dict[str, object]:
+    """PEFT writes sets of modules in an order that differs between processes."""
+    return {
+        key: sorted(value) if key in _SETS and isinstance(value, list) else value
+        for key, value in config.items()
+    }
+
+
+def _labels(model: nn.Module) -> tuple[str, ...]:
+    from sharespace.tuner.modules import bare
+
+    return labels_of(getattr(getattr(bare(model), "config", None), "id2label", None))
 
 
 def _known_base(share: Share, adapter: Adapter) -> Adapter:
@@ -132,6 +169,8 @@ def contribute(
         model: a ``PeftModel`` made with ``ShareConfig``: its coefficients, temporary directions and
             heads go into the file, and the id of the bases they belong to; or with another
             configuration that ``Share.merge`` reads, such as ``LoraConfig``: then its factors do.
+            Where FSDP or ``fully_shard`` has cut its parameters into parts, every process has to
+            call this; each writes the same file.
         inbox: a folder (made where it is missing) or a URL such as ``s3://bucket/inbox``.
         task: the task's name; None: that of the ``ShareConfig``.
         adapter: PEFT's name for it.
@@ -143,16 +182,13 @@ def contribute(
         ContributionError: it cannot be merged: NaN, a name like a path.
         InboxError: the inbox cannot be written.
     """
-    from sharespace.tuner.modules import bare
-
-    model = bare(model)
     _, name = named_adapter("contribute", model, task, adapter)
-    with _saved(model, adapter) as folder:
+    with _saved("contribute", model, adapter) as folder:
         contribution = read_contribution(folder, task=name, plain=plain)
-        labels = labels_of(getattr(getattr(model, "config", None), "id2label", None))
         contribution = replace(
             contribution,
-            labels=labels if contribution.kept else (),
+            config=_ordered(contribution.config),
+            labels=_labels(model) if contribution.kept else (),
             base_samples=_samples(model, contribution.updates),
         )
         return hand_in(contribution, inbox)
@@ -186,19 +222,26 @@ def named_adapter(
 
 
 @contextmanager
-def _saved(model: nn.Module, adapter: str) -> Iterator[Path]:
+def _saved(what: str, model: nn.Module, adapter: str, patient: bool = False) -> Iterator[Path]:
     """An adapter's folder, as PEFT writes it, for the time of the block."""
     from sharespace.tuner import vocabulary_resized
+    from sharespace.tuner.modules import bare
+    from sharespace.tuner.sharding import whole_parameters
 
-    with tempfile.TemporaryDirectory() as folder:
+    tensors = whole_parameters(what, model, patient=patient)
+    inner = bare(model)
+    with tempfile.TemporaryDirectory() as temporary:
+        # One name for all processes: the contribution says where it was read from.
+        folder = Path(temporary) / "trained"
         # "auto", the default, would ask the Hub whether the base model's vocabulary was resized.
-        cast(PeftModel, model).save_pretrained(
+        cast(PeftModel, inner).save_pretrained(
             folder,
             selected_adapters=[adapter],
-            save_embedding_layers=vocabulary_resized(model),
+            save_embedding_layers=vocabulary_resized(inner),
+            state_dict=tensors or None,
         )
         # PEFT writes the adapter "default" into the folder itself, others below their names.
-        yield Path(folder) if adapter == "default" else Path(folder) / adapter
+        yield folder if adapter == "default" else folder / adapter
 
 
 def _in_memory(read: Adapter) -> Adapter:

@@ -100,17 +100,41 @@ def fit(
 
     Raises:
         MissingExtraError: transformers or accelerate is not installed.
-        OptionError: nothing requires a gradient, or early stopping has nothing to decide by.
+        OptionError: nothing requires a gradient, early stopping has nothing to decide by, or FSDP
+            would wrap the model so that it cannot be used afterwards.
     """
     setup = setup or Setup()
     if not any(p.requires_grad for p in model.parameters()):
         raise OptionError("model", "nothing in it requires a gradient", "Name heads, or unfreeze")
     resume = os.fspath(setup.resume) if setup.resume is not None else None
     with trainer_for(model, dataset, training, setup) as trainer, fixed_statistics(model):
+        _refuse_cut_for_good(trainer)
         result = trainer.train(resume_from_checkpoint=resume)
     model.eval()
     history = tuple(dict(entry) for entry in trainer.state.log_history)
     return Fit(result.training_loss, result.metrics["train_runtime"], result.global_step, history)
+
+
+def _refuse_cut_for_good(trainer: TrainerLike) -> None:
+    """FSDP (version 1) and ZeRO-3 leave a model of parts; ``fully_shard`` gives parts that can be
+    gathered from the model itself.
+
+    Raises:
+        OptionError: the Trainer would do so.
+    """
+    accelerator = getattr(trainer, "accelerator", None)
+    plugin = getattr(getattr(accelerator, "state", None), "deepspeed_plugin", None)
+    first = getattr(trainer, "is_fsdp_enabled", False) and not getattr(
+        accelerator, "is_fsdp2", False
+    )
+    if first or getattr(plugin, "zero_stage", None) == 3:
+        name = "version 1 of FSDP" if first else "DeepSpeed ZeRO-3"
+        raise OptionError(
+            name,
+            "it leaves a model whose parameters are parts, from which the task cannot be read",
+            "Use version 2 of FSDP (fsdp_config version 2), or get_peft_model with ShareConfig, a "
+            "Trainer of your own and MergeIntoShare",
+        )
 
 
 def evaluated(model: nn.Module, training: TrainingSettings, setup: Setup) -> float:

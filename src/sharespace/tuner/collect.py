@@ -24,6 +24,7 @@ from sharespace.subspace.naming import unwrapped
 from sharespace.subspace.state import Task
 from sharespace.tuner.config import ShareConfig
 from sharespace.tuner.modules import PREFIX, bare
+from sharespace.tuner.sharding import whole_adapters
 from sharespace.tuner.subspace_layer import SubspaceConv, SubspaceLayer
 
 
@@ -58,24 +59,30 @@ def collect(
     adapter: str = "default",
     base: BaseModel | None = None,
     config: Mapping[str, object] | None = None,
+    patient: bool = False,
 ) -> Adapter:
     """The task as trained so far, temporary directions and heads included.
 
     Args:
-        model: a ``PeftModel`` made with ``ShareConfig``, wrapped or not.
+        model: a ``PeftModel`` made with ``ShareConfig``, wrapped or not. Where FSDP or
+            ``fully_shard`` has cut its parameters into parts, every process has to call this.
         task: the task's name.
         adapter: PEFT's name for it.
         base: the base model's name, as the Share model has it; None: as the configuration says.
         config: more fields of PEFT's ``LoraConfig``, for example ``task_type``.
+        patient: where parameters are cut into parts, wait for the other processes without limit,
+            not for a minute.
 
     Raises:
-        MismatchError: the model has no such adapter.
+        MismatchError: the model has no such adapter, or its parameters cannot be gathered.
     """
     settings = _config(model, adapter)
     component = f"{settings.component}." if settings.component else ""
     layers = {component + n: m for n, m in layers_of(model, adapter).items()}
-    updates = {name: layer.update(adapter) for name, layer in layers.items()}
-    heads = kept_tensors(model, adapter)
+    with whole_adapters(f"adapter {adapter!r}", model, patient=patient) as tensors:
+        updates = {name: layer.update(adapter) for name, layer in layers.items()}
+        heads = _kept(model, adapter, tensors)
+        weights = started_from(model, adapter)
     trained = Adapter.from_updates(
         task,
         updates,
@@ -95,7 +102,7 @@ def collect(
         trained,
         labels=labels,
         base_samples=base_samples(layers),
-        started_from=started_from(model, adapter),
+        started_from=weights,
     )
 
 
@@ -145,8 +152,17 @@ def kept_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
         model: a model that holds the adapter.
         adapter: name of the adapter in the model.
     """
+    with whole_adapters(f"adapter {adapter!r}", model) as tensors:
+        return _kept(model, adapter, tensors)
+
+
+def _kept(model: nn.Module, adapter: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``kept_tensors``, of whole tensors where the model has only parts of them."""
     state = get_peft_model_state_dict(
-        bare(model), adapter_name=adapter, save_embedding_layers=vocabulary_resized(bare(model))
+        bare(model),
+        state_dict=dict(tensors) or None,
+        adapter_name=adapter,
+        save_embedding_layers=vocabulary_resized(bare(model)),
     )
     of_layers = ("sharespace_", "left_basis", "right_basis")
     return {
@@ -172,7 +188,11 @@ def vocabulary_resized(model: nn.Module) -> bool:
     # Below what PEFT puts around embeddings that are trained whole.
     weight = getattr(getattr(embeddings, "original_module", embeddings), "weight", None)
     known = _stored_vocabulary(config)
-    return known is not None and isinstance(weight, Tensor) and weight.shape[0] != known
+    if known is None or not isinstance(weight, Tensor):
+        return False
+    # FSDP leaves one flat part of it, or nothing.
+    rows = weight.shape[0] if weight.ndim == 2 else _configured_vocabulary(config)
+    return rows is not None and rows != known
 
 
 def _stored_vocabulary(config: object) -> int | None:
@@ -190,9 +210,18 @@ def _stored_vocabulary(config: object) -> int | None:
         stored = json.loads(Path(path).read_bytes()) if isinstance(path, str | Path) else {}
     except (OSError, ValueError):
         return None
+    return _vocabulary(stored)
+
+
+def _configured_vocabulary(config: object) -> int | None:
+    find = getattr(config, "to_dict", None)
+    return _vocabulary(find() if callable(find) else None)
+
+
+def _vocabulary(config: object) -> int | None:
     # Of a multimodal model the language model's is in a configuration of its own.
-    text = stored.get("text_config") if isinstance(stored, dict) else None
-    size = stored.get("vocab_size") if isinstance(stored, dict) else None
+    text = config.get("text_config") if isinstance(config, dict) else None
+    size = config.get("vocab_size") if isinstance(config, dict) else None
     size = text.get("vocab_size") if size is None and isinstance(text, dict) else size
     return size if isinstance(size, int) else None
 
@@ -216,21 +245,22 @@ def trained_coefficients(
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     settings = _config(model, adapter)
     component = f"{settings.component}." if settings.component else ""
-    for module, layer in layers_of(model, adapter).items():
-        if layer.starts_from_known(adapter):
-            raise MismatchError(
-                f"adapter {adapter!r}",
-                "starts from known tasks, whose updates are no coefficients of its own",
-                "Merge it with merge_from, or take collect(...)",
-            )
-        name = component + module
-        stored = task.coefficients.get(name)
-        if stored is not None and not stored.is_shared:
-            update = layer.update(adapter)
-            pairs[name] = (update.up, update.down.mT)
-        else:
-            left, right = layer.coefficients(adapter)
-            pairs[name] = (left.detach().cpu().clone(), right.detach().cpu().clone())
+    with whole_adapters(f"adapter {adapter!r}", model):
+        for module, layer in layers_of(model, adapter).items():
+            if layer.starts_from_known(adapter):
+                raise MismatchError(
+                    f"adapter {adapter!r}",
+                    "starts from known tasks, whose updates are no coefficients of its own",
+                    "Merge it with merge_from, or take collect(...)",
+                )
+            name = component + module
+            stored = task.coefficients.get(name)
+            if stored is not None and not stored.is_shared:
+                update = layer.update(adapter)
+                pairs[name] = (update.up, update.down.mT)
+            else:
+                left, right = layer.coefficients(adapter)
+                pairs[name] = (left.detach().cpu().clone(), right.detach().cpu().clone())
     return pairs
 
 
