@@ -101,7 +101,8 @@ def _row(key: Key, text: str) -> str:
 def _type(key: Key) -> str:
     named = ", ".join(f"`{c}`" for c in key.choices) or TYPES[key.type]
     limits = f" {key.limits}" if str(key.limits) else ""
-    return named + limits + (" or null" if key.optional else "")
+    words = "".join(f" or `{word}`" for word in key.words)
+    return named + limits + words + (" or null" if key.optional else "")
 
 
 def _default(key: Key) -> str:

@@ -61,7 +61,7 @@ def _job(
         score=lambda model: score(model, spec, data, tokenizer),
         heads=heads_of(skeleton(recipe, spec, outputs)),
         steps=training.max_steps,
-        rate=spec.training.learning_rate / recipe.tasks[0].training.learning_rate,
+        rate=spec.training.rate / recipe.tasks[0].training.rate,
         setup=setup_for(spec, data),
     )
 

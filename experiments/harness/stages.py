@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-STAGES = ("run", "tune", "transfer", "kinds", "summarise")
+STAGES = ("run", "tune", "rates", "transfer", "kinds", "summarise")
 
 
 def start(stage: str, name: str, arguments: Sequence[str]) -> None:

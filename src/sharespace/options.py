@@ -80,21 +80,29 @@ class OptionType:
     """The values of a Literal; else empty."""
     optional: bool = False
     """True where the option may be None."""
+    words: tuple[str, ...] = ()
+    """Texts that it may be in the place of a value of its kind, such as ``"auto"`` for a number."""
 
 
 def option_type(hint: Any) -> OptionType:
-    """The type behind an annotation such as ``int | None`` or ``Literal["a", "b"]``."""
+    """The type behind an annotation such as ``int | None``, ``Literal["a", "b"]`` or
+    ``float | Literal["auto"]``."""
     optional = False
+    words: tuple[str, ...] = ()
     if get_origin(hint) in (Union, UnionType):
         optional = NoneType in get_args(hint)
         plain = [kind for kind in get_args(hint) if kind is not NoneType]
+        if len(plain) == 2:
+            # A value, or one of the words that stand for one.
+            words = next((get_args(kind) for kind in plain if get_origin(kind) is Literal), ())
+            plain = [kind for kind in plain if not words or get_origin(kind) is not Literal]
         if len(plain) != 1:
             # More than one type: nothing is known of the value but that it may be None.
             return OptionType(object, (), optional)
         hint = plain[0]
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     kind = str if choices else (get_origin(hint) or hint)
-    return OptionType(kind, choices, optional)
+    return OptionType(kind, choices, optional, words)
 
 
 def with_choices(declared: OptionType, metadata: Mapping[str, Any]) -> OptionType:
@@ -133,7 +141,7 @@ def check_option(name: str, value: object, wanted: OptionType, limits: Limits) -
     Raises:
         OptionError: it is of a wrong type, outside its limits, or not among its choices.
     """
-    if value is None and wanted.optional:
+    if (value is None and wanted.optional) or (isinstance(value, str) and value in wanted.words):
         return
     if wanted.choices:
         if value not in wanted.choices:
@@ -143,8 +151,8 @@ def check_option(name: str, value: object, wanted: OptionType, limits: Limits) -
     if not _is_of(value, wanted.kind):
         raise OptionError(
             f"{name}={value!r}",
-            f"is {_named(type(value))}, but {_NAMES.get(wanted.kind, wanted.kind)} is needed",
-            f"Give {_NAMES.get(wanted.kind, wanted.kind)}",
+            f"is {_named(type(value))}, but {_wanted(wanted)} is needed",
+            f"Give {_wanted(wanted)}",
         )
     if isinstance(value, Real) and not limits.allow(float(value)):
         raise OptionError(f"{name}={value!r}", f"must be {limits}", "Change it")
@@ -157,6 +165,10 @@ _NAMES: Mapping[Any, str] = {
     str: "a text",
     tuple: "a tuple of texts",
 }
+
+
+def _wanted(option: OptionType) -> str:
+    return " or ".join([_NAMES.get(option.kind, str(option.kind)), *map(repr, option.words)])
 
 
 def _named(kind: type) -> str:

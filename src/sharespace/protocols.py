@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 Batch: TypeAlias = Mapping[str, Tensor]
 """A model's arguments, by name, the rows of a batch first."""
@@ -37,6 +38,10 @@ class TrainOutput(Protocol):
 class ProgressState(Protocol):
     """``transformers.TrainerState``."""
 
+    max_steps: int
+    stateful_callbacks: Mapping[str, Any]
+    """Callback -> the state that a checkpoint holds of it."""
+
     log_history: list[dict[str, float]]
     is_world_process_zero: bool
     global_step: int
@@ -55,6 +60,12 @@ class TrainerLike(Protocol):
 
     def get_train_dataloader(self) -> Iterable[Batch]:
         """The batches of one epoch, on the model's device."""
+
+    def get_eval_dataloader(self) -> DataLoader[Mapping[str, object]]:
+        """The batches of the evaluation data."""
+
+    def add_callback(self, callback: object) -> None:
+        """Call the callback from now on."""
 
     def compute_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
         """The loss of one batch, a scalar that gradients flow from."""

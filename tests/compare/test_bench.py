@@ -231,7 +231,7 @@ def test_jobs_may_have_steps_and_rates_of_their_own() -> None:
     own = job(0, steps=11, rate=1.5)
     found = chosen.training(lora, own)
     assert (found.max_steps, found.seed) == (11, 3)
-    assert found.learning_rate == pytest.approx(1.5 * lora.learning_rate)
+    assert found.learning_rate == pytest.approx(1.5 * lora.rate)
     assert found.head_learning_rate == pytest.approx(1.5e-2)
     # Share-full's last step is the same for every job.
     assert chosen.training(finetune, own) == replace(finetune, seed=3)

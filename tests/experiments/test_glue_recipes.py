@@ -30,7 +30,7 @@ def test_the_published_recipe() -> None:
         assert (spec.data.text, spec.data_config) == ("nyu-mll/glue", spec.name)
         assert (spec.subspace.k, spec.subspace.p, spec.subspace.phi) == (32, 8, 2)
         training = spec.training
-        assert 4e-3 <= training.learning_rate <= 5e-3
+        assert 4e-3 <= training.rate <= 5e-3
         assert 25 <= training.num_train_epochs <= 80
         assert (training.weight_decay, training.warmup_ratio) == (0.1, 0.06)
         assert training.per_device_train_batch_size == 32

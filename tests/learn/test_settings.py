@@ -37,6 +37,7 @@ def test_a_method_that_cannot_be_is_refused(values: dict[str, Any], message: str
     [
         ({"max_steps": 0}, "-1 counts by epochs"),
         ({"learning_rate": 0.0}, "above 0"),
+        ({"learning_rate": "fast"}, "a number or 'auto'"),
         ({"learning_rate": float("nan")}, "above 0"),
         ({"eval_steps": 0}, "at least 1"),
         ({"per_device_train_batch_size": 0}, "at least 1"),
@@ -56,7 +57,7 @@ def test_a_training_that_cannot_be_is_refused(values: dict[str, Any], message: s
 @pytest.mark.parametrize(("given", "warmup"), [(10, 10), (10.0, 10), (0.25, 25), (0, 6)])
 def test_warm_up_is_given_in_steps_or_as_a_part(given: float, warmup: int) -> None:
     transformers = pytest.importorskip("transformers")
-    settings = TrainingSettings(max_steps=100, warmup_steps=given, use_cpu=True)
+    settings = TrainingSettings(learning_rate=1e-3, max_steps=100, warmup_steps=given, use_cpu=True)
     arguments = transformers.TrainingArguments("unused", **settings.trainer_arguments())
     assert arguments.get_warmup_steps(100) == warmup
 

@@ -94,6 +94,25 @@ def test_sft_trainer_learns_a_task_that_merges() -> None:
     assert loss(again) == pytest.approx(loss(learned.model), rel=1e-4)
 
 
+@pytest.mark.parametrize("copies", [1, 12])
+def test_sft_trainer_chooses_its_rate(copies: int) -> None:
+    """From raw text, which TRL turns into tokens: 24 texts in folds, 288 by one split."""
+    words = tokenizer()
+    setup = Setup(
+        trainer=trl.SFTTrainer, arguments=trl.SFTConfig, options={"processing_class": words}
+    )
+    training = replace(TRAINING, learning_rate="auto", arguments={"max_length": 16})
+    method = TaskMethod(p=2, form="core", phi=1, heads=("lm_head",), task_type="CAUSAL_LM")
+    data = datasets.Dataset.from_dict({"text": SENTENCES * copies})
+    learned = adapt(
+        llama(len(words)), share(), data, training, task="new", method=method, setup=setup
+    )
+    choice = learned.fit.choice
+    assert choice is not None
+    assert choice.folds == (4 if copies == 1 else 1)
+    assert choice.loss < choice.untrained
+
+
 # References: TRL adds an adapter "ref" with the configuration of "default"
 
 

@@ -70,6 +70,17 @@ def test_a_stream_learns(folder: Path) -> None:
     assert found.measures["forgetting"] == pytest.approx(0, abs=5)
 
 
+def test_a_task_of_a_stream_chooses_its_rate(folder: Path) -> None:
+    lines = [line for line in world.HEAD.splitlines() if not line.startswith("learning_rate")]
+    events: list[Event] = []
+    recipe = world.recipe(folder, world.DATA, world.MORE, head="\n".join(lines), max_steps=20)
+    run(recipe, observe=events.append)
+    told = [event.text for event in events if "chosen from" in event.text]
+    # The first task is a LoRA of its own, at lora_learning_rate.
+    assert len(told) == 1
+    assert told[0].startswith("size: learning rate ")
+
+
 def test_a_stream_that_is_done_is_not_run_again(folder: Path, snapshot: Snapshot) -> None:
     recipe = world.recipe(folder, world.LEGAL, world.BOTH, **FEW)
     first = run(recipe)

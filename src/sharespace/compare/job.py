@@ -134,7 +134,7 @@ class ComparisonSettings:
             settings,
             seed=self.seed,
             max_steps=job.steps or settings.max_steps,
-            learning_rate=settings.learning_rate * job.rate,
+            learning_rate=settings.rate * job.rate,
             head_learning_rate=None if head is None else head * job.rate,
         )
 

@@ -6,13 +6,15 @@ from sharespace.learn.finetune import Finetuned, finetune, load_task
 from sharespace.learn.merging import contribute, merge_from
 from sharespace.learn.prepare import Trainable, prepare
 from sharespace.learn.settings import TaskMethod, TrainingSettings
-from sharespace.learn.training import Fit, Setup, fit
+from sharespace.learn.training import Fit, RateChoice, RateTrial, Setup, fit
 
 __all__ = [
     "Adapted",
     "Calibrated",
     "Finetuned",
     "Fit",
+    "RateChoice",
+    "RateTrial",
     "Setup",
     "TaskMethod",
     "Trainable",

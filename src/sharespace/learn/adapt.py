@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from sharespace.formats.lora_config import COMPONENTS
+from sharespace.learn.automatic import automatic_fit
 from sharespace.learn.directions import gradient_directions, nearest_task, place_directions
 from sharespace.learn.prepare import Trainable, count_trainable, prepare
 from sharespace.learn.settings import TaskMethod, TrainingSettings
@@ -85,7 +86,7 @@ def adapt(
             _train_heads(peft_model, data, training, method, setup)
         if method.directions == "gradient":
             place_directions(peft_model, gradient_directions(peft_model, data, training, setup))
-        fitted = fit(peft_model, data, training, setup)
+        fitted = automatic_fit(peft_model, data, training, setup)
         adapter = collect(peft_model, task, base=share.model.base, config=_pipeline(share))
     return Adapted(adapter, peft_model, fitted, trainable, method.start)
 
@@ -119,7 +120,7 @@ def _train_heads(
         training,
         max_steps=method.head_steps,
         early_stopping_patience=None,
-        learning_rate=training.head_learning_rate or training.learning_rate,
+        learning_rate=training.head_rate,
     )
     silent = replace(setup, evaluation=None, metrics=None, callbacks=(), resume=None)
     fit(peft_model, data, short, silent)

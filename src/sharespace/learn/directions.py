@@ -226,6 +226,8 @@ def _probe_trainer(
         max_steps=max(training.max_steps // _PROBE, 1) if training.max_steps > 0 else -1,
         num_train_epochs=training.num_train_epochs / _PROBE,
         early_stopping_patience=None,
+        # Only heads are trained here.
+        learning_rate=training.head_rate,
         report_to=(),
         arguments={**given, **_NOTHING_KEPT},
     )

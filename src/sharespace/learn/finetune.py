@@ -11,9 +11,10 @@ from typing import Any, Literal
 from torch import nn
 
 from sharespace.learn.adapt import released
+from sharespace.learn.automatic import automatic_fit
 from sharespace.learn.prepare import Trainable, check_base, count_trainable, wrapped
 from sharespace.learn.settings import TrainingSettings
-from sharespace.learn.training import Fit, Setup, evaluated, fit
+from sharespace.learn.training import Fit, Setup, evaluated
 from sharespace.protocols import PeftModel
 from sharespace.share import Share
 
@@ -105,7 +106,7 @@ def finetune(
         _freeze(peft_model, heads)
         trainable = count_trainable(peft_model)
         before = evaluated(peft_model, training, setup) if keep == "better" else None
-        fitted = fit(peft_model, data, training, setup)
+        fitted = automatic_fit(peft_model, data, training, setup)
         if before is not None and evaluated(peft_model, training, setup) >= before:
             return Finetuned(share, peft_model, fitted, trainable, kept=False)
         pairs = trained_coefficients(peft_model, "default", share.task(task))

@@ -77,6 +77,10 @@ class TaskMethod:
             )
 
 
+AUTO_HEAD_RATE = 1e-3
+"""Learning rate of the heads where that of all else is chosen."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """How to train, in the words of transformers' ``TrainingArguments``.
@@ -88,12 +92,13 @@ class TrainingSettings:
         OptionError: a value is out of range, or two of them contradict each other.
     """
 
-    learning_rate: float = option(4e-3, above=0)
+    learning_rate: float | Literal["auto"] = option("auto", above=0)
     """Learning rate of coefficients, temporary directions and the head: far above that of a
-    LoRA."""
+    LoRA. `auto` chooses it by short trainings, on examples that are held out from the task's
+    training data."""
     head_learning_rate: float | None = option(None, above=0)
-    """Learning rate of the head; None: the same. A core wants rates that are far too high for a
-    head."""
+    """Learning rate of the head; left out: the same as `learning_rate`, or 1e-3 where that is
+    `auto`. A core wants rates that are far too high for a head."""
     num_train_epochs: float = option(10.0, above=0)
     """Passes over the train split."""
     max_steps: int = option(-1, least=-1)
@@ -171,14 +176,38 @@ class TrainingSettings:
             # was written.
             object.__setattr__(self, "warmup_steps", int(self.warmup_steps))
 
+    @property
+    def rate(self) -> float:
+        """``learning_rate`` as a number.
+
+        Raises:
+            OptionError: it is ``"auto"``, and nothing has chosen a number yet.
+        """
+        if isinstance(self.learning_rate, str):
+            raise OptionError(
+                "learning_rate='auto'",
+                "only adapt, finetune, run and the callback AutoRate choose a rate",
+                "Give a number, such as learning_rate=4e-3",
+            )
+        return self.learning_rate
+
+    @property
+    def head_rate(self) -> float:
+        """Learning rate of the heads, whether or not that of all else is chosen yet."""
+        if self.head_learning_rate is not None:
+            return self.head_learning_rate
+        return AUTO_HEAD_RATE if self.learning_rate == "auto" else self.rate
+
     def trainer_arguments(self) -> dict[str, object]:
         """Keywords for ``TrainingArguments``, ``arguments`` included, without early stopping.
 
         Raises:
             MissingExtraError: transformers is not installed.
+            OptionError: the learning rate is ``"auto"``, and nothing has chosen a number yet.
         """
         known = {f.name for f in fields(require("transformers", "train").TrainingArguments)}
         values = {name: getattr(self, name) for name in _PASSED_ON}
+        values["learning_rate"] = self.rate
         # transformers 5 dropped `warmup_ratio`: warm-up steps below 1 are a part of all steps.
         warmup = self.warmup_steps or self.warmup_ratio
         as_ratio = "warmup_ratio" in known and 0 < warmup < 1

@@ -41,6 +41,57 @@ Metrics = Callable[[EvalPrediction], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
+class RateTrial:
+    """One learning rate that was tried."""
+
+    learning_rate: float
+    steps: int
+    """Of its whole schedule."""
+    loss: float
+    """Mean loss of the held-out examples at its end; infinite where it was not finite."""
+    standard_error: float
+    """Of that mean, over the held-out examples."""
+
+
+@dataclass(frozen=True)
+class RateChoice:
+    """What ``learning_rate="auto"`` chose, and by what."""
+
+    learning_rate: float
+    """Of all that is trained but the heads, which have ``TrainingSettings.head_rate``."""
+    steps: int
+    """Of the training's schedule."""
+    stop_after: int
+    """Step at which the training ends: ``steps``, or earlier where that was better."""
+    held_out: int
+    """Examples that judged it: all of them in turn where ``folds`` is above 1."""
+    folds: int
+    """Parts of the cross-validation; 1: one split."""
+    loss: float
+    """Mean loss of the held-out examples at the chosen rate and step."""
+    standard_error: float
+    """Of that mean, over the held-out examples."""
+    untrained: float
+    """Their mean loss before anything was trained."""
+    cost: float = 0.0
+    """Steps that choosing took; an example that only judges counts a third of one in a step."""
+    seconds: float = 0.0
+    """Time that choosing took."""
+    trials: tuple[RateTrial, ...] = ()
+    """All rates that were tried, in order."""
+
+    def told(self) -> str:
+        """What was chosen and by what, in one line."""
+        how = f"{self.folds}-fold cross-validation" if self.folds > 1 else "held-out examples"
+        stop = f", stopped after {self.stop_after}" if self.stop_after < self.steps else ""
+        return (
+            f"learning rate {self.learning_rate:g}, {self.steps} steps{stop}, chosen from "
+            f"{len(self.trials)} trials by {how} ({self.held_out} examples): loss "
+            f"{self.loss:.4f} ± {self.standard_error:.4f}, {self.untrained:.4f} untrained"
+        )
+
+
+@dataclass(frozen=True)
 class Fit:
     """What a training run measured."""
 
@@ -52,6 +103,8 @@ class Fit:
     """The last step's number; less than asked for after an early stop."""
     history: tuple[Mapping[str, float], ...] = ()
     """What Trainer logged, in order; evaluations have keys that start with ``eval_``."""
+    choice: RateChoice | None = None
+    """What ``learning_rate="auto"`` chose; None where the rate was given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,15 +153,40 @@ def fit(
 
     Raises:
         MissingExtraError: transformers or accelerate is not installed.
-        OptionError: nothing requires a gradient, early stopping has nothing to decide by, or FSDP
-            would wrap the model so that it cannot be used afterwards.
+        OptionError: nothing requires a gradient, early stopping has nothing to decide by, FSDP
+            would wrap the model so that it cannot be used afterwards, or the learning rate is
+            ``"auto"``, which ``adapt`` and ``finetune`` choose.
     """
-    setup = setup or Setup()
+    return train(model, dataset, training, setup or Setup())
+
+
+def train(
+    model: nn.Module,
+    dataset: object,
+    training: TrainingSettings,
+    setup: Setup,
+    prepare: Callable[[TrainerLike], None] | None = None,
+) -> Fit:
+    """Train as ``fit`` says, with a Trainer that is prepared first.
+
+    Args:
+        model, dataset, training, setup: as for ``fit``.
+        prepare: is given the Trainer before it trains.
+
+    Returns:
+        What ``fit`` returns.
+
+    Raises:
+        MissingExtraError: transformers or accelerate is not installed.
+        OptionError: see ``fit``.
+    """
     if not any(p.requires_grad for p in model.parameters()):
         raise OptionError("model", "nothing in it requires a gradient", "Name heads, or unfreeze")
     resume = os.fspath(setup.resume) if setup.resume is not None else None
     with trainer_for(model, dataset, training, setup) as trainer, fixed_statistics(model):
         _refuse_cut_for_good(trainer)
+        if prepare is not None:
+            prepare(trainer)
         result = trainer.train(resume_from_checkpoint=resume)
     model.eval()
     history = tuple(dict(entry) for entry in trainer.state.log_history)
@@ -251,7 +329,7 @@ def _optimizer(
     if training.head_learning_rate is None:
         return None
     make, options = trainer_class.get_optimizer_cls_and_kwargs(arguments, model)
-    rates = {False: training.learning_rate, True: training.head_learning_rate}
+    rates = {False: training.rate, True: training.head_learning_rate}
     groups: list[dict[str, object]] = []
     # Heads last: the optimizer states of checkpoints hold the groups in this order.
     for in_head, rate in rates.items():

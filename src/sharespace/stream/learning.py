@@ -274,6 +274,8 @@ def _learn_in_subspace(
     release(adapted.model)
     learned = Learned(spec.name, "data", data.label_names, start=adapted.start)
     learned = replace(learned, **learned.trained(adapted.fit, adapted.trainable))
+    if adapted.fit.choice is not None:
+        shop.say("learning", spec, adapted.fit.choice.told())
     shop.say("learned", spec, f"learned, {learned.told}")
     return adapted.adapter, learned
 

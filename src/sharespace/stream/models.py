@@ -228,4 +228,6 @@ def training_device(spec: TaskSpec) -> torch.device:
 def _known(settings: TrainingSettings) -> Any:
     """The arguments that Trainer would have, which know the devices; nothing is written."""
     make = require("transformers", "train").TrainingArguments
+    # Any rate does: devices and batches do not depend on it.
+    settings = replace(settings, learning_rate=settings.head_rate)
     return make(**{**settings.trainer_arguments(), "output_dir": "unused", "report_to": "none"})

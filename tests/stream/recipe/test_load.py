@@ -75,6 +75,11 @@ def test_numbers_as_people_write_them(text: str) -> None:
     assert parsed(f"learning_rate: {text}\n" + TASK).tasks[0].training.learning_rate == 1e-3
 
 
+def test_a_word_may_stand_for_a_number() -> None:
+    for text in ("", "learning_rate: auto\n", "learning_rate: 'auto'\n"):
+        assert parsed(text + TASK).tasks[0].training.learning_rate == "auto"
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [
@@ -95,7 +100,7 @@ def test_numbers_as_people_write_them(text: str) -> None:
         ("p: [1]", "p: is a list, but one value is wanted"),
         ("p: {a: 1}", "p: is a mapping, but one value is wanted"),
         ("p: !!python/object:os.system 1", "which is not read"),
-        ("learning_rate: fast", "a number is wanted"),
+        ("learning_rate: fast", "a number is wanted, or auto"),
         ("learning_rate: .nan", "a number is wanted"),
         ("learning_rate: 1e999", "a number is wanted"),
         ("learning_rate: 0", "it must be above 0"),
@@ -283,16 +288,19 @@ def test_training_keys_are_those_of_transformers(tmp_path: Path) -> None:
     own = {"early_stopping_patience", "early_stopping_threshold", "warmup_ratio"}
     own.add("head_learning_rate")
     assert set(keys_of(TrainingSettings)) - own <= known
-    settings = TrainingSettings(max_steps=100, use_cpu=True, gradient_checkpointing=True)
+    settings = TrainingSettings(
+        learning_rate=1e-3, max_steps=100, use_cpu=True, gradient_checkpointing=True
+    )
     made = settings.trainer_arguments()
     arguments = transformers.TrainingArguments(output_dir=str(tmp_path), **made)
     assert arguments.get_warmup_steps(100) == 6
     assert arguments.report_to == []
     assert arguments.gradient_checkpointing
-    steps = TrainingSettings(warmup_steps=10).trainer_arguments()
+    steps = TrainingSettings(learning_rate=1e-3, warmup_steps=10).trainer_arguments()
     assert steps["warmup_steps"] == 10
     assert "warmup_ratio" not in steps
-    assert TrainingSettings(report_to=("wandb",)).trainer_arguments()["report_to"] == ["wandb"]
+    tracked = TrainingSettings(learning_rate=1e-3, report_to=("wandb",))
+    assert tracked.trainer_arguments()["report_to"] == ["wandb"]
 
 
 def test_metrics_are_those_that_can_be_measured() -> None:

@@ -60,6 +60,8 @@ class Key:
     """bool, int, float, str, RecipeSource, or tuple for a list of texts; str for a Literal."""
     optional: bool
     """It may be null."""
+    words: tuple[str, ...]
+    """Texts that may stand in the place of a number, such as ``auto``."""
     default: Any
     """MISSING where the key is needed."""
     limits: Limits
@@ -94,6 +96,7 @@ def _key(name: str, hint: Any, default: Any, metadata: Mapping[str, Any]) -> Key
         said.choices,
         said.kind,
         said.optional,
+        said.words,
         default,
         metadata["limits"],
         metadata["neutral"],
@@ -245,7 +248,12 @@ def value_of(key: Key, node: yaml.Node, folder: Path) -> Any:
         )
     if key.type is tuple:
         return _texts(node)
-    value = _READERS[key.type](_scalar(node))
+    if isinstance(node, yaml.ScalarNode) and node.value in key.words:
+        return node.value
+    try:
+        value = _READERS[key.type](_scalar(node))
+    except UnusableError as error:
+        raise UnusableError(", or ".join([str(error), *key.words])) from None
     if key.choices and value not in key.choices:
         choices = ", ".join(key.choices)
         raise UnusableError(f"is {brief(value)!r}, not one of {choices}{hint(value, key.choices)}")
