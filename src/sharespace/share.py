@@ -14,7 +14,7 @@ import torch
 from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.formats import ExportOptions, PlainLora, write_adapter
-from sharespace.formats.engines import refuse_combining
+from sharespace.formats.engines import refuse_combining, requested_task
 from sharespace.formats.format_registry import AdapterSources, open_adapters
 from sharespace.formats.lora_config import COMPONENTS, PREFIX, refuse_unusable
 from sharespace.linalg.dimension import Dimension
@@ -33,7 +33,7 @@ from sharespace.subspace.fidelity import check_max_error, refuse_losses, warn_of
 from sharespace.subspace.merge import merge, union
 from sharespace.subspace.naming import common_names, unwrapped
 from sharespace.subspace.plan import Baselines, baselines
-from sharespace.subspace.state import BuildSettings, ShareModel, Task, reconstruct, retrained
+from sharespace.subspace.state import BuildSettings, ShareModel, Task, retrained
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -426,7 +426,7 @@ class Share:
         """A task's low-rank updates by module.
 
         Args:
-            name: of the task.
+            name: of the task, or of a mixture such as ``legal:0.7+medical:0.3``.
 
         Returns:
             Module -> up (n x p) and down (p x d) in the stored dtype, with scaling 1.
@@ -434,7 +434,8 @@ class Share:
         Raises:
             TaskNotFoundError: there is none of that name.
         """
-        return reconstruct(self._model, name)
+        layers, task = self._model.layers, requested_task(self._model, name)
+        return {m: value.as_update(layers[m]) for m, value in task.coefficients.items()}
 
     def fidelity(self, against: AdapterSources = ()) -> _fidelity.Fidelity:
         """What is kept of every task.
@@ -483,7 +484,7 @@ class Share:
         """Write a task as plain LoRA, scaling baked in, and what the format takes beside it.
 
         Args:
-            task: name of the task.
+            task: name of the task, or of a mixture such as ``legal:0.7+medical:0.3``.
             path: a new directory.
             to: "peft" (loads with ``PeftModel.from_pretrained``), "diffusers", "kohya", "vllm",
                 "sglang", "gguf" (llama.cpp), or a registered format; ``docs/howto/export.md``
@@ -501,7 +502,7 @@ class Share:
             OptionError: no such format, or an option has no usable value.
             UnsupportedAdapterError: the format has no place for something in the task.
         """
-        stored = self.task(task)
+        stored = requested_task(self._model, task)
         model, written = self._model, _checked_dtype(dtype) or self._model.dtype
         plain = PlainLora(
             self.updates(task),

@@ -26,7 +26,10 @@ from sharespace.formats.lora_config import COMPONENTS, CONFIG, FACTOR, refuse_un
 from sharespace.formats.peft import read_config, write_folder
 from sharespace.formats.plain import PlainLora
 from sharespace.formats.weights_file import parse_object, refuse_special
+from sharespace.mixture_names import parse_mixture
 from sharespace.subspace.adapter import BaseModel
+from sharespace.subspace.combine import Combination, carried_task, combined_task, stored_task
+from sharespace.subspace.state import ShareModel, Task
 
 ELSEWHERE = "Export it as peft, or serve it with `sharespace serve`"
 
@@ -107,6 +110,61 @@ def refuse_combining(where: str, config: Mapping[str, Any], kept: Collection[str
             why = f"it carries {kind} ({key!r}), which are a part of its update beside its factors"
             remedy = "Leave it out of the combination, or train the task without them"
             raise UnsupportedAdapterError(where, why, remedy)
+
+
+def requested_weights(model: ShareModel, name: str) -> dict[str, float]:
+    """The tasks that a name asks for, and their weights: one of weight 1, or those of a mixture.
+
+    A task's own name goes first, whatever it reads as. Nothing is read.
+
+    Raises:
+        TaskNotFoundError: the model has no such task, or not all tasks of the mixture.
+        OptionError: a mixture that has no meaning.
+    """
+    weights = {name: 1.0} if name in model.tasks else parse_mixture(name) or {name: 1.0}
+    for task in weights:
+        if task not in model.tasks:
+            model.task(task)  # This raises the error.
+    return weights
+
+
+def requested_task(model: ShareModel, name: str) -> Task:
+    """The task of that name, or a mixture as a task with float64 coefficients.
+
+    Args:
+        model: has the tasks.
+        name: a task's name or a mixture's, such as ``legal:0.7+medical:0.3``.
+
+    Raises:
+        TaskNotFoundError: as ``requested_weights`` does.
+        MismatchError: heads or tokenizers of a mixture differ.
+        UnsupportedAdapterError: a task of a mixture is more than factors.
+    """
+    weights = requested_weights(model, name)
+    if name in weights:
+        return stored_task(model, name)
+    _refuse_parts({task: stored_task(model, task) for task in weights})
+    return combined_task(model, Combination(weights), name, torch.float64)
+
+
+def requested_files(model: ShareModel, name: str) -> Mapping[str, torch.Tensor]:
+    """Tokenizer and template of what ``requested_task`` gives, without combining anything.
+
+    Raises:
+        Exception: as ``requested_task`` does.
+    """
+    weights = requested_weights(model, name)
+    # Remembered, as every request asks for them.
+    parts = {task: model.tasks[task] for task in weights}
+    if name in weights:
+        return parts[name].files
+    _refuse_parts(parts)
+    return carried_task(parts, None).files
+
+
+def _refuse_parts(parts: Mapping[str, Task]) -> None:
+    for task, part in parts.items():
+        refuse_combining(f"task {task!r}", part.config, part.kept)
 
 
 def served_fields(plain: PlainLora, rank: int) -> dict[str, Any]:

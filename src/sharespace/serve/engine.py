@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from sharespace.errors import (
-    MismatchError,
     OptionError,
     QueueFullError,
-    TaskNotFoundError,
+    SharespaceError,
     UnavailableError,
 )
+from sharespace.formats.engines import requested_weights
 from sharespace.options import check_options, option
 from sharespace.serve.base_model import GeneratingRow, ServedModel, special_tokens
 from sharespace.serve.requests import (
@@ -277,7 +277,7 @@ class Engine:
                     check_task(self.share, job.request.task)
                     self.served.tokenizer_of(job.request.task)
                 known.append(job)
-            except (TaskNotFoundError, MismatchError) as error:
+            except SharespaceError as error:
                 job.answer(error)
         return known
 
@@ -340,13 +340,13 @@ class EngineJob:
 
 
 def check_task(share: Share, task: str) -> None:
-    """Refuse a task that is not there, without reading one that is.
+    """Refuse a task, or a mixture of tasks, that is not there, without reading one that is.
 
     Raises:
         TaskNotFoundError: the Share model has no such task.
+        OptionError: a mixture that has no meaning.
     """
-    if task not in share.model.tasks:
-        share.task(task)  # This raises the error.
+    requested_weights(share.model, task)
 
 
 async def stream_texts(

@@ -19,6 +19,7 @@ from torch import Tensor
 from sharespace.errors import MismatchError
 from sharespace.extras import require
 from sharespace.formats.companions import write_files_of
+from sharespace.formats.engines import requested_files
 from sharespace.protocols import Tokenizer
 from sharespace.share import Share
 from sharespace.store.stored_model import StoredFiles
@@ -58,15 +59,16 @@ class TaskTokenizers:
         self._lock = threading.Lock()
 
     def of(self, share: Share, task: str | None) -> TaskTokenizer:
-        """The tokenizer of a task; the base model's where it has none, or is not known.
+        """The tokenizer of a task or a mixture; the base model's where it has none.
 
         Raises:
-            MismatchError: it cannot be loaded, or has tokens that the base model has no
-                embeddings for.
+            TaskNotFoundError: there is no such task.
+            MismatchError: it cannot be loaded, has tokens that the base model has no embeddings
+                for, or the tasks of a mixture have different ones.
         """
-        if task is None or task not in share.model.tasks:
+        if task is None:
             return self._base
-        files = share.model.tasks[task].files
+        files = requested_files(share.model, task)
         if not files:
             return self._base
         key = files.stored.ref.sha256 if isinstance(files, StoredFiles) else id(files)

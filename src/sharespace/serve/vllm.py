@@ -34,6 +34,7 @@ from sharespace.errors import (
 )
 from sharespace.extras import require
 from sharespace.formats import read_adapter
+from sharespace.formats.engines import requested_weights
 from sharespace.share import Share
 
 SHARE = "SHARESPACE_VLLM_SHARE"
@@ -146,7 +147,8 @@ def _find(store: Path, name: str) -> tuple[Share, str]:
         return current, name
     task, version = parse(name)
     share = current if version is None else Share.load(store, version)
-    return share, share.task(task).name
+    requested_weights(share.model, task)
+    return share, task
 
 
 def _check(share: Share, task: str, folder: Path) -> None:

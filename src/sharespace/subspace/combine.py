@@ -248,7 +248,7 @@ def combined_task(
         MismatchError: heads, labels or tokenizers differ, and nothing says whose to take.
         OptionError: a pattern matches no layer, or a number becomes too large for the dtype.
     """
-    parts = {task: model.task(task) for task in combination.weights}
+    parts = {task: stored_task(model, task) for task in combination.weights}
     dtype = dtype or model.dtype
     carried = carried_task(parts, combination.heads)
     modules = list(dict.fromkeys(m for task in parts.values() for m in task.coefficients))
@@ -286,6 +286,18 @@ def combined_task(
         adapter_bytes=_adapter_bytes(model, coefficients, carried, dtype),
         started_from={},
     )
+
+
+def stored_task(model: ShareModel, name: str) -> Task:
+    """A task, read without being remembered where it is stored: thousands may pass by.
+
+    Raises:
+        TaskNotFoundError: there is none of that name.
+    """
+    if name not in model.tasks:
+        return model.task(name)  # This raises the error.
+    peek: Callable[[str], Task] = getattr(model.tasks, "peek", model.tasks.__getitem__)
+    return peek(name)
 
 
 def carried_task(parts: Mapping[str, Task], heads: str | None) -> Task:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sharespace.errors import MismatchError, OptionError
+from sharespace.formats.engines import requested_task, requested_weights
 from sharespace.formats.lora_config import refuse_unusable
 from sharespace.serve.mixed.folded import Folded
 from sharespace.serve.mixed.stacks import BASE_SLOT, Stack
@@ -94,8 +95,7 @@ class Slots:
         """
         needed = [name for name in dict.fromkeys(names) if name is not None]
         for name in needed:
-            if name not in self.model.tasks:
-                self.model.task(name)  # Raises TaskNotFoundError.
+            requested_weights(self.model, name)
         if len(needed) > self.count:
             raise OptionError(
                 f"{len(needed)} tasks in one batch",
@@ -113,7 +113,7 @@ class Slots:
     # Tensors outlive the pass, which may be in inference mode, where the next one is not.
     @torch.inference_mode(False)
     def _bring(self, name: str, needed: Sequence[str]) -> None:
-        task = _read(self.model, name)
+        task = requested_task(self.model, name)
         refuse_unusable(f"task {name!r}", task.config)
         slot = self._free.pop() if self._free else self._evict(needed)
         # They may be of the slot that is filled now.
@@ -134,12 +134,6 @@ class Slots:
         slot = self._used.pop(oldest)
         self.heads.pop(slot, None)
         return slot
-
-
-def _read(model: ShareModel, name: str) -> Task:
-    """The task; a stored one is read without being remembered, as thousands may pass by."""
-    peek = getattr(model.tasks, "peek", None)
-    return model.task(name) if peek is None else peek(name)
 
 
 def heads_of(model: nn.Module, task: Task, adapted: Mapping[str, object]) -> Heads:
