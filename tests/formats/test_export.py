@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from builders import build, strangers
+from sharespace import Share
 from sharespace.errors import CorruptAdapterError, OptionError
-from sharespace.formats import ExportOptions, PlainLora, read_adapter, write_adapter
+from sharespace.formats import ExportOptions, PlainLora, plain, read_adapter, write_adapter
 from sharespace.subspace.adapter import BaseModel, LayerUpdate, ModuleShape
 
 
@@ -188,3 +191,21 @@ def test_dora_is_stated_only_with_magnitudes(tmp_path: Path) -> None:
     write_adapter(tmp_path / "without", PlainLora({"a.b": update()}, config=config))
     assert read_adapter(tmp_path / "with").config["use_dora"] is True
     assert read_adapter(tmp_path / "without").config["use_dora"] is False
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_export_of_a_wrong_scale_does_not_appear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    share = Share(build(strangers(2, 24, 20), 6))
+    share.export("t0", tmp_path / "right", dtype=dtype)
+    scale = {torch.float32: 1 + 1e-4, torch.float16: 1.01, torch.bfloat16: 1.1}[dtype]
+    padded = plain.padded
+
+    def scaled(module: str, update: LayerUpdate, *more: Any) -> tuple[Tensor, Tensor]:
+        return padded(module, replace(update, scaling=scale * update.scaling), *more)
+
+    monkeypatch.setattr(plain, "padded", scaled)
+    with pytest.raises(CorruptAdapterError, match="'m': was written as another update"):
+        share.export("t0", tmp_path / "wrong", dtype=dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["right"]

@@ -43,7 +43,13 @@ from sharespace.formats.peft import (
     header_entries,
     plain_keys,
 )
-from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, split_components
+from sharespace.formats.plain import (
+    ExportOptions,
+    PlainLora,
+    check_updates,
+    common_rank,
+    split_components,
+)
 from sharespace.formats.weights_file import SafetensorsFile, WeightsFile, write_tensors
 from sharespace.subspace.adapter import Adapter, BaseModel
 from sharespace.subspace.naming import PIPELINE_WORDS
@@ -254,8 +260,9 @@ def _write(
     file = SafetensorsFile.open(path)
     adapter = read_diffusers(file, name="written", source="")
     pipeline = COMPONENTS in plain.config
-    modules = {m if pipeline else f"{next(iter(parts))}.{m}" for m in plain.updates}
-    check_written(file, tensors, adapter, modules)
+    modules = {m if pipeline else f"{next(iter(parts))}.{m}": u for m, u in plain.updates.items()}
+    check_written(file, tensors, adapter, set(modules))
+    check_updates({module: adapter.layer(module) for module in modules}, modules)
 
 
 def _header_fields(component: str, part: PlainLora, rank: int) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from sharespace.errors import (
 from sharespace.extras import require
 from sharespace.files import export_directory
 from sharespace.formats.engines import ELSEWHERE, BaseConfig, read_base_config, refuse_beyond_lora
-from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, padded
+from sharespace.formats.plain import ExportOptions, PlainLora, check_updates, common_rank, padded
+from sharespace.subspace.adapter import LayerUpdate
 
 LLAMA_CPP = "llama.cpp"
 _GGUF_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -95,7 +96,8 @@ def write_gguf(path: Path, plain: PlainLora, options: ExportOptions) -> list[Pat
     file = f"{path.name}.gguf"
     with export_directory(path, overwrite=options.overwrite) as aside:
         _write(aside / file, names.architecture, rank, tensors)
-        _check(aside / file, tensors)
+        scaling = _check(aside / file, tensors) / rank
+        _check_each(plain, names, tensors, scaling)
     return [path / file]
 
 
@@ -146,10 +148,23 @@ def _write(path: Path, architecture: str, rank: int, tensors: Mapping[str, Tenso
     writer.close()
 
 
-def _check(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Read the file again and compare every bit."""
+def _check_each(
+    plain: PlainLora, names: LlamaCppNames, tensors: Mapping[str, Tensor], scaling: float
+) -> None:
+    """Compare each module's update with the task's, in llama.cpp's order of rows."""
+    written, meant = {}, {}
+    for module, update in plain.updates.items():
+        name = names.of(module)
+        written[module] = LayerUpdate(tensors[f"{name}.lora_b"], tensors[f"{name}.lora_a"], scaling)
+        meant[module] = LayerUpdate(names.rows(module, update.up), update.down, update.scaling)
+    check_updates(written, meant)
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor]) -> float:
+    """Read the file again, compare every bit, and return its alpha."""
     gguf = require("gguf", _GGUF_EXTRA)
-    written = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    reader = gguf.GGUFReader(path)
+    written = {t.name: t for t in reader.tensors}
     same = set(written) == set(tensors) and all(
         written[name].tensor_type == _type(gguf, tensor)
         and list(written[name].shape) == list(reversed(tensor.shape))
@@ -160,6 +175,7 @@ def _check(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise CorruptAdapterError(
             path.name, "reads back otherwise than it was written", "Report this as a bug"
         )
+    return float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].parts[-1][0])
 
 
 def _type(gguf: Any, tensor: Tensor) -> Any:

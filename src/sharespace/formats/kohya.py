@@ -44,9 +44,9 @@ from sharespace.formats.pairs import (
     sort_by_role,
 )
 from sharespace.formats.peft import check_written, header_entries
-from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, padded
+from sharespace.formats.plain import ExportOptions, PlainLora, check_updates, common_rank, padded
 from sharespace.formats.weights_file import SafetensorsFile, WeightsFile, write_tensors
-from sharespace.subspace.adapter import Adapter, BaseModel
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 from sharespace.subspace.naming import WRAPPER_PARTS
 
 _COMPONENT_OF: Mapping[str, str] = {
@@ -213,7 +213,7 @@ def write_kohya(path: Path, plain: PlainLora, options: ExportOptions) -> list[Pa
     file = f"{path.name}.safetensors"
     with export_directory(path, overwrite=options.overwrite) as aside:
         write_tensors(aside / file, tensors, _header(plain, rank))
-        _check(aside / file, tensors, set(names.values()))
+        _check(aside / file, tensors, {names[m]: update for m, update in plain.updates.items()})
     return [path / file]
 
 
@@ -274,9 +274,11 @@ def _header(plain: PlainLora, rank: int) -> dict[str, str]:
     return entries | {"ss_network_module": "networks.lora"} | size
 
 
-def _check(path: Path, tensors: Mapping[str, Tensor], modules: set[str]) -> None:
+def _check(path: Path, tensors: Mapping[str, Tensor], updates: Mapping[str, LayerUpdate]) -> None:
     file = SafetensorsFile.open(path)
-    check_written(file, tensors, read_kohya(file, name="written", source=""), modules)
+    adapter = read_kohya(file, name="written", source="")
+    check_written(file, tensors, adapter, set(updates))
+    check_updates({module: adapter.layer(module) for module in updates}, updates)
 
 
 _UNET_WORDS = {

@@ -44,7 +44,13 @@ from sharespace.formats.pairs import (
     refuse_other_keys,
     refuse_single,
 )
-from sharespace.formats.plain import ExportOptions, PlainLora, common_rank, split_components
+from sharespace.formats.plain import (
+    ExportOptions,
+    PlainLora,
+    check_updates,
+    common_rank,
+    split_components,
+)
 from sharespace.formats.weights_file import (
     SafetensorsFile,
     WeightsFile,
@@ -268,6 +274,7 @@ def write_folder(
     file = SafetensorsFile.open(folder / PEFT_WEIGHTS)
     adapter = read_peft(file, name="written", source="")
     check_written(file, tensors, adapter, set(part.updates))
+    check_updates({module: adapter.layer(module) for module in part.updates}, part.updates)
 
 
 def check_written(

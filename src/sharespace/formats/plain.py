@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sharespace.errors import OptionError, UnsupportedAdapterError
+from sharespace.errors import CorruptAdapterError, OptionError, UnsupportedAdapterError
 from sharespace.formats.companions import LABELS
 from sharespace.formats.lora_config import (
     COMPONENTS,
@@ -218,6 +218,52 @@ def _check_cast(module: str, written: Tensor, original: Tensor) -> None:
             f"its factors hold numbers too {size_word} for {name}",
             "Write it as float32",
         )
+
+
+def check_updates(written: Mapping[str, LayerUpdate], updates: Mapping[str, LayerUpdate]) -> None:
+    """Compare each update that was written with the one that was meant: a wrong scale is another.
+
+    Args:
+        written: module -> update as a reader of the export has it.
+        updates: the same modules -> updates of the task.
+
+    Raises:
+        CorruptAdapterError: a module is missing, or its update differs by more than 1e-5 of its
+            norm and the rounding of the dtype that it was written in.
+    """
+    for module, update in updates.items():
+        found = written.get(module)
+        lost, allowed = (math.inf, 0.0) if found is None else _difference(found, update)
+        if not lost <= allowed:
+            why = (
+                "missing in what was written" if found is None else "was written as another update"
+            )
+            raise CorruptAdapterError(f"module {module!r}", why, "Report this as a bug")
+
+
+def _difference(written: LayerUpdate, update: LayerUpdate) -> tuple[float, float]:
+    """|dW' - dW|, without a matrix n x d, and how much of it may be rounding."""
+    up, down = (
+        update.scaling * update.up.detach().cpu().double(),
+        update.down.detach().cpu().double(),
+    )
+    if written.up.shape[0] != up.shape[0] or written.down.shape[1] != down.shape[1]:
+        return math.inf, 0.0
+    up_written = written.scaling * written.up.double()
+    r_up = torch.linalg.qr(torch.cat([up_written, -up], dim=1), mode="r")[1]
+    r_down = torch.linalg.qr(torch.cat([written.down.double(), down]).mT, mode="r")[1]
+    lost = float(torch.linalg.matrix_norm(r_up @ r_down.mT))
+    columns, rows = torch.linalg.vector_norm(up, dim=0), torch.linalg.vector_norm(down, dim=1)
+    limits = torch.finfo(written.up.dtype)
+    # Below its smallest normal number a dtype has a fixed step (1e-7 of float16's).
+    step = limits.tiny * limits.eps
+    below = step * (up.numel() ** 0.5 * float(down.norm()) + down.numel() ** 0.5 * float(up.norm()))
+    # Not of |dW|: columns that cancel each other are rounded by their own size.
+    rounding = 2 * limits.eps * float((columns * rows).sum())
+    norm = float(
+        torch.linalg.matrix_norm(r_up[:, up_written.shape[1] :] @ r_down[:, -len(down) :].mT)
+    )
+    return lost, 1e-5 * norm + rounding + below
 
 
 def raw_factors(kept: Mapping[str, Tensor], config: Mapping[str, Any]) -> RawFactors:

@@ -7,7 +7,8 @@ the environment names a Share model:
 - ``SHARESPACE_VLLM_CACHE``: folder for the adapters (default: ``~/.cache/sharespace/vllm``);
 - ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=True``, so that vLLM asks for adapters it does not know.
 
-A request names ``task`` (the current version, at the first request) or ``task@7``. vLLM keeps what
+A request names ``task`` (the current version, at the first request), ``task@7``, or a mixture such
+as ``legal:0.7+medical:0.3``, which becomes one LoRA of their exact sum. vLLM keeps what
 a name stood for, so a task that changed is asked for by its version. Adapters lie in folders named
 by their content and are never deleted here, because a running server may hold them.
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -34,11 +36,14 @@ from sharespace.errors import (
 )
 from sharespace.extras import require
 from sharespace.formats import read_adapter
-from sharespace.formats.engines import requested_weights
+from sharespace.formats.engines import requested_weights, written_rank
+from sharespace.formats.plain import check_updates
 from sharespace.share import Share
 
 SHARE = "SHARESPACE_VLLM_SHARE"
 CACHE = "SHARESPACE_VLLM_CACHE"
+
+_LOG = logging.getLogger(__name__)
 
 
 def register() -> None:
@@ -92,6 +97,8 @@ class WrittenAdapter:
     """A PEFT directory, named by the SHA-256 of its files."""
     version: int
     """Version of the Share model."""
+    rank: int
+    """Rank of the LoRA, which the server's ``--max-lora-rank`` must allow."""
 
     @property
     def number(self) -> int:
@@ -137,7 +144,9 @@ def write(store: Path, name: str, cache: Path) -> WrittenAdapter:
         target = cache / _digest(adapter)
         if not target.exists():
             _move(adapter, target)
-    return WrittenAdapter(target, share.version or 0)
+    written = WrittenAdapter(target, share.version or 0, written_rank([target]))
+    _LOG.info("%r is a LoRA of rank %d, of version %d", name, written.rank, written.version)
+    return written
 
 
 def _find(store: Path, name: str) -> tuple[Share, str]:
@@ -153,16 +162,10 @@ def _find(store: Path, name: str) -> tuple[Share, str]:
 
 def _check(share: Share, task: str, folder: Path) -> None:
     """Refuse an adapter that is not the task: vLLM takes shapes and scales as they come."""
-    adapter = read_adapter(folder, task)
-    for module, update in share.updates(task).items():
-        if module not in adapter.shapes:
-            raise MismatchError(f"task {task!r}", f"{module} is missing in what was written")
-        factors = adapter.layer(module)
-        dense = update.scaling * update.up.double() @ update.down.double()
-        written = factors.scaling * factors.up.double() @ factors.down.double()
-        # 1 %: room for factors in bfloat16 (8 bits, 0.4 % each), but not for a wrong scale.
-        if written.shape != dense.shape or (written - dense).norm() > 1e-2 * dense.norm():
-            raise MismatchError(f"task {task!r}", f"{module} was written as another update")
+    adapter, updates = read_adapter(folder, task), share.updates(task)
+    if set(adapter.shapes) != set(updates):
+        raise MismatchError(f"task {task!r}", "other modules were written than it adapts")
+    check_updates({module: adapter.layer(module) for module in updates}, updates)
 
 
 def _digest(folder: Path) -> str:
