@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gc
 import importlib
-from collections.abc import Iterator
 
 import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
-def nothing_to_collect() -> Iterator[None]:
+def nothing_to_collect() -> None:
     """Trainer collects garbage after each training: half a second of all that was imported."""
     for name in ("transformers.trainer", "peft"):
         try:
@@ -19,5 +18,3 @@ def nothing_to_collect() -> Iterator[None]:
             break
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
