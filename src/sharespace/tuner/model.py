@@ -29,7 +29,7 @@ from sharespace.subspace.state import ShareModel, Task
 from sharespace.tuner.bases import empty, layout, locate_share
 from sharespace.tuner.config import DEFAULT_P, SHARESPACE, ShareConfig
 from sharespace.tuner.mixing import mixing
-from sharespace.tuner.modules import copy_heads, fill_heads, head_modules, wrapped_by
+from sharespace.tuner.modules import copy_heads, device_of, fill_heads, head_modules, wrapped_by
 from sharespace.tuner.start import (
     KnownUpdates,
     StartValues,
@@ -97,6 +97,7 @@ class ShareTuner(BaseTuner):
         if self._copied is not None:
             return config
         self._refuse_nothing_to_train(config)
+        self._refuse_weights_left_on_disk()
         if config.target_modules is None:
             names = self._share.layers if self._share else config.layout or {}
             component = f"{config.component}." if config.component else ""
@@ -151,6 +152,24 @@ class ShareTuner(BaseTuner):
         modules = {prefix + unwrapped(name): m for name, m in self.model.named_modules()}
         known = {name: modules[name] for name in self._share.layers if name in modules}
         checked_base(f"model {type(self.model).__name__}", self._share.base_samples, known)
+
+    def _refuse_weights_left_on_disk(self) -> None:
+        """``PeftModel.from_pretrained`` takes accelerate's hooks away, and PEFT (0.21) writes them
+        anew with names that only LoRA's parameters have: others would compute with NaN.
+
+        Raises:
+            MismatchError: weights are on disk, and nothing loads them.
+        """
+        on_disk = "disk" in (getattr(self.model, "hf_device_map", None) or {}).values()
+        for module in self.model.modules() if on_disk else ():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.is_meta and device_of(module) is None:
+                raise MismatchError(
+                    "PeftModel.from_pretrained",
+                    "the base model's weights are on disk, and PEFT places such models anew for "
+                    "LoRA alone",
+                    "Use get_peft_model(model, ShareConfig(...)), then load_adapter(PATH, NAME)",
+                )
 
     def _refuse_nothing_to_train(self, config: ShareConfig) -> None:
         """A new task in a subspace without a direction would train nothing, or its head alone.

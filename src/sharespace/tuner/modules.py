@@ -173,6 +173,23 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
+def device_of(module: nn.Module) -> torch.device | None:
+    """The device that a module computes on; None: it has no weights, or they are nowhere (meta).
+
+    accelerate leaves "meta" in the place of weights that it offloads to the CPU or to disk, and
+    loads them for each pass.
+
+    Args:
+        module: of a base model.
+    """
+    parameter = next(module.parameters(), None)
+    if parameter is not None and not parameter.is_meta:
+        return parameter.device
+    hook = getattr(module, "_hf_hook", None)
+    devices = [getattr(one, "execution_device", None) for one in getattr(hook, "hooks", [hook])]
+    return next((torch.device(device) for device in devices if device is not None), None)
+
+
 def adapted_module(model: nn.Module, name: str, sides: tuple[int, int]) -> nn.Module:
     """The module of that name, whose weight is n x d (Conv1D: d x n; a convolution: flattened).
 
@@ -207,13 +224,14 @@ def applied(
         tensors: parameter name -> value that takes its place, such as a task's head.
 
     Raises:
-        MismatchError: an update does not fit the model; nothing is changed then.
+        MismatchError: an update does not fit the model, or weights are offloaded; nothing is
+            changed then.
     """
     changed: dict[str, Tensor] = dict(tensors or {})
     for name, update in updates.items():
         module = adapted_module(model, name, (update.up.shape[0], update.down.shape[1]))
         delta = update.scaling * (update.up.double() @ update.down.double())
-        weight = module.get_parameter("weight").detach().double()
+        weight = _parameter(model, f"{name}.weight").detach().double()
         turned = delta.mT if is_transposed(module) else delta
         changed[f"{name}.weight"] = weight + turned.reshape(weight.shape)
     parameters = {name: _parameter(model, name) for name in changed}
@@ -226,8 +244,20 @@ def applied(
 
 
 def _parameter(model: nn.Module, path: str) -> nn.Parameter:
+    """A parameter by the path that the bare model has.
+
+    Raises:
+        MismatchError: it has no numbers here.
+    """
     owner, _, name = path.rpartition(".")
-    return find_module(model, owner).get_parameter(name)
+    parameter = find_module(model, owner).get_parameter(name)
+    if parameter.is_meta:
+        raise MismatchError(
+            f"parameter {path!r}",
+            "its numbers are offloaded or not loaded yet, so that they cannot be changed",
+            "Load the model without offloading, or run the task with MixedTasks",
+        )
+    return parameter
 
 
 @torch.no_grad()

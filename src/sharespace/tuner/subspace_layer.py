@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from sharespace.errors import MismatchError, OptionError
 from sharespace.subspace.adapter import LayerUpdate
-from sharespace.tuner.modules import is_transposed
+from sharespace.tuner.modules import device_of, is_transposed
 from sharespace.tuner.start import KnownUpdates, StartValues
 
 _NARROW_RATIO = 4
@@ -153,6 +153,13 @@ class SubspaceLayer(BaseTunerLayer):
         for parameter in self._parameters_of(adapter_name):
             if target is not None and parameter.device.type != "meta":
                 parameter.data = parameter.data.to(target)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[Any, Any]:
+        """PEFT's, but where offloaded weights compute; on the CPU for a base that has none yet."""
+        device, dtype = super()._get_base_layer_device_and_dtype(base_layer)
+        if device is not None and device.type == "meta":
+            device = device_of(base_layer) or torch.device("cpu")
+        return device, dtype
 
     def cast(self, adapter_name: str, dtype: torch.dtype) -> None:
         """Keep an adapter's parameters in another dtype; they stay the same objects.

@@ -43,7 +43,7 @@ from sharespace.serve.mixed.stacks import BASE_SLOT, RowLayout, RowTasks, Stack
 from sharespace.share import Share
 from sharespace.subspace.base_weights import checked_base, misfit_tasks, misfits
 from sharespace.subspace.state import ShareModel
-from sharespace.tuner.modules import find_module
+from sharespace.tuner.modules import device_of, find_module
 from sharespace.tuner.subspace_layer import sides
 
 _DENOISERS = ("unet", "transformer")
@@ -239,7 +239,14 @@ class MixedTasks:
 
     def _device_of(self, name: str) -> torch.device:
         """Of one module: a large model may be on several devices."""
-        return next(find_module(self.model, name).parameters()).device
+        device = device_of(find_module(self.model, name))
+        if device is None:
+            raise MismatchError(
+                f"module {name!r}",
+                'its weights are not loaded (they are on the device "meta")',
+                "Load them first, or offload them with accelerate's device_map",
+            )
+        return device
 
     def _hook_updates(self) -> Slots:
         """The current version's slots, with hooks on its modules, as they are in the model now."""
