@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types architecture unit format bench cuda peft-suite vllm sglang llama docs clean
+.PHONY: help demo test check lint types architecture unit fuzz format bench cuda peft-suite vllm sglang llama docs clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,6 +47,10 @@ architecture: .venv/.ready-dev
 
 unit: .venv/.ready-dev
 	$(BIN)/pytest --numprocesses auto --dist loadfile
+
+MINUTES ?= 10
+fuzz: .venv/.ready-dev  ## hostile and damaged files, contributions and requests, and kills (ten minutes); MINUTES=60 for more
+	cd tests && PYTHONPATH=. OMP_NUM_THREADS=1 ../$(BIN)/python -m fuzz --minutes $(MINUTES)
 
 format: .venv/.ready-dev  ## put the code in its standard form
 	$(BIN)/ruff check --fix .

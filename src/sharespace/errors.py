@@ -50,8 +50,18 @@ class SharespaceError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        text = f"{self.what}: {self.why}"
+        text = f"{_shortened(self.what)}: {_shortened(self.why)}"
         return f"{text}. {self.remedy}" if self.remedy else text
+
+
+_LONGEST = 1000
+"""Most characters of what failed and why; values out of files of strangers may have any length."""
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - 200]} [... {len(text) - _LONGEST:,} characters ...] {text[-200:]}"
 
 
 class LossWarning(UserWarning):

@@ -23,7 +23,7 @@ from sharespace.options import Limits, OptionType, check_option
 from sharespace.store import Checkout, Operation, checkout, commit
 from sharespace.subspace import fidelity as _fidelity
 from sharespace.subspace import plan as _plan
-from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, own_base
 from sharespace.subspace.base_weights import checked_base, say_untied, untie, with_samples
 from sharespace.subspace.basis_methods import DEFAULT_METHOD
 from sharespace.subspace.build import Progress, initialise, refuse_erased
@@ -504,16 +504,19 @@ class Share:
         """
         stored = requested_task(self._model, task)
         model, written = self._model, _checked_dtype(dtype) or self._model.dtype
+        own = own_base(stored.config, model.base)
         plain = PlainLora(
             self.updates(task),
             model.shapes,
             stored.kept,
             stored.config,
-            model.base,
+            own,
             stored.files,
             stored.labels,
         )
-        options = ExportOptions(rank, written, base, overwrite=overwrite)
+        # For the shapes of the base's modules, which are the same in all that the tasks state.
+        config = base or (model.base.id if own.id is None else None)
+        options = ExportOptions(rank, written, config, overwrite=overwrite)
         return write_adapter(path, plain, options, to=to)
 
     def merge_into_base(self, model: Module, task: str) -> Module:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cli.conftest import Ran, make_adapter
 
@@ -52,6 +52,21 @@ def test_init_for_people_names_tasks_errors_and_bytes(
     said = run("init", tmp_path / "s", f"{adapters}/*", "--k", 2).out
     for word in ("sst2", "rte", "mrpc", "error", "bound", "worst layer", "basis", "kB"):
         assert word in said
+
+
+def test_adapters_whose_updates_are_zero_are_named(
+    run: Run, adapters: Path, tmp_path: Path
+) -> None:
+    path = adapters / "rte" / "adapter_model.safetensors"
+    tensors = {k: v * (0 if "lora_B" in k else 1) for k, v in load_file(path).items()}
+    save_file(tensors, path)
+    said = " ".join(run("init", tmp_path / "s", adapters / "sst2").out.split())
+    assert "without any update" not in said
+    said = " ".join(run("merge", tmp_path / "s", adapters / "rte").out.split())
+    assert "Warning: 1 task without any update. All updates of rte are zero" in said
+    record = run("init", tmp_path / "t", f"{adapters}/*", "--k", 6, "--json").json
+    assert [(w["kind"], "rte" in w["text"]) for w in record["warnings"]] == [("untrained", True)]
+    assert run("merge", tmp_path / "s", adapters / "mrpc", "--json").json["warnings"] == []
 
 
 def test_init_with_the_papers_method(run: Run, adapters: Path, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 
 from sharespace import Share
 from sharespace.errors import CorruptStoreError
-from sharespace.formats import read_adapter
+from sharespace.formats import ExportOptions, PlainLora, read_adapter, write_adapter
 from sharespace.gather import gather, submit
 from sharespace.store import checkout, load, verify
+from sharespace.subspace.adapter import LayerUpdate
 from store.reseal import replace_object
 
 COMPANIONS = {
@@ -89,6 +90,20 @@ def test_they_come_back_by_export(tmp_path: Path) -> None:
     assert content.schema_version == 3
     assert content.tasks[0].files == content.tasks[1].files  # one object for both
     assert verify(tmp_path / "s", all_versions=True).ok
+
+
+@pytest.mark.parametrize("to", ["kohya", "diffusers", "gguf"])
+def test_formats_without_a_place_for_them_have_them_beside(to: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "gpt2", "n_head": 2, "n_layer": 1, "n_embd": 4}'
+    )
+    module = "transformer.h.0.mlp.c_fc" if to == "gguf" else "mid_block.attentions.0.proj_in"
+    update = LayerUpdate(torch.randn(8, 2), torch.randn(2, 4))
+    files = {"tokenizer.json": torch.tensor(list(b"{}"), dtype=torch.uint8)}
+    plain = PlainLora({module: update}, files=files)
+    options = ExportOptions(base=str(tmp_path))
+    (written,) = write_adapter(tmp_path / "out", plain, options, to=to)
+    assert (written.parent / "tokenizer.json").read_bytes() == b"{}"
 
 
 def test_they_survive_every_merge(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
 from builders import build, strangers
 from sharespace import Share
 from sharespace.errors import CorruptAdapterError, OptionError
 from sharespace.formats import ExportOptions, PlainLora, plain, read_adapter, write_adapter
-from sharespace.subspace.adapter import BaseModel, LayerUpdate, ModuleShape
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate, ModuleShape
 
 
 def update(r: int = 2, n: int = 4, d: int = 3, scaling: float = 1.0) -> LayerUpdate:
@@ -209,3 +210,33 @@ def test_an_export_of_a_wrong_scale_does_not_appear(
     with pytest.raises(CorruptAdapterError, match="'m': was written as another update"):
         share.export("t0", tmp_path / "wrong", dtype=dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["right"]
+
+
+@pytest.mark.parametrize("named", [None, "/somewhere/gemma"])
+def test_an_export_states_the_base_that_its_adapter_stated(
+    named: str | None, tmp_path: Path
+) -> None:
+    """Modules in common do not tell that it is of the others' base model."""
+    update = LayerUpdate(torch.randn(8, 2), torch.randn(2, 6))
+    known = Adapter.from_updates("known", {"q": update}, base=BaseModel("acme/base"))
+    other = Adapter.from_updates("other", {"q": update}, base=BaseModel(named))
+    for share in (Share.from_adapters([other, known], k=2), Share.from_adapters([known], k=2)):
+        both = share if "other" in share.tasks else share.merge([other])
+        folder = tmp_path / "+".join(share.tasks)
+        written = {name: both.export(name, folder / name)[0] for name in both.tasks}
+        stated = {name: read_adapter(path).base.id for name, path in written.items()}
+        assert stated == {"known": "acme/base", "other": named}
+    share = Share.from_adapters([known], k=2).merge([other], base="acme/base")
+    assert read_adapter(share.export("other", tmp_path / "out")[0]).base.id == "acme/base"
+
+
+def test_an_export_of_kohya_states_no_base(tmp_path: Path) -> None:
+    key = "lora_unet_mid_block_attentions_0_proj_in"
+    tensors = {f"{key}.lora_down.weight": torch.randn(2, 6), f"{key}.alpha": torch.tensor(2.0)}
+    save_file(tensors | {f"{key}.lora_up.weight": torch.randn(8, 2)}, tmp_path / "x.safetensors")
+    update = LayerUpdate(torch.randn(8, 2), torch.randn(2, 6))
+    known = Adapter.from_updates(
+        "known", {"unet.mid_block.attentions.0.proj_in": update}, base=BaseModel("acme/base")
+    )
+    share = Share.from_adapters([known, read_adapter(tmp_path / "x.safetensors")], k=2)
+    assert read_adapter(share.export("x", tmp_path / "out")[0]).base.id is None

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sharespace import Share
-from sharespace.errors import UnsupportedAdapterError
+from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.formats import read_adapter
 from sharespace.subspace.adapter import Adapter
 
@@ -143,6 +143,14 @@ def test_what_has_no_name_there_is_refused(tmp_path: Path) -> None:
         _read(_kohya({"double_blocks_0_img_attn_unknown": (8, 6)}), tmp_path / "k.safetensors")
     with pytest.raises(UnsupportedAdapterError, match="linear1"):
         _read(_kohya({"single_blocks_0_linear1": (8, 6)}), tmp_path / "k.safetensors")
+
+
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_factors_without_rows_and_columns(shape: tuple[int, ...], tmp_path: Path) -> None:
+    tensors = _kohya({"double_blocks_0_img_attn_qkv": (12, 4)})
+    key = next(key for key in tensors if key.endswith("lora_up.weight"))
+    with pytest.raises(CorruptAdapterError, match="has shape"):
+        _read({**tensors, key: torch.ones(shape)}, tmp_path / "x.safetensors")
 
 
 def test_it_shares_its_layers_with_an_adapter_of_diffusers(tmp_path: Path) -> None:

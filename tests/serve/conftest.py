@@ -54,10 +54,8 @@ def tokenizer(pad_left: bool) -> PreTrainedTokenizerFast:
     )
 
 
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a language model."""
-    folder = tmp_path_factory.mktemp("llama")
+def save_llama(folder: Path) -> Path:
+    """A tiny language model of random weights, with a tokenizer, saved into a folder."""
     config = LlamaConfig(
         vocab_size=258, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, pad_token_id=0, eos_token_id=1,
@@ -66,6 +64,18 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     seeded(lambda: LlamaForCausalLM(config)).save_pretrained(folder)
     tokenizer(pad_left=True).save_pretrained(folder)
     return folder
+
+
+def tasks_of(llama: Path) -> Share:
+    """Tasks of the language model in a folder."""
+    model = LlamaForCausalLM.from_pretrained(llama)
+    return Share(without_heads(space(model, tasks=TASKS), "lm_head"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a language model."""
+    return save_llama(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="session")
@@ -84,8 +94,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def texts(llama: Path) -> Share:
     """Tasks of the language model."""
-    model = LlamaForCausalLM.from_pretrained(llama)
-    return Share(without_heads(space(model, tasks=TASKS), "lm_head"))
+    return tasks_of(llama)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from serve.conftest import ADMIN, TASKS, address_of, engine_of, server_of
 from serve.mixed.test_batch import with_heads
 from sharespace import Share
 from sharespace.errors import NoAnswerError, OptionError
-from sharespace.formats import read_adapter
+from sharespace.formats import PlainLora, read_adapter, write_adapter
 from sharespace.serve.engine import Engine
 from sharespace.serve.http import HttpSettings
 from sharespace.serve.process import ConnectionLimits, ServeSettings, load_base
@@ -553,8 +553,12 @@ def with_kept(adapter: Adapter, key: str, tensor: Tensor) -> Adapter:
 Q = "model.layers.0.self_attn.q_proj"
 
 UNSERVABLE: list[tuple[str, Callable[[Adapter], Adapter], str]] = [
-    ("x", lambda a: beside(a, "model.layers.9.self_attn.q_proj", (16, 16)), "not in this model"),
-    ("x", lambda a: beside(a, "model.norm", (16, 16)), "not in this model"),
+    (
+        "x",
+        lambda a: beside(a, "model.layers.9.self_attn.q_proj", (16, 16)),
+        "does not have 1 of its",
+    ),
+    ("x", lambda a: beside(a, "model.norm", (16, 16)), "does not have 1 of its"),
     ("x", lambda a: with_config(a, alora_invocation_tokens=[1, 2]), "aLoRA"),
     ("x", lambda a: with_config(a, of_the_future=1), "of_the_future"),
     ("x", lambda a: with_kept(a, "no.head.weight", torch.ones(2, 2)), "no head"),
@@ -700,3 +704,33 @@ def test_empty_names_are_no_defaults(name: str) -> None:
 
 def test_a_folder_is_called_by_its_last_part(llama: Path, texts: Share) -> None:
     assert load_base(str(llama), texts).name == llama.name
+
+
+def test_modules_that_the_base_lacks_are_refused_before_a_merge(
+    llama: Path, texts: Share, tmp_path: Path
+) -> None:
+    Share(texts.model).save(tmp_path / "s.share")
+    module = "model.layers.0.mlp.no_proj"
+    update = LayerUpdate(torch.randn(16, 2), torch.randn(2, 16))
+    adapter = tmp_path / "bad"
+    write_adapter(adapter, PlainLora({module: update}))
+    body = {"name": "bad", "adapter": str(adapter)}
+    with (
+        engine_of(llama, Share.load(tmp_path / "s.share")) as engine,
+        server_of(engine, path=tmp_path / "s.share") as address,
+    ):
+        refused = httpx.post(f"{address}/v1/tasks", json=body, headers=BEARER)
+    assert refused.status_code == 400
+    assert "no_proj" in refused.json()["error"]["message"]
+    assert Share.load(tmp_path / "s.share").version == 1
+
+
+def test_a_path_in_the_log_cannot_tell_a_terminal_what_to_do(
+    text_engine: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server_of(text_engine) as address, monkeypatch.context() as patch:
+        patch.setattr(Engine, "share", property(lambda _: 1 / 0))
+        reply = httpx.get(f"{address}/v1/models/%1b%5b31mx")
+    assert reply.status_code == 500
+    assert "/v1/models/\\x1b[31mx failed" in caplog.text
+    assert "\x1b" not in caplog.text

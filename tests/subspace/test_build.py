@@ -106,7 +106,7 @@ def test_what_came_with_an_adapter_stays_with_its_task() -> None:
     found = adapter("a", update(6, 4, 2), kept=kept, config={"lora_alpha": 16})
     task = build([found], 2).tasks["a"]
     assert torch.equal(task.kept["head"], kept["head"])
-    assert task.config == {"lora_alpha": 16}
+    assert task.config == {"lora_alpha": 16, "base_model_name_or_path": None}
     assert (task.provenance, task.adapter_bytes) == (LEARNED, found.nbytes)
 
 

@@ -450,6 +450,15 @@ def serve(
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 256,
     seconds: Annotated[float, typer.Option(help="That an answer may take; then 504.")] = 120.0,
     body: Annotated[int, typer.Option(help="Bytes of a request's body; more get 413.")] = 2**20,
+    body_seconds: Annotated[
+        float, typer.Option(help="In which a request's body comes; then 408.")
+    ] = 20.0,
+    connections: Annotated[
+        int, typer.Option(help="At most; a silent one makes room, else one more gets 503.")
+    ] = 1000,
+    silence: Annotated[
+        float, typer.Option(help="Seconds that a connection may send or take nothing.")
+    ] = 20.0,
     drain: Annotated[
         float, typer.Option(help="Seconds for running requests when it is stopped.")
     ] = 30.0,
@@ -472,7 +481,11 @@ def serve(
             raise OptionError(secret, "it is empty", "Set it to a token, or unset it")
     process = require("sharespace.serve.process", "serve")
     http = process.HttpSettings(
-        answer_seconds=seconds, body_bytes=body, api_key=api_key, admin_token=admin_token
+        answer_seconds=seconds,
+        body_bytes=body,
+        body_seconds=body_seconds,
+        api_key=api_key,
+        admin_token=admin_token,
     )
     limits = process.EngineLimits(batch=batch, queue=queue)
     settings = process.ServeSettings(
@@ -484,6 +497,7 @@ def serve(
         slots=slots,
         limits=limits,
         http=http,
+        connections=process.ConnectionLimits(silence, connections),
         drain=drain,
         device=device,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeAlias
 
-from sharespace.report.warnings import loss_notices
+from sharespace.report.warnings import Notice, build_notices
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.store.schema import LayerEntry
@@ -29,7 +29,14 @@ JsonRecord: TypeAlias = dict[str, object]
 """A JSON object; its values are numbers, texts, truth values, null, lists and objects."""
 
 
-def built_record(share: Share, path: str) -> JsonRecord:
+def notices_of(share: Share, added: Iterable[str] | None = None) -> list[Notice]:
+    """Warnings of a build, or of a merge that added these tasks."""
+    names = share.model.tasks if added is None else added
+    tasks = {name: share.model.tasks[name] for name in names}
+    return build_notices(tasks, share.fidelity().tasks)
+
+
+def built_record(share: Share, path: str, added: Iterable[str] | None = None) -> JsonRecord:
     return {
         "share": path,
         "version": share.version,
@@ -37,7 +44,7 @@ def built_record(share: Share, path: str) -> JsonRecord:
         "base_model": share.model.base.id,
         "k": {m: list(layer.k) for m, layer in share.model.layers.items()},
         "out_of_core": [m for m, layer in share.model.layers.items() if layer.streamed],
-        "warnings": [asdict(notice) for notice in loss_notices(share.fidelity().tasks)],
+        "warnings": [asdict(notice) for notice in notices_of(share, added)],
         **fidelity_record(share.fidelity()),
     }
 

@@ -20,7 +20,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from sharespace.cli import json_records
-from sharespace.report.warnings import loss_notices
+from sharespace.report.warnings import Notice
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.store.schema import LayerEntry
@@ -64,7 +64,7 @@ def print_build(share: Share, path: Path, as_json: bool) -> None:
     )
     _print_out_of_core(layer.streamed for layer in model.layers.values())
     _print_table(share.fidelity())
-    return _print_losses(share.fidelity())
+    return _print_warnings(share.fidelity(), json_records.notices_of(share))
 
 
 def print_merge(before: Share, after: Share, path: Path, as_json: bool) -> None:
@@ -74,7 +74,7 @@ def print_merge(before: Share, after: Share, path: Path, as_json: bool) -> None:
         for module in after.model.layers
     }
     if as_json:
-        record = json_records.built_record(after, str(path))
+        record = json_records.built_record(after, str(path), added)
         k_record = {module: list(k) for module, k in k_before.items()}
         return _json({**record, "added": added, "k_before": k_record})
     layers = after.model.layers
@@ -87,7 +87,7 @@ def print_merge(before: Share, after: Share, path: Path, as_json: bool) -> None:
     )
     _print_out_of_core(layer.streamed for layer in layers.values())
     _print_table(after.fidelity())
-    return _print_losses(after.fidelity())
+    return _print_warnings(after.fidelity(), json_records.notices_of(after, added))
 
 
 def print_combination(share: Share, name: str, path: Path, as_json: bool) -> None:
@@ -488,14 +488,12 @@ def _print_table(fidelity: Fidelity, baselines: Baselines | None = None) -> None
     _print_sizes(json_records.bytes_record(fidelity.bytes))
 
 
-def _print_losses(fidelity: Fidelity, most: int = 5) -> None:
+def _print_warnings(fidelity: Fidelity, notices: Sequence[Notice], most: int = 5) -> None:
     """The tasks that lost most and the report's warnings of them; nothing where all is well."""
-    notices = loss_notices(fidelity.tasks)
-    if not notices:
-        return
-    bounds = {name: task.bound for name, task in fidelity.tasks.items()}
-    worst = sorted(bounds, key=lambda name: -bounds[name])[:most]
-    _say(f"Worst: {', '.join(f'{_markup(name)} {percent(bounds[name])}' for name in worst)}.")
+    if any(notice.level == "serious" for notice in notices):
+        bounds = {name: task.bound for name, task in fidelity.tasks.items()}
+        worst = sorted(bounds, key=lambda name: -bounds[name])[:most]
+        _say(f"Worst: {', '.join(f'{_markup(name)} {percent(bounds[name])}' for name in worst)}.")
     for notice in notices:
         text = _markup(f"{notice.text} {notice.remedy}")
         _say(f"[yellow]Warning: {_markup(notice.title)}.[/] {text}")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.files import export_directory
+from sharespace.formats.companions import write_files_of
 from sharespace.formats.lora_config import (
     COMPONENTS,
     CONFIG,
@@ -236,6 +237,7 @@ def write_diffusers(path: Path, plain: PlainLora, options: ExportOptions) -> lis
     parts = {name or options.component: part for name, part in split_components(plain).items()}
     with export_directory(path, overwrite=options.overwrite) as aside:
         _write(aside / DIFFUSERS_WEIGHTS, plain, parts, rank, options.dtype)
+        write_files_of(aside, plain.files)
     return [path / DIFFUSERS_WEIGHTS]
 
 

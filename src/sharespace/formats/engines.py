@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from sharespace.errors import (
     AdapterError,
@@ -27,8 +31,10 @@ from sharespace.formats.peft import read_config, write_folder
 from sharespace.formats.plain import PlainLora
 from sharespace.formats.weights_file import parse_object, refuse_special
 from sharespace.mixture_names import parse_mixture
-from sharespace.subspace.adapter import BaseModel
+from sharespace.subspace.adapter import BaseModel, ModuleShape
+from sharespace.subspace.base_weights import same_base, sample_places
 from sharespace.subspace.combine import Combination, carried_task, combined_task, stored_task
+from sharespace.subspace.naming import other_names
 from sharespace.subspace.state import ShareModel, Task
 
 ELSEWHERE = "Export it as peft, or serve it with `sharespace serve`"
@@ -288,3 +294,65 @@ def _read(name: str, path: Path) -> BaseConfig:
         why = f"its {_BASE_FILE} cannot be read ({reason})"
         raise AdapterError(f"base model {name}", why, NAME_IT) from error
     return BaseConfig(f"{name}, {_BASE_FILE}", parse_object(path, text))
+
+
+def weights_samples(
+    name: str, known: Mapping[str, Tensor], shapes: Mapping[str, ModuleShape]
+) -> dict[str, Tensor]:
+    """Samples of a base model's weights, out of its safetensors files.
+
+    Args:
+        name: its folder, or its Hub id where it is in the cache.
+        known: adapted module -> sample to compare with. A file does not say whether a square weight
+            is transposed (GPT-2); where one of the two is the known one, it is that one.
+        shapes: adapted module -> shape.
+
+    Returns:
+        Adapted module -> sample, of the modules whose weights are in the files under the module's
+        name, neither quantised nor fused; empty where there are no such files.
+    """
+    samples: dict[str, Tensor] = {}
+    for path in _weights_files(name):
+        try:
+            with safe_open(path, "pt") as file:
+                keys = set(file.keys())
+                for module in known.keys() - samples.keys():
+                    names = (module, *other_names(module, ""))
+                    key = next((k for n in names if (k := f"{n}.weight") in keys), None)
+                    if key is None:
+                        continue
+                    sample = _file_sample(file.get_slice(key), shapes[module], known[module])
+                    if sample is not None:
+                        samples[module] = sample
+        except (SafetensorError, OSError):
+            continue
+    return samples
+
+
+def _weights_files(name: str) -> list[Path]:
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            cached = try_to_load_from_cache(name, _BASE_FILE)
+        except HFValidationError:
+            return []
+        if not isinstance(cached, str):
+            return []
+        folder = Path(cached).parent
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+
+
+def _file_sample(weight: Any, shape: ModuleShape, known: Tensor) -> Tensor | None:
+    """The sample of a module's weight; None where its values cannot be compared."""
+    sides = shape.out_features, shape.in_features
+    size = tuple(weight.get_shape())
+    if weight.get_dtype() not in ("F64", "F32", "F16", "BF16") or len(size) != 2:
+        return None
+    rows, columns = sample_places(*sides)
+    ways = [(rows, columns)] if size == sides else []
+    ways += [(columns, rows)] if size == sides[::-1] else []
+    samples = []
+    for outer, inner in ways:
+        part = torch.cat([weight[i : i + 1] for i in outer])[:, inner].float()
+        samples.append(part.contiguous() if outer is rows else part.mT.contiguous())
+    return next((s for s in samples if same_base(s, known)), samples[0] if samples else None)

@@ -29,6 +29,7 @@ from sharespace.errors import (
 )
 from sharespace.extras import require
 from sharespace.files import export_directory
+from sharespace.formats.companions import write_files_of
 from sharespace.formats.engines import ELSEWHERE, BaseConfig, read_base_config, refuse_beyond_lora
 from sharespace.formats.plain import ExportOptions, PlainLora, check_updates, common_rank, padded
 from sharespace.subspace.adapter import LayerUpdate
@@ -98,6 +99,7 @@ def write_gguf(path: Path, plain: PlainLora, options: ExportOptions) -> list[Pat
         _write(aside / file, names.architecture, rank, tensors)
         scaling = _check(aside / file, tensors) / rank
         _check_each(plain, names, tensors, scaling)
+        write_files_of(aside, plain.files)
     return [path / file]
 
 

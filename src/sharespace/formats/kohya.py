@@ -30,6 +30,7 @@ from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.files import export_directory
+from sharespace.formats.companions import write_files_of
 from sharespace.formats.lora_config import (
     COMPONENTS,
     components_of,
@@ -41,6 +42,7 @@ from sharespace.formats.pairs import (
     RowRange,
     alpha_scaling,
     build_adapter,
+    check_factor,
     sort_by_role,
 )
 from sharespace.formats.peft import check_written, header_entries
@@ -214,6 +216,7 @@ def write_kohya(path: Path, plain: PlainLora, options: ExportOptions) -> list[Pa
     with export_directory(path, overwrite=options.overwrite) as aside:
         write_tensors(aside / file, tensors, _header(plain, rank))
         _check(aside / file, tensors, {names[m]: update for m, update in plain.updates.items()})
+        write_files_of(aside, plain.files)
     return [path / file]
 
 
@@ -489,6 +492,8 @@ def _transformer_pairs(
     pair: FactorPair,
     names: TransformerNames,
 ) -> dict[str, FactorPair]:
+    for key in (pair.down, pair.up):
+        check_factor(file, key)
     known = names(path)
     n, d = file.infos[pair.up].shape[0], file.infos[pair.down].shape[-1]
     rows = known[1](n, d) if known else []

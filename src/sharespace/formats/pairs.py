@@ -145,8 +145,8 @@ def _pair_shape(file: WeightsFile, pair: FactorPair) -> tuple[ModuleShape, int]:
         UnsupportedAdapterError: a dtype that is not computed with.
     """
     down, up = file.infos[pair.down], file.infos[pair.up]
-    for key, info in ((pair.down, down), (pair.up, up)):
-        _check_factor(file, key, info)
+    for key in (pair.down, pair.up):
+        check_factor(file, key)
     if pair.transposed:
         down, up = (TensorInfo(info.dtype, info.shape[::-1]) for info in (down, up))
     # B of a convolution is 1 x 1: the kernel is all in A.
@@ -161,7 +161,14 @@ def _pair_shape(file: WeightsFile, pair: FactorPair) -> tuple[ModuleShape, int]:
     return shape, down.shape[0]
 
 
-def _check_factor(file: WeightsFile, key: str, info: TensorInfo) -> None:
+def check_factor(file: WeightsFile, key: str) -> None:
+    """Refuse a factor of a dtype that is not computed with, or without rows and columns.
+
+    Raises:
+        CorruptAdapterError: its shape, or its dtype, is no factor's.
+        UnsupportedAdapterError: a dtype that is not computed with.
+    """
+    info = file.infos[key]
     if not info.dtype.is_floating_point:
         raise CorruptAdapterError(
             str(file.path), f"factor {key!r} has dtype {info.dtype}", "Factors are floating point"

@@ -57,6 +57,7 @@ from sharespace.gather.inboxes import (
 from sharespace.options import check_options, option
 from sharespace.store import Operation, Version, checkout, commit
 from sharespace.subspace.fidelity import TaskLoss, losses
+from sharespace.words import visible
 
 _ATTEMPTS = 100
 """Conflicts in a row after which another writer must be at fault: each conflict means that somebody
@@ -402,7 +403,9 @@ class Gatherer:
             data: the file's bytes; None: they were not read.
         """
         file = _quarantine_name(name, data)
-        refusal = Refusal(file, task, type(error).__name__, error.what, error.why, error.remedy)
+        # Names out of the file may hold line breaks; a reason is one line.
+        reason = (visible(text) for text in (error.what, error.why, error.remedy))
+        refusal = Refusal(file, task, type(error).__name__, *reason)
         now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         record = {**asdict(refusal), "submitted_as": name, "time": now}
         # In ASCII: names from outside may hold what a terminal or an editor would act upon.

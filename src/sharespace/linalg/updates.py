@@ -27,6 +27,9 @@ _Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 _BATCH_NUMBERS = 1 << 20
 """Numbers in a batch of factors: 4 MiB in float32, times the copies that LAPACK makes."""
+_CANCELLING = 1.5
+"""Root of the summed squares of an update's terms over its norm, above which float64 computes:
+``canonical_rounding`` has a margin of three."""
 SLICE_NUMBERS, SLICE_TASKS = 1 << 17, 16
 """Numbers of the directions in a slice of tasks, and tasks at least: they stay in the processor's
 cache, and what is computed on the way takes little memory, however many tasks there are."""
@@ -193,7 +196,26 @@ def _canonical(left: Tensor, right: Tensor) -> _Triple:
     q_left, r_left = torch.linalg.qr(left)
     q_right, r_right = torch.linalg.qr(right)
     u, s, vh = torch.linalg.svd(r_left.double() @ r_right.double().mT, full_matrices=False)
-    return u.mT.to(left.dtype) @ q_left.mT, s.to(left.dtype), vh.to(left.dtype) @ q_right.mT
+    rows = u.mT.to(left.dtype) @ q_left.mT, s.to(left.dtype), vh.to(left.dtype) @ q_right.mT
+    if left.dtype == torch.float64:
+        return rows
+    for i in _cancelling(r_left, r_right, s):
+        wide = _canonical(left[i].double()[None], right[i].double()[None])
+        for target, exact in zip(rows, wide, strict=True):
+            target[i] = exact[0].to(target.dtype)
+    return rows
+
+
+def _cancelling(r_left: Tensor, r_right: Tensor, sigma: Tensor) -> list[int]:
+    """Tasks whose rank-one terms b_j a_j^T cancel in their sum, from the triangles of the factors.
+
+    A QR is accurate to eps of each column, so an update to eps of its terms; where these are larger
+    than their sum, rounding is more than ``canonical_rounding`` says, unless float64 computes.
+    """
+    columns = (t.double().square().sum(1) for t in (r_left, r_right))
+    left_energies, right_energies = columns
+    terms = (left_energies * right_energies).sum(1)
+    return (terms > _CANCELLING**2 * sigma.square().sum(1)).nonzero()[:, 0].tolist()
 
 
 def weights(norms: Tensor) -> Tensor:

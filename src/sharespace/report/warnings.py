@@ -5,13 +5,14 @@ Each function looks at one thing and says it in one notice, or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sharespace.report.facts import Facts
 from sharespace.report.html import some
 from sharespace.subspace.fidelity import ERASED_ERROR, LARGE_BOUND, TaskFidelity
+from sharespace.subspace.state import Task
 from sharespace.words import count, human, percent
 
 Level = Literal["serious", "note"]
@@ -49,6 +50,20 @@ def loss_notices(tasks: Mapping[str, TaskFidelity]) -> list[Notice]:
     """
     looks = (_erased, _large_bounds, _erased_layers)
     return [notice for check in looks if (notice := check(tasks)) is not None]
+
+
+def build_notices(
+    tasks: Mapping[str, Task], fidelities: Mapping[str, TaskFidelity]
+) -> list[Notice]:
+    """What whoever builds or merges has to hear: what tasks have lost, and tasks without an update.
+
+    Args:
+        tasks: those that came in, by name.
+        fidelities: of all tasks.
+    """
+    zero = [n for n, t in tasks.items() if t.ledger.modules and t.ledger.total_norm == 0]
+    notice = _untrained(zero)
+    return [*loss_notices(fidelities), *([notice] if notice else [])]
 
 
 def _fidelities(facts: Facts) -> dict[str, TaskFidelity]:
@@ -290,7 +305,10 @@ def twins(facts: Facts) -> Notice | None:
 
 def untrained(facts: Facts) -> Notice | None:
     """Tasks without an update."""
-    empty = [t.name for t in facts.tasks if t.norm == 0]
+    return _untrained([t.name for t in facts.tasks if t.norm == 0])
+
+
+def _untrained(empty: Sequence[str]) -> Notice | None:
     if not empty:
         return None
     return Notice(

@@ -18,6 +18,7 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException as AnyHttpException
 
 from sharespace.errors import (
     NoAnswerError,
@@ -30,6 +31,7 @@ from sharespace.errors import (
     TaskNotFoundError,
     UnavailableError,
 )
+from sharespace.formats import read_adapter
 from sharespace.options import check_options, option
 from sharespace.serve import openai
 from sharespace.serve.admission import check_name, servable
@@ -51,6 +53,9 @@ from sharespace.serve.requests import (
     Vector,
 )
 from sharespace.share import Share
+from sharespace.subspace.adapter import Adapter, ModuleShape, refuse_other_modules
+from sharespace.subspace.naming import common_names
+from sharespace.words import visible
 
 _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -119,7 +124,9 @@ def make_app(
     metrics = ServerMetrics()
     engine.watch = metrics.count_batch
     endpoints = Endpoints(engine, TaskAdmin(engine, path, stored), settings, metrics)
-    for kind in (Exception, RequestValidationError, HTTPException, *(kind for kind, _ in STATUS)):
+    # Starlette's, too, of which FastAPI's is a subclass: an unknown path, a method without a place.
+    kinds = (Exception, RequestValidationError, AnyHttpException, *(kind for kind, _ in STATUS))
+    for kind in kinds:
         app.add_exception_handler(kind, _failed)
     # The last that is added is called first: a body that is refused is counted as well.
     app.add_middleware(BodyGuard, size=settings.body_bytes, seconds=settings.body_seconds)
@@ -168,7 +175,8 @@ def _failed(request: Request, error: Exception) -> JSONResponse:
     """Any error as OpenAI's clients understand it."""
     status, text = _status(error)
     if status == 500:
-        _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        # Starlette has decoded the path: what a client put there must not reach a terminal.
+        _LOG.error("%s %s failed", request.method, visible(request.url.path), exc_info=error)
     kind = "invalid_request_error" if status < 500 else "server_error"
     # OpenAI's clients wait this long and try again by themselves.
     headers = {"Retry-After": "1"} if status in (429, 503) else None
@@ -180,8 +188,14 @@ _PATH = re.compile(r"(?<![\w.:/\\-])(?:/[^/\s'\":,;()]+)+/([^/\s'\":,;()]+)")
 
 
 def _status(error: Exception) -> tuple[int, str]:
-    """HTTP status and text; what happened inside the server is logged, not told."""
-    if isinstance(error, HTTPException):
+    """HTTP status and text of one line; what happened inside is logged, not told."""
+    status, text = _status_and_text(error)
+    # A text may name what the client sent.
+    return status, visible(text)
+
+
+def _status_and_text(error: Exception) -> tuple[int, str]:
+    if isinstance(error, AnyHttpException):
         return error.status_code, str(error.detail)
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
@@ -478,9 +492,22 @@ class TaskAdmin:
             check_name(served.name, name)
             if "\0" in adapter:
                 raise OptionError("adapter", "its path has a zero byte", "Give another path")
-            changed = self._stored.merge({name: adapter})
+            newcomer = read_adapter(adapter, name)
+            self._check_modules(newcomer)
+            changed = self._stored.merge([newcomer])
             served.mixed.check_task(changed.model, name)
             return self._changed(changed)
+
+    def _check_modules(self, newcomer: Adapter) -> None:
+        """Refuse modules that the base model lacks before a merge, which may take long."""
+        (named,) = common_names([newcomer], self._stored.model)
+        known = {}
+        for module, shape in named.shapes.items():
+            sides = self._sides(module)
+            fits = sides == (shape.out_features, shape.in_features)
+            if sides is not None:
+                known[module] = shape if fits else ModuleShape(*sides)
+        refuse_other_modules(named, known, "the base model", "Give an adapter of this base model")
 
     def remove(self, name: str) -> Share:
         """Take a task away; batches that run go on with it.

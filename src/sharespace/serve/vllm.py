@@ -36,14 +36,15 @@ from sharespace.errors import (
 )
 from sharespace.extras import require
 from sharespace.formats import read_adapter
-from sharespace.formats.engines import requested_weights, written_rank
+from sharespace.formats.engines import requested_weights, weights_samples, written_rank
 from sharespace.formats.plain import check_updates
 from sharespace.share import Share
+from sharespace.subspace.base_weights import check_same_base
+
+_LOG = logging.getLogger(__name__)
 
 SHARE = "SHARESPACE_VLLM_SHARE"
 CACHE = "SHARESPACE_VLLM_CACHE"
-
-_LOG = logging.getLogger(__name__)
 
 
 def register() -> None:
@@ -71,10 +72,12 @@ def _resolver(api: Any, store: Path, cache: Path) -> Any:
     class ShareResolver(api.LoRAResolver):  # type: ignore[misc, unused-ignore]
         """Task names of one Share model."""
 
-        async def resolve_lora(self, _base_model_name: str, lora_name: str) -> Any:
+        async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
             """The adapter of that name; None: the Share model has none, vLLM says 404."""
             # In a thread: this runs in vLLM's event loop, which answers all other requests.
-            adapter = await asyncio.to_thread(_write_if_known, store, lora_name, cache)
+            adapter = await asyncio.to_thread(
+                _write_if_known, store, lora_name, cache, base_model_name
+            )
             if adapter is None:
                 return None
             return request(lora_name, adapter.number, str(adapter.path))
@@ -82,8 +85,10 @@ def _resolver(api: Any, store: Path, cache: Path) -> Any:
     return ShareResolver()
 
 
-def _write_if_known(store: Path, name: str, cache: Path) -> WrittenAdapter | None:
+def _write_if_known(store: Path, name: str, cache: Path, base: str) -> WrittenAdapter | None:
     try:
+        share, _ = _find(store, name)
+        check_base_files(share, base)
         return write(store, name, cache)
     except (TaskNotFoundError, StoreNotFoundError):
         return None
@@ -147,6 +152,35 @@ def write(store: Path, name: str, cache: Path) -> WrittenAdapter:
     written = WrittenAdapter(target, share.version or 0, written_rank([target]))
     _LOG.info("%r is a LoRA of rank %d, of version %d", name, written.rank, written.version)
     return written
+
+
+def check_base_files(share: Share, base: str) -> None:
+    """Refuse a base model whose weights, in its files, are others than the Share model's base has.
+
+    What cannot be compared is logged: weights that are quantised or fused, files that are not here,
+    and a Share model whose base weights nobody has seen.
+
+    Args:
+        share: the version that is asked for.
+        base: the base model's folder or Hub id, as vLLM was started with it.
+
+    Raises:
+        MismatchError: it is another base model.
+    """
+    known = share.model.base_samples
+    samples = weights_samples(base, known, share.model.shapes)
+    check_same_base(f"base model {base!r}", known, samples)
+    if (missing := len(share.model.layers) - len(samples)) and base not in _NOT_COMPARED:
+        _NOT_COMPARED.add(base)
+        _LOG.warning(
+            "base model %r: whether its weights are those of the Share model's base is not known "
+            "in %d of %d modules. Make sure that it is the same base model",
+            base, missing, len(share.model.layers),
+        )  # fmt: skip
+
+
+_NOT_COMPARED: set[str] = set()
+"""Base models of which that was said."""
 
 
 def _find(store: Path, name: str) -> tuple[Share, str]:

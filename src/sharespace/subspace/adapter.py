@@ -296,6 +296,48 @@ def _agreed(base: BaseModel, named_by: str, adapter: Adapter) -> tuple[BaseModel
     return base, named_by
 
 
+BASE_FIELD = "base_model_name_or_path"
+"""Entry of ``Adapter.config`` with the base model that an export states; where there is none, it is
+the Share model's."""
+
+
+def stating_base(adapter: Adapter, agreed: BaseModel, *, stated: bool) -> Adapter:
+    """The adapter with a configuration from which its export takes the base model.
+
+    Modules in common do not tell that an adapter without a base model, or with that of a local
+    path, belongs to the others' one: its export states what it stated.
+
+    Args:
+        adapter: a newcomer.
+        agreed: the Share model's base model.
+        stated: the user says that all are of that one.
+    """
+    own = agreed if stated else adapter.base
+    known = own.id is not None and own.id == agreed.id
+    if adapter.config.get(BASE_FIELD, own.id if known else "") == own.id:
+        return adapter
+    config = {**adapter.config, BASE_FIELD: own.id}
+    if own.revision is not None or "revision" in config:
+        config["revision"] = own.revision
+    return replace(adapter, config=config)
+
+
+def own_base(config: Mapping[str, object], agreed: BaseModel) -> BaseModel:
+    """The base model that the export of a task states.
+
+    Args:
+        config: the task's.
+        agreed: the Share model's base model.
+    """
+    if BASE_FIELD not in config:
+        return agreed
+    own, revision = config[BASE_FIELD], config.get("revision")
+    return BaseModel(
+        own if isinstance(own, str) and own else None,
+        revision if isinstance(revision, str) else None,
+    )
+
+
 def names_differ(first: str | None, second: str | None) -> bool:
     """Whether two names of base models are those of two models of the Hub; a local path or no name
     at all tells nothing."""

@@ -122,8 +122,7 @@ def sampled_rows(weight: Tensor) -> Tensor:
         columns floor((2 j + 1) d / 32), or at all where there are fewer.
     """
     rows, columns = (
-        torch.tensor(_positions(size, most), device=weight.device)
-        for size, most in zip(weight.shape, (ROWS, COLUMNS), strict=True)
+        torch.tensor(places, device=weight.device) for places in sample_places(*weight.shape)
     )
     picked = weight.detach().index_select(0, rows).index_select(1, columns)
     return picked.to(device="cpu", dtype=torch.float32).contiguous()
@@ -132,6 +131,11 @@ def sampled_rows(weight: Tensor) -> Tensor:
 def sample_shape(out_features: int, in_features: int) -> tuple[int, int]:
     """Shape of what ``sampled_rows`` gives."""
     return min(out_features, ROWS), min(in_features, COLUMNS)
+
+
+def sample_places(out_features: int, in_features: int) -> tuple[list[int], list[int]]:
+    """Which rows and columns of an n x d weight are sampled."""
+    return _positions(out_features, ROWS), _positions(in_features, COLUMNS)
 
 
 def _positions(size: int, most: int) -> list[int]:

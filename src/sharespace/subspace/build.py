@@ -33,6 +33,7 @@ from sharespace.subspace.adapter import (
     common_shapes,
     refuse_not_finite,
     samples_of,
+    stating_base,
 )
 from sharespace.subspace.base_weights import joined_samples
 from sharespace.subspace.basis_methods import DEFAULT_METHOD, basis_method
@@ -113,6 +114,7 @@ def initialise(
     """
     check_newcomers(adapters, [])
     stated, base = base is not None, base or common_base(adapters)
+    adapters = [stating_base(a, base, stated=stated) for a in adapters]
     adapters = common_names(adapters, stated=stated)
     samples = joined_samples({}, samples_of(adapters))
     build = Build(

@@ -25,6 +25,7 @@ from sharespace.subspace.adapter import (
     common_base,
     common_shapes,
     samples_of,
+    stating_base,
 )
 from sharespace.subspace.base_weights import joined_samples
 from sharespace.subspace.build import (
@@ -88,6 +89,7 @@ def merge(
     """
     check_newcomers(adapters, model.tasks)
     agreed = base or common_base(adapters, model.base)
+    adapters = [stating_base(a, agreed, stated=base is not None) for a in adapters]
     adapters = common_names(adapters, model, stated=base is not None)
     model = with_cap(replace(model, base=agreed), cap)
     common_shapes(adapters, model.shapes)

@@ -101,6 +101,22 @@ class _Place:
         )
 
 
+def other_names(module: str, class_word: str) -> list[str]:
+    """Paths that a module may have in another class of its base model, or in another release of
+    transformers.
+
+    Args:
+        module: its path in the class that an adapter was made with.
+        class_word: of the class at hand (``base_model_prefix`` of transformers), or empty.
+    """
+    place = _Place.of(module)
+    starts = ["", *(f"{word}." for word in (class_word, *sorted(_NEUTRAL_WORDS)) if word)]
+    starts += ["model.language_model.", "language_model.model."]
+    owner = f"{place.owner}." if place.owner in PIPELINE_WORDS else ""
+    names = dict.fromkeys(f"{owner}{start}{place.path}" for start in starts)
+    return [name for name in names if name != module]
+
+
 def common_names(
     adapters: Sequence[Adapter], model: ShareModel | None = None, *, stated: bool = False
 ) -> list[Adapter]:

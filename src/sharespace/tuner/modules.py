@@ -6,7 +6,7 @@ A head of a task that a Share model knows goes where PEFT keeps modules that are
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from peft.utils.other import ModulesToSaveWrapper
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sharespace.errors import MismatchError
 from sharespace.protocols import PeftModel
 from sharespace.subspace.adapter import LayerUpdate
-from sharespace.subspace.naming import WRAPPER_PARTS, unwrapped
+from sharespace.subspace.naming import WRAPPER_PARTS, other_names, unwrapped
 from sharespace.subspace.state import Task
 
 PREFIX = "base_model.model."
@@ -49,11 +49,31 @@ def bare(model: nn.Module) -> nn.Module:
 def way_to(model: nn.Module, path: str) -> list[tuple[nn.Module, str]]:
     """Steps to the module of that path, as the bare model has it: parent, and name of the child.
 
-    Steps into wrappers come in between, and at the end, where the module itself is wrapped.
+    Steps into wrappers come in between, and at the end, where the module itself is wrapped. Where
+    the path is that of another class of the model, or of another release of transformers, they lead
+    to the module that is meant, if one alone may be.
 
     Raises:
         AttributeError: there is no such module.
     """
+    try:
+        return _way_by_name(model, path)
+    except AttributeError:
+        ways = [*_ways_by_other_names(model, path)]
+        if len({id(parent._modules[child]) for parent, child in (way[-1] for way in ways)}) != 1:
+            raise
+        return ways[0]
+
+
+def _ways_by_other_names(model: nn.Module, path: str) -> Iterator[list[tuple[nn.Module, str]]]:
+    class_word = getattr(bare(model), "base_model_prefix", "")
+    for name in other_names(path, class_word if isinstance(class_word, str) else ""):
+        with suppress(AttributeError):
+            if way := _way_by_name(model, name):
+                yield way
+
+
+def _way_by_name(model: nn.Module, path: str) -> list[tuple[nn.Module, str]]:
     steps: list[tuple[nn.Module, str]] = []
     for part in filter(None, path.split(".")):
         while part not in model._modules and (wrapper := wrapped_by(model)) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,16 @@ import torch
 
 from serve.mixed.test_batch import llama, shared, with_heads
 from sharespace import Share
-from sharespace.errors import OptionError, TaskNotFoundError, UnsupportedAdapterError
+from sharespace.errors import (
+    MismatchError,
+    OptionError,
+    TaskNotFoundError,
+    UnsupportedAdapterError,
+)
 from sharespace.formats import read_adapter
 from sharespace.serve import vllm
-from sharespace.serve.vllm import parse, write
+from sharespace.serve.vllm import check_base_files, parse, write
+from sharespace.subspace.base_weights import base_samples
 
 
 @pytest.fixture
@@ -126,3 +133,25 @@ def test_the_plugin(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 0 < number < 2**31
     assert asyncio.run(found.resolve_lora("base", "nobody")) is None
     assert asyncio.run(found.resolve_lora("base", "a@99")) is None
+
+
+def test_another_base_model_is_told_by_its_files(
+    texts: Share, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = llama()
+    names = dict(model.named_modules())
+    samples = base_samples({module: names[module] for module in texts.model.layers})
+    share = Share(replace(texts.model, base_samples=samples))
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "same")
+    with torch.no_grad():
+        names["model.layers.1.mlp.up_proj"].weight.mul_(1.1)
+    model.save_pretrained(tmp_path / "other")
+    check_base_files(share, str(tmp_path / "same"))
+    assert not caplog.records
+    with pytest.raises(MismatchError, match=r"up_proj.*other weights"):
+        check_base_files(share, str(tmp_path / "other"))
+    check_base_files(share, "somebody/not-here")
+    check_base_files(texts, str(tmp_path / "same"))
+    count = len(texts.model.layers)
+    assert all(f"not known in {count} of {count}" in r.getMessage() for r in caplog.records)
+    assert len(caplog.records) == 2

@@ -20,6 +20,7 @@ from sharespace import Share
 from sharespace.errors import UnsupportedAdapterError
 from sharespace.formats.lora_config import COMPONENTS, METADATA
 from sharespace.serve.mixed import MixedTasks
+from sharespace.subspace.adapter import Adapter, LayerUpdate
 from sharespace.tuner import ShareConfig, publish
 from tuner.spaces import ALIVE, space
 
@@ -76,3 +77,35 @@ def test_it_is_stored_and_exported_as_it_came(config: dict[str, Any], tmp_path: 
     assert written.items() >= config.items()
     with pytest.raises(UnsupportedAdapterError, match=next(iter(config))):
         share.export("a", tmp_path / "v", to="vllm")
+
+
+@pytest.mark.parametrize(
+    "path", ["language_model.model.layers", "model.layers", "layers", "model.language_model.layers"]
+)
+def test_paths_of_another_class_or_release_are_found(path: str) -> None:
+    """transformers 5 has moved the language model within its multimodal classes."""
+    pytest.importorskip("transformers", minversion="5")
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "image_size": 16, "patch_size": 4}
+    config = Gemma3Config(
+        text_config={
+            **text, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2
+        },
+        vision_config={**vision, "num_hidden_layers": 1, "num_attention_heads": 2},
+        mm_tokens_per_image=4,
+    )  # fmt: skip
+    model = Gemma3ForConditionalGeneration(config).eval()
+    update = LayerUpdate(torch.randn(32, 2), torch.randn(2, 32))
+    share = Share.from_adapters(
+        [Adapter.from_updates("a", {f"{path}.0.self_attn.q_proj": update})], variance=1.0
+    )
+    tokens = torch.arange(3, 12)[None]
+    mixed = MixedTasks(model, share)
+    with torch.no_grad():
+        with mixed.tasks(["a"]):
+            answer = model(input_ids=tokens).logits
+        layer = model.model.language_model.layers[0].self_attn.q_proj
+        layer.weight += update.up @ update.down
+        torch.testing.assert_close(answer, model(input_ids=tokens).logits, rtol=1e-4, atol=1e-5)
