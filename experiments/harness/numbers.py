@@ -70,7 +70,14 @@ class Numbers:
             rank=self.rank,
             lora_alpha=self.alpha,
             k=room(self.initial, self.rank, self.phi, tasks),
-            method=TaskMethod(p=self.p, phi=self.phi, form="core", directions="gradient"),
+            method=TaskMethod(
+                p=self.p,
+                phi=self.phi,
+                form="core",
+                directions="gradient",
+                head_steps=0,
+                start="zero",
+            ),
             initial=self.initial,
             seed=seed,
         )
@@ -114,7 +121,7 @@ def vary(
     of_method = {name: changed.pop(name) for name in ("p", "phi") if name in changed}
     method = replace(settings.method, **of_method)
     # LoRAs of another rank are not compressed: Share's first tasks have the usual one.
-    space = room(settings.initial, settings.rank, method.phi, tasks)
+    space = room(settings.initial, settings.rank, method.phi or 0, tasks)
     varied = replace(settings, method=method, **{"k": space, **changed})
     for option, part in (("lora", "lora"), ("core-rate", "coefficients")):
         rate = _value(options, option)

@@ -104,7 +104,7 @@ def settings(**changes: Any) -> ComparisonSettings:
         targets=("first", "second"),
         rank=2,
         k=6,
-        method=TaskMethod(p=4, phi=1),
+        method=TaskMethod(p=4, phi=1, form="factors", start="zero"),
         initial=2,
         fisher_examples=32,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,10 @@ from sharespace.subspace.coefficients import Coefficients, Factors, PerTask
 
 SHAPES = {"first": (14, 10), "second": (12, 14)}
 """Adapted modules of ``Net``: n x d."""
+
+
+FACTORS: Any = {"form": "factors", "start": "zero"}
+"""Of ``TaskMethod``: factors are trained, and nothing is chosen."""
 
 
 class Net(nn.Module):

@@ -14,6 +14,7 @@ from torch import nn
 
 from builders import dense
 from learn.nets import (
+    FACTORS,
     SHAPES,
     Points,
     accuracy,
@@ -54,11 +55,11 @@ def released(learned: Adapted) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("phi", "start"),
-    [(0, "zero"), (1, "zero"), (2, "zero"), (0, "a"), (1, "mean"), (2, "nearest")],
+    [(0, "zero"), (1, "zero"), (2, "zero"), (0, "a"), (1, "mean"), (2, "auto")],
 )
 def test_a_merged_task_is_the_trained_one_and_no_other_changes(phi: int, start: str) -> None:
     share = shared()
-    learned = learn(share, TaskMethod(p=3, phi=phi, start=start))
+    learned = learn(share, TaskMethod(p=3, phi=phi, start=start, form="factors"))
     assert accuracy(learned.model) > accuracy(net()) + 0.2
     trained = logits(learned.model)
     merged = share.merge(learned.adapter, cap=20)
@@ -71,13 +72,13 @@ def test_a_merged_task_is_the_trained_one_and_no_other_changes(phi: int, start: 
         for name in share.tasks:
             before, after = (x.task(name).coefficients[module] for x in (share, merged))
             assert only_padded(before, after)
-    assert learned.start in ("zero", "a", "b") if start == "nearest" else learned.start == start
+    assert learned.start in ("zero", "a", "b") if start == "auto" else learned.start == start
 
 
 def test_temporary_directions_survive_the_merge() -> None:
     """The published code drops them: coefficients without the directions they belong to."""
     share = shared(k=2)
-    learned = learn(share, TaskMethod(p=2, phi=2))
+    learned = learn(share, TaskMethod(p=2, phi=2, **FACTORS))
     merged = share.merge(learned.adapter, cap=20)
     dropped = 0.0
     for module, update in merged.updates("new").items():
@@ -91,7 +92,7 @@ def test_temporary_directions_survive_the_merge() -> None:
 
 def test_coefficients_only_need_no_new_direction() -> None:
     share = shared()
-    merged = share.merge(learn(share, TaskMethod(p=3, phi=0)).adapter)
+    merged = share.merge(learn(share, TaskMethod(p=3, phi=0, **FACTORS)).adapter)
     for module, layer in share.model.layers.items():
         assert merged.model.layers[module].k == layer.k
         assert torch.equal(merged.model.layers[module].left_basis, layer.left_basis)
@@ -99,7 +100,7 @@ def test_coefficients_only_need_no_new_direction() -> None:
 
 def test_at_the_cap_the_model_does_not_grow() -> None:
     share = shared()
-    learned = learn(share, TaskMethod(p=3, phi=2))
+    learned = learn(share, TaskMethod(p=3, phi=2, **FACTORS))
     merged = share.merge(learned.adapter)
     assert all(layer.k == (4, 4) for layer in merged.model.layers.values())
     lost = merged.fidelity(against=learned.adapter).tasks["new"]
@@ -107,7 +108,11 @@ def test_at_the_cap_the_model_does_not_grow() -> None:
 
 
 def test_what_is_trained_is_counted() -> None:
-    learned = learn(shared(), TaskMethod(p=3, phi=2), replace(TRAINING, max_steps=1))
+    learned = learn(
+        shared(),
+        TaskMethod(p=3, phi=2, **FACTORS),
+        replace(TRAINING, max_steps=1),
+    )
     rows = sum(4 + 2 + 4 + 2 for _ in SHAPES)
     assert learned.trainable.coefficients == 3 * rows
     assert learned.trainable.temporary == 2 * sum(n + d for n, d in SHAPES.values())
@@ -120,10 +125,10 @@ def test_what_is_trained_is_counted() -> None:
 def test_heads_are_learned_and_kept_or_left_alone() -> None:
     short = replace(TRAINING, max_steps=5)
     base = net()
-    with_head = learn(shared(), TaskMethod(p=2), short).adapter
+    with_head = learn(shared(), TaskMethod(p=2, **FACTORS), short).adapter
     key = "base_model.model.classifier.weight"
     assert not torch.equal(with_head.kept[key], base.classifier.weight)
-    without = learn(shared(), TaskMethod(p=2, heads=()), short)
+    without = learn(shared(), TaskMethod(p=2, heads=(), **FACTORS), short)
     assert dict(without.adapter.kept) == {}
     assert without.trainable.heads == 0
     assert torch.equal(released(without).get_submodule("classifier").weight, base.classifier.weight)  # type: ignore[arg-type]
@@ -138,14 +143,14 @@ def test_the_base_model_comes_back_as_it_was() -> None:
         Points(),
         replace(TRAINING, max_steps=5),
         task="x",
-        method=TaskMethod(phi=1),
+        method=TaskMethod(phi=1, **FACTORS),
     )
     assert unchanged(released(learned), before, flags=False)
 
 
 def test_one_seed_gives_one_result_and_another_another() -> None:
     method, short = (
-        TaskMethod(p=2, phi=1, seed=3, dropout=0.2),
+        TaskMethod(p=2, phi=1, seed=3, dropout=0.2, **FACTORS),
         replace(TRAINING, max_steps=8, seed=5),
     )
     first, second = learn(shared(), method, short), learn(shared(), method, short)
@@ -162,16 +167,29 @@ def test_a_task_type_makes_peft_s_own_model() -> None:
     model = net()
     model.config = {"model_type": "net"}  # type: ignore[assignment]
     model.prepare_inputs_for_generation = None  # type: ignore[assignment]
-    wrapped = prepare(model, shared(), "new", TaskMethod(task_type="FEATURE_EXTRACTION"))
+    wrapped = prepare(
+        model,
+        shared(),
+        "new",
+        TaskMethod(task_type="FEATURE_EXTRACTION", **FACTORS),
+    )
     assert type(wrapped).__name__ == "PeftModelForFeatureExtraction"
 
 
 REFUSED: dict[str, tuple[TaskMethod, str, type[SharespaceError]]] = {
-    "known task": (TaskMethod(), "a", TaskExistsError),
-    "unknown head": (TaskMethod(heads=("score",)), "new", OptionError),
-    "head in the subspace": (TaskMethod(heads=("second",)), "new", OptionError),
-    "start": (TaskMethod(start="c"), "new", TaskNotFoundError),
-    "nearest needs data": (TaskMethod(start="nearest"), "new", OptionError),
+    "known task": (TaskMethod(**FACTORS), "a", TaskExistsError),
+    "unknown head": (
+        TaskMethod(heads=("score",), **FACTORS),
+        "new",
+        OptionError,
+    ),
+    "head in the subspace": (
+        TaskMethod(heads=("second",), **FACTORS),
+        "new",
+        OptionError,
+    ),
+    "start": (TaskMethod(start="c", form="factors"), "new", TaskNotFoundError),
+    "auto needs data": (TaskMethod(start="auto", form="factors"), "new", OptionError),
 }
 
 
@@ -183,7 +201,7 @@ def test_what_is_refused_leaves_the_model_as_it_was(case: str) -> None:
     with pytest.raises(error):
         prepare(model, shared(), task, method)
     assert unchanged(model, before)
-    assert prepare(model, shared(), "new", TaskMethod()) is not None
+    assert prepare(model, shared(), "new", TaskMethod(**FACTORS)) is not None
 
 
 def test_another_base_model_is_refused_before_anything_is_put_in_it() -> None:
@@ -226,13 +244,13 @@ FAILING: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("start", ["zero", "nearest"])
+@pytest.mark.parametrize("start", ["zero", "auto"])
 @pytest.mark.parametrize("case", FAILING)
 def test_training_that_fails_gives_the_base_model_back(case: str, start: str) -> None:
     model, share = net(), shared()
     before = snapshot(model)
     with pytest.raises((RuntimeError, OptionError, TypeError)):
-        FAILING[case](model, share, TaskMethod(start=start))
+        FAILING[case](model, share, TaskMethod(start=start, form="factors"))
     assert unchanged(model, before, flags=False)
     assert adapt(model, share, Points(), replace(TRAINING, max_steps=1), task="new").fit.steps == 1
 
@@ -243,7 +261,7 @@ def test_a_component_s_modules_are_found_in_the_model_that_is_it() -> None:
         "a", {f"unet.{m}": made.layer(m) for m in made.shapes}, base=made.base
     )
     share = Share.from_adapters(inside, k=2)
-    method = TaskMethod(p=2, component="unet", start="nearest")
+    method = TaskMethod(p=2, component="unet", start="auto", form="factors")
     learned = adapt(
         net(), share, Points(), replace(TRAINING, max_steps=5), task="new", method=method
     )
@@ -275,7 +293,7 @@ def test_a_task_of_a_pipeline_is_exported_under_its_component_once(
         config={} if component else {COMPONENTS: ["unet"]},
     )
     share = Share.from_adapters(inside, k=2)
-    method = TaskMethod(p=2, heads=(), component=component)
+    method = TaskMethod(p=2, heads=(), component=component, **FACTORS)
     model = net() if component else Pipeline()
     training = replace(TRAINING, max_steps=2)
     learned = adapt(model, share, Points(), training, task="new", method=method)

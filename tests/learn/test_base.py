@@ -90,7 +90,9 @@ def pinned(tmp_path_factory: pytest.TempPathFactory) -> Share:
 
 
 DOORS: dict[str, Callable[[Share, nn.Module], object]] = {
-    "prepare": lambda share, model: prepare(model, share, "x", TaskMethod(p=2, heads=())),
+    "prepare": lambda share, model: prepare(
+        model, share, "x", TaskMethod(p=2, heads=(), start="zero")
+    ),
     "load_task": lambda share, model: load_task(model, share, "known"),
     "finetune": lambda share, model: finetune(model, share, None, None, task="known"),  # type: ignore[arg-type]
     "ShareConfig": lambda share, model: get_peft_model(model, share_config(share)),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from builders import frame, gauss
-from learn.nets import SHAPES, Points, accuracy, net
+from learn.nets import FACTORS, SHAPES, Points, accuracy, net
 from sharespace import Share
 from sharespace.learn import TaskMethod, TrainingSettings, adapt, calibrate, finetune
 from sharespace.serve.mixed import MixedTasks
@@ -75,7 +75,14 @@ def test_a_new_task_is_learned_in_all_subspaces_and_merged(share: Share) -> None
     training = TrainingSettings(
         max_steps=40, learning_rate=3e-2, per_device_train_batch_size=16, use_cpu=True
     )
-    learned = adapt(net(), share, Points(), training, task="new", method=TaskMethod(p=3, phi=1))
+    learned = adapt(
+        net(),
+        share,
+        Points(),
+        training,
+        task="new",
+        method=TaskMethod(p=3, phi=1, **FACTORS),
+    )
     assert accuracy(learned.model) > accuracy(net()) + 0.2
     merged = share.merge(learned.adapter)
     assert merged.fidelity().bytes.basis + merged.fidelity().bytes.coefficients <= BUDGET

@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from builders import dense
-from learn.nets import Points, accuracy, adapter, logits, net, same, shared, snapshot, unchanged
+from learn.nets import (
+    FACTORS,
+    Points,
+    accuracy,
+    adapter,
+    logits,
+    net,
+    same,
+    shared,
+    snapshot,
+    unchanged,
+)
 from sharespace import Share
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
 from sharespace.learn import Finetuned, Setup, TaskMethod, TrainingSettings, finetune, load_task
@@ -137,7 +148,14 @@ def test_the_ledger_starts_anew_and_the_old_bound_stays(tmp_path: Path) -> None:
 
 def test_a_learned_task_is_trained_on_after_its_merge() -> None:
     share = shared()
-    learned = adapt(net(), share, Points(), TRAINING, task="new", method=TaskMethod(p=3, phi=2))
+    learned = adapt(
+        net(),
+        share,
+        Points(),
+        TRAINING,
+        task="new",
+        method=TaskMethod(p=3, phi=2, **FACTORS),
+    )
     merged = share.merge(learned.adapter)
     at_the_cap = load_task(net(), merged, "new")
     points = Points()

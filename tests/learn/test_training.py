@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from learn.nets import Points, accuracy, logits, net, shared
+from learn.nets import FACTORS, Points, accuracy, logits, net, shared
 from sharespace.errors import MissingExtraError, OptionError
 from sharespace.learn import Setup, TaskMethod, TrainingSettings, adapt, fit, prepare
 
@@ -23,7 +23,12 @@ TRAINING = TrainingSettings(
 
 def wrapped(phi: int = 1, dropout: float = 0.0) -> Any:
     """A net with a new task. The Share model must live as long as the model's configuration."""
-    return prepare(net(), shared(), "new", TaskMethod(p=2, phi=phi, dropout=dropout))
+    return prepare(
+        net(),
+        shared(),
+        "new",
+        TaskMethod(p=2, phi=phi, dropout=dropout, **FACTORS),
+    )
 
 
 def test_trains_in_the_subspace_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +200,7 @@ def test_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path: Path) ->
     share = shared()
 
     def model() -> Any:
-        return prepare(net(), share, "new", TaskMethod(p=2, phi=1, dropout=0.3))
+        return prepare(net(), share, "new", TaskMethod(p=2, phi=1, dropout=0.3, **FACTORS))
 
     whole, stopped, resumed = model(), model(), model()
     fit(whole, Points(), replace(training, arguments={}))
@@ -215,9 +220,23 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
 
 
 def test_bf16_is_a_flag() -> None:
-    plain = adapt(net(), shared(), Points(), TRAINING, task="x", method=TaskMethod(p=2))
+    plain = adapt(
+        net(),
+        shared(),
+        Points(),
+        TRAINING,
+        task="x",
+        method=TaskMethod(p=2, **FACTORS),
+    )
     training = replace(TRAINING, bf16=True)
-    learned = adapt(net(), shared(), Points(), training, task="x", method=TaskMethod(p=2))
+    learned = adapt(
+        net(),
+        shared(),
+        Points(),
+        training,
+        task="x",
+        method=TaskMethod(p=2, **FACTORS),
+    )
     assert accuracy(learned.model) > accuracy(net()) + 0.2
     assert learned.adapter.dtype == torch.float32
     assert learned.fit.loss != plain.fit.loss

@@ -76,7 +76,9 @@ def test_sft_trainer_learns_a_task_that_merges() -> None:
         options={"processing_class": words},
     )
     training = replace(TRAINING, arguments={"max_length": 16})
-    method = TaskMethod(p=2, phi=1, heads=("lm_head",), start="nearest", task_type="CAUSAL_LM")
+    method = TaskMethod(
+        p=2, phi=1, heads=("lm_head",), start="auto", task_type="CAUSAL_LM", form="factors"
+    )
     learned = adapt(
         llama(len(words)), known, data, training, task="new", method=method, setup=setup
     )

@@ -202,7 +202,7 @@ def test_data_that_only_scores_an_adapter(folder: Path) -> None:
     assert found.scores["mood"].last is not None
 
 
-@pytest.mark.parametrize("keys", [{"start": "nearest"}, {"start": "mean"}, {"phi": 0}])
+@pytest.mark.parametrize("keys", [{"start": "auto"}, {"start": "mean"}, {"phi": 0}])
 def test_ways_to_start(folder: Path, keys: dict[str, Any]) -> None:
     found = run(world.recipe(folder, world.LEGAL, world.MORE, **{**FEW, **keys}))
     assert found.learned[1].start in ("zero", "mean", "legal")
@@ -215,7 +215,7 @@ def test_early_stopping_takes_the_best_state(folder: Path) -> None:
         "early_stopping_threshold": 50.0,
         "eval_steps": 1,
     }
-    found = run(world.recipe(folder, world.LEGAL, world.MORE, start="nearest", **keys))
+    found = run(world.recipe(folder, world.LEGAL, world.MORE, start="auto", **keys))
     assert found.learned[1].steps == 2
 
 

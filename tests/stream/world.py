@@ -36,6 +36,8 @@ share: out.share
 k: 6
 p: 3
 phi: 1
+form: factors
+start: zero
 lora_rank: 2
 target_modules: [query, value]
 max_length: 16

@@ -416,9 +416,9 @@ def test_a_task_with_nothing_to_train_is_refused() -> None:
     """A tiny byte budget stores every update per task, and leaves no direction for others."""
     share, model = known(space(mlp(), k=0)), mlp()
     before = {name for name, _ in model.named_modules()}
-    for options in ({}, {"form": "core"}, {"modules_to_save": ["third"]}):
+    for options in ({}, {"form": "factors"}, {"modules_to_save": ["third"]}):
         with pytest.raises(OptionError, match=r"task 'new'.*no direction in any layer.*phi"):
-            get_peft_model(model, ShareConfig(share=share, task="new", **options))
+            get_peft_model(model, ShareConfig(share=share, task="new", phi=0, **options))
         assert {name for name, _ in model.named_modules()} == before
     trained = get_peft_model(model, ShareConfig(share=share, task="new", phi=1))
     assert sum(p.numel() for p in trained.parameters() if p.requires_grad)

@@ -79,9 +79,9 @@ class ComparisonSettings:
     where it is better on them. 0: always kept."""
     osf: TrainingSettings | None = option(None)
     """OSF, which trains whole weights and wants a smaller learning rate; None: as ``lora``."""
-    method: TaskMethod = option(TaskMethod(phi=2))
+    method: TaskMethod = option(TaskMethod(start="zero", head_steps=0))
     """What a task that is learned in the subspace trains; its heads and seed are those of each job
-    and of this comparison."""
+    and of this comparison. The heads are trained already, by the method ``head_only``."""
     targets: Sequence[str] | str = "all-linear"
     """PEFT's ``target_modules``; heads are left out whatever it says."""
     rank: int = option(8, least=1)

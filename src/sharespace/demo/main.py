@@ -120,7 +120,7 @@ def run(
         steps=tuple(stream.steps),
         measures=measure(rows, stream.steps),
         bytes=ShareBytes(used.basis, used.coefficients, used.other, sum(own)),
-        sizes=size_points(share.model, stream.totals, own, settings.method.p),
+        sizes=size_points(share.model, stream.totals, own, settings.method.p or 0),
         export_difference=difference,
         seconds=time.perf_counter() - began,
     )

@@ -1,13 +1,12 @@
 """Learn a new task from data inside a Share model's subspace.
 
-See docs/method.md, "Step 2: learn a new task". No earlier task's data, coefficients or head is read
-or changed, but for the cores that ``start`` names.
+See docs/method.md, "Step 2: learn a new task". No earlier task is changed; coefficients and heads
+of those that the new one may start from are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +14,15 @@ from torch import nn
 
 from sharespace.formats.lora_config import COMPONENTS
 from sharespace.learn.automatic import automatic_fit
-from sharespace.learn.directions import gradient_directions, nearest_task, place_directions
-from sharespace.learn.prepare import Trainable, count_trainable, prepare
+from sharespace.learn.directions import gradient_directions, place_directions
+from sharespace.learn.prepare import Trainable, count_trainable, released, with_mixture
 from sharespace.learn.settings import TaskMethod, TrainingSettings
-from sharespace.learn.training import Fit, Setup, fit
-from sharespace.protocols import PeftModel
+from sharespace.learn.starts import StartChoice, choose_start, train_heads
+from sharespace.learn.training import Fit, Setup
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,9 @@ class Adapted:
     trainable: Trainable
     """How many numbers were trained."""
     start: str
-    """Where it started; for ``start="nearest"`` the task that was chosen, or ``"zero"``."""
+    """Where it started: ``"zero"``, ``"mean"`` or a known task."""
+    choice: StartChoice
+    """Why it started there, the heads that were copied, and the tasks that were mixed in."""
 
 
 def adapt(
@@ -59,7 +62,8 @@ def adapt(
         data: examples, as ``fit`` takes them.
         training: steps, learning rates and the like.
         task: the new task's name.
-        method: pseudo-rank, temporary directions, start, heads; None: the defaults.
+        method: pseudo-rank, temporary directions, start, heads; None: the defaults, by which
+            everything is chosen from the base model, the Share model and the data.
         setup: evaluation, metrics, callbacks, another trainer.
 
     Returns:
@@ -73,22 +77,24 @@ def adapt(
         MissingExtraError: PEFT, transformers or accelerate is not installed.
     """
     from sharespace.tuner import collect
+    from sharespace.tuner.modules import fill_heads
 
     method = method or TaskMethod()
     setup = setup or Setup()
-    if method.start == "nearest":
-        plain = replace(method, start="zero", form="factors", p=1, phi=0, dropout=0.0)
-        with released(prepare(model, share, task, plain), always=True) as probe:
-            method = replace(method, start=nearest_task(probe, share, data, training, setup))
-    with released(prepare(model, share, task, method)) as peft_model:
+    choice = choose_start(model, share, data, training, task=task, method=method, setup=setup)
+    _LOG.info("task %r: %s", task, choice)
+    started = replace(method, start=choice.start)
+    with released(with_mixture(model, share, task, started, choice.mixture)) as peft_model:
         trainable = count_trainable(peft_model)
-        if method.head_steps:
-            _train_heads(peft_model, data, training, method, setup)
-        if method.directions == "gradient":
+        if choice.copies_heads:
+            fill_heads(peft_model, "default", share.task(choice.start))
+        elif trainable.heads and method.head_steps != 0:
+            train_heads(peft_model, data, training, method, setup)
+        if method.uses_gradient:
             place_directions(peft_model, gradient_directions(peft_model, data, training, setup))
         fitted = automatic_fit(peft_model, data, training, setup)
         adapter = collect(peft_model, task, base=share.model.base, config=_pipeline(share))
-    return Adapted(adapter, peft_model, fitted, trainable, method.start)
+    return Adapted(adapter, peft_model, fitted, trainable, choice.start, choice)
 
 
 def _pipeline(share: Share) -> dict[str, object]:
@@ -99,48 +105,3 @@ def _pipeline(share: Share) -> dict[str, object]:
     first = next(iter(share.model.tasks.values()), None)
     components = first.config.get(COMPONENTS) if first else None
     return {COMPONENTS: components} if components else {}
-
-
-def _train_heads(
-    peft_model: PeftModel,
-    data: object,
-    training: TrainingSettings,
-    method: TaskMethod,
-    setup: Setup,
-) -> None:
-    """The heads alone, at dW = 0, as a linear probe.
-
-    A random head's gradient would distort what it is given (Kumar et al. 2022,
-    arXiv 2202.10054); here it would choose the directions, too.
-    """
-    held = [p for n, p in peft_model.named_parameters() if p.requires_grad and ".sharespace_" in n]
-    for parameter in held:
-        parameter.requires_grad_(False)
-    short = replace(
-        training,
-        max_steps=method.head_steps,
-        early_stopping_patience=None,
-        learning_rate=training.head_rate,
-    )
-    silent = replace(setup, evaluation=None, metrics=None, callbacks=(), resume=None)
-    fit(peft_model, data, short, silent)
-    for parameter in held:
-        parameter.requires_grad_(True)
-
-
-@contextmanager
-def released(peft_model: PeftModel, *, always: bool = False) -> Iterator[PeftModel]:
-    """Take PEFT's layers out of the base model where the block fails, or always.
-
-    PEFT puts its layers into the model that it is given: after a failure the caller has that model
-    and nothing to release it with.
-    """
-    from sharespace.tuner import release
-
-    try:
-        yield peft_model
-    except BaseException:
-        release(peft_model)
-        raise
-    if always:
-        release(peft_model)

@@ -1,5 +1,5 @@
-"""Callbacks for any Trainer: choose the learning rate before the first step, and merge into a
-stored Share model when the training ends."""
+"""Callbacks for any Trainer: choose directions and the learning rate before the first step, and
+merge into a stored Share model when the training ends."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from torch import nn
 from torch.optim import Optimizer
@@ -32,15 +33,79 @@ from sharespace.learn.automatic import (
     new_schedule,
     refuse_without_rows,
 )
+from sharespace.learn.directions import choose_directions
 from sharespace.learn.merging import check_base_of, merge_trained, named_adapter, trained_adapter
 from sharespace.learn.training import RateChoice, RateTrial
-from sharespace.protocols import ProgressState
+from sharespace.protocols import Batch, PeftModel, ProgressState
 from sharespace.share import Share
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.state import check_new_names
+from sharespace.tuner.modules import bare
 
 _ATTEMPTS = 5
 """Times that a merge is tried while others commit at the same moment."""
+
+
+class ChooseDirections(TrainerCallback):
+    """Place the directions of a new task's core by the gradient of its loss, before the first step.
+
+    ::
+
+        Trainer(model=model, ..., callbacks=[ChooseDirections()]).train()
+
+    The batches are the first of the training's own. A training that goes on from a checkpoint has
+    its directions already.
+
+    Args:
+        examples: about how many examples the gradient is taken over.
+        adapter: PEFT's name for the adapter.
+        seed: of the random sketches.
+    """
+
+    def __init__(self, *, examples: int = 256, adapter: str = "default", seed: int = 0) -> None:
+        self.examples = examples
+        self.adapter = adapter
+        self.seed = seed
+
+    def on_train_begin(
+        self,
+        args: _BatchSizes,
+        state: ProgressState,
+        control: object,
+        *,
+        model: nn.Module,
+        train_dataloader: Iterable[Batch],
+        **others: object,
+    ) -> None:
+        """Choose and place the directions.
+
+        Args:
+            args: says how many examples a batch has.
+            state: says whether the training goes on from a checkpoint.
+            control, others: what ``Trainer`` gives to every callback; not used.
+            model: the PEFT model that is to be trained.
+            train_dataloader: gives the batches.
+
+        Raises:
+            OptionError: the adapter has no core, or the model returns no loss.
+        """
+        if state.global_step:
+            return
+        count = max(self.examples // args.per_device_train_batch_size, 1)
+        device = next(model.parameters()).device
+        batches = [
+            {name: value.to(device) for name, value in batch.items()}
+            for batch in islice(train_dataloader, count)
+        ]
+        choose_directions(
+            cast(PeftModel, bare(model)), batches, adapter=self.adapter, seed=self.seed
+        )
+
+
+class _BatchSizes(Protocol):
+    """``transformers.TrainingArguments``."""
+
+    per_device_train_batch_size: int
 
 
 class MergeIntoShare(TrainerCallback):

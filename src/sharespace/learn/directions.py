@@ -12,15 +12,16 @@ G, an n x d matrix, is never formed: outside of the subspace it is seen through 
 few columns (Halko, Martinsson and Tropp 2011, arXiv 0909.4061, algorithm 4.4 with one power step),
 of G first and then of G on what the first sketch found.
 
-beta^T G alpha also tells which known task a new one should start from (``start="nearest"``).
+beta^T G alpha also tells which known tasks a new one may start from (``descents``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sharespace.errors import OptionError
 from sharespace.learn.prepare import as_output, coordinates, is_grouped
 from sharespace.learn.settings import TrainingSettings
 from sharespace.learn.training import Setup, fixed_statistics, trainer_for
@@ -46,16 +48,15 @@ _SCALE_BATCHES = 4
 _OVERSAMPLED = 8
 """Columns of a sketch beyond what is wanted; Halko et al. recommend 5 to 10."""
 
-_PROBE = 5
-"""The head alone is trained for 1/5 of the steps before tasks are compared: the gradient of a
-random head says nothing of the task."""
-
 _NOTHING_KEPT: Mapping[str, object] = {
     "eval_strategy": "no",
     "save_strategy": "no",
     "load_best_model_at_end": False,
 }
 """A probe writes nothing, whatever the arguments of the training itself say."""
+
+LossOfBatch = Callable[[Batch], Tensor]
+"""A batch -> its loss, a scalar that gradients flow from."""
 
 TestMatrices = tuple[Tensor, Tensor]
 """What a gradient is multiplied with: d x s from the right, n x s from the left."""
@@ -66,13 +67,13 @@ class TaskDirections:
     """The directions of one module: p a side, in the bases or outside of them, float64."""
 
     left_known: Tensor
-    """k_left x (p - phi), orthonormal: combinations of the left basis."""
+    """k_left x (p - phi_left), orthonormal: combinations of the left basis."""
     right_known: Tensor
-    """k_right x (p - phi), orthonormal."""
+    """k_right x (p - phi_right), orthonormal."""
     left_new: Tensor
-    """n x phi, orthonormal, and orthogonal to the left basis."""
+    """n x phi_left, orthonormal, and orthogonal to the left basis."""
     right_new: Tensor
-    """d x phi, orthonormal, and orthogonal to the right basis."""
+    """d x phi_right, orthonormal, and orthogonal to the right basis."""
     right_scale: Tensor
     """p: what the right directions are multiplied by, so that each sees inputs of unit size."""
 
@@ -89,28 +90,91 @@ class GradientSketch:
     """G^T times an n x s test matrix, d x s."""
 
 
+def choose_directions(
+    model: PeftModel, batches: Iterable[Batch], *, adapter: str = "default", seed: int = 0
+) -> None:
+    """Put the directions of a new task's core where the gradient of its loss is largest.
+
+    For models made with ``ShareConfig(form="core")`` and trained by any loop, once before the first
+    step (heads that are new should be trained a little first). The core is 0 until then, so that
+    the output does not change. Each batch is passed through the model twice with a backward pass,
+    and nothing is trained; 256 examples are enough. In a distributed training every process calls
+    it with its own batches, and all of them place the same directions.
+
+    Args:
+        model: a ``PeftModel`` made with ``ShareConfig``, wrapped or not.
+        batches: keyword arguments of the model, labels included, on its device.
+        adapter: PEFT's name for the adapter.
+        seed: of the random sketches.
+
+    Raises:
+        OptionError: there are no batches, the model returns no loss, or the adapter has no core.
+        MismatchError: the model has no such adapter.
+    """
+
+    def loss_of(batch: Batch) -> Tensor:
+        output = model(**batch)
+        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if not isinstance(loss, Tensor):
+            raise OptionError("batches", "the model returns no loss for them", "Give labels, too")
+        return loss
+
+    batches = list(batches)
+    if not batches:
+        raise OptionError("batches", "there are none", "Give about 256 examples of the task")
+    for module, layer in _visible_layers(model, adapter).items():
+        if adapter not in layer.sharespace_core:
+            why = "it trains the directions of its factors itself"
+            raise OptionError(f"adapter {adapter!r}", why, "Give ShareConfig(form='core')")
+        if layer.sharespace_core[adapter].detach().any():
+            raise OptionError(
+                f"adapter {adapter!r}, module {module!r}",
+                "its core is not 0 any more, and means nothing between other directions",
+                "Choose directions before the first step",
+            )
+    generator = torch.Generator().manual_seed(seed)
+    training = model.training
+    try:
+        with fixed_statistics(model):
+            found = _directions(model, adapter, batches, loss_of, generator)
+    finally:
+        model.train(training)
+    place_directions(model, found, adapter)
+
+
 def gradient_directions(
     model: PeftModel, data: object, training: TrainingSettings, setup: Setup
 ) -> dict[str, TaskDirections]:
     """Directions for every layer of a new task in the form "core"; see ``place_directions``.
 
     Args:
-        model: at dW = 0, heads as they should be when training starts.
+        model: with C = 0, at what it starts from; heads as they should be when training starts.
         data: the new task's examples.
         training: its batch size and seed are used.
         setup: trainer and collator, which give the batches and the loss.
     """
-    layers = _visible_layers(model)
     generator = torch.Generator().manual_seed(training.seed)
-    with _probe_trainer(model, data, training, setup) as trainer, fixed_statistics(model):
+    with probe_trainer(model, data, training, setup) as trainer, fixed_statistics(model):
         batches = _first_batches(trainer, training)
-        tests = {m: _random_tests(layer, generator) for m, layer in layers.items()}
-        first = _sketches(model, layers, tests, trainer, batches)
-        # The power step: what the first sketch found is where G is large.
-        powered = {m: (_orthonormal(s.right), _orthonormal(s.left)) for m, s in first.items()}
-        second = _sketches(model, layers, powered, trainer, batches)
-        directions = {m: _leading(layers[m], sketch) for m, sketch in second.items()}
-        return _scaled(model, layers, directions, trainer, batches)
+        loss_of = partial(trainer.compute_loss, model)
+        return _directions(model, "default", batches, loss_of, generator)
+
+
+def _directions(
+    model: PeftModel,
+    adapter: str,
+    batches: Sequence[Batch],
+    loss_of: LossOfBatch,
+    generator: torch.Generator,
+) -> dict[str, TaskDirections]:
+    layers = _visible_layers(model, adapter)
+    tests = {m: _random_tests(layer, adapter, generator) for m, layer in layers.items()}
+    first = _sketches(model, layers, tests, loss_of, batches)
+    # The power step: what the first sketch found is where G is large.
+    powered = {m: (_orthonormal(s.right), _orthonormal(s.left)) for m, s in first.items()}
+    second = _sketches(model, layers, powered, loss_of, batches)
+    directions = {m: _leading(layers[m], adapter, sketch) for m, sketch in second.items()}
+    return _scaled(layers, directions, loss_of, batches)
 
 
 @torch.no_grad()
@@ -135,42 +199,33 @@ def place_directions(
         right.mul_(placed.right_scale.to(right))
         if adapter in layer.sharespace_left_temporary:
             layer.sharespace_left_temporary[adapter].copy_(placed.left_new)
+        if adapter in layer.sharespace_right_temporary:
             layer.sharespace_right_temporary[adapter].copy_(placed.right_new)
 
 
-def nearest_task(
+def descents(
     model: PeftModel, share: Share, data: object, training: TrainingSettings, setup: Setup
-) -> str:
-    """The known task whose core, scaled to norm 1, lowers the new task's loss fastest.
+) -> dict[str, float]:
+    """Known task -> how fast its update, scaled to norm 1, lowers the new task's loss.
 
     To first order dW = t C_i / |C_i| changes the loss by t <G, C_i> / |C_i|, where G is the
-    gradient with respect to the core: beta^T (dL/dW) alpha, summed over modules. The heads alone
-    are trained for a few steps first.
+    gradient with respect to the core: beta^T (dL/dW) alpha, summed over modules. What is stored per
+    task has no core, and counts as 0.
 
     Args:
-        model: with the new task at dW = 0, as ``prepare`` makes it; afterwards its heads are
-            trained a little.
+        model: with the new task at dW = 0, its heads as far trained that the gradient means
+            something.
         share: its tasks are compared.
         data: the new task's examples.
-        training: its batch size and seed are used, and part of its steps.
+        training: its batch size and seed are used.
         setup: trainer and collator, which give the batches and the loss.
-
-    Returns:
-        The task's name, or ``"zero"`` where no known task lowers the loss.
     """
     component = getattr(model.peft_config["default"], "component", None)
     prefix = f"{component}." if component else ""
-    for name, parameter in model.named_parameters():
-        if ".sharespace_" in name:
-            parameter.requires_grad_(False)
-    with _probe_trainer(model, data, training, setup) as trainer, fixed_statistics(model):
-        if any(p.requires_grad for p in model.parameters()):
-            trainer.train()
+    with probe_trainer(model, data, training, setup) as trainer, fixed_statistics(model):
         cores = core_gradients(model, trainer, training)
     gradients = {prefix + module: core for module, core in cores.items()}
-    descents = {name: _descent(share, name, gradients) for name in share.tasks}
-    best = max(descents, key=lambda name: descents[name], default=None)
-    return best if best is not None and descents[best] > 0 else "zero"
+    return {name: _descent(share, name, gradients) for name in share.tasks}
 
 
 def core_gradients(
@@ -183,13 +238,14 @@ def core_gradients(
         trainer: gives the batches, and the loss of each.
         training: its batch size.
     """
-    layers = _visible_layers(model)
+    layers = _visible_layers(model, "default")
     # No columns: of the gradient only the core is asked for.
     tests = {
         m: (torch.zeros(len(layer.right_basis), 0), torch.zeros(len(layer.left_basis), 0))
         for m, layer in layers.items()
     }
-    sketches = _sketches(model, layers, tests, trainer, _first_batches(trainer, training))
+    loss_of = partial(trainer.compute_loss, model)
+    sketches = _sketches(model, layers, tests, loss_of, _first_batches(trainer, training))
     return {module: sketch.core for module, sketch in sketches.items()}
 
 
@@ -198,14 +254,14 @@ def _fill(coefficients: Tensor, known: Tensor) -> None:
     coefficients[: known.shape[0], : known.shape[1]] = known.to(coefficients)
 
 
-def _visible_layers(model: nn.Module) -> dict[str, SubspaceLayer]:
+def _visible_layers(model: nn.Module, adapter: str) -> dict[str, SubspaceLayer]:
     """Layers whose gradient can be seen: all but convolutions in groups.
 
     Each group of those multiplies other inputs, so that their update is no product of two factors.
     """
     from sharespace.tuner import layers_of
 
-    layers = layers_of(model, "default")
+    layers = layers_of(model, adapter)
     return {m: layer for m, layer in layers.items() if not is_grouped(layer.innermost)}
 
 
@@ -214,41 +270,47 @@ def _first_batches(trainer: TrainerLike, training: TrainingSettings) -> list[Bat
     return list(islice(trainer.get_train_dataloader(), count))
 
 
-@contextmanager
-def _probe_trainer(
-    model: nn.Module, data: object, training: TrainingSettings, setup: Setup
-) -> Iterator[TrainerLike]:
-    """A trainer of the caller's kind that evaluates, reports and writes nothing."""
+def for_probe(training: TrainingSettings) -> TrainingSettings:
+    """The settings without all that evaluates, reports or writes."""
     given = {name: value for name, value in training.arguments.items() if name != "output_dir"}
-    short = replace(
+    return replace(
         training,
-        # Either of the two counts; -1 steps are none that are named.
-        max_steps=max(training.max_steps // _PROBE, 1) if training.max_steps > 0 else -1,
-        num_train_epochs=training.num_train_epochs / _PROBE,
         early_stopping_patience=None,
         # Only heads are trained here.
         learning_rate=training.head_rate,
         report_to=(),
         arguments={**given, **_NOTHING_KEPT},
     )
-    silent = replace(setup, evaluation=None, metrics=None, callbacks=(), resume=None)
-    with trainer_for(model, data, short, silent) as trainer:
+
+
+def silent(setup: Setup, evaluation: object = None) -> Setup:
+    """The setup without metrics, callbacks and a checkpoint to resume from."""
+    return replace(setup, evaluation=evaluation, metrics=None, callbacks=(), resume=None)
+
+
+@contextmanager
+def probe_trainer(
+    model: nn.Module, data: object, training: TrainingSettings, setup: Setup
+) -> Iterator[TrainerLike]:
+    """A trainer of the caller's kind that evaluates, reports and writes nothing."""
+    with trainer_for(model, data, for_probe(training), silent(setup)) as trainer:
         yield trainer
 
 
-def _sizes(layer: SubspaceLayer) -> tuple[int, int]:
-    """(known, new) directions a side of a layer's adapter."""
-    new = layer.sharespace_left_temporary
-    phi = new["default"].shape[1] if "default" in new else 0
-    return layer.sharespace_core["default"].shape[0] - phi, phi
+def _new_directions(layer: SubspaceLayer, adapter: str) -> tuple[int, int]:
+    """(phi_left, phi_right): temporary directions of a layer's adapter."""
+    sides = layer.sharespace_left_temporary, layer.sharespace_right_temporary
+    left, right = (new[adapter].shape[1] if adapter in new else 0 for new in sides)
+    return left, right
 
 
-def _random_tests(layer: SubspaceLayer, generator: torch.Generator) -> TestMatrices:
-    columns = _sizes(layer)[1] + _OVERSAMPLED
+def _random_tests(layer: SubspaceLayer, adapter: str, generator: torch.Generator) -> TestMatrices:
+    left, right = (count + _OVERSAMPLED for count in _new_directions(layer, adapter))
     d, n = layer.right_basis.shape[0], layer.left_basis.shape[0]
+    # What G is multiplied with from the right is d x s, and shows left directions.
     return (
-        torch.randn(d, min(columns, d), generator=generator),
-        torch.randn(n, min(columns, n), generator=generator),
+        torch.randn(d, min(left, d), generator=generator),
+        torch.randn(n, min(right, n), generator=generator),
     )
 
 
@@ -256,7 +318,7 @@ def _sketches(
     model: nn.Module,
     layers: Mapping[str, SubspaceLayer],
     tests: Mapping[str, TestMatrices],
-    trainer: TrainerLike,
+    loss_of: LossOfBatch,
     batches: Sequence[Batch],
 ) -> dict[str, GradientSketch]:
     """beta^T G alpha, G R and G^T L of every layer, summed over the batches.
@@ -270,13 +332,26 @@ def _sketches(
         # float64 on the CPU: the sums of hundreds of examples are compared with each other.
         sums = [torch.zeros_like(tensor, dtype=torch.float64, device="cpu") for tensor in wanted]
         for batch in batches:
-            loss = trainer.compute_loss(model, batch)
+            loss = loss_of(batch)
             # A layer that this batch does not reach has no gradient.
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
             for total, gradient in zip(sums, gradients, strict=True):
                 if gradient is not None:
                     total += gradient.double().cpu()
+    _sum_over_processes(sums)
     return {m: GradientSketch(*sums[3 * i : 3 * i + 3]) for i, m in enumerate(updates)}
+
+
+def _sum_over_processes(sums: Sequence[Tensor]) -> None:
+    """In a distributed training each process sees its own batches, and all must choose alike."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    for total in sums:
+        moved = total.to(device)
+        distributed.all_reduce(moved)
+        total.copy_(moved)
 
 
 @contextmanager
@@ -326,16 +401,17 @@ def _adds_update(
     return add
 
 
-def _leading(layer: SubspaceLayer, sketch: GradientSketch) -> TaskDirections:
+def _leading(layer: SubspaceLayer, adapter: str, sketch: GradientSketch) -> TaskDirections:
     """The leading directions inside the subspace, and outside of it on each side."""
-    known, new = _sizes(layer)
+    p = layer.sharespace_core[adapter].shape[0]
+    phi_left, phi_right = _new_directions(layer, adapter)
     u, _, vh = torch.linalg.svd(sketch.core, full_matrices=True)
     return TaskDirections(
-        u[:, :known],
-        vh[:known].mT,
-        _outside(layer.left_basis, sketch.left, new),
-        _outside(layer.right_basis, sketch.right, new),
-        torch.ones(known + new, dtype=torch.float64),
+        u[:, : p - phi_left],
+        vh[: p - phi_right].mT,
+        _outside(layer.left_basis, sketch.left, phi_left),
+        _outside(layer.right_basis, sketch.right, phi_right),
+        torch.ones(p, dtype=torch.float64),
     )
 
 
@@ -360,10 +436,9 @@ def _orthonormal(columns: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _scaled(
-    model: nn.Module,
     layers: Mapping[str, SubspaceLayer],
     directions: Mapping[str, TaskDirections],
-    trainer: TrainerLike,
+    loss_of: LossOfBatch,
     batches: Sequence[Batch],
 ) -> dict[str, TaskDirections]:
     """The same with right directions that see inputs of unit root mean square.
@@ -392,12 +467,14 @@ def _scaled(
     handles = [layers[m].register_forward_pre_hook(watch(m)) for m in directions]
     try:
         for batch in batches[:_SCALE_BATCHES]:
-            trainer.compute_loss(model, batch)
+            loss_of(batch)
     finally:
         for handle in handles:
             handle.remove()
+    totals = {m: torch.tensor(float(count)) for m, count in counts.items()}
+    _sum_over_processes([*energies.values(), *totals.values()])
     return {
-        m: replace(d, right_scale=_inverse_size(energies[m], counts[m]))
+        m: replace(d, right_scale=_inverse_size(energies[m], int(totals[m])))
         for m, d in directions.items()
     }
 

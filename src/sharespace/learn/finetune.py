@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from sharespace.learn.adapt import released
 from sharespace.learn.automatic import automatic_fit
-from sharespace.learn.prepare import Trainable, check_base, count_trainable, wrapped
+from sharespace.learn.prepare import Trainable, check_base, count_trainable, released, wrapped
 from sharespace.learn.settings import TrainingSettings
 from sharespace.learn.training import Fit, Setup, evaluated
 from sharespace.protocols import PeftModel

@@ -6,7 +6,8 @@ Also what a module, linear or a convolution, makes of its inputs in a few direct
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard, cast
@@ -52,8 +53,9 @@ def prepare(
         model: the base model; PEFT puts its layers into it.
         share: the subspace, and the tasks that ``method.start`` may name.
         task: the new task's name.
-        method: pseudo-rank, temporary directions, start, heads; None: the defaults.
-            ``start="nearest"`` and ``directions="gradient"`` need data: see ``adapt``.
+        method: pseudo-rank, temporary directions, start, heads; None: the defaults, from zero.
+            What needs data is left to ``adapt``: ``start="auto"`` is refused, and directions are
+            random until ``choose_directions`` places them.
 
     Raises:
         TaskExistsError: the Share model knows the task (``finetune`` trains it on).
@@ -63,9 +65,22 @@ def prepare(
             subspace.
         MissingExtraError: PEFT or transformers is not installed.
     """
+    method = method or TaskMethod(start="zero")
+    if method.known and method.known < len(share.tasks):
+        raise OptionError(
+            f"known={method.known}",
+            f"which of the {len(share.tasks)} known tasks these are needs data to decide by",
+            "Use adapt",
+        )
+    return with_mixture(model, share, task, method, share.tasks if method.known else ())
+
+
+def with_mixture(
+    model: nn.Module, share: Share, task: str, method: TaskMethod, mixture: Sequence[str]
+) -> PeftModel:
+    """``prepare`` with the known tasks whose weights are trained; see there."""
     from sharespace.tuner import ShareConfig, publish
 
-    method = method or TaskMethod()
     if task in share.tasks:
         raise TaskExistsError(
             f"task {task!r}",
@@ -73,6 +88,7 @@ def prepare(
             "finetune trains a known task on; remove it first to learn it anew",
         )
     check_new_names([task], ())
+    heads = heads_of(model, share, method)
     config = ShareConfig(
         share=publish(share.model),
         task=task,
@@ -80,7 +96,8 @@ def prepare(
         phi=method.phi,
         form=method.form,
         start=method.start,
-        modules_to_save=list(method.heads) or None,
+        known=list(mixture) or None,
+        modules_to_save=list(heads) or None,
         dropout=method.dropout,
         seed=method.seed,
         task_type=method.task_type,
@@ -88,7 +105,7 @@ def prepare(
     )
     _check_start(share, method.start)
     check_base(model, share, share.model.layers, method.component)
-    _check_heads(model, share, method)
+    _check_heads(model, share, heads, method.component)
     return wrapped(model, config)
 
 
@@ -96,6 +113,24 @@ def wrapped(model: nn.Module, config: AdapterConfig) -> PeftModel:
     """PEFT's own ``get_peft_model``; it puts layers into the model in place."""
     made: PeftModel = require("peft", "train").get_peft_model(model, config)
     return made
+
+
+@contextmanager
+def released(peft_model: PeftModel, *, always: bool = False) -> Iterator[PeftModel]:
+    """Take PEFT's layers out of the base model where the block fails, or always.
+
+    PEFT puts its layers into the model that it is given: after a failure the caller has that model
+    and nothing to release it with.
+    """
+    from sharespace.tuner import release
+
+    try:
+        yield peft_model
+    except BaseException:
+        release(peft_model)
+        raise
+    if always:
+        release(peft_model)
 
 
 def count_trainable(model: nn.Module) -> Trainable:
@@ -178,23 +213,65 @@ def check_sides(model: nn.Module, expected: Mapping[str, tuple[int, int]]) -> No
 
 
 def _check_start(share: Share, start: str) -> None:
-    if start == "nearest":
-        raise OptionError("start 'nearest'", "needs data to decide by", "Use adapt")
+    if start == "auto":
+        raise OptionError("start 'auto'", "needs data to decide by", "Use adapt, or name a start")
     if start not in ("zero", "mean"):
         try:
             share.task(start)
         except TaskNotFoundError as error:
             raise TaskNotFoundError(
-                f"start {start!r}", "neither 'zero', 'mean', 'nearest' nor a task", error.remedy
+                f"start {start!r}", "neither 'auto', 'zero', 'mean' nor a task", error.remedy
             ) from None
 
 
-def _check_heads(model: nn.Module, share: Share, method: TaskMethod) -> None:
+def heads_of(model: nn.Module, share: Share, method: TaskMethod) -> tuple[str, ...]:
+    """Modules that are trained whole: those that the method names, or all that the model has beside
+    its backbone, outside of the subspace.
+
+    The backbone is what transformers calls ``base_model_prefix``; in a model without one the heads
+    are those of its modules ``classifier`` and ``score`` that are there. Models that generate, or
+    give features only, have none.
+
+    Args:
+        model: the base model.
+        share: a module that it has directions for, or a part of one, is no head.
+        method: its ``heads``, ``task_type`` and ``component``.
+    """
+    from sharespace.tuner.modules import bare
+
+    if method.heads is not None:
+        return tuple(method.heads)
+    model = bare(model)
+    outputs = getattr(model, "get_output_embeddings", None)
+    generates = callable(outputs) and outputs() is not None
+    if method.task_type in _WITHOUT_HEADS or generates:
+        return ()
+    children = dict(model.named_children())
+    backbone = getattr(model, "base_model_prefix", None)
+    named = children.keys() - {backbone} if backbone in children else {"classifier", "score"}
+    prefix = f"{method.component}." if method.component else ""
+    adapted = [f"{name}." for name in share.model.layers]
+    return tuple(
+        name
+        for name, child in children.items()
+        if name in named
+        and any(True for _ in child.parameters())
+        and not any(module.startswith(f"{prefix}{name}.") for module in adapted)
+    )
+
+
+_WITHOUT_HEADS = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+"""PEFT's kinds of tasks that train nothing beside the adapter."""
+
+
+def _check_heads(
+    model: nn.Module, share: Share, heads: Sequence[str], component: str | None
+) -> None:
     from sharespace.tuner.modules import bare_names
 
     known = bare_names(model)
-    prefix = f"{method.component}." if method.component else ""
-    for name in method.heads:
+    prefix = f"{component}." if component else ""
+    for name in heads:
         if name not in known:
             raise OptionError(
                 f"head {name!r}", "not in this model", "Name its module in heads; () is none"

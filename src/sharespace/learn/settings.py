@@ -24,24 +24,33 @@ class TaskMethod:
         OptionError: a value is out of range, or two of them contradict each other.
     """
 
-    p: int = option(8, least=1)
-    """Pseudo-rank of a task that is learned: columns of its coefficients; at most `k`."""
-    phi: int = option(0, least=0)
-    """Temporary directions a side while a task is learned; 0 trains coefficients only."""
-    form: Literal["factors", "core"] = option("factors")
-    """What a task trains: the `factors` of its coefficients and the temporary directions, or one
-    `core` of p x p numbers between p frozen directions a side, `phi` of them temporary."""
-    directions: Literal["random", "gradient"] = option("random")
-    """How the directions of the form `core` are chosen: `gradient` takes those in which the loss
-    falls fastest, after `head_steps`."""
-    head_steps: int = option(0, least=0)
-    """Steps in which the head alone is trained before all else."""
-    start: str = option("zero")
-    """Coefficients that learning starts from: `zero`, the `mean` of the known tasks', those of the
-    `nearest` known task (whose core lowers this task's loss fastest), or those of the known task
-    of that name. A task that has an adapter too starts from that."""
-    heads: Sequence[str] = option(("classifier",), in_recipe=False)
-    """Names of the modules that are trained whole; empty for none."""
+    p: int | None = option(None, least=1)
+    """Pseudo-rank of a task that is learned: directions a side of its core, or columns of its
+    coefficients. Left out: of a core so many that p x p is a twentieth of the numbers of a LoRA of
+    rank 8, at least 8; of `factors` 8. No more than `k` and `phi` leave room for."""
+    phi: int | None = option(None, least=0)
+    """Temporary directions a side while a task is learned; 0: none. Left out: a third of p, on
+    each side as far as it has room outside of the subspace; of `factors` 2."""
+    form: Literal["factors", "core"] = option("core")
+    """What a task trains: one `core` of p x p numbers between p frozen directions a side, `phi` of
+    them temporary, or the `factors` of its coefficients and the temporary directions."""
+    directions: Literal["random", "gradient"] | None = option(None)
+    """How the directions of the form `core` are chosen: `gradient` (left out: this) takes those in
+    which the loss falls fastest, after `head_steps`."""
+    head_steps: int | None = option(None, least=0)
+    """Steps in which new heads alone are trained before all else. Left out: a fifth of the steps
+    where directions are chosen by the gradient, else none."""
+    start: str = option("auto")
+    """Known tasks that learning starts from, as a frozen part of the new one: `zero` (none), the
+    `mean` of all, the known task of that name, or `auto`: what has the least loss on held-out
+    examples, and `zero` where that is not clearly less. A task that has an adapter too starts from
+    that."""
+    known: int = option(0, least=0)
+    """Known tasks that are mixed in with trained weights, one number a task and module: those
+    whose updates lower the loss fastest. 0: the weights of the start are not trained."""
+    heads: Sequence[str] | None = option(None, in_recipe=False)
+    """Names of the modules that are trained whole; empty for none. None: what the model has beside
+    its backbone, such as a classifier; a language model has none."""
     dropout: float = option(0.0, in_recipe=False, least=0, below=1)
     """Probability with which an input of the update is dropped."""
     seed: int = option(0, in_recipe=False, least=0)
@@ -56,25 +65,34 @@ class TaskMethod:
         if isinstance(self.heads, str):
             # A text is a sequence of letters, each of which would be looked for in the model.
             raise OptionError(f"heads={self.heads!r}", "is one text", f"Give ({self.heads!r},)")
-        object.__setattr__(self, "heads", tuple(self.heads))
-        if self.form == "core" and self.phi > self.p:
+        if self.heads is not None:
+            object.__setattr__(self, "heads", tuple(self.heads))
+        given = self.p is not None and self.phi is not None
+        if self.form == "core" and given and (self.phi or 0) > (self.p or 0):
             raise OptionError(
                 f"phi={self.phi}",
                 f"the core has p={self.p} directions a side, and phi of them are temporary",
                 "Give a smaller phi, or a larger p",
             )
-        if self.directions == "gradient":
-            self._check_gradient()
-        if self.head_steps and not self.heads:
-            raise OptionError(f"head_steps={self.head_steps}", "there are no heads", "Leave it out")
-
-    def _check_gradient(self) -> None:
-        if self.form != "core":
+        if self.directions == "gradient" and self.form != "core":
             raise OptionError(
                 "directions='gradient'",
                 "they are frozen, and the form 'factors' trains its own",
                 "Give form='core'",
             )
+        if self.head_steps and self.heads == ():
+            raise OptionError(f"head_steps={self.head_steps}", "there are no heads", "Leave it out")
+        if self.known and self.start == "mean":
+            raise OptionError(
+                f"known={self.known}",
+                "the mean is of all known tasks, and each would need a weight",
+                "Give another start",
+            )
+
+    @property
+    def uses_gradient(self) -> bool:
+        """True where directions are chosen by the gradient: of the form `core`, unless random."""
+        return self.form == "core" and self.directions != "random"
 
 
 AUTO_HEAD_RATE = 1e-3

@@ -95,7 +95,7 @@ class Learned:
     seconds: float = 0.0
     """Time of training, a finetune after the merge included."""
     start: str = "zero"
-    """What its coefficients started from: ``zero``, ``mean`` or the task that ``nearest`` chose."""
+    """What it started from: ``zero``, ``mean`` or a known task."""
 
     @property
     def told(self) -> str:

@@ -10,9 +10,6 @@ from peft.utils import PeftType
 
 from sharespace.errors import OptionError
 
-DEFAULT_P = 8
-"""Pseudo-rank of a new task where the configuration names none."""
-
 NAME = "SHARESPACE"
 
 
@@ -69,16 +66,25 @@ class ShareConfig(PeftConfig):
     )
     p: int | None = field(
         default=None,
-        metadata={"help": "Pseudo-rank; None: the known task's own, or 8 for a new one."},
+        metadata={
+            "help": "Pseudo-rank; None: the known task's own. Of a new core so many that p x p is "
+            "a twentieth of the numbers of a LoRA of rank 8, at least 8; of factors 8."
+        },
     )
-    phi: int = field(
-        default=0, metadata={"help": "Temporary directions a side; 0 trains coefficients only."}
+    phi: int | None = field(
+        default=None,
+        metadata={
+            "help": "Temporary directions a side; 0: none. None: a third of p, on each side as far "
+            "as it has room; of factors 2."
+        },
     )
     form: Literal["factors", "core"] = field(
-        default="factors",
+        default="core",
         metadata={
-            "help": "What a new task trains: 'factors' E, F (and the temporary directions), or one "
-            "p x p 'core' between p frozen directions a side, phi of them temporary."
+            "help": "What a new task trains: one p x p 'core' between p frozen directions a side, "
+            "phi of them temporary (sharespace.learn.choose_directions places them), or 'factors' "
+            "E, F and the temporary directions. A core wants a learning rate of 0.03 to 0.1, "
+            "factors 0.004, a head 0.001."
         },
     )
     start: str = field(
@@ -142,7 +148,7 @@ class ShareConfig(PeftConfig):
         self.peft_type = SHARESPACE
         if self.p is not None and self.p < 1:
             raise OptionError(f"p={self.p}", "the pseudo-rank is at least 1", "Change it")
-        if self.phi < 0:
+        if self.phi is not None and self.phi < 0:
             raise OptionError(f"phi={self.phi}", "cannot be negative", "0 is coefficients only")
         if self.form not in ("factors", "core"):
             raise OptionError(f"form={self.form!r}", "not known", "Choose 'factors' or 'core'")

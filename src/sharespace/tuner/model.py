@@ -27,7 +27,7 @@ from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.naming import WRAPPER_PARTS, unwrapped
 from sharespace.subspace.state import ShareModel, Task
 from sharespace.tuner.bases import empty, layout, locate_share
-from sharespace.tuner.config import DEFAULT_P, SHARESPACE, ShareConfig
+from sharespace.tuner.config import SHARESPACE, ShareConfig
 from sharespace.tuner.mixing import mixing
 from sharespace.tuner.modules import copy_heads, device_of, fill_heads, head_modules, wrapped_by
 from sharespace.tuner.start import (
@@ -177,7 +177,7 @@ class ShareTuner(BaseTuner):
         Raises:
             OptionError: see above.
         """
-        if self._share is None or self._known_task(config) is not None or config.phi:
+        if self._share is None or self._known_task(config) is not None or config.phi != 0:
             return
         if all(min(layer.k) == 0 for layer in self._share.layers.values()):
             budget = self._share.settings.budget
@@ -189,8 +189,8 @@ class ShareTuner(BaseTuner):
             raise OptionError(
                 f"task {config.task!r}",
                 f"the Share model has no direction in any layer{why}: nothing would be trained",
-                "Train it with phi of at least 1, or build the Share model with k, a variance or a "
-                "larger budget",
+                "Leave phi out or give at least 1, or build the Share model with k, a variance or "
+                "a larger budget",
             )
 
     def _known_task(self, config: ShareConfig) -> Task | None:
@@ -256,7 +256,7 @@ class ShareTuner(BaseTuner):
         if task is not None and config.init_weights and name in task.coefficients:
             return layer, known_task(layer, task.coefficients[name], config.p, config.seed)
         make = new_core if config.form == "core" else new_task
-        values = make(layer, config.p or DEFAULT_P, config.phi, config.seed)
+        values = make(layer, config.p, config.phi, config.seed)
         values = replace(values, known=self._known_updates(config, name))
         return layer, values if config.init_weights else _random(values, config.seed)
 

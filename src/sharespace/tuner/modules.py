@@ -164,7 +164,7 @@ def fill_heads(model: nn.Module, adapter: str, task: Task) -> None:
         if not isinstance(module, ModulesToSaveWrapper) or adapter not in module.modules_to_save:
             continue
         for key, target in module.modules_to_save[adapter].state_dict().items():
-            value = tensors.get(f"{unwrapped(name)}.{key}")
+            value = tensors.get(f"{unwrapped(name).removeprefix(PREFIX)}.{key}")
             if value is None or target.is_meta:
                 continue
             if value.shape != target.shape:

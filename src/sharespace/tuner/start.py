@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 
 from sharespace.errors import OptionError, TaskNotFoundError
+from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.coefficients import Coefficients
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import ShareModel, Task
+
+_FACTORS_P, _FACTORS_PHI = 8, 2
+"""Pseudo-rank and temporary directions of a new task in the form "factors"; 8 is also the least
+size of a new core."""
 
 TEMPORARY_SCALE = 0.02
 """Norm of a column of beta' before training."""
@@ -100,7 +105,32 @@ def known_task(layer: LayerSubspace, value: Coefficients, p: int | None, seed: i
     return StartValues(left, right, torch.zeros(n, 0), torch.zeros(d, 0))
 
 
-def new_task(layer: LayerSubspace, p: int, phi: int, seed: int) -> StartValues:
+def default_p(shape: ModuleShape) -> int:
+    """Directions a side of a new core: p x p is a twentieth of the n + d numbers times 8 of a LoRA
+    of rank 8, and p is at least 8.
+
+    17 on a width of 384, which the text stream was tuned to (experiments/text_stream); narrow
+    layers would be left with cores too small to learn anything (experiments/images).
+
+    Args:
+        shape: of the module, n x d.
+    """
+    return max(_FACTORS_P, math.isqrt(round(8 * shape.sides / 20)))
+
+
+def default_phi(layer: LayerSubspace, p: int) -> tuple[int, int]:
+    """Temporary directions (left, right) of a new core: a third of p, as far as a side has room.
+
+    Args:
+        layer: the module's bases.
+        p: directions a side of the core.
+    """
+    left, right = layer.shape.out_features - layer.k[0], layer.shape.in_features - layer.k[1]
+    third = math.ceil(p / 3)
+    return min(third, max(left, 0)), min(third, max(right, 0))
+
+
+def new_task(layer: LayerSubspace, p: int | None, phi: int | None, seed: int) -> StartValues:
     """A task that has not been trained: E = e = 0, so that dW = 0.
 
     [F; f] is random, orthogonal, with entries of unit scale (the paper's): the step of an optimizer
@@ -109,10 +139,12 @@ def new_task(layer: LayerSubspace, p: int, phi: int, seed: int) -> StartValues:
 
     Args:
         layer: the module's bases.
-        p: pseudo-rank; lowered to what k + phi leaves room for.
-        phi: temporary directions a side; lowered to n - k_left and d - k_right.
+        p: pseudo-rank; lowered to what k + phi leaves room for. None: 8.
+        phi: temporary directions a side; lowered to n - k_left and d - k_right. None: 2.
         seed: of the random start.
     """
+    p = _FACTORS_P if p is None else p
+    phi = _FACTORS_PHI if phi is None else phi
     generator = torch.Generator().manual_seed(seed)
     new_left = complement(layer.left_basis, phi, generator) * TEMPORARY_SCALE
     new_right = complement(layer.right_basis, phi, generator)
@@ -122,7 +154,7 @@ def new_task(layer: LayerSubspace, p: int, phi: int, seed: int) -> StartValues:
     return StartValues(torch.zeros(sides[0], p), right, new_left.float(), new_right.float())
 
 
-def new_core(layer: LayerSubspace, p: int, phi: int, seed: int) -> StartValues:
+def new_core(layer: LayerSubspace, p: int | None, phi: int | None, seed: int) -> StartValues:
     """A task that trains one core between p directions a side: p^2 numbers, not 2 k p.
 
     The directions are the bases' leading p - phi and phi temporary ones, random until
@@ -130,24 +162,31 @@ def new_core(layer: LayerSubspace, p: int, phi: int, seed: int) -> StartValues:
 
     Args:
         layer: the module's bases.
-        p: directions a side; lowered to what k + phi leaves room for.
-        phi: temporary ones among them, at most p; lowered to n - k_left and d - k_right.
+        p: directions a side; lowered to what k + phi leaves room for. None: ``default_p``.
+        phi: temporary ones among them on each side, at most p; lowered to n - k_left and
+            d - k_right, whichever is less. None: ``default_phi``, for each side by itself.
         seed: of the random directions.
 
     Raises:
         OptionError: phi is more than p.
     """
-    if phi > p:
+    p = default_p(layer.shape) if p is None else p
+    if phi is not None and phi > p:
         raise OptionError(f"phi={phi}", f"more than the p={p} directions of the core", "Lower it")
+    wanted = default_phi(layer, p) if phi is None else (phi, phi)
     generator = torch.Generator().manual_seed(seed)
-    new_left = complement(layer.left_basis, phi, generator).float()
-    new_right = complement(layer.right_basis, phi, generator).float()
-    temporary = min(new_left.shape[1], new_right.shape[1])
-    new_left, new_right = new_left[:, :temporary], new_right[:, :temporary]
-    known = min(p - temporary, *layer.k)
-    left, right = (_leading(k, known, temporary) for k in layer.k)
-    zero = torch.zeros(known + temporary, known + temporary)
-    return StartValues(left, right, new_left, new_right, zero)
+    new_left = complement(layer.left_basis, wanted[0], generator).float()
+    new_right = complement(layer.right_basis, wanted[1], generator).float()
+    temporary = [new_left.shape[1], new_right.shape[1]]
+    if phi is not None:
+        temporary = [min(temporary)] * 2
+    p = min(p, *(k + count for k, count in zip(layer.k, temporary, strict=True)))
+    temporary = [min(count, p) for count in temporary]
+    left, right = (
+        _leading(k, p - count, count) for k, count in zip(layer.k, temporary, strict=True)
+    )
+    new_left, new_right = new_left[:, : temporary[0]], new_right[:, : temporary[1]]
+    return StartValues(left, right, new_left, new_right, torch.zeros(p, p))
 
 
 def _leading(k: int, known: int, temporary: int) -> Tensor:

@@ -110,8 +110,6 @@ class SubspaceSettings(TaskMethod):
 
     k: int = option(32, least=1)
     """Cap of the subspace dimension of every layer and side."""
-    phi: int = option(2, least=0)
-    """Temporary directions a side while a task is learned; 0 trains coefficients only."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -268,11 +268,11 @@ def _same_names(recipe: Recipe) -> Iterator[RecipeProblem]:
 
 def _unknown_starts(recipe: Recipe) -> Iterator[RecipeProblem]:
     """A task may start from an earlier one by its name, which only the whole recipe tells."""
-    earlier: list[str] = ["zero", "mean", "nearest"]
+    earlier: list[str] = ["auto", "zero", "mean"]
     for spec in recipe.tasks:
         start = spec.subspace.start
         if start not in earlier:
-            why = f"{start!r} is neither zero, mean, nearest nor an earlier task"
+            why = f"{start!r} is neither auto, zero, mean nor an earlier task"
             near = hint(start, tuple(earlier))
             yield RecipeProblem(spec.line, f"task {spec.name!r}, start: {why}{near}")
         earlier.append(spec.name)
@@ -284,7 +284,7 @@ def _task_problems(spec: TaskSpec) -> Iterator[str]:
     yield from _source_problems(spec)
     yield from _data_problems(spec.settings, spec.labels)
     training = spec.training
-    if spec.subspace.p > spec.subspace.k:
+    if spec.subspace.p is not None and spec.subspace.p > spec.subspace.k:
         yield f"p: is {spec.subspace.p}, above k = {spec.subspace.k}"
     if training.eval_steps is not None and training.early_stopping_patience is None:
         yield "eval_steps: needs early_stopping_patience"
