@@ -31,7 +31,15 @@ from sharespace.learn.callbacks import AutoRate
 TRAINING = TrainingSettings(
     max_steps=40, per_device_train_batch_size=16, weight_decay=0.0, use_cpu=True
 )
-METHOD = TaskMethod(p=3, phi=1, form="core", directions="gradient", heads=("classifier",))
+METHOD = TaskMethod(
+    p=3,
+    phi=1,
+    form="core",
+    directions="gradient",
+    head_steps=0,
+    start="zero",
+    heads=("classifier",),
+)
 
 
 def learn(
