@@ -147,7 +147,8 @@ def verb(name: str, folder: Path) -> Callable[[], object]:
     if name == "adapt":
         adapt, training = public("adapt"), public("TrainingSettings")
         data = [{"input_ids": row, "labels": i} for i, row in enumerate(tokens)]
-        fast = training(max_steps=1, per_device_train_batch_size=2, use_cpu=True)
+        one_step = {"max_steps": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 2}
+        fast = training(**one_step, use_cpu=True)
         return lambda: adapt(model, share, data, fast, task="new")
     mixed_tasks = public("MixedTasks")
 

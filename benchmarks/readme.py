@@ -43,7 +43,14 @@ REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "cluster": cluster.report,
     "scale": scale.report,
     "house-before": house.report,
+    "house": lambda results: house.report(results, _read("house-before")),
 }
+
+
+def _read(name: str) -> dict[str, Any]:
+    """The results of that name."""
+    results: dict[str, Any] = json.loads((common.RESULTS / f"{name}.json").read_text())
+    return results
 
 
 def main() -> None:
@@ -51,7 +58,7 @@ def main() -> None:
     for name, report in REPORTS.items():
         path = common.RESULTS / f"{name}.json"
         if path.exists():
-            results = json.loads(path.read_text())
+            results = _read(name)
             text = between(text, name, f"{setting(results)}\n\n{report(results)}")
     README.write_text(text)
 
