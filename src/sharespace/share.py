@@ -87,6 +87,11 @@ class Share:
         """Number of the stored version that this was loaded from or saved as."""
         return self._version.number if self._version else None
 
+    @property
+    def saved_version(self) -> int | None:
+        """Number of the stored version of exactly this content; None: it was changed since."""
+        return None if self._pending else self.version
+
     def __repr__(self) -> str:
         k = [max(layer.k) for layer in self._model.layers.values()]
         span = f"{min(k)} to {max(k)}" if k else "none"
@@ -504,15 +509,9 @@ class Share:
         """
         stored = requested_task(self._model, task)
         model, written = self._model, _checked_dtype(dtype) or self._model.dtype
-        own = own_base(stored.config, model.base)
+        own, kept, files = own_base(stored.config, model.base), stored.kept, stored.files
         plain = PlainLora(
-            self.updates(task),
-            model.shapes,
-            stored.kept,
-            stored.config,
-            own,
-            stored.files,
-            stored.labels,
+            self.updates(task), model.shapes, kept, stored.config, own, files, stored.labels
         )
         # For the shapes of the base's modules, which are the same in all that the tasks state.
         config = base or (model.base.id if own.id is None else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 from sharespace.errors import OptionError, TaskExistsError
@@ -71,4 +72,9 @@ def servable(base: str, modules: BaseModules, stored: Share, *, warn: bool = Tru
     model = without_misfits(stored.model, modules)
     if unaddressable := [name for name in reasons if name in model.tasks]:
         model = model.without_tasks(*unaddressable)
-    return stored if model is stored.model else Share(model)
+    if model is stored.model:
+        return stored
+    # The same version: what is left out changes nothing of the others.
+    served = copy.copy(stored)
+    served._model = model
+    return served

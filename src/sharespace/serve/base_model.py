@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sharespace.errors import NoAnswerError, OptionError
+from sharespace.errors import NoAnswerError, OptionError, UnavailableError
 from sharespace.protocols import Tokenizer
+from sharespace.serve.identity import AnswerSource, source_of
 from sharespace.serve.mixed import MixedTasks
 from sharespace.serve.requests import (
     Classify,
@@ -225,7 +226,9 @@ class ServedModel:
             rows: at least one; prompts and answers together no longer than ``longest``.
         """
         texts = [row.text_so_far for row in rows]
-        with self.mixed.tasks([row.request.task for row in rows]):
+        with self.mixed.tasks([row.request.task for row in rows]) as share:
+            for row in rows:
+                row.begin(source_of(share, row.request.task))
             self.model.generate(
                 **self._padded_left(texts),
                 max_new_tokens=max(row.remaining for row in rows),
@@ -243,20 +246,24 @@ class ServedModel:
     def classify(self, rows: Sequence[Classify]) -> list[ClassLogits | NoAnswerError]:
         """Logits of each row's own head; labels that a task's head does not have are left out."""
         batch = self._padded(rows)
-        with self.mixed.tasks([row.task for row in rows]):
+        with self.mixed.tasks([row.task for row in rows]) as share:
+            sources = [source_of(share, row.task) for row in rows]
             logits = self.model(**batch).logits.float().cpu()
         # MixedTasks fills up heads of fewer labels with -inf.
         values = [[x for x in row.tolist() if x != -torch.inf] for row in logits]
         return [
-            ClassLogits(tuple(own)) if own and all(map(math.isfinite, own)) else _no_answer(row)
-            for own, row in zip(values, rows, strict=True)
+            ClassLogits(tuple(own), source)
+            if own and all(map(math.isfinite, own))
+            else _no_answer(row)
+            for own, row, source in zip(values, rows, sources, strict=True)
         ]
 
     @torch.no_grad()
     def embed(self, rows: Sequence[Embed]) -> list[Vector | NoAnswerError]:
         """Mean last hidden states, each scaled to length 1."""
         batch = self._padded(rows)
-        with self.mixed.tasks([row.task for row in rows]):
+        with self.mixed.tasks([row.task for row in rows]) as share:
+            sources = [source_of(share, row.task) for row in rows]
             output = self.model(**batch, output_hidden_states=True)
         # Summed in float32: a sum over thousands of tokens leaves the range of float16. Where, not
         # times: a padded position may hold NaN.
@@ -265,8 +272,8 @@ class ServedModel:
         means = states.sum(1) / mask.float().sum(1)
         unit = torch.nn.functional.normalize(means, dim=1).cpu()
         return [
-            Vector(tuple(own.tolist())) if own.isfinite().all() else _no_answer(row)
-            for own, row in zip(unit, rows, strict=True)
+            Vector(tuple(own.tolist()), source) if own.isfinite().all() else _no_answer(row)
+            for own, row, source in zip(unit, rows, sources, strict=True)
         ]
 
     def _pad(self, texts: Sequence[Sequence[int]]) -> int:
@@ -411,6 +418,7 @@ class GeneratingRow:
     ) -> None:
         self.request = request
         self.finished = False
+        self._source: AnswerSource | None = None
         self._generator = _generator(request.sampling.seed)
         self._sampled: tuple[int, int] | None = None
         """(tokens before it, token) that was sampled last; it may not have been pushed yet."""
@@ -422,6 +430,20 @@ class GeneratingRow:
         self._text = ""
         self._handed_out = 0
         """Characters of ``_text`` that went out already."""
+
+    def begin(self, source: AnswerSource | None) -> None:
+        """A batch begins with this row; one that has tokens already must go on as it began.
+
+        Args:
+            source: what the batch computes the row with; None: the base model.
+        """
+        known = self._source
+        if self._tokens and source is not None and known is not None:
+            if source.sha256 != known.sha256:
+                why = "it was changed while its answer was written"
+                self.fail(UnavailableError(f"task {source.task!r}", why, "Ask again"))
+            return
+        self._source = source
 
     @property
     def text_so_far(self) -> tuple[int, ...]:
@@ -470,7 +492,8 @@ class GeneratingRow:
         elif len(self._tokens) >= self.request.sampling.max_tokens:
             self._finish("length")
         elif (end := self._certain()) > self._handed_out:
-            piece = Piece(self._text[self._handed_out : end], None, len(self._tokens))
+            text = self._text[self._handed_out : end]
+            piece = Piece(text, None, len(self._tokens), self._source)
             self._handed_out = end
             self._hand_out(piece)
 
@@ -491,7 +514,8 @@ class GeneratingRow:
 
     def _finish(self, reason: str) -> None:
         self.finished = True
-        self._hand_out(Piece(self._text[self._handed_out :], reason, len(self._tokens)))
+        text = self._text[self._handed_out :]
+        self._hand_out(Piece(text, reason, len(self._tokens), self._source))
 
 
 def _generator(seed: int | None) -> torch.Generator:

@@ -36,6 +36,7 @@ from sharespace.serve.requests import (
     Vector,
 )
 from sharespace.share import Share
+from sharespace.subspace.state import basis_id
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Engine:
             watch: told of each batch: kind, rows, seconds.
         """
         self.served = served
+        basis_id(served.mixed.share.model)
         self.limits = limits or EngineLimits()
         self.watch = watch
         """Told of each batch: kind, rows, seconds."""
@@ -181,6 +183,8 @@ class Engine:
         Raises:
             MismatchError: it is not of this base model; nothing is changed.
         """
+        # Hashed here, where no request waits for it.
+        basis_id(share.model)
         self.served.mixed.replace(share)
 
     def close(self, seconds: float = 30.0) -> bool:
@@ -380,7 +384,8 @@ async def whole_texts(engine: Engine, requests: Sequence[Generate], seconds: flo
     """One whole text for each request; arguments and errors as for ``stream_texts``."""
     texts = [Piece("")] * len(requests)
     async for number, piece in stream_texts(engine, requests, seconds):
-        texts[number] = Piece(texts[number].text + piece.text, piece.finish, piece.tokens)
+        text = texts[number].text + piece.text
+        texts[number] = Piece(text, piece.finish, piece.tokens, piece.source)
     return texts
 
 

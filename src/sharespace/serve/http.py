@@ -58,6 +58,7 @@ from sharespace.subspace.naming import common_names
 from sharespace.words import visible
 
 _LOG = logging.getLogger(__name__)
+_ANSWERS = logging.getLogger("sharespace.serve.identity")
 _Result = TypeVar("_Result")
 
 STATUS: tuple[tuple[type[Exception], int], ...] = (
@@ -254,13 +255,14 @@ class Endpoints:
             # The first piece is waited for, so that what is refused has a status of its own.
             first = await anext(pieces)
             events = self._events(first, pieces, form, _Usage(len(choices), read, body.with_usage))
-            return StreamingResponse(events, media_type="text/event-stream")
+            headers = _headers([first[1]])
+            return StreamingResponse(events, headers=headers, media_type="text/event-stream")
         answers = await _unless_gone(request, whole_texts(self.engine, choices, seconds))
         if answers is None:
             # Nobody reads it; 499 is what nginx logs where the client has closed the connection.
             return Response(status_code=499)
         self.metrics.count_tokens(read, sum(answer.tokens for answer in answers))
-        return JSONResponse(form.whole(answers, read))
+        return JSONResponse(form.whole(answers, read), headers=_headers(answers))
 
     def _task(self, model: str) -> str | None:
         """The task that a request names; None: the base model."""
@@ -292,7 +294,7 @@ class Endpoints:
         # A client that goes away ends this generator; the rows end with ``rest``.
         async with aclosing(rest):
             for index in range(usage.choices):
-                if (opening := form.opening(index)) is not None:
+                if (opening := form.opening(index, first[1].source)) is not None:
                     yield openai.server_sent_event(opening)
             try:
                 async for number, piece in _chained(first, rest):
@@ -304,7 +306,8 @@ class Endpoints:
                 return
             self.metrics.count_tokens(usage.read, sum(written.values()))
             if usage.wanted:
-                yield openai.server_sent_event(form.last(usage.read, sum(written.values())))
+                last = form.last(usage.read, sum(written.values()), first[1].source)
+                yield openai.server_sent_event(last)
             yield openai.DONE
 
     async def embeddings(self, body: openai.EmbeddingBody, request: Request) -> Response:
@@ -321,7 +324,8 @@ class Endpoints:
             for i, vector in enumerate(answers)
             if isinstance(vector, Vector)
         ]
-        return JSONResponse(openai.row_list(rows, body.model, sum(map(len, texts))))
+        body_of = openai.row_list(rows, body.model, sum(map(len, texts)))
+        return JSONResponse(body_of, headers=_headers(answers))
 
     async def classify(self, body: openai.ClassifyBody, request: Request) -> Response:
         """Probabilities of the task's labels."""
@@ -333,7 +337,8 @@ class Endpoints:
             for i, answer in enumerate(answers)
             if isinstance(answer, ClassLogits)
         ]
-        return JSONResponse(openai.row_list(rows, body.model, sum(map(len, texts))))
+        body_of = openai.row_list(rows, body.model, sum(map(len, texts)))
+        return JSONResponse(body_of, headers=_headers(answers))
 
     async def _rows(
         self, texts: Sequence[Classify | Embed], request: Request
@@ -396,7 +401,9 @@ class Endpoints:
 
     async def metrics_text(self) -> Response:
         """The metrics, for Prometheus."""
-        text = self.metrics.text(self.engine.waiting, len(self.engine.share.model.tasks))
+        share = self.engine.share
+        version = share.saved_version or 0
+        text = self.metrics.text(self.engine.waiting, len(share.model.tasks), version)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -409,6 +416,24 @@ class _Usage:
     """Number of tokens of the prompts."""
     wanted: bool
     """True where the client asked for the numbers of tokens."""
+
+
+def _headers(answers: Sequence[EngineAnswer]) -> dict[str, str]:
+    """Headers that say what the answers were computed with, and a line of the log that does.
+
+    Raises:
+        UnavailableError: the task was changed between two of the answers.
+    """
+    sources = {answer.source for answer in answers}
+    if len(sources) > 1:
+        raise UnavailableError("task", "it was changed while its answers were written", "Ask again")
+    source = next(iter(sources), None)
+    if source is None:
+        return {}
+    _ANSWERS.info(
+        "answered from task %r, version %s, sha256 %s", source.task, source.version, source.sha256
+    )
+    return source.headers
 
 
 async def _chained(

@@ -106,6 +106,8 @@ class ServerMetrics:
         self._tokens = counter("tokens", "Tokens read and written", ["direction"], **common)
         self._waiting = prometheus.Gauge("waiting", "Requests in the queue", **common)
         self._tasks = prometheus.Gauge("tasks", "Tasks of the Share model", **common)
+        about = "Version of the Share model that is served; 0: it was not saved"
+        self._version = prometheus.Gauge("version", about, **common)
         self._generate_latest = prometheus.generate_latest
 
     def count_batch(self, kind: type[object], rows: int, seconds: float) -> None:
@@ -129,8 +131,9 @@ class ServerMetrics:
         self._tokens.labels("read").inc(read)
         self._tokens.labels("written").inc(written)
 
-    def text(self, waiting: int, tasks: int) -> bytes:
-        """All metrics in Prometheus' format, with the present length of the queue and tasks."""
+    def text(self, waiting: int, tasks: int, version: int) -> bytes:
+        """All metrics in Prometheus' format, with the present queue, tasks and version."""
+        self._version.set(version)
         self._waiting.set(waiting)
         self._tasks.set(tasks)
         text: bytes = self._generate_latest(self.registry)

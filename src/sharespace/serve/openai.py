@@ -20,6 +20,7 @@ from sharespace.errors import OptionError
 from sharespace.extras import require
 from sharespace.protocols import Tokenizer
 from sharespace.serve.base_model import ServedModel
+from sharespace.serve.identity import AnswerSource
 from sharespace.serve.requests import Piece, Sampling
 
 DONE = b"data: [DONE]\n\n"
@@ -340,7 +341,8 @@ class CompletionForm:
         name = "text_completion" if self.kind == "text" else "chat.completion"
         choices = [self._choice(i, answer) for i, answer in enumerate(answers)]
         written = sum(answer.tokens for answer in answers)
-        return {**self._head(name), "choices": choices, "usage": usage(read, written)}
+        head = self._head(name, answers[0].source)
+        return {**head, "choices": choices, "usage": usage(read, written)}
 
     def _choice(self, index: int, answer: Piece) -> Json:
         end = {"index": index, "finish_reason": answer.finish, "logprobs": None}
@@ -348,31 +350,34 @@ class CompletionForm:
             return {"text": answer.text, **end}
         return {"message": {"role": "assistant", "content": answer.text}, **end}
 
-    def opening(self, index: int) -> Json | None:
+    def opening(self, index: int, source: AnswerSource | None) -> Json | None:
         """A chat's first chunk, which says who speaks; a text has none."""
         if self.kind == "text":
             return None
-        return self._chat_chunk(index, {"role": "assistant", "content": ""}, None)
+        return self._chat_chunk(index, {"role": "assistant", "content": ""}, None, source)
 
     def chunk(self, index: int, piece: Piece) -> Json:
         """A chunk with a piece of one choice."""
         if self.kind == "text":
             choice = self._choice(index, piece)
-            return {**self._head("text_completion"), "choices": [choice]}
+            return {**self._head("text_completion", piece.source), "choices": [choice]}
         delta: Json = {"content": piece.text} if piece.text else {}
-        return self._chat_chunk(index, delta, piece.finish)
+        return self._chat_chunk(index, delta, piece.finish, piece.source)
 
-    def last(self, read: int, written: int) -> Json:
+    def last(self, read: int, written: int, source: AnswerSource | None) -> Json:
         """The chunk with the numbers of tokens; it has no choices."""
         name = "text_completion" if self.kind == "text" else "chat.completion.chunk"
-        return {**self._head(name), "choices": [], "usage": usage(read, written)}
+        return {**self._head(name, source), "choices": [], "usage": usage(read, written)}
 
-    def _chat_chunk(self, index: int, delta: Json, finish: str | None) -> Json:
+    def _chat_chunk(
+        self, index: int, delta: Json, finish: str | None, source: AnswerSource | None
+    ) -> Json:
         choice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+        return {**self._head("chat.completion.chunk", source), "choices": [choice]}
 
-    def _head(self, name: str) -> Json:
-        return {"id": self.id, "object": name, "created": self.created, "model": self.model}
+    def _head(self, name: str, source: AnswerSource | None) -> Json:
+        head: Json = {"id": self.id, "object": name, "created": self.created, "model": self.model}
+        return {**head, "system_fingerprint": None if source is None else source.fingerprint}
 
 
 def usage(read: int, written: int) -> dict[str, int]:

@@ -8,6 +8,7 @@ open, keep everybody else out. So a connection that says nothing, or takes nothi
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -121,6 +122,7 @@ def serve(path: Path, settings: ServeSettings) -> None:
     """
     uvicorn = require("uvicorn", "serve")
     share = Share.load(path)
+    _log_answers()
     engine = Engine(_served_model(share, settings), settings.limits)
     app = make_app(engine, path=path, settings=settings.http, stored=share)
     config = server_config(app, settings)
@@ -131,6 +133,15 @@ def serve(path: Path, settings: ServeSettings) -> None:
         ended = engine.close(settings.drain)
     if not ended:
         raise UnavailableError("engine", f"still busy after {settings.drain:g} s", "Raise --drain")
+
+
+def _log_answers() -> None:
+    """Lines that say where each answer came from, beside uvicorn's own."""
+    answers = logging.getLogger("sharespace.serve.identity")
+    if not answers.handlers:
+        answers.addHandler(logging.StreamHandler())
+    answers.setLevel(logging.INFO)
+    answers.propagate = False
 
 
 def server_config(app: Any, settings: ServeSettings) -> Any:

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from sharespace.errors import OptionError
 from sharespace.options import check_options, option
+from sharespace.serve.identity import AnswerSource
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class Piece:
     """``"stop"`` or ``"length"`` with the last piece, None before it."""
     tokens: int = 0
     """Tokens generated so far, in all pieces up to this one."""
+    source: AnswerSource | None = None
+    """What it was computed with; None: the base model."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class ClassLogits:
 
     logits: tuple[float, ...]
     """One logit for each label of the task's own head."""
+    source: AnswerSource | None = None
+    """What it was computed with; None: the base model."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ class Vector:
 
     values: tuple[float, ...]
     """Mean of the last hidden states over the text's tokens, of length 1."""
+    source: AnswerSource | None = None
+    """What it was computed with; None: the base model."""
 
 
 EngineAnswer: TypeAlias = Piece | ClassLogits | Vector

@@ -133,15 +133,19 @@ class MixedTasks:
     @contextmanager
     def tasks(
         self, names: Sequence[str | None], *, beams: int = 1, copies: int | None = None
-    ) -> Iterator[None]:
+    ) -> Iterator[Share]:
         """Forward passes inside the block run row i with task ``names[i]``.
 
         Args:
-            names: one a row (a pipeline: one a prompt); None: the base model without any task.
+            names: one a row (a pipeline: one a prompt): a task, or a mixture such as
+                ``legal:0.7+medical:0.3``; None: the base model without any task.
             beams: rows that generation makes of each, side by side (``num_beams``,
                 ``num_return_sequences`` or ``num_images_per_prompt``).
             copies: times that guidance repeats the whole batch, one copy after the other. None:
                 twice while a pipeline given to ``MixedTasks`` says that it guides, else once.
+
+        Yields:
+            The version that the block runs on, whatever ``replace`` does meanwhile.
 
         Raises:
             TaskNotFoundError: a task is not in the Share model.
@@ -154,7 +158,7 @@ class MixedTasks:
                 rows than names.
         """
         with self._alone():
-            slots = self._hook_updates()
+            share, slots = self._hook_updates()
             numbers = slots.numbers(names)
             layout = RowLayout(
                 tuple(numbers), beams, self._copies if copies is None else lambda: copies
@@ -169,7 +173,7 @@ class MixedTasks:
                 watch = WeightWatch(self.model, sorted(adapted))
             try:
                 with watching(watch):
-                    yield
+                    yield share
             finally:
                 self._block = None
             check_passes(asked, adapted, block.seen, watch)
@@ -248,13 +252,13 @@ class MixedTasks:
             )
         return device
 
-    def _hook_updates(self) -> Slots:
-        """The current version's slots, with hooks on its modules, as they are in the model now."""
-        slots = self._current[1]
+    def _hook_updates(self) -> tuple[Share, Slots]:
+        """The current version and its slots, with hooks on the modules as they are in the model."""
+        share, slots = self._current
         if slots is not self._hooked or not self._places.are_as_before():
             self._hooks.clear()
             self._hooked = None
-            self._check_shapes(self._current[0])
+            self._check_shapes(share)
             for name in near_root(self.model):
                 self._hooks.add("pass", name, self._note_pass)
             for name in slots.stacks:
@@ -264,7 +268,7 @@ class MixedTasks:
             self._places = Places.of(self.model, list(slots.stacks))
             self._watched.clear()
             forget_compiled()
-        return slots
+        return share, slots
 
     def _hook_heads(self, slots: Slots, used: set[int]) -> None:
         """Heads are seen when a task comes to hand: there may be thousands of tasks."""
