@@ -6,6 +6,8 @@ come from files that anybody may have written: whatever shows one shows it by ``
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sharespace.errors import RecipeError, SharespaceError
 
 
@@ -52,3 +54,14 @@ def percent(fraction: float) -> str:
         return "0"
     # Below 0.05 % three digits of a percentage say less than the power of ten.
     return f"{fraction:.0e}" if abs(fraction) < 5e-4 else f"{100 * fraction:.3g} %"
+
+
+def words_of_start(weights: Mapping[str, float]) -> str:
+    """Known tasks that a task started from: ``a``, ``a (0.75)``, or ``a (0.5), b (0.25)``.
+
+    Args:
+        weights: known task -> weight; a weight of 1 is not said.
+    """
+    return ", ".join(
+        name if weight == 1 else f"{name} ({weight:.2f})" for name, weight in weights.items()
+    )

@@ -12,13 +12,15 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from builders import dense
-from learn.nets import Points, net
+from learn.nets import Points, adapter, net
 from sharespace import Share, ShareConfig, collect
-from sharespace.errors import MismatchError, OptionError, TaskNotFoundError
+from sharespace.cli.json_records import info_record
+from sharespace.errors import CorruptAdapterError, MismatchError, OptionError, TaskNotFoundError
 from sharespace.gather import gather
 from sharespace.learn import Setup, TrainingSettings, contribute, fit, merge_from
-from sharespace.store import coefficient_files
-from sharespace.subspace.adapter import BaseModel
+from sharespace.report import write_report
+from sharespace.store import checkout, coefficient_files, known_starts
+from sharespace.subspace.adapter import Adapter, BaseModel, LayerUpdate
 from sharespace.subspace.coefficients import Coefficients, Core, Factors, PerTask
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import BuildSettings, Ledger, ShareModel, Task, reconstruct
@@ -271,3 +273,132 @@ def test_a_start_that_cannot_be_is_refused(case: str) -> None:
     for options in ({"start": "a"}, {"known": ["a"]}):
         with pytest.raises(OptionError, match="knows task 'a'"):
             get_peft_model(net(), ShareConfig(share=known, task="a", **options))
+
+
+def at_the_cap(learned: float, options: dict[str, Any]) -> tuple[Share, PeftModel]:
+    """A Share model that is full, and a task that learned a part outside of it: |dW - start| is
+    that many times |start| in every module."""
+    share = Share.from_adapters([adapter(n, i, scale=0.1) for i, n in enumerate("ab")], k=4)
+    ALIVE.append(share.model)
+    config = ShareConfig(share=publish(share.model), task="new", p=3, phi=3, **options)
+    model = get_peft_model(net(), config)
+    randomise(model)
+    if "known" in options:
+        for layer in layers_of(model, "default").values():
+            layer.sharespace_known_weights["default"].data.copy_(torch.tensor([1.0, 0.0]))
+    resize(model, learned, share, "a")
+    return share, model
+
+
+def resize(model: PeftModel, learned: float, share: Share, start: str) -> None:
+    """Make what is learned that many times as large as the start, in every module."""
+    known = share.updates(start)
+    for module, layer in layers_of(model, "default").items():
+        size = learned * float(dense(known[module]).norm())
+        layer.sharespace_core["default"].data *= size / float(update_of(layer).norm())
+
+
+@pytest.mark.parametrize("learned", [1.0, 0.3, 0.1])
+@pytest.mark.parametrize("options", [{"start": "a"}, {"start": "a", "known": ["a", "b"]}], ids=str)
+def test_at_the_cap_the_newcomers_part_does_not_vanish_behind_a_good_error(
+    learned: float, options: dict[str, Any]
+) -> None:
+    share, model = at_the_cap(learned, options)
+    merged = merge_from(share, model)
+    task = merged.task("new")
+    known = share.updates("a")
+    kept = 0.0
+    for module, layer in layers_of(model, "default").items():
+        assert merged.model.layers[module].k == (4, 4)
+        new, start = update_of(layer), dense(known[module])
+        assert task.ledger.norm(module) == pytest.approx(float(new.norm()), rel=1e-4)
+        stored = dense(task.coefficients[module].as_update(merged.model.layers[module]))
+        lost = float((stored - start - new).norm())
+        index = task.ledger.modules.index(module)
+        # The ledger says what is lost, relative to what was learned.
+        assert lost <= float(task.ledger.bounds[index]) * (1 + 1e-6)
+        assert lost >= 0.9 * float(task.ledger.bounds[index])
+        kept += 1 - lost / float(new.norm())
+    assert kept / 2 > 0.3, "a part of what was learned must be there"
+    others = [merged.task(name).ledger.bound for name in "ab"]
+    assert max(others) < 1
+
+
+def test_a_part_of_the_cap_is_reserved_for_a_newcomer_among_many() -> None:
+    """Forty tasks of one family fill the cap: each of its directions is worth more to them than
+    any of the newcomer's, and without a reserve all of what it learned would be lost."""
+    family = adapter("t0", 5, rank=4)
+    draw = torch.Generator().manual_seed(1)
+    tasks = [
+        Adapter.from_updates(
+            f"t{i}",
+            {
+                m: LayerUpdate(
+                    family.layer(m).up @ torch.randn(4, 4, generator=draw), family.layer(m).down
+                )
+                for m in family.shapes
+            },
+        )
+        for i in range(40)
+    ]
+    share = Share.from_adapters(tasks, k=4)
+    ALIVE.append(share.model)
+    config = ShareConfig(share=publish(share.model), task="new", p=2, phi=2, start="t0")
+    model = get_peft_model(net(), config)
+    randomise(model)
+    resize(model, 0.3, share, "t0")
+    learned = collect(model, "new")
+    merged = share.merge(learned).task("new")
+    assert merged.ledger.bound < 0.95
+    unreserved = share.merge(replace(learned, entry_norms={})).task("new")
+    total = merged.ledger.total_norm
+    assert float(unreserved.ledger.bounds.norm()) > 0.97 * total
+    assert unreserved.ledger.bound < merged.ledger.bound, "the error that would have looked good"
+
+
+def test_what_was_hardly_anything_does_not_outweigh_the_others() -> None:
+    share, model = at_the_cap(1e-4, {"start": "a"})
+    norms = collect(model, "new").entry_norms
+    for module, update in share.updates("a").items():
+        assert norms[module] == pytest.approx(0.05 * float(dense(update).norm()), rel=1e-3)
+    merged = merge_from(share, model)
+    assert merged.task("b").ledger.bound < 1
+
+
+def test_a_training_that_diverged_is_refused_by_name() -> None:
+    share, model = at_the_cap(0.3, {"start": "a"})
+    layers_of(model, "default")["first"].sharespace_core["default"].data[0, 0] = torch.nan
+    with pytest.raises(CorruptAdapterError, match=r"'new'.*NaN"):
+        merge_from(share, model)
+
+
+def test_a_weight_that_moved_is_something_learned() -> None:
+    share = Share(SPACES[False])
+    model = adapted(False, "core", {"start": "core", "known": ["core", "factors"]})
+    for layer in layers_of(model, "default").values():
+        layer.sharespace_known_weights["default"].data += torch.tensor([0.0, 0.5])
+    moved = share.updates("factors")
+    for module, norm in collect(model, "new").entry_norms.items():
+        assert norm == pytest.approx(0.5 * float(dense(moved[module]).norm()), rel=1e-4)
+
+
+def test_info_and_report_say_where_a_task_came_from(tmp_path: Path) -> None:
+    share, model = at_the_cap(0.3, {"start": "a"})
+    share.save(tmp_path / "s.share")
+    merge_from(Share.load(tmp_path / "s.share"), model).save()
+    opened = checkout(tmp_path / "s.share")
+    # The merge moved the coefficients of "a"; those that were started from are of version 1.
+    assert known_starts(opened) == {"new": {"a": 1.0}}
+    said: Any = info_record(opened)["tasks"]
+    assert (said["new"]["started_from"], said["a"]["started_from"]) == ({"a": 1.0}, {})
+    assert 0 < said["new"]["bound_of_whole"] < 0.5 * said["new"]["bound"]
+    write_report(tmp_path / "s.share", tmp_path / "page.html")
+    assert "started from a" in (tmp_path / "page.html").read_text()
+    file = "task-" + "0" * 64 + ".safetensors"
+    task = replace(SPACES[False].tasks["core"], started_from={file: 1.0})
+    Share(SPACES[False].with_tasks([task])).save(tmp_path / "other.share")
+    assert known_starts(checkout(tmp_path / "other.share")) == {"core": {file: 1.0}}
+
+
+ALIVE: list[ShareModel] = []
+"""``publish`` keeps no model alive."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from sharespace.report.warnings import Notice, build_notices
 from sharespace.share import Share
-from sharespace.store import Checkout, Pruned, Report, Version
+from sharespace.store import Checkout, Pruned, Report, Version, known_starts
 from sharespace.store.schema import LayerEntry
 from sharespace.subspace.fidelity import (
     Bytes,
@@ -18,7 +18,7 @@ from sharespace.subspace.fidelity import (
     tally_storage,
 )
 from sharespace.subspace.plan import Baselines, BuildPlan
-from sharespace.subspace.state import Task
+from sharespace.subspace.state import Task, stored_norm
 
 if TYPE_CHECKING:
     from sharespace.gather import Gathered
@@ -127,6 +127,7 @@ def info_record(opened: Checkout, storage: ModelStorage | None = None) -> JsonRe
     """What is in a version; each ``stored`` is null where ``storage`` is None."""
     content = opened.manifest.content
     settings = content.settings
+    starts, of_whole = known_starts(opened), bounds_of_whole(opened)
     return {
         "share": str(opened.path),
         "version": opened.version.number,
@@ -159,6 +160,8 @@ def info_record(opened: Checkout, storage: ModelStorage | None = None) -> JsonRe
                 "source": e.summary.source,
                 "layers": e.summary.modules,
                 "bound": e.summary.bound,
+                "bound_of_whole": of_whole.get(e.name, e.summary.bound),
+                "started_from": starts.get(e.name, {}),
                 "measured": e.summary.measured,
                 "coefficient_bytes": e.summary.coefficient_bytes,
                 "adapter_bytes": e.summary.adapter_bytes,
@@ -169,6 +172,20 @@ def info_record(opened: Checkout, storage: ModelStorage | None = None) -> JsonRe
         "stored": storage_record(storage.total) if storage else None,
         "bytes": disk_bytes(opened),
     }
+
+
+def bounds_of_whole(opened: Checkout) -> dict[str, float]:
+    """Task that started from known ones -> bound on its error, relative to its whole update.
+
+    Its ledger is relative to what was learned. Reads the coefficients of these tasks alone.
+    """
+    bounds: dict[str, float] = {}
+    for entry in opened.manifest.content.tasks:
+        whole = stored_norm(opened.model, entry.name) if entry.started_from else 0.0
+        if whole:
+            learned = opened.model.tasks[entry.name].ledger.total_norm
+            bounds[entry.name] = entry.summary.bound * learned / whole
+    return bounds
 
 
 def model_storage(opened: Checkout) -> ModelStorage:

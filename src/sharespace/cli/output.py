@@ -22,7 +22,7 @@ from rich.table import Table
 from sharespace.cli import json_records
 from sharespace.report.warnings import Notice
 from sharespace.share import Share
-from sharespace.store import Checkout, Pruned, Report, Version
+from sharespace.store import Checkout, Pruned, Report, Version, known_starts
 from sharespace.store.schema import LayerEntry
 from sharespace.subspace.combine import combination_method
 from sharespace.subspace.fidelity import (
@@ -33,7 +33,7 @@ from sharespace.subspace.fidelity import (
     some_losses,
 )
 from sharespace.subspace.plan import Baselines, BuildPlan, StorageSummary
-from sharespace.words import count, error_text, human, percent, visible
+from sharespace.words import count, error_text, human, percent, visible, words_of_start
 
 if TYPE_CHECKING:
     from sharespace.demo import DemoResult
@@ -200,7 +200,9 @@ def print_info(opened: Checkout, with_layers: bool, as_json: bool) -> None:
 def _task_table(opened: Checkout, storage: ModelStorage | None) -> Table:
     per_task = storage.tasks if storage and storage.total.per_task.updates else {}
     extra = ["per task"] if per_task else []
-    table = _table("task", "format", "layers", *extra, "bound", "coefficients", "adapter")
+    starts, of_whole = known_starts(opened), json_records.bounds_of_whole(opened)
+    last = ["started from"] if starts else []
+    table = _table("task", "format", "layers", *extra, "bound", "coefficients", "adapter", *last)
     for entry in opened.manifest.content.tasks:
         summary = entry.summary
         table.add_row(
@@ -208,9 +210,11 @@ def _task_table(opened: Checkout, storage: ModelStorage | None) -> Table:
             summary.format,
             str(summary.modules),
             *([str(per_task[entry.name].per_task.updates)] if per_task else []),
-            percent(summary.bound),
+            percent(summary.bound)
+            + (f" ({percent(of_whole[entry.name])} of all)" if entry.name in of_whole else ""),
             human(summary.coefficient_bytes),
             human(summary.adapter_bytes),
+            *([_markup(words_of_start(starts.get(entry.name, {})))] if starts else []),
         )
     return table
 

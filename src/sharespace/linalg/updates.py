@@ -218,6 +218,35 @@ def _cancelling(r_left: Tensor, r_right: Tensor, sigma: Tensor) -> list[int]:
     return (terms > _CANCELLING**2 * sigma.square().sum(1)).nonzero()[:, 0].tolist()
 
 
+def product_energy(left: Tensor, right: Tensor) -> float:
+    """|left right^T|^2 through the triangular factors: a product of Grams would cancel.
+
+    Args:
+        left: n x r.
+        right: d x r.
+    """
+    r_left, r_right = (torch.linalg.qr(factor.double(), mode="r")[1] for factor in (left, right))
+    return float((r_left @ r_right.mT).square().sum())
+
+
+def compacted(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """left right^T with as many columns as its numerical rank in float32, which its numbers are of.
+
+    What holds NaN or infinity is given back as it is, for somebody else to refuse.
+
+    Args:
+        left: float64, n x r.
+        right: float64, d x r.
+    """
+    if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
+        return left, right
+    (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right)
+    u, s, vh = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
+    # What is below the rounding of float32 is noise.
+    count = int((s > torch.finfo(torch.float32).eps * s[:1]).sum())
+    return q_left @ (u[:, :count] * s[:count]), q_right @ vh[:count].mT
+
+
 def weights(norms: Tensor) -> Tensor:
     """w_i = 1 / |dW_i|, and 0 for an update that is zero (it has nothing to lose)."""
     return torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0.0)

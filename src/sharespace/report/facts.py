@@ -16,7 +16,7 @@ from typing import Any
 from sharespace.errors import CorruptStoreError, OptionError
 from sharespace.extras import require
 from sharespace.report.study import Relations, Study, relations, study
-from sharespace.store import Checkout, Operation, checkout, history
+from sharespace.store import Checkout, Operation, checkout, history, known_starts
 from sharespace.store.schema import Content
 from sharespace.stream.folder import FORMAT, read_json
 from sharespace.stream.measures import ScoreMatrix
@@ -64,6 +64,8 @@ class TaskFacts:
     format: str
     source: str
     sha256: str | None
+    started_from: Mapping[str, float] = field(default_factory=dict)
+    """Known tasks that it started from, and their weights."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ def _layers(opened: Checkout, storage: ModelStorage) -> Iterator[LayerFacts]:
 def _tasks(
     opened: Checkout, fidelities: Mapping[str, TaskFidelity], storage: ModelStorage
 ) -> Iterator[TaskFacts]:
+    starts = known_starts(opened)
     for place, entry in enumerate(opened.manifest.content.tasks, 1):
         task = opened.model.tasks[entry.name]
         ranks = [value.rank for value in task.coefficients.values()]
@@ -266,6 +269,7 @@ def _tasks(
             format=task.provenance.format,
             source=task.provenance.source,
             sha256=task.provenance.sha256,
+            started_from=starts.get(entry.name, {}),
         )
 
 

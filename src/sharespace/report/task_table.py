@@ -28,7 +28,7 @@ from sharespace.report.html import (
 )
 from sharespace.report.svg import ERRORS, Heat, HeatValue, heat_map
 from sharespace.subspace.fidelity import LARGE_BOUND, UpdateTally
-from sharespace.words import count, human, percent
+from sharespace.words import count, human, percent, words_of_start
 
 _HEADS = ("task", "came as", "error", "bound", "worst layer", "p")
 
@@ -66,6 +66,9 @@ def tasks(facts: Facts) -> Html:
             "What is kept of each task, worst first. ",
             "The error is that of the weights, ‖dW − stored‖ / ‖dW‖ over all layers; the bound "
             "holds whatever happened since the task came. ~ marks an estimate. ",
+            "Of a task that started from known ones both are relative to what it learned. "
+            if any(task.started_from for task in facts.tasks)
+            else "",
             "Per task: layers in which its update is stored outside of the subspace."
             if per_task
             else "",
@@ -105,7 +108,8 @@ def _worst(task: TaskFacts) -> tuple[str, float]:
 def _origin(task: TaskFacts) -> str:
     """Format and folder; the names of files in it are always the same."""
     folder = task.source.removesuffix("/adapter_model.safetensors")
-    return ", ".join(part for part in (task.format, folder) if part)
+    start = f"started from {words_of_start(task.started_from)}" if task.started_from else ""
+    return ", ".join(part for part in (task.format, folder, start) if part)
 
 
 def _digest(task: TaskFacts) -> str:

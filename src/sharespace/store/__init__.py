@@ -6,6 +6,7 @@ from sharespace.store.commits import (
     coefficient_files,
     commit,
     history,
+    known_starts,
     load,
 )
 from sharespace.store.directory import refuse_existing
@@ -26,6 +27,7 @@ __all__ = [
     "coefficient_files",
     "commit",
     "history",
+    "known_starts",
     "load",
     "prune",
     "receive",

@@ -296,6 +296,38 @@ def _layer_entries(model: ShareModel) -> dict[str, LayerEntry]:
     }
 
 
+def known_starts(opened: Checkout) -> dict[str, dict[str, float]]:
+    """What each task started from: task -> name of a known task -> weight.
+
+    Names are those of the version, or of the latest one before it, in which the known task had the
+    coefficients that were started from. Where no such version is stored any more, the name is that
+    of the file.
+
+    Args:
+        opened: a version of a store.
+    """
+    entries = opened.manifest.content.tasks
+    unnamed = {file for entry in entries for file, _ in entry.started_from}
+    names: dict[str, str] = {}
+    content, number = opened.manifest.content, opened.version.number
+    while unnamed:
+        files = {entry.coefficients.name: entry.name for entry in content.tasks}
+        names |= {file: files[file] for file in unnamed & files.keys()}
+        unnamed -= names.keys()
+        number -= 1
+        if number < 1 or not unnamed:
+            break
+        try:
+            content = checkout(opened.path, number, verify=False).manifest.content
+        except StoreError:
+            break  # Pruned: its files say no more than their hashes.
+    return {
+        entry.name: {names.get(file, file): weight for file, weight in entry.started_from}
+        for entry in entries
+        if entry.started_from
+    }
+
+
 def coefficient_files(model: ShareModel, names: Iterable[str]) -> dict[str, str]:
     """Task -> name of the file that its coefficients have in a store, or would have.
 

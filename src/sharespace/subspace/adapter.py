@@ -116,6 +116,9 @@ class Adapter:
     """Adapted module -> ``sampled_rows`` of its base weight, where it was at hand."""
     started_from: Mapping[str, float] = field(default_factory=dict)
     """What ``Task.started_from`` says of the task that it holds."""
+    entry_norms: Mapping[str, float] = field(default_factory=dict)
+    """Adapted module -> |dW - start|, the norm of what was learned, of a task that started from
+    known ones; its weight and its ledger go by that. A module that is not named: |dW|."""
     config: Mapping[str, object] = field(default_factory=dict)
     """JSON values that an export needs: the fields of ``adapter_config.json`` for PEFT."""
     provenance: Provenance = LEARNED

@@ -229,9 +229,10 @@ def new_task(
     rounding = max(canonical_rounding(compute_dtype(d)) for d in (adapter.dtype, dtype))
     rounded = {m: 0.0 if exact else rounding * r.norms[name] for m, r in own.items()}
     lost = {m: r.lost[name] + rounded[m] for m, r in own.items()}
+    norms = [adapter.entry_norms.get(m, r.norms[name]) for m, r in own.items()]
     ledger = known or Ledger(
         modules=tuple(own),
-        norms=torch.tensor([r.norms[name] for r in own.values()], dtype=torch.float64),
+        norms=torch.tensor(norms, dtype=torch.float64),
         truncations=torch.zeros(len(own), 0, dtype=torch.float64),
         events=(),
     )
@@ -413,9 +414,13 @@ def merge_one_layer(
     updates = read_updates(members, module, build.device)
     pairs = list(read_pairs(members, module, build.device)) if method.needs_factors else []
     framed = framed_updates(updates, pairs)
-    return merge_layer(
-        model, module, MergeSide(tuple(a.name for a in members), framed, updates.norms)
-    )
+    names = tuple(a.name for a in members)
+    learned = [build.entry_norms.get(n, {}).get(module, torch.nan) for n in names]
+    entry = torch.tensor(learned).to(updates.norms)
+    norms = torch.where(entry.isnan(), updates.norms, entry)
+    side = MergeSide(names, framed, norms, reserves=not bool(entry.isnan().all()))
+    result = merge_layer(model, module, side)
+    return replace(result, norms=dict(zip(names, updates.norms.tolist(), strict=True)))
 
 
 def _why_in_memory(build: Build) -> str | None:

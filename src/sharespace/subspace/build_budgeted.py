@@ -22,7 +22,7 @@ from sharespace.linalg.allocate import (
 from sharespace.linalg.frames import errors
 from sharespace.linalg.problem import BasisPair, UpdateProblem
 from sharespace.linalg.task_options import TaskChoices
-from sharespace.linalg.updates import CanonicalUpdates
+from sharespace.linalg.updates import CanonicalUpdates, product_energy
 from sharespace.subspace.adapter import Adapter, ModuleShape
 from sharespace.subspace.basis_method import Projection, project
 from sharespace.subspace.build_layer import (
@@ -56,16 +56,9 @@ def entry_energies(module: str, members: Sequence[Adapter], build: Build) -> lis
     energies = []
     for adapter, (up, down) in zip(members, read_pairs(members, module, build.device), strict=True):
         known = build.entry_norms.get(adapter.name, {}).get(module)
-        energy = _energy(up, down) if known is None else known**2
+        energy = product_energy(up, down) if known is None else known**2
         energies.append(energy)
     return energies
-
-
-def _energy(up: Tensor, down: Tensor) -> float:
-    """|up down^T|^2 through the triangular factors: a product of Grams would cancel."""
-    left = torch.linalg.qr(up.double(), mode="r")[1]
-    right = torch.linalg.qr(down.double(), mode="r")[1]
-    return float((left @ right.mT).square().sum())
 
 
 def profile_layer(module: str, members: Sequence[Adapter], build: Build) -> LayerOptions:

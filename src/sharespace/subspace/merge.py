@@ -102,6 +102,7 @@ def merge(
         dtype=model.dtype,
         device=usable_device(device),
         memory=memory,
+        entry_norms={a.name: a.entry_norms for a in adapters if a.entry_norms},
     )
     modules = list(common_shapes(adapters))
     jobs = (MergeJob(m, model, [a for a in adapters if m in a.shapes], build) for m in modules)
@@ -205,7 +206,8 @@ def merge_under_budget(
         dtype=model.dtype,
         device=usable_device(device),
         entry_norms={
-            n: dict(zip(x.modules, x.norms.tolist(), strict=True)) for n, x in ledgers.items()
+            **{a.name: a.entry_norms for a in adapters if a.entry_norms},
+            **{n: dict(zip(x.modules, x.norms.tolist(), strict=True)) for n, x in ledgers.items()},
         },
         memory=memory,
     )

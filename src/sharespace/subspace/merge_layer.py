@@ -22,7 +22,7 @@ from sharespace.linalg.precision import (
     tolerance,
 )
 from sharespace.linalg.problem import BasisPair, UpdateProblem
-from sharespace.linalg.updates import weights
+from sharespace.linalg.updates import CanonicalUpdates, weights
 from sharespace.subspace.basis_method import (
     LayerTasks,
     factor_rows,
@@ -45,6 +45,9 @@ class MergeSide:
     outside: Tensor | None = None
     """float64 [tasks]: energy of each task outside of the frames, where these do not hold all of it
     (streamed)."""
+    reserves: bool = False
+    """True: at the cap a part of the directions is kept for these tasks where the others would
+    leave them less than half of what they learned."""
 
     @property
     def whole(self) -> bool:
@@ -185,27 +188,76 @@ def _truncate(
     problem = UpdateProblem(all_tasks.core, weights(norms), settings.p, settings.seed)
     factors = all_tasks.factors if method.needs_factors else ()
     tasks = LayerTasks(problem, factors, settings.centred)
-    bases = method.bases(tasks, layer.cap or layer.k)
-    moved = replace(
-        layer,
-        left_basis=stored_basis(left @ bases.left, layer.left_basis.dtype),
-        right_basis=stored_basis(right @ bases.right, layer.right_basis.dtype),
-        certificate=certified(problem, bases, new),
-    )
-    coefficients = method.express(all_tasks, moved, settings.p)
+    cap = layer.cap or layer.k
     known = len(old.names)
-    # In their own frames: what of the newcomers was left out as rounding is counted, too.
-    lost = [
-        *lost_by(old, moved, coefficients[:known]),
-        *lost_by(new, moved, coefficients[known:]),
+
+    def rotated(bases: BasisPair) -> LayerResult:
+        moved = replace(
+            layer,
+            left_basis=stored_basis(left @ bases.left, layer.left_basis.dtype),
+            right_basis=stored_basis(right @ bases.right, layer.right_basis.dtype),
+            certificate=certified(problem, bases, new),
+        )
+        coefficients = method.express(all_tasks, moved, settings.p)
+        # In their own frames: what of the newcomers was left out as rounding is counted, too.
+        lost = [
+            *lost_by(old, moved, coefficients[:known]),
+            *lost_by(new, moved, coefficients[known:]),
+        ]
+        names = (*old.names, *new.names)
+        return LayerResult(
+            moved,
+            dict(zip(names, coefficients, strict=True)),
+            dict(zip(names, lost, strict=True)),
+            dict(zip(new.names, new.norms.tolist(), strict=True)),
+        )
+
+    result = rotated(method.bases(tasks, cap))
+    if not new.reserves or min(cap) < 2 or _worst_loss(result, new) <= _MOST_LOST:
+        return result
+    count = max(cap[0] // _RESERVED, 1), max(cap[1] // _RESERVED, 1)
+    smaller = method.bases(tasks, (cap[0] - count[0], cap[1] - count[1]))
+    newcomers = all_tasks.core.select(range(known, known + len(new.names)))
+    reserving = rotated(_with_reserved(smaller, newcomers, weights(new.norms), count))
+    return min(reserving, result, key=lambda r: _worst_loss(r, new))
+
+
+_MOST_LOST, _RESERVED = 0.5, 16
+"""Part of what a newcomer learned that may be lost at the cap before a sixteenth of the directions
+(at least one) is reserved for newcomers."""
+
+
+def _worst_loss(result: LayerResult, new: MergeSide) -> float:
+    """The largest part that a newcomer loses of what it learned."""
+    losses = [
+        result.lost[name] / norm if norm else 0.0
+        for name, norm in zip(new.names, new.norms.tolist(), strict=True)
     ]
-    names = (*old.names, *new.names)
-    return LayerResult(
-        moved,
-        dict(zip(names, coefficients, strict=True)),
-        dict(zip(names, lost, strict=True)),
-        dict(zip(new.names, new.norms.tolist(), strict=True)),
-    )
+    return max(losses, default=0.0)
+
+
+def _with_reserved(
+    bases: BasisPair, newcomers: CanonicalUpdates, weighed: Tensor, count: tuple[int, int]
+) -> BasisPair:
+    """The bases with the leading directions of what they leave of the newcomers.
+
+    Args:
+        bases: of fewer directions than the cap.
+        newcomers: in the same coordinates.
+        weighed: float64 [tasks], their weights.
+        count: (left, right) directions that are added.
+    """
+    ranks = torch.tensor(newcomers.ranks, device=weighed.device)
+    gains = newcomers.sigma.double() * weighed.double().repeat_interleave(ranks)
+    sides = []
+    for basis, directions, most in zip(
+        (bases.left, bases.right), (newcomers.left, newcomers.right), count, strict=True
+    ):
+        own = basis.double()
+        remaining = NewDirections.of(own, directions.double() * gains)
+        added = remaining.beyond(0.0)[:, :most]
+        sides.append(torch.cat([own, added.to(own)], dim=1).to(basis))
+    return BasisPair(*sides)
 
 
 def certified(problem: UpdateProblem, bases: BasisPair, new: MergeSide) -> Certificate:

@@ -268,6 +268,7 @@ def _renamed(adapter: Adapter, names: Renaming, *, pipeline: bool) -> Adapter:
         ranks={names.get(m, m): rank for m, rank in adapter.ranks.items()},
         layer=RenamedLayers(adapter.layer, {names.get(m, m): m for m in adapter.shapes}),
         base_samples={names.get(m, m): rows for m, rows in adapter.base_samples.items()},
+        entry_norms={names.get(m, m): norm for m, norm in adapter.entry_norms.items()},
         kept=_renamed_kept(adapter.kept, names, with_components=COMPONENTS in config),
         config=config,
     )

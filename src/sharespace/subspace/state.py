@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sharespace.errors import MismatchError, OptionError, TaskExistsError, TaskNotFoundError
 from sharespace.linalg.frames import frame_difference
+from sharespace.linalg.updates import product_energy
 from sharespace.mixture_names import parse_mixture
 from sharespace.options import check_options, option
 from sharespace.subspace.adapter import (
@@ -324,6 +325,16 @@ def reconstruct(model: ShareModel, name: str) -> Mapping[str, LayerUpdate]:
     """
     task = model.task(name)
     return {m: c.as_update(model.layers[m]) for m, c in task.coefficients.items()}
+
+
+def stored_norm(model: ShareModel, name: str) -> float:
+    """|dW| over all modules of a task as it is stored now.
+
+    Raises:
+        TaskNotFoundError: there is no such task.
+    """
+    updates = reconstruct(model, name).values()
+    return math.sqrt(sum(product_energy(update.up, update.down.mT) for update in updates))
 
 
 def as_adapter(model: ShareModel, task: Task) -> Adapter:

@@ -83,6 +83,7 @@ def collect(
         updates = {name: layer.update(adapter) for name, layer in layers.items()}
         heads = _kept(model, adapter, tensors)
         weights = started_from(model, adapter)
+        entry_norms = _entry_norms(layers, adapter, settings)
     trained = Adapter.from_updates(
         task,
         updates,
@@ -103,7 +104,27 @@ def collect(
         labels=labels,
         base_samples=base_samples(layers),
         started_from=weights,
+        entry_norms=entry_norms,
     )
+
+
+_LEAST_LEARNED = 0.05
+"""Part of its update that a task that started from known ones counts as learned at least: with
+less, the weight 1 / |dW - start| would be more than 20 times that of a task that learned all of
+its update, and rounding of the start would look like something learned."""
+
+
+def _entry_norms(
+    layers: Mapping[str, SubspaceLayer], adapter: str, settings: ShareConfig
+) -> dict[str, float]:
+    """Module -> norm of what was learned, of the modules that start from known tasks."""
+    began = torch.tensor([a for _, a in settings.started_from or ()], dtype=torch.float64)
+    norms: dict[str, float] = {}
+    for name, layer in layers.items():
+        if layer.starts_from_known(adapter):
+            learned, whole = layer.learned_norm(adapter, began if settings.known else None)
+            norms[name] = max(learned, _LEAST_LEARNED * whole)
+    return norms
 
 
 def started_from(model: PeftModel, adapter: str) -> dict[str, float]:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sharespace.errors import MismatchError, OptionError
+from sharespace.linalg.updates import compacted, product_energy
 from sharespace.subspace.adapter import LayerUpdate
 from sharespace.tuner.modules import device_of, is_transposed
 from sharespace.tuner.start import KnownUpdates, StartValues
@@ -287,22 +288,35 @@ class SubspaceLayer(BaseTunerLayer):
             name: name of an adapter of this layer.
         """
         if self.starts_from_known(name):
-            factors = self._left(name, exact=True), self._right(name, exact=True)
-            return _compacted(*factors, self.scaling[name])
+            up, right = compacted(self._left(name, exact=True), self._right(name, exact=True))
+            return LayerUpdate(up, right.mT.contiguous(), self.scaling[name])
         up, down = (factor.detach().float().cpu() for factor in self.factors(name))
         return LayerUpdate(up.clone(), down.mT.contiguous(), self.scaling[name])
 
     @torch.no_grad()
-    def start_update(self, name: str) -> LayerUpdate | None:
-        """The part of the update that comes from known tasks, float64; None: there is none.
+    def learned_norm(self, name: str, weights: Tensor | None = None) -> tuple[float, float]:
+        """(|dW - start|, |dW|): Frobenius norms of what was learned and of the whole update.
 
         Args:
             name: name of an adapter of this layer.
+            weights: a_j that the adapter began with, m numbers; None: those that it has.
         """
+        left, right = self._left(name, exact=True), self._right(name, exact=True)
+        whole = self.scaling[name] * math.sqrt(product_energy(left, right))
         if not self.starts_from_known(name):
-            return None
-        factors = self._known_left(name, exact=True), self._known_right(name, exact=True)
-        return _compacted(*factors, self.scaling[name])
+            return whole, whole
+        p = self.sharespace_right_coefficients[name].shape[1]
+        parts, factors = [left[:, :p]], [right]
+        if weights is None:
+            factors = [right[:, :p]]
+        else:
+            columns = (left.shape[1] - p) // len(weights)
+            now = _as_asked(self.sharespace_known_weights[name], True)
+            known = _as_asked(self.sharespace_known_left[name], True)
+            directions = _times(self.left_basis, self.sharespace_known_left_outside, known, name)
+            parts.append(directions * (now - weights.to(now)).repeat_interleave(columns))
+        energy = product_energy(torch.cat(parts, dim=1), torch.cat(factors, dim=1))
+        return self.scaling[name] * math.sqrt(energy), whole
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """dW in the shape of the base weight, in the dtype of the coefficients.
@@ -535,16 +549,6 @@ def _times(basis: Tensor, new: nn.ParameterDict, coefficients: Tensor, name: str
 def _as_asked(tensor: Tensor, exact: bool) -> Tensor:
     """As it is, or float64 on the CPU (some accelerators have no float64) and without gradient."""
     return tensor.detach().cpu().double() if exact else tensor
-
-
-def _compacted(left: Tensor, right: Tensor, scaling: float) -> LayerUpdate:
-    """left right^T with as many columns as its numerical rank, float64."""
-    (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right)
-    u, s, vh = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
-    # The parameters are float32 at best: what is below its rounding is noise.
-    count = int((s > torch.finfo(torch.float32).eps * s[:1]).sum())
-    up, down = q_left @ (u[:, :count] * s[:count]), (q_right @ vh[:count].mT).mT
-    return LayerUpdate(up.contiguous(), down.contiguous(), scaling)
 
 
 def sides(module: Any) -> tuple[int, int]:
