@@ -30,6 +30,12 @@ def error_text(error: SharespaceError) -> str:
     return visible(str(error))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, without the lines of a backtrace behind it."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def count(number: int, noun: str) -> str:
     """A number of things: ``1 task``, ``2 tasks``, ``1,024 tasks``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

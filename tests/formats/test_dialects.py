@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import warnings
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +16,7 @@ from torch import Tensor
 from sharespace import Share
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.formats import read_adapter
-from support_formats import output_of, save_random, tiny
+from support_formats import TOKENS, output_of, save_random, tiny
 
 PREFIX = "base_model.model."
 
@@ -134,3 +137,34 @@ def test_a_sharded_file_is_read_whole(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"k": "../elsewhere.safetensors"}}))
     with pytest.raises(CorruptAdapterError, match="elsewhere"):
         read_adapter(folder)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize(("init", "folder"), [("pissa", "pissa_init"), ("olora", "olora_init")])
+def test_an_adapter_whose_start_changed_the_base(
+    init: str, folder: str, beside: bool, tmp_path: Path
+) -> None:
+    """With the factors that it began from it is an update of the base as it is published."""
+    config = peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=["first", "second"], init_lora_weights=init
+    )
+    model = peft.get_peft_model(tiny(), config).eval()
+    trained = tmp_path / "trained"
+    start = tmp_path / folder if beside else trained / folder
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(start)
+    model.peft_config["default"].init_lora_weights = init
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_" in key:
+                parameter += 0.3 * torch.randn_like(parameter)
+        output = model(TOKENS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(trained)
+    share = Share.from_adapters(trained, variance=1.0)
+    written = share.export("trained", tmp_path / "out")[0]
+    torch.testing.assert_close(output_of(written), output, rtol=1e-3, atol=1e-4)
+    shutil.rmtree(start)
+    with pytest.raises(UnsupportedAdapterError, match="initial adapter beside it"):
+        read_adapter(trained)

@@ -202,3 +202,29 @@ def test_a_url_of_a_folder_is_the_folder(store: Path, tmp_path: Path) -> None:
     found = hand_in(plain("a", 1), f"file://{tmp_path}/inbox")
     assert (tmp_path / "inbox" / found.file).is_file()
     assert gather(store, f"file://{tmp_path}/inbox").merged
+
+
+def test_an_object_that_cannot_be_read_stays_with_itself(
+    memory: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = RemoteInbox(memory)
+    for i in range(3):
+        name, data = encode(plain(f"t{i}", i))
+        inbox.write(name, data)
+    files = type(fsspec.filesystem("memory"))
+    unreadable, read = inbox.entries()[0].name, files.cat_file
+
+    def denied(self: Any, path: str, **more: Any) -> bytes:
+        if path.endswith(unreadable):
+            raise PermissionError("AccessDenied")
+        data: bytes = read(self, path, **more)
+        return data
+
+    monkeypatch.setattr(files, "cat_file", denied)
+    with pytest.raises(InboxError, match=rf"{unreadable}: reading failed: AccessDenied"):
+        gather(store, memory)
+    assert len(load(store).tasks) == 3
+    assert [entry.name for entry in inbox.entries()] == [unreadable]
+    monkeypatch.setattr(files, "ls", lambda *_, **__: 1 / 0)
+    with pytest.raises(InboxError, match="listing failed"):
+        gather(store, memory)

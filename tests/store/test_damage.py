@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from sharespace.errors import CorruptStoreError, SchemaVersionError, SharespaceError
 from sharespace.store import Operation, checkout, commit, history, load, verify
+from sharespace.store import objects as object_files
 from sharespace.store.schema import FileRef
 from sharespace.subspace.coefficients import Core
 from sharespace.subspace.state import ShareModel
@@ -426,3 +427,18 @@ def test_other_writers_may_leave_zero_rows(path: Path) -> None:
     found = load(path).tasks["a"].coefficients[module]
     assert isinstance(found, Core)
     assert torch.equal(found.matrix, core)
+
+
+def test_a_file_that_cannot_be_mapped_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch says so by a RuntimeError, with a backtrace behind it."""
+    commit(tmp_path / "s", model(("a",)), operation=Operation("init"), expected_parent=None)
+
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to open file </x>: Input/output error (5)\nbacktrace:\n#0")
+
+    monkeypatch.setattr(object_files, "safe_open", failing)
+    with pytest.raises(CorruptStoreError, match=r"safetensors: it cannot be opened") as refused:
+        load(tmp_path / "s").task("a")
+    assert "\n" not in str(refused.value)

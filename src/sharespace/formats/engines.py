@@ -324,7 +324,7 @@ def weights_samples(
                     sample = _file_sample(file.get_slice(key), shapes[module], known[module])
                     if sample is not None:
                         samples[module] = sample
-        except (SafetensorError, OSError):
+        except (SafetensorError, OSError, RuntimeError):
             continue
     return samples
 

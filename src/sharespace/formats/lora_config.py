@@ -36,9 +36,10 @@ METADATA = "__metadata__"
 FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight", re.DOTALL)
 _SIMPLER = "Write it with the modules' full paths, or simpler"
 _MAX_RANK = 1_000_000
-_CONVERT = (
+CONVERT = (
     "Save it with save_pretrained(..., path_initial_model_for_weight_conversion=...), "
-    "which writes a plain LoRA of twice the rank"
+    "which writes a plain LoRA of twice the rank; or put the initial adapter beside it, in a "
+    "folder named after the initialisation (pissa_init)"
 )
 
 SHARESPACE = "SHARESPACE"
@@ -253,6 +254,13 @@ def check_rank(where: str, config: LoraScaling, module: str, rank: int) -> None:
         )
 
 
+def changed_base(config: Mapping[str, Any]) -> str | None:
+    """The initialisation that subtracted its start from the base weights; None: it was another."""
+    init = config.get("init_lora_weights")
+    kinds = [k for k in _BASE_CHANGED if isinstance(init, str) and init.lower().startswith(k)]
+    return kinds[0] if kinds else None
+
+
 def refuse_other_updates(where: str, config: Mapping[str, Any]) -> None:
     """Refuse what is not an update scaling * B A of the base model as it is published.
 
@@ -266,8 +274,8 @@ def refuse_other_updates(where: str, config: Mapping[str, Any]) -> None:
     if method.upper() != "LORA":
         raise UnsupportedAdapterError(where, f"the method is {method}, not LORA", _remedy(method))
     init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGED):
-        raise UnsupportedAdapterError(where, f"{init!r} initialisation changed the base", _CONVERT)
+    if changed_base(config):
+        raise UnsupportedAdapterError(where, f"{init!r} initialisation changed the base", CONVERT)
     for name, why in _OTHER_METHODS.items():
         if config.get(name):
             remedy = "Merge it into the base model, or train it without"

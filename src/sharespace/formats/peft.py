@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
@@ -23,10 +24,12 @@ from sharespace.files import export_directory
 from sharespace.formats.companions import LABELS, FolderFiles, folder_labels, write_files_of
 from sharespace.formats.lora_config import (
     CONFIG,
+    CONVERT,
     FACTOR,
     METADATA,
     PREFIX,
     LoraScaling,
+    changed_base,
     check_rank,
     lora_scaling,
     may_be_target,
@@ -59,7 +62,7 @@ from sharespace.formats.weights_file import (
     unreadable,
     write_tensors,
 )
-from sharespace.subspace.adapter import Adapter, BaseModel
+from sharespace.subspace.adapter import Adapter, BaseModel, Divisible, LayerUpdate
 from sharespace.subspace.naming import unwrapped
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -96,6 +99,9 @@ def read_peft(file: WeightsFile, *, name: str, source: str) -> Adapter:
         raise CorruptAdapterError(str(config_file), "missing", "PEFT's weights need it beside them")
     where = str(config_file)
     config = without_wrappers(read_config(config_file))
+    initial = _initial_folder(config_file.parent, config)
+    if initial is not None:
+        config = {**config, "init_lora_weights": True}
     refuse_other_updates(where, config)
     scaling = lora_scaling(where, config)
     keys = _sort_keys(file, _peft_keys(file), config, scaling)
@@ -111,7 +117,70 @@ def read_peft(file: WeightsFile, *, name: str, source: str) -> Adapter:
     for module, rank in adapter.ranks.items():
         check_rank(where, scaling, module, rank)
     folder = config_file.parent
+    if initial is not None:
+        adapter = _from_start(adapter, initial)
     return replace(adapter, files=FolderFiles(folder), labels=folder_labels(folder, file.metadata))
+
+
+def _initial_folder(folder: Path, config: Mapping[str, Any]) -> Path | None:
+    """Where the factors lie from which the training of an adapter of PiSSA and the like began.
+
+    They are in the adapter's folder or beside it, in one named after the initialisation, as PEFT's
+    and LLaMA-Factory's scripts save them. LoftQ quantises the base, which no factors take back.
+    """
+    kind = changed_base(config)
+    if kind is None or kind == "loftq":
+        return None
+    places = [place / f"{kind}_init" for place in (folder, folder.absolute().parent)]
+    return next((p for p in places if (p / PEFT_WEIGHTS).is_file() and p != folder), None)
+
+
+def _from_start(adapter: Adapter, folder: Path) -> Adapter:
+    """The adapter as an update of the base as it is published: B A - B_0 A_0, of twice the rank.
+
+    As PEFT's ``subtract_mutated_init`` computes it (peft 0.21, ``tuners/lora/model.py``).
+
+    Raises:
+        AdapterError: the initial adapter cannot be read.
+        CorruptAdapterError: it is of other modules or shapes.
+        UnsupportedAdapterError: there are magnitudes, which belong to the changed base.
+    """
+    file = SafetensorsFile.open(folder / PEFT_WEIGHTS)
+    config = {**without_wrappers(read_config(folder / CONFIG)), "init_lora_weights": True}
+    where = str(folder)
+    scaling = lora_scaling(where, config)
+    keys = _sort_keys(file, _peft_keys(file), config, scaling)
+    start = build_adapter(
+        file, keys, name=adapter.name, format="peft", base=adapter.base, config={}, source=where
+    )
+    if any(".lora_" in key for key in (*adapter.kept, *start.kept)):
+        why = "it has factors or magnitudes that belong to a base which its start changed"
+        raise UnsupportedAdapterError(f"adapter {adapter.name!r}", why, CONVERT)
+    if start.shapes != adapter.shapes:
+        why = "it is of other modules or shapes than the adapter that was trained from it"
+        raise CorruptAdapterError(where, why, "Take the one that the training began from")
+    ranks = {module: 2 * rank for module, rank in adapter.ranks.items()}
+    return replace(adapter, ranks=ranks, layer=_Differences(adapter.layer, start.layer))
+
+
+@dataclass(frozen=True, eq=False)
+class _Differences:
+    """Reads differences of two adapters' updates."""
+
+    trained: Callable[[str], LayerUpdate]
+    start: Callable[[str], LayerUpdate]
+
+    def __call__(self, module: str) -> LayerUpdate:
+        trained, start = self.trained(module), self.start(module)
+        wide = torch.promote_types(trained.up.dtype, torch.float32)
+        ups = trained.scaling * trained.up.to(wide), -start.scaling * start.up.to(wide)
+        downs = trained.down.to(wide), start.down.to(wide)
+        return LayerUpdate(torch.cat(ups, dim=1), torch.cat(downs), 1.0)
+
+    def part(self, module: str) -> _Differences:
+        """This module only; see ``subspace.adapter.Divisible``."""
+        sides = (self.trained, self.start)
+        return _Differences(*(s.part(module) if isinstance(s, Divisible) else s for s in sides))
 
 
 def read_config(path: Path) -> dict[str, Any]:

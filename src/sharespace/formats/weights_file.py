@@ -30,6 +30,7 @@ from torch import Tensor
 from sharespace.errors import CorruptAdapterError, UnsupportedAdapterError
 from sharespace.files import SAFETENSORS_DTYPES, sha256_of
 from sharespace.strict_json import parse_json
+from sharespace.words import first_line
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 MAX_KEY = 1_000
@@ -131,6 +132,9 @@ def _validate(path: Path) -> None:
         ) from error
     except OSError as error:
         raise unreadable(path, error) from error
+    except RuntimeError as error:  # torch maps the file, and says so where it cannot.
+        why = f"it cannot be opened ({first_line(error)})"
+        raise CorruptAdapterError(str(path), why, "Check the file and its disk") from error
 
 
 def _info(path: Path, key: str, entry: Mapping[str, Any]) -> TensorInfo:

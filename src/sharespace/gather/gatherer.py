@@ -251,7 +251,7 @@ class Gatherer:
         self.store = self.store.absolute()
         refuse_store(self.inbox, self.store)
         self._bases = BasisHistory(self.store)
-        self._not_moved: list[InboxError] = []
+        self._failures: list[InboxError] = []
 
     def run(
         self,
@@ -269,7 +269,7 @@ class Gatherer:
             StoreError: the store cannot be read or written; nothing is lost.
         """
         total = Gathered(checkout(self.store).version.number)
-        self._not_moved.clear()
+        self._failures.clear()
         # Names that were looked at stay out, though their files should be gone: an inbox whose
         # moves fail silently must not make an endless loop.
         finished: set[str] = set()
@@ -282,9 +282,9 @@ class Gatherer:
             total += gathered
             if observe:
                 observe(gathered)
-        if self._not_moved:
-            # Told at the end: a file that cannot be moved must not keep the others from coming in.
-            raise self._not_moved[0]
+        if self._failures:
+            # Told at the end: a file that cannot be read or moved must not keep the others out.
+            raise self._failures[0]
         return total
 
     def _batch(self, entries: Sequence[InboxFile]) -> tuple[Gathered, set[str]]:
@@ -349,6 +349,11 @@ class Gatherer:
             except ContributionError as error:
                 refused.append(self._set_aside(entry.name, error, None, data))
                 continue
+            except InboxError as error:
+                # Raises where the place itself does not answer any more: no other can be read then.
+                self.inbox.entries()
+                self._failures.append(error)
+                continue
             if id in pending:  # The same bytes lie there under two names.
                 self._move(entry.name, f"{MERGED}/contribution-{id}.safetensors")
             else:
@@ -386,7 +391,7 @@ class Gatherer:
         try:
             self.inbox.move(name, to)
         except InboxError as error:
-            self._not_moved.append(error)
+            self._failures.append(error)
 
     def _set_aside(
         self, name: str, error: SharespaceError, task: str | None, data: bytes | None
@@ -413,7 +418,7 @@ class Gatherer:
         try:
             self.inbox.write(f"{QUARANTINE}/{file}.json", text.encode("ascii"))
         except InboxError as failed:
-            self._not_moved.append(failed)
+            self._failures.append(failed)
             return refusal
         self._move(name, f"{QUARANTINE}/{file}")
         return refusal

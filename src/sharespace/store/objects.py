@@ -22,6 +22,7 @@ from torch import Tensor
 from sharespace.errors import CorruptStoreError, StoreError
 from sharespace.files import SAFETENSORS_DTYPES, FileBlocks, disk_errors, sha256_of, write_files
 from sharespace.store.schema import OBJECTS, FileRef, corrupt, object_ref
+from sharespace.words import first_line
 
 METADATA_KEY = "sharespace"
 """The one key of a file's ``__metadata__``; its value is JSON."""
@@ -206,6 +207,8 @@ class OpenedFile:
             self._file: _SafeOpen = safe_open(self.path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise corrupt(str(self.path), f"not a safetensors file: {error}") from error
+        except RuntimeError as error:  # torch maps the file, and says so where it cannot.
+            raise corrupt(str(self.path), f"it cannot be opened ({first_line(error)})") from error
 
     @property
     def names(self) -> list[str]:
@@ -220,8 +223,8 @@ class OpenedFile:
     def tensor(self, name: str) -> Tensor:
         try:
             return self._file.get_tensor(name)
-        except SafetensorError as error:
-            raise corrupt(str(self.path), f"tensor {name!r}: {error}") from error
+        except (SafetensorError, RuntimeError) as error:
+            raise corrupt(str(self.path), f"tensor {name!r}: {first_line(error)}") from error
 
     def matrix(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor that must have two dimensions and this dtype."""
