@@ -261,7 +261,7 @@ def _difference(written: LayerUpdate, update: LayerUpdate) -> tuple[float, float
     # Not of |dW|: columns that cancel each other are rounded by their own size.
     rounding = 2 * limits.eps * float((columns * rows).sum())
     norm = float(
-        torch.linalg.matrix_norm(r_up[:, up_written.shape[1] :] @ r_down[:, -len(down) :].mT)
+        torch.linalg.matrix_norm(r_up[:, up_written.shape[1] :] @ r_down[:, len(written.down) :].mT)
     )
     return lost, 1e-5 * norm + rounding + below
 
