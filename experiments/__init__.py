@@ -12,5 +12,6 @@ EXPERIMENTS = (
     "text_to_image",
     "generation",
     "glue",
+    "transfer",
 )
 """In the order of the page of all results."""

@@ -12,11 +12,12 @@ import torch
 import transformers
 from torch import nn
 
-from experiments.harness import numbers, own
+from experiments.harness import numbers
 from experiments.harness.methods import METHODS
 from experiments.harness.numbers import Numbers
 from experiments.harness.trials import Trial
 from sharespace.compare import ComparisonSettings, OwnLora, TaskJob, Workbench
+from sharespace.compare.own_folder import load_own, save_own
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,13 +118,13 @@ class Experiment:
 
     def own_loras(self, tasks: Sequence[str], seed: int) -> dict[str, OwnLora]:
         """Own LoRAs of some tasks; those that ``run`` has not left are trained."""
-        known = own.load(self.own_folder(seed))
+        known = load_own(self.own_folder(seed))
         missing = [task for task in tasks if task not in known]
         if missing:
             jobs = [self.job(task, seed) for task in missing]
             bench = Workbench(jobs, self.settings(seed, len(tasks)))
             known |= bench.own_loras()
-            own.save(self.own_folder(seed), bench.own)
+            save_own(self.own_folder(seed), bench.own)
         return {task: known[task] for task in tasks}
 
 

@@ -19,11 +19,12 @@ from typing import Any
 
 from benchmarks.common import environment
 
-from experiments.harness import numbers, own
+from experiments.harness import numbers
 from experiments.harness.experiment import Experiment, opened, parser
 from experiments.harness.methods import METHODS, ORDER_FREE
 from experiments.harness.results import plain, read_if_there, write
 from sharespace.compare import ComparisonSettings, Outcome, TaskJob, Workbench, method
+from sharespace.compare.own_folder import load_own, save_own
 from sharespace.subspace.similarity import adapters_cka, settling
 
 
@@ -98,12 +99,12 @@ def run_methods(stream: Stream, methods: Sequence[str]) -> None:
     if not missing:
         return
     stream.experiment.begin(stream.order, stream.seed)
-    bench = Workbench(stream.jobs(), stream.settings, own.load(stream.own))
+    bench = Workbench(stream.jobs(), stream.settings, load_own(stream.own))
     for name in missing:
         began = time.perf_counter()
         stream.experiment.begin_method(stream.order, stream.seed, name)
         outcome = method(name)(bench)
-        own.save(stream.own, bench.own)
+        save_own(stream.own, bench.own)
         if name == "share_strict" and stream.store and outcome.share is not None:
             shutil.rmtree(stream.store, ignore_errors=True)
             outcome.share.save(stream.store)

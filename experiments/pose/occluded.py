@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from benchmarks.common import environment
 
-from experiments.harness import own
 from experiments.harness.experiment import opened, parser
 from experiments.harness.results import write
 from experiments.harness.training import exact, holding
@@ -23,6 +22,7 @@ from experiments.pose.rotations import error, rotation
 from experiments.pose.scoring import pose_score
 from experiments.pose.task import PoseExperiment, PoseTask
 from sharespace import Share
+from sharespace.compare.own_folder import load_own
 from sharespace.errors import TaskNotFoundError
 
 VIEW = 1
@@ -52,7 +52,7 @@ def evaluate(experiment: PoseExperiment, order: str, seed: int) -> dict[str, Any
     Raises:
         TaskNotFoundError: a category has no own LoRA in the cache.
     """
-    known = own.load(experiment.own_folder(seed))
+    known = load_own(experiment.own_folder(seed))
     share = Share.load(experiment.share_folder(order, seed))
     scores: dict[str, Any] = {}
     for name in experiment.orders[order]:

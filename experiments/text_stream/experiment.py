@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 from experiments.harness.experiment import Experiment
 from experiments.harness.heads import Head, HeadTraining, train_head
@@ -57,10 +57,12 @@ class TextStream(Experiment):
     held_out = 600
     tuned = ("qnli", "amazon5", "boolq")
     new_tasks = ("qnli", "amazon5", "mnli")
+    sizes: ClassVar[tuple[Size, Size]] = (FULL, QUICK)
+    """How much of everything, and of the version for tests."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
-        size = self.size = QUICK if self.quick else FULL
+        size = self.size = self.sizes[self.quick]
         self.orders = self.streams(ORDERS)
         self.lower = Lower(*load_base(options.encoder), size.lower, size.length, self.cache)
         self.base = options.encoder or "all-MiniLM-L6-v2"

@@ -5,6 +5,7 @@ Only the upper layers are adapted, so the lower ones give the same for every met
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +51,26 @@ class TextFeatures(Dataset[dict[str, Tensor]]):
         """The first examples."""
         end, offsets = int(self.offsets[count]), self.offsets[: count + 1]
         return TextFeatures(self.hidden[:end], offsets, self.pooled[:count], self.labels[:count])
+
+    def rows(self, numbers: Sequence[int]) -> TextFeatures:
+        """The examples of these numbers, in this order."""
+        examples = torch.tensor(numbers, dtype=torch.long)
+        lengths = self.offsets.diff()[examples]
+        offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+        begins = [self.offsets[n] for n in numbers]
+        parts = [self.hidden[b : b + n] for b, n in zip(begins, lengths, strict=True)]
+        hidden = torch.cat(parts) if parts else self.hidden[:0]
+        return TextFeatures(hidden, offsets, self.pooled[examples], self.labels[examples])
+
+    def followed_by(self, other: TextFeatures) -> TextFeatures:
+        """These examples, and then those."""
+        offsets = torch.cat([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        return TextFeatures(
+            torch.cat([self.hidden, other.hidden]),
+            offsets,
+            torch.cat([self.pooled, other.pooled]),
+            torch.cat([self.labels, other.labels]),
+        )
 
     def after(self, count: int) -> TextFeatures:
         """All but the first examples."""

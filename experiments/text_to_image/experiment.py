@@ -14,7 +14,6 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from experiments.harness import own
 from experiments.harness.experiment import Experiment
 from experiments.harness.numbers import is_varied
 from experiments.harness.trials import by_rate
@@ -25,6 +24,7 @@ from experiments.text_to_image.settings import FULL, QUICK, TASKS, numbers, step
 from experiments.text_to_image.studio import Studio, open_studio, plain_unet
 from experiments.text_to_image.styles import styled
 from sharespace.compare import OwnLora, TaskJob
+from sharespace.compare.own_folder import load_own
 
 NOISES = (2, 3)
 """Seeds of the noise that ``tune`` makes images from; the reported images have 0 and 1."""
@@ -95,7 +95,7 @@ class TextToImage(Experiment):
             if not (place / "own.json").is_file():
                 lora.make(self.studio, style, settings, place, self.images_folder(seed) / "own")
                 print(f"seed {seed}: own LoRA of {style}", flush=True)
-        known = own.load(self.own_folder(seed))
+        known = load_own(self.own_folder(seed))
         return {style: known[style] for style in tasks}
 
     def job(self, task: str, seed: int, held_out: int = 0) -> TaskJob:

@@ -27,7 +27,7 @@ def make(
 ) -> None:
     """Train a style's LoRA, write it as a pipeline's LoRA file, load it again and score it.
 
-    Beside the file stands ``own.json``, as ``experiments.harness.own`` reads it.
+    Beside the file stands ``own.json``, as ``load_own`` reads it.
 
     Args:
         studio: base model and classifiers.

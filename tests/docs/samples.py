@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import peft
 import torch
 import transformers
@@ -23,6 +24,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
+from sharespace.demo.digits import VIEWS, Digits
 from sharespace.formats import ExportOptions, PlainLora, write_adapter
 from sharespace.subspace.adapter import BaseModel, LayerUpdate
 
@@ -41,7 +43,8 @@ OWN = 0.03
 
 def make(folder: Path) -> None:
     """Write ``roberta-base``, ``adapters/<task>``, ``unrelated/<task>``, ``styles/<style>``,
-    ``unusual/<kind>``, ``data/reviews``, and ``chat/<task>`` with the config of ``tiny-llama``."""
+    ``unusual/<kind>``, ``data/reviews``, ``chat/<task>`` with the config of ``tiny-llama``, and
+    ``digits/base`` with ``digits/<view>``."""
     with _quiet(), _inside(folder):
         _base()
         _tokenizer("roberta-base")
@@ -56,6 +59,46 @@ def make(folder: Path) -> None:
         for seed, name in enumerate(STYLES):
             _style(f"styles/{name}", seed)
         _chat("tiny-llama", "chat/brief", "chat/polite")
+        _digits(Path("digits"))
+
+
+def _digits(folder: Path) -> None:
+    """The demo's digits and views as files, and a small vision transformer trained on the plain
+    ones."""
+    folder.mkdir()
+    digits = Digits(train_images=900, seed=0)
+    for view in VIEWS[0], VIEWS[4], VIEWS[5]:
+        for split, (images, numbers) in zip(("train", "test"), digits.splits, strict=True):
+            _write_images(folder / view.name, split, view.view(images)[:160], view.label(numbers))
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        image_size=8,
+        patch_size=2,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=10,
+    )
+    model, (images, numbers) = transformers.ViTForImageClassification(config), digits.splits[0]
+    pixels = 2 * images[:, None].expand(-1, 3, -1, -1) - 1
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        rows = torch.randint(len(numbers), (64,))
+        optimizer.zero_grad()
+        model(pixel_values=pixels[rows], labels=numbers[rows]).loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder / "base")
+    processor = transformers.ViTImageProcessor(size={"height": 8, "width": 8}, do_resize=False)
+    processor.save_pretrained(folder / "base")
+
+
+def _write_images(folder: Path, split: str, images: Tensor, labels: Tensor) -> None:
+    """``<split>.parquet`` with the columns ``image`` and ``label``."""
+    folder.mkdir(exist_ok=True)
+    columns = {"image": [*(255 * images).byte().numpy()], "label": labels[: len(images)].tolist()}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict(columns, features).to_parquet(folder / f"{split}.parquet")
 
 
 def _base() -> None:

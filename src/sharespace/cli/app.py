@@ -429,6 +429,28 @@ def run(
 
 
 @app.command()
+def compare(
+    recipe: a.ComparedRecipeArgument,
+    methods: a.MethodsOption = None,
+    seeds: a.SeedsOption = 1,
+    rates: a.RatesOption = "0.25,1,4",
+    out: a.ComparisonOption = None,
+    csv: a.CsvOption = None,
+    as_json: a.JsonFlag = False,
+) -> None:
+    """Train Share and other methods on a recipe's tasks, and show them in one table."""
+    from sharespace.cli import output
+    from sharespace.compare import compare_recipe
+
+    tell, bars = None if as_json else output.print_stream_progress, a.on_terminal() and not as_json
+    names, factors = a.names(methods), a.numbers("--rates", rates)
+    result = compare_recipe(
+        recipe, names, seeds=seeds, rates=factors, out=out, observe=tell, bars=bars
+    )
+    output.print_comparison(result, csv, as_json)
+
+
+@app.command()
 def serve(
     share: Annotated[Path, typer.Argument(metavar="SHARE", help="A stored Share model.")],
     base: Annotated[

@@ -116,6 +116,42 @@ MaxErrorOption = Annotated[
     ),
 ]
 
+ComparedRecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="As for run; every task has data and no adapter.")
+]
+
+MethodsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Of head, lora, share, share-full, joint, warm, sequential, o-lora, ewc, replay, osf, "
+        "ties, task-arithmetic, mean, random, projection and own_svd; default: all that fit.",
+    ),
+]
+
+SeedsOption = Annotated[int, typer.Option(help="How many, from the recipe's seed on.")]
+
+RatesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="X,...",
+        help="Each method takes the best of these multiples of its learning rate, on examples held "
+        "out of training; 1: the recipe's.",
+    ),
+]
+
+ComparisonOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Where results go; default <share>.compare beside the recipe's share.",
+    ),
+]
+
+CsvOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A line a method and seed, in a file more.")
+]
+
 ConflictOption = Annotated[
     Literal["refuse", "rename", "replace"],
     typer.Option(help="What to do where other content has the task's name."),
@@ -217,6 +253,25 @@ def _expanded(path: str) -> list[str]:
     if not matches:
         raise OptionError(f"adapters {path!r}", "nothing matches", "Check the path")
     return matches
+
+
+def names(text: str | None) -> list[str] | None:
+    """Names with commas between them; None where there is no text."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Numbers with commas between them.
+
+    Raises:
+        OptionError: one is no number.
+    """
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise OptionError(
+            f"{option} {text}", "is no list of numbers", "Give 0.25,1,4, say"
+        ) from error
 
 
 def optional_size(text: str | None) -> int | None:

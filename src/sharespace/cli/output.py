@@ -36,6 +36,7 @@ from sharespace.subspace.plan import Baselines, BuildPlan, StorageSummary
 from sharespace.words import count, error_text, human, percent, visible, words_of_start
 
 if TYPE_CHECKING:
+    from sharespace.compare import RecipeComparison
     from sharespace.demo import DemoResult
     from sharespace.errors import SharespaceError
     from sharespace.gather import Gathered, Refusal, Submission
@@ -366,6 +367,25 @@ def print_stream(result: StreamResult, as_json: bool) -> None:
         _say(f"[yellow]{_markup(notice)}[/]")
     _say(f"The Share model is [bold]{_markup(str(result.share))}[/], version {result.version}.")
     return _print_sizes(result.steps[-1].bytes)
+
+
+def print_comparison(result: RecipeComparison, csv: Path | None, as_json: bool) -> None:
+    """The table of a recipe's comparison, and where its files are."""
+    from sharespace.compare.recipe_table import COLUMNS, cells, write_csv
+
+    if csv is not None:
+        write_csv(result, csv)
+    if as_json:
+        return _json(result.to_record())
+    table = _table(*COLUMNS)
+    for line in cells(result):
+        table.add_row(*map(_markup, line))
+    _show(table)
+    for name, why in result.unfit.items():
+        _say(f"[yellow]{name}: not for this model: {_markup(why)}[/]")
+    for notice in result.notices:
+        _say(f"[yellow]{_markup(notice)}[/]")
+    return _say(f"Results, table and figure are in [bold]{_markup(str(result.folder))}[/].")
 
 
 def _print_router(router: RouterResult) -> None:

@@ -324,4 +324,6 @@ def _share_parameters(first: tuple[TaskJob, nn.Module], new: tuple[TaskJob, nn.M
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
+    if first is second:
+        return True
     return first.shape == second.shape and torch.equal(first, second.to(first.device))

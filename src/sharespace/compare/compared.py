@@ -15,12 +15,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from sharespace.compare.bench import OwnLora, Workbench
 from sharespace.compare.job import ComparisonSettings, Outcome, TaskJob
 from sharespace.errors import OptionError
 
 RunMethod = Callable[[Workbench], Outcome]
+
+TrainingName = Literal["head", "lora", "coefficients", "osf", "warm"]
+"""Field of ``ComparisonSettings`` with a training."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,13 @@ class ComparedMethod:
     """Address of the paper that describes it; None: a control, or plain practice."""
     uses_old_data: bool
     """True where a step of its stream reads examples of earlier tasks."""
+    short: str | None = None
+    """Another name, for the command line."""
+    trains: TrainingName | None = None
+    """The training whose learning rate is its own to choose; None: it trains nothing beyond the
+    tasks' own LoRAs."""
+    unfit: Callable[[Workbench], str | None] = lambda _: None
+    """Why it cannot be had for these tasks and this model; None: it can. Nothing is trained."""
 
     @property
     def description(self) -> str:
@@ -53,7 +64,13 @@ _METHODS: dict[str, ComparedMethod] = {}
 
 
 def compared_method(
-    name: str, *, paper: str | None = None, uses_old_data: bool = False
+    name: str,
+    *,
+    paper: str | None = None,
+    uses_old_data: bool = False,
+    short: str | None = None,
+    trains: TrainingName | None = None,
+    unfit: Callable[[Workbench], str | None] = lambda _: None,
 ) -> Callable[[RunMethod], RunMethod]:
     """Register a method under a name; the function itself stays as it is.
 
@@ -61,17 +78,24 @@ def compared_method(
         name: what comparisons call it.
         paper: address of the paper that describes it.
         uses_old_data: True where a step of its stream reads examples of earlier tasks.
+        short: another name, for the command line.
+        trains: the training of ``ComparisonSettings`` whose learning rate it chooses; None where
+            it trains nothing beyond the tasks' own LoRAs.
+        unfit: says why it cannot be had for the tasks and the model of a workbench, or None. It
+            is asked before anything is trained.
 
     Raises:
-        OptionError: another method has the name.
+        OptionError: another method has the name, or the short one.
     """
 
     def register(learn: RunMethod) -> RunMethod:
-        known = _METHODS.get(name)
-        # A module that is loaded again may register its own method anew.
-        if known and known.learn.__module__ != learn.__module__:
-            raise OptionError(f"method {name!r}", "is registered already", "Give it another name")
-        _METHODS[name] = ComparedMethod(name, learn, paper, uses_old_data)
+        for taken in {name, short} - {None}:
+            known = next((m for m in _METHODS.values() if taken in (m.name, m.short)), None)
+            # A module that is loaded again may register its own method anew.
+            if known and known.learn.__module__ != learn.__module__:
+                why = "is registered already"
+                raise OptionError(f"method {taken!r}", why, "Give it another name")
+        _METHODS[name] = ComparedMethod(name, learn, paper, uses_old_data, short, trains, unfit)
         return learn
 
     return register
@@ -86,15 +110,16 @@ def method(name: str) -> ComparedMethod:
     """The method of that name.
 
     Args:
-        name: as it is registered.
+        name: as it is registered, or its short name.
 
     Raises:
         OptionError: there is none.
     """
-    if name not in _METHODS:
-        known = ", ".join(_METHODS)
-        raise OptionError(f"method {name!r}", "is not known", f"Choose one of {known}")
-    return _METHODS[name]
+    known = next((m for m in _METHODS.values() if name in (m.name, m.short)), None)
+    if known is None:
+        names = ", ".join(m.short or m.name for m in _METHODS.values())
+        raise OptionError(f"method {name!r}", "is not known", f"Choose one of {names}")
+    return known
 
 
 def run(

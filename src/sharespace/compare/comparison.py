@@ -46,6 +46,8 @@ class Cost:
     """Every byte on disk that all tasks need beside the base model, heads included."""
     paper_count: float | None = None
     """Coefficients only (as the paper counts): numbers a task; None for other methods."""
+    seconds: float | None = None
+    """Seconds of training, of all tasks together; None: it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ class Summary:
     trainable_with_heads: float
     nbytes: float
     paper_count: float | None
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -250,6 +253,7 @@ def _summary(tasks: tuple[str, ...], runs: list[ComparisonRow]) -> Summary:
         trainable_with_heads=fmean(run.cost.trainable_with_heads for run in runs),
         nbytes=fmean(run.cost.nbytes for run in runs),
         paper_count=spread.mean if (spread := _known(counts)) else None,
+        seconds=spread.mean if (spread := _known([r.cost.seconds for r in runs])) else None,
     )
 
 
@@ -270,7 +274,7 @@ def markdown(comparison: Comparison) -> str:
         comparison: what ``run`` gave.
     """
     rows = [_cells(summary) for summary in comparison.summary()]
-    return f"{_grid(_header(comparison), rows)}\n\n{caption(comparison)}\n"
+    return f"{grid(_header(comparison), rows)}\n\n{caption(comparison)}\n"
 
 
 def rich_table(comparison: Comparison) -> Table:
@@ -329,7 +333,7 @@ def claims_markdown(claims: Sequence[Claim], reached: Sequence[tuple[Reach, Reac
         f"every byte {_reached(total)}"
         for paper, total in reached
     ]
-    return "\n".join([_grid(header, rows), "", "Sizes in bytes.", *lines, ""])
+    return "\n".join([grid(header, rows), "", "Sizes in bytes.", *lines, ""])
 
 
 def _reached(reach: Reach) -> str:
@@ -346,10 +350,10 @@ def _cells(summary: Summary) -> list[str]:
     """One line of the table."""
     return [
         summary.method,
-        *(_score(spread) for spread in summary.scores.values()),
-        _score(summary.mean),
-        _score(summary.forgetting, 2),
-        _score(summary.backward_transfer, 2, sign="+"),
+        *(spread_text(spread) for spread in summary.scores.values()),
+        spread_text(summary.mean),
+        spread_text(summary.forgetting, 2),
+        spread_text(summary.backward_transfer, 2, sign="+"),
         _fraction(summary.gain_retained),
         _number(summary.trainable),
         _number(summary.trainable_with_heads),
@@ -359,7 +363,8 @@ def _cells(summary: Summary) -> list[str]:
     ]
 
 
-def _score(spread: Spread | None, digits: int = 1, sign: str = "") -> str:
+def spread_text(spread: Spread | None, digits: int = 1, sign: str = "") -> str:
+    """Mean, and standard deviation where there are several runs; ``-`` for None."""
     if spread is None:
         return _NONE
     # Rounded before it is written, and 0.0 added: a tiny negative number would read "-0.00".
@@ -371,14 +376,14 @@ def _fraction(spread: Spread | None) -> str:
     if spread is None:
         return _NONE
     hundred = Spread(100 * spread.mean, None if spread.std is None else 100 * spread.std)
-    return f"{_score(hundred)} %"
+    return f"{spread_text(hundred)} %"
 
 
 def _number(value: float | None) -> str:
     return _NONE if value is None else f"{value:,.0f}"
 
 
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A markdown table, the first column to the left, the others to the right."""
     lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines)

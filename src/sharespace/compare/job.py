@@ -49,6 +49,8 @@ class TaskJob:
     """Factor on the learning rates of each ``TrainingSettings``."""
     setup: Setup = field(default_factory=Setup)
     """Collator, evaluation data, callbacks and the like."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes in the order of the head's outputs; empty: none are known."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -79,6 +81,8 @@ class ComparisonSettings:
     where it is better on them. 0: always kept."""
     osf: TrainingSettings | None = option(None)
     """OSF, which trains whole weights and wants a smaller learning rate; None: as ``lora``."""
+    warm: TrainingSettings | None = option(None)
+    """LoRAs that start from an earlier task's; None: as ``lora``."""
     method: TaskMethod = option(TaskMethod(start="zero", head_steps=0))
     """What a task that is learned in the subspace trains; its heads and seed are those of each job
     and of this comparison. The heads are trained already, by the method ``head_only``."""
@@ -94,6 +98,8 @@ class ComparisonSettings:
     """Cap of the subspace's dimension, every module and side."""
     initial: int = option(3, least=1)
     """Number of tasks that Share is built from, by their own LoRAs; the first of the stream."""
+    build: Callable[[Sequence[Adapter]], Share] | None = None
+    """Makes the Share model of the first tasks' LoRAs; None: dimension k, exact otherwise."""
     seed: int = option(0, least=0)
     """Seed of everything random; goes before the seeds of the trainings and of ``method``."""
     orthogonality: float = option(0.5, least=0)
@@ -114,7 +120,7 @@ class ComparisonSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
-        for name in ("head", "lora", "coefficients", "finetune", "osf"):
+        for name in ("head", "lora", "coefficients", "finetune", "osf", "warm"):
             training = getattr(self, name)
             if training is not None and training.max_steps < 1:
                 # Several methods divide the steps among tasks, before any Trainer counts epochs.
@@ -140,7 +146,8 @@ class ComparisonSettings:
 
     def to_record(self) -> dict[str, Any]:
         """The numbers as JSON values, those of ``method`` beside the others."""
-        record = asdict(self)
+        record = asdict(replace(self, build=None))
+        del record["build"]
         method = record.pop("method")
         return {**record, **{n: method[n] for n in _RECORDED}}
 
@@ -211,6 +218,7 @@ class Outcome:
             trainable_with_heads=fmean(numbers.values()),
             nbytes=self.stored.total,
             paper_count=self.paper_count,
+            seconds=self.seconds,
         )
 
     def row(
@@ -232,6 +240,21 @@ class Outcome:
         return ComparisonRow.from_matrix(
             self.method, self.matrix, self.cost, own=own, head=head, seed=seed, order=order
         )
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Outcome:
+        """The outcome that ``to_record`` made a record of: no adapters, and no Share model.
+
+        Raises:
+            OptionError: the record does not fit.
+        """
+        try:
+            fields = dict(record)
+            matrix = ScoreMatrix.from_record(fields.pop("matrix"))
+            stored = {name: size for name, size in fields.pop("stored").items() if name != "total"}
+            return cls(matrix=matrix, stored=StoredBytes(**stored), **fields)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise OptionError("outcome", f"its record does not fit: {error}") from error
 
     def to_record(self) -> dict[str, Any]:
         """The outcome as JSON values, without adapters and the Share model."""

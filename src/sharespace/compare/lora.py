@@ -94,6 +94,16 @@ def updates_of(wrapped: Any, adapter: str = DEFAULT) -> dict[str, LayerUpdate]:
     }
 
 
+@torch.no_grad()
+def fill_lora(wrapped: Any, adapter: Adapter, name: str = DEFAULT) -> None:
+    """Copy an adapter's factors into the LoRA of that name; ranks and scalings are the same."""
+    for module, layer in lora_layers(wrapped, name).items():
+        update = adapter.layer(module)
+        up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
+        up.copy_(update.up.reshape(up.shape))
+        down.copy_(update.down.reshape(down.shape))
+
+
 def _matrix(weight: Tensor) -> Tensor:
     """A factor's weight as a matrix of its own, on the CPU; kernels are flattened."""
     return weight.detach().flatten(1).cpu().clone()

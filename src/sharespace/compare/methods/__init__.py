@@ -16,6 +16,7 @@ from sharespace.compare.methods import (
     replay,
     sequential,
     share_stream,
+    warm_lora,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "replay",
     "sequential",
     "share_stream",
+    "warm_lora",
 ]

@@ -21,7 +21,7 @@ from sharespace.learn import Fit, fit
 from sharespace.subspace.layer import tensor_bytes
 
 
-@compared_method("ewc", paper="https://arxiv.org/abs/1612.00796")
+@compared_method("ewc", paper="https://arxiv.org/abs/1612.00796", trains="lora")
 def ewc(bench: Workbench) -> Outcome:
     """Sequential LoRA with a penalty for moving what earlier tasks' losses are sensitive to.
 

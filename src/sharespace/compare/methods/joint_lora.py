@@ -11,7 +11,7 @@ from sharespace.compare.trainers import MixedPart, fit_together
 from sharespace.stream.measures import ScoreMatrix
 
 
-@compared_method("joint_lora", uses_old_data=True)
+@compared_method("joint_lora", uses_old_data=True, short="joint", trains="lora")
 def joint_lora(bench: Workbench) -> Outcome:
     """One LoRA and all heads, on batches of one task each in random order.
 

@@ -21,7 +21,7 @@ from sharespace.compare.trainers import penalised
 from sharespace.learn import Fit, fit
 
 
-@compared_method("o_lora", paper="https://arxiv.org/abs/2310.14152")
+@compared_method("o_lora", paper="https://arxiv.org/abs/2310.14152", short="o-lora", trains="lora")
 def o_lora(bench: Workbench) -> Outcome:
     """Loss + lambda_1 sum_{i<t} sum |A_i A_t^T| over the modules; earlier LoRAs frozen and summed.
 

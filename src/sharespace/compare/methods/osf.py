@@ -16,7 +16,17 @@ from sharespace.learn import Fit
 from sharespace.subspace.adapter import ModuleShape
 
 
-@compared_method("osf", paper="https://arxiv.org/abs/2504.07097")
+def _not_linear(bench: Workbench) -> str | None:
+    """Why OSF, which takes apart the weights of linear modules, does not fit; None: it does."""
+    model = bench.fresh(bench.tasks[0])
+    for name in bench.target_shapes():
+        kind = type(model.get_submodule(name))
+        if kind is not nn.Linear:
+            return f"it adapts linear modules only, and {name!r} is a {kind.__name__}"
+    return None
+
+
+@compared_method("osf", paper="https://arxiv.org/abs/2504.07097", trains="osf", unfit=_not_linear)
 def osf(bench: Workbench) -> Outcome:
     """Each task trains the weights' lower singular directions; the upper ones are frozen.
 
@@ -28,10 +38,9 @@ def osf(bench: Workbench) -> Outcome:
     Raises:
         OptionError: a target is not linear (OSF has nothing for convolutions).
     """
+    if why := _not_linear(bench):
+        raise OptionError("method 'osf'", why, "Leave it out")
     shapes = bench.target_shapes()
-    if convolutions := [module for module, shape in shapes.items() if shape.kernel]:
-        why = "OSF adapts linear modules only"
-        raise OptionError(f"target {convolutions[0]!r}", why, "Leave osf out")
     models: dict[str, nn.Module] = {name: bench.fresh(name) for name in bench.tasks}
     trainable: dict[str, int] = {}
 

@@ -6,14 +6,13 @@ Each task keeps the head of its own LoRA's training.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from sharespace.compare.bench import OwnLora, Workbench
 from sharespace.compare.compared import compared_method
 from sharespace.compare.job import Outcome, StoredBytes
-from sharespace.compare.lora import DEFAULT, add_lora, lora_layers, updates_of
+from sharespace.compare.lora import DEFAULT, add_lora, fill_lora, updates_of
 from sharespace.compare.methods.share_stream import build_share
 from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.adapter import LayerUpdate
@@ -24,7 +23,7 @@ from sharespace.subspace.plan import own_ranks
 from sharespace.tuner import release
 
 
-@compared_method("mean_adapter")
+@compared_method("mean_adapter", short="mean")
 def mean_adapter(bench: Workbench) -> Outcome:
     """One update for all tasks: the mean of their dW, exactly (rank: the sum of the ranks)."""
     adapters = [lora.adapter for lora in bench.own_loras().values()]
@@ -41,7 +40,9 @@ def mean_adapter(bench: Workbench) -> Outcome:
     return _one_for_all(bench, updates)
 
 
-@compared_method("task_arithmetic", paper="https://arxiv.org/abs/2212.04089")
+@compared_method(
+    "task_arithmetic", paper="https://arxiv.org/abs/2212.04089", short="task-arithmetic"
+)
 def task_arithmetic(bench: Workbench) -> Outcome:
     """One update: lambda times the sum of all dW (Ilharco et al., arXiv 2212.04089).
 
@@ -96,7 +97,7 @@ def _combined(
         names = [f"task{i}" for i in range(len(own))]
         for name, lora in zip(names, own.values(), strict=True):
             wrapped.add_adapter(name, wrapped.peft_config[DEFAULT])
-            _fill(wrapped, name, lora)
+            fill_lora(wrapped, lora.adapter, name)
         weights = [weight] * len(names)
         wrapped.base_model.add_weighted_adapter(
             names, weights, "merged", combination_type=combination, **options
@@ -104,16 +105,6 @@ def _combined(
         return updates_of(wrapped, "merged")
     finally:
         release(wrapped)
-
-
-@torch.no_grad()
-def _fill(wrapped: Any, name: str, own: OwnLora) -> None:
-    """Copy an own LoRA's factors into the adapter of that name."""
-    for module, layer in lora_layers(wrapped, name).items():
-        update = own.adapter.layer(module)
-        up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
-        up.copy_(update.up.reshape(up.shape))
-        down.copy_(update.down.reshape(down.shape))
 
 
 def _one_for_all(bench: Workbench, updates: Mapping[str, LayerUpdate]) -> Outcome:

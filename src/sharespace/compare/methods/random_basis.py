@@ -22,7 +22,7 @@ from sharespace.subspace.state import BuildSettings, ShareModel
 from sharespace.tuner import release
 
 
-@compared_method("random_basis")
+@compared_method("random_basis", short="random", trains="coefficients")
 def random_basis(bench: Workbench) -> Outcome:
     """Coefficients trained in random orthonormal bases of the same k and p; no stream, no merge.
 

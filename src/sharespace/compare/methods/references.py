@@ -11,7 +11,7 @@ from sharespace.stream.measures import ScoreMatrix
 from sharespace.subspace.layer import tensor_bytes
 
 
-@compared_method("head_only")
+@compared_method("head_only", short="head", trains="head")
 def head_only(bench: Workbench) -> Outcome:
     """Every task's head on the frozen base model."""
     scores, fits = {}, []
@@ -26,7 +26,9 @@ def head_only(bench: Workbench) -> Outcome:
     return bench.outcome(ScoreMatrix.of_one_step(scores), trainable, fits, StoredBytes())
 
 
-@compared_method("per_task_lora", paper="https://arxiv.org/abs/2106.09685")
+@compared_method(
+    "per_task_lora", paper="https://arxiv.org/abs/2106.09685", short="lora", trains="lora"
+)
 def per_task_lora(bench: Workbench) -> Outcome:
     """Every task's own LoRA and head, by PEFT. The adapters are kept for other methods."""
     own = bench.own_loras()

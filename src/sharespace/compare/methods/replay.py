@@ -18,7 +18,9 @@ from sharespace.compare.trainers import MixedPart, fit_together
 from sharespace.learn import Fit
 
 
-@compared_method("replay", paper="https://arxiv.org/abs/1811.11682", uses_old_data=True)
+@compared_method(
+    "replay", paper="https://arxiv.org/abs/1811.11682", uses_old_data=True, trains="lora"
+)
 def replay(bench: Workbench) -> Outcome:
     """Sequential LoRA with ``ComparisonSettings.replay`` of every earlier task's examples.
 

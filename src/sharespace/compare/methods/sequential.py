@@ -19,7 +19,7 @@ TrainOne = Callable[[TaskJob, TaskModels], Fit]
 """Trains the LoRA and one task's head."""
 
 
-@compared_method("sequential_lora")
+@compared_method("sequential_lora", short="sequential", trains="lora")
 def sequential_lora(bench: Workbench) -> Outcome:
     """Plain fine-tuning, one task after the other: what continual learning is measured against."""
 

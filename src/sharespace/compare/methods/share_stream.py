@@ -39,7 +39,7 @@ def projection(bench: Workbench) -> Outcome:
     return replace(outcome, share=share, paper_count=coefficients)
 
 
-@compared_method("share_strict", paper=_SHARE)
+@compared_method("share_strict", paper=_SHARE, short="share", trains="coefficients")
 def share_strict(bench: Workbench) -> Outcome:
     """The stream without any old data: the first tasks come by their own LoRAs, later ones are
     learned in the subspace and merged at its cap."""
@@ -48,7 +48,13 @@ def share_strict(bench: Workbench) -> Outcome:
     return bench.strict
 
 
-@compared_method("share_full", paper=_SHARE, uses_old_data=True)
+@compared_method(
+    "share_full",
+    paper=_SHARE,
+    uses_old_data=True,
+    short="share-full",
+    trains="coefficients",
+)
 def share_full(bench: Workbench) -> Outcome:
     """``share_strict``, then every task's coefficients and head trained once more on its data."""
     strict = share_strict(bench)
@@ -145,12 +151,14 @@ def run_share_stream(bench: Workbench, comes: Mapping[str, Arrival]) -> ShareStr
 
 
 def build_share(bench: Workbench, own: Mapping[str, OwnLora]) -> Share:
-    """A Share model of own LoRAs at the cap k.
+    """A Share model of own LoRAs at the cap k, or as ``ComparisonSettings.build`` makes it.
 
     p = min(k, rank of each task), which is exact for the projection. A trained core has a flat
     spectrum: cutting its rank cost points.
     """
     adapters = [lora.adapter for lora in own.values()]
+    if bench.settings.build is not None:
+        return bench.settings.build(adapters)
     return Share.from_adapters(adapters, k=bench.settings.k, seed=bench.settings.seed)
 
 

@@ -1,0 +1,228 @@
+"""The ways to learn a new task from few examples, each as a model to train and to score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from experiments.harness.heads import Head
+from experiments.harness.training import subspace, train_lora, with_lora
+from experiments.text_stream.features import TextFeatures, collate
+from experiments.transfer.tasks import TASKS, Transfer, space_of
+from sharespace import Share
+from sharespace.compare import ComparisonSettings, OwnLora, TaskJob
+from sharespace.compare.lora import PREFIX, fill_lora
+from sharespace.learn import TaskMethod, adapt
+from sharespace.tuner import release
+
+Kind = Literal["related", "unrelated"]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to learn a new task."""
+
+    name: str
+    known: Kind | None
+    """Which tasks are known; None: it uses none."""
+    lora: bool = False
+    """It trains a LoRA; else a core in the subspace of the known tasks, or in a random one."""
+    start: Literal["zero", "task", "auto"] = "zero"
+    """Where it starts: from nothing, from the first known task with its head, or as ``adapt``
+    chooses."""
+    mixed: bool = False
+    """The weights of all known tasks are trained beside the core."""
+
+    def method(self, method: TaskMethod, known: Sequence[str], head_steps: int) -> TaskMethod:
+        """What it trains, where that is a core."""
+        if self.mixed:
+            return replace(method, start=known[0], known=len(known))
+        if self.start == "auto":
+            return replace(method, start="auto", head_steps=head_steps)
+        return replace(method, start=known[0] if self.start == "task" else "zero")
+
+
+def _ways() -> Iterator[Way]:
+    yield Way("own LoRA", None, lora=True)
+    yield Way("random basis", None)
+    for kind in ("related", "unrelated"):
+        yield Way(f"LoRA from the {kind} task's", kind, lora=True, start="task")
+        yield Way(f"zero start, {kind} known", kind)
+        yield Way(f"{kind} task as start", kind, start="task")
+        yield Way(f"mixture and residual, {kind} known", kind, start="task", mixed=True)
+        yield Way(f"auto start, {kind} known", kind, start="auto")
+
+
+WAYS: Mapping[str, Way] = {way.name: way for way in _ways()}
+
+LORA_RATES = (5e-4, 2e-3, 8e-3)
+CORE_RATES = (5e-3, 2e-2, 8e-2)
+"""Learning rates that are tried, as many of them for every way; and 0, which trains nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """A way to learn one new task, with what is known of the others."""
+
+    way: Way
+    experiment: Transfer
+    task: str
+    seed: int
+    settings: ComparisonSettings
+    known: Mapping[str, OwnLora]
+    """Known tasks' own LoRAs, the related or unrelated one first; none where the way has none."""
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Learning rates to try."""
+        return LORA_RATES if self.way.lora else CORE_RATES
+
+    @contextmanager
+    def trained(self, examples: TextFeatures, rate: float) -> Iterator[tuple[Any, int]]:
+        """The trained model, and how many numbers were trained; rate 0 trains nothing."""
+        job = self.experiment.few_job(self.task, examples, self.head(examples))
+        if self.way.lora:
+            model = with_lora(job, self.settings)
+            if self.way.start == "task":
+                fill_lora(model, self._first.adapter)
+            numbers = 0
+            if rate:
+                training = replace(self.settings.lora, learning_rate=rate)
+                numbers = train_lora(job, replace(self.settings, lora=training), model)
+        elif not rate:
+            with self._as_it_starts(job) as model:
+                yield model, 0
+            return
+        else:
+            training = replace(self.settings.coefficients, learning_rate=rate)
+            method = self.way.method(
+                replace(self.settings.method, heads=job.heads, seed=self.seed),
+                list(self.known),
+                self.settings.coefficients.max_steps // 4,
+            )
+            learned = adapt(
+                job.model(),
+                self._space(examples),
+                job.data,
+                training,
+                task=self.task,
+                method=method,
+                setup=job.setup,
+            )
+            model = learned.model
+            numbers = learned.trainable.coefficients + learned.trainable.temporary
+        try:
+            yield model.eval(), numbers
+        finally:
+            release(model)
+
+    @contextmanager
+    def _as_it_starts(self, job: TaskJob) -> Iterator[Any]:
+        """The model before training, with the known task's LoRA where it starts from that."""
+        model = with_lora(job, self.settings)
+        if self.way.start == "task":
+            fill_lora(model, self._first.adapter)
+        try:
+            yield model.eval()
+        finally:
+            release(model)
+
+    @property
+    def _first(self) -> OwnLora:
+        return next(iter(self.known.values()))
+
+    def _space(self, examples: TextFeatures) -> Share:
+        if self.known:
+            return space_of(list(self.known.values()), self.settings.k, self.seed)
+        head = self.head(examples)
+        return subspace(self.experiment.few_job(self.task, examples, head), self.settings, [])
+
+    def head(self, examples: TextFeatures) -> Head:
+        """The head that it starts from: the known task's where it has all labels, or a fresh one.
+
+        A fresh one is trained on what the start makes of the examples, the same for LoRA and core.
+        """
+        experiment = self.experiment
+        if self.way.start != "task":
+            return experiment.fresh_head(self.task, examples.pooled, examples.labels, self.seed)
+        name = next(iter(self.known))
+        labels, wanted = experiment.labels(name), experiment.labels(self.task)
+        if set(wanted) <= set(labels):
+            rows = [labels.index(label) for label in wanted]
+            return known_head(self._first, examples.pooled, len(labels), rows)
+        blank = Head(examples.pooled, len(wanted))
+        with self._as_it_starts(experiment.few_job(self.task, examples, blank)) as model:
+            pooled = head_inputs(model, examples)
+        return experiment.fresh_head(self.task, pooled, examples.labels, self.seed)
+
+
+def known_head(known: OwnLora, features: Tensor, outputs: int, rows: Sequence[int]) -> Head:
+    """A known task's trained head, its outputs in another order.
+
+    Args:
+        known: the task's own LoRA, with its head.
+        features: of any examples; their statistics are replaced.
+        outputs: of the known head.
+        rows: which of them the new head has, in its order.
+    """
+    head = Head(features, outputs)
+    kept = {key.removeprefix(f"{PREFIX}classifier."): t for key, t in known.adapter.kept.items()}
+    head.load_state_dict(kept)
+    chosen = Head(features, len(rows))
+    chosen.load_state_dict(
+        {**kept, "weight": kept["weight"][list(rows)], "bias": kept["bias"][list(rows)]}
+    )
+    return chosen
+
+
+@torch.no_grad()
+def head_inputs(model: nn.Module, examples: TextFeatures) -> Tensor:
+    """float32 [examples, width]: what a model gives to its head."""
+    taken: list[Tensor] = []
+    # PEFT keeps the head as it came beside the one that is used.
+    heads = [m for m in model.modules() if isinstance(m, Head)]
+    handles = [
+        head.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].float()))
+        for head in heads
+    ]
+    try:
+        for _ in outputs_of(model, examples):
+            pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.cat(taken)
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, examples: TextFeatures) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and labels, a batch at a time."""
+    for begin in range(0, len(examples), _BATCH):
+        rows = range(begin, min(begin + _BATCH, len(examples)))
+        batch = collate([examples[i] for i in rows])
+        labels = batch.pop("labels")
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(**batch)["logits"]
+        yield logits.float(), labels
+
+
+def loss_of(model: nn.Module, examples: TextFeatures) -> float:
+    """Mean cross-entropy of the examples."""
+    pairs = list(outputs_of(model, examples))
+    logits, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
+    return float(nn.functional.cross_entropy(logits, labels))
+
+
+def known_loras(experiment: Transfer, task: str, seed: int) -> dict[Kind, dict[str, OwnLora]]:
+    """The own LoRAs of the known tasks of both cases."""
+    new = TASKS[task]
+    names = {kind: new.known(kind) for kind in ("related", "unrelated")}
+    own = experiment.own_loras(list(dict.fromkeys(sum(names.values(), ()))), seed)
+    return {kind: {n: own[n] for n in names[kind]} for kind in ("related", "unrelated")}
