@@ -43,6 +43,7 @@ HOWTO = {
     "prune": "history",
     "rollback": "history",
     "demo": "demo",
+    "compare": "compare",
 }
 """Command -> its page in howto/."""
 

@@ -3,10 +3,10 @@
     python -m experiments few transfer --data DATA/text --examples 64 --seeds 0 1
 
 A quarter of the examples is held out, and each way is trained on the rest at the same number of
-learning rates, 0 (nothing is trained) among them; the rate with the smallest loss on what was held
-out is then trained on all examples, and scored once on the test examples. One file a new task,
-number of examples and seed, ``results/few/TASK-EXAMPLES-SEED.json``, written after each way; a way
-that is in it already is not run again.
+learning rates, 0 (nothing is trained) among them. The rate with the smallest loss on what was held
+out, at the best temperature, is then trained on all examples, and scored once on the test examples.
+One file a new task, number of examples and seed, ``results/few/TASK-EXAMPLES-SEED.json``, written
+after each way; a way that is in it already is not run again.
 """
 
 from __future__ import annotations

@@ -67,6 +67,10 @@ CORE_RATES = (5e-3, 2e-2, 8e-2)
 """Learning rates that are tried, as many of them for every way; and 0, which trains nothing."""
 
 
+TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-2, 13))
+"""0.5 to 64, in steps of the square root of 2."""
+
+
 @dataclass(frozen=True, eq=False)
 class Learner:
     """A way to learn one new task, with what is known of the others."""
@@ -214,10 +218,17 @@ def outputs_of(model: nn.Module, examples: TextFeatures) -> Iterator[tuple[Tenso
 
 
 def loss_of(model: nn.Module, examples: TextFeatures) -> float:
-    """Mean cross-entropy of the examples."""
+    """Mean cross-entropy of the examples at the best temperature.
+
+    A head that was trained on few examples is far too sure. Without the temperature, training
+    that makes it right more often, and surer, has the larger loss.
+    """
     pairs = list(outputs_of(model, examples))
     logits, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
-    return float(nn.functional.cross_entropy(logits, labels))
+    return min(
+        float(nn.functional.cross_entropy(logits / temperature, labels))
+        for temperature in TEMPERATURES
+    )
 
 
 def known_loras(experiment: Transfer, task: str, seed: int) -> dict[Kind, dict[str, OwnLora]]:
