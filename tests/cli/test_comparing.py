@@ -102,7 +102,7 @@ def test_a_comparison_that_was_stopped_goes_on(
     whole = run(*asked, "--out", folder / "whole")
     share = compared.method("share_strict")
 
-    def stopped(bench: Workbench) -> Outcome:
+    def stopped(_: Workbench) -> Outcome:
         raise KeyboardInterrupt
 
     methods = {**compared.all_methods(), share.name: replace(share, learn=stopped)}

@@ -442,11 +442,9 @@ def compare(
     from sharespace.cli import output
     from sharespace.compare import compare_recipe
 
-    tell, bars = None if as_json else output.print_stream_progress, a.on_terminal() and not as_json
+    tell = None if as_json else output.print_stream_progress
     names, factors = a.names(methods), a.numbers("--rates", rates)
-    result = compare_recipe(
-        recipe, names, seeds=seeds, rates=factors, out=out, observe=tell, bars=bars
-    )
+    result = compare_recipe(recipe, names, seeds=seeds, rates=factors, out=out, observe=tell)
     output.print_comparison(result, csv, as_json)
 
 
