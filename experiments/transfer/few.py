@@ -21,7 +21,7 @@ from benchmarks.common import environment
 from experiments.harness.experiment import opened, parser
 from experiments.harness.results import read_if_there, write
 from experiments.text_stream.model import accuracy
-from experiments.transfer.learners import WAYS, Learner, Way, known_loras, loss_of
+from experiments.transfer.learners import WAYS, Learner, Way, loss_of
 from experiments.transfer.tasks import TASKS, Transfer
 
 REPORTING = tuple(name for name, task in TASKS.items() if not task.decides)
@@ -52,14 +52,18 @@ def run_task(experiment: Transfer, task: str, count: int, seed: int, ways: Seque
         "environment": environment(seed),
     }
     missing = [way for way in ways if way.name not in results["ways"]]
-    known = known_loras(experiment, task, seed) if missing else {}
     for way in missing:
-        of_way = known[way.known] if way.known else {}
-        settings = experiment.few_settings(seed, count, 1 + len(TASKS[task].known("related")))
-        learner = Learner(way, experiment, task, seed, settings, of_way)
-        results["ways"][way.name] = tried(learner, count)
+        results["ways"][way.name] = tried(learner_of(experiment, way, task, count, seed), count)
         print(task, count, seed, way.name, results["ways"][way.name], flush=True)
         write(file, results)
+
+
+def learner_of(experiment: Transfer, way: Way, task: str, count: int, seed: int) -> Learner:
+    """A way to learn a task from so many examples, its known tasks' own LoRAs at hand."""
+    names = TASKS[task].known(way.known) if way.known else ()
+    known = experiment.own_loras(names, seed)
+    settings = experiment.few_settings(seed, count, len(TASKS[task].known("related")))
+    return Learner(way, experiment, task, seed, settings, known)
 
 
 def tried(learner: Learner, count: int) -> dict[str, Any]:
@@ -72,20 +76,20 @@ def tried(learner: Learner, count: int) -> dict[str, Any]:
     losses: dict[str, float] = {}
     held_scores: dict[str, float] = {}
     for rate in (0.0, *learner.rates):
-        with learner.trained(rest, rate) as (model, _):
-            losses[f"{rate:g}"] = loss_of(model, aside)
-            held_scores[f"{rate:g}"] = accuracy(model, aside)
+        with learner.trained(rest, rate) as trained:
+            losses[f"{rate:g}"] = loss_of(trained.model, aside)
+            held_scores[f"{rate:g}"] = accuracy(trained.model, aside)
     finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
-    rate = min(finite, key=finite.__getitem__)
+    best = float(min(finite, key=finite.__getitem__))
     chosen_by = time.process_time() - began
     began = time.process_time()
-    with learner.trained(examples, float(rate)) as (model, numbers):
+    with learner.trained(examples, best) as trained:
         trained_in = time.process_time() - began
-        score = accuracy(model, learner.experiment.sets(learner.task)[1])
+        score = learner.test_score(trained.model)
     return {
         "score": score,
-        "rate": float(rate),
-        "trained": numbers,
+        "rate": best,
+        "trained": trained.numbers,
         "held_out_loss": losses,
         "held_out_score": held_scores,
         "seconds": {"choosing": chosen_by, "training": trained_in},

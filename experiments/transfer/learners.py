@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from experiments.harness.heads import Head
 from experiments.harness.training import subspace, train_lora, with_lora
+from experiments.harness.transfer import Watch
 from experiments.text_stream.features import TextFeatures, collate
-from experiments.transfer.tasks import TASKS, Transfer, space_of
+from experiments.text_stream.model import accuracy
+from experiments.transfer.tasks import Transfer
 from sharespace import Share
 from sharespace.compare import ComparisonSettings, OwnLora, TaskJob
 from sharespace.compare.lora import PREFIX, fill_lora
@@ -34,18 +36,11 @@ class Way:
     """Which tasks are known; None: it uses none."""
     lora: bool = False
     """It trains a LoRA; else a core in the subspace of the known tasks, or in a random one."""
-    start: Literal["zero", "task", "auto"] = "zero"
-    """Where it starts: from nothing, from the first known task with its head, or as ``adapt``
-    chooses."""
-    mixed: bool = False
-    """The weights of all known tasks are trained beside the core."""
+    start: Literal["zero", "task"] = "zero"
+    """Where it starts: from nothing, or from the first known task, with its head."""
 
-    def method(self, method: TaskMethod, known: Sequence[str], head_steps: int) -> TaskMethod:
+    def method(self, method: TaskMethod, known: Sequence[str]) -> TaskMethod:
         """What it trains, where that is a core."""
-        if self.mixed:
-            return replace(method, start=known[0], known=len(known))
-        if self.start == "auto":
-            return replace(method, start="auto", head_steps=head_steps)
         return replace(method, start=known[0] if self.start == "task" else "zero")
 
 
@@ -56,8 +51,6 @@ def _ways() -> Iterator[Way]:
         yield Way(f"LoRA from the {kind} task's", kind, lora=True, start="task")
         yield Way(f"zero start, {kind} known", kind)
         yield Way(f"{kind} task as start", kind, start="task")
-        yield Way(f"mixture and residual, {kind} known", kind, start="task", mixed=True)
-        yield Way(f"auto start, {kind} known", kind, start="auto")
 
 
 WAYS: Mapping[str, Way] = {way.name: way for way in _ways()}
@@ -69,6 +62,18 @@ CORE_RATES = (5e-3, 2e-2, 8e-2)
 
 TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-2, 13))
 """0.5 to 64, in steps of the square root of 2."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A model of the new task after its training."""
+
+    model: Any
+    """In evaluation mode, with the head; its layers are released after use."""
+    numbers: int
+    """Numbers that were trained, head left out."""
+    curve: Mapping[str, Any] | None
+    """``steps`` and ``scores`` on the way, where they were asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,43 +94,50 @@ class Learner:
         return LORA_RATES if self.way.lora else CORE_RATES
 
     @contextmanager
-    def trained(self, examples: TextFeatures, rate: float) -> Iterator[tuple[Any, int]]:
-        """The trained model, and how many numbers were trained; rate 0 trains nothing."""
+    def trained(
+        self, examples: TextFeatures, rate: float, watch_every: int = 0
+    ) -> Iterator[TrainedModel]:
+        """The model that is trained on the examples; rate 0 trains nothing.
+
+        Args:
+            examples: of the new task.
+            rate: learning rate of LoRA or core.
+            watch_every: steps between scores on the test examples; 0: none are taken.
+        """
         job = self.experiment.few_job(self.task, examples, self.head(examples))
+        if not rate:
+            with self._as_it_starts(job) as model:
+                yield TrainedModel(model, 0, None)
+            return
+        model = with_lora(job, self.settings) if self.way.lora else job.model()
+        watch = Watch(model, job, watch_every) if watch_every else None
+        callbacks = [watch] if watch else []
         if self.way.lora:
-            model = with_lora(job, self.settings)
             if self.way.start == "task":
                 fill_lora(model, self._first.adapter)
-            numbers = 0
-            if rate:
-                training = replace(self.settings.lora, learning_rate=rate)
-                numbers = train_lora(job, replace(self.settings, lora=training), model)
-        elif not rate:
-            with self._as_it_starts(job) as model:
-                yield model, 0
-            return
+            training = replace(self.settings.lora, learning_rate=rate)
+            numbers = train_lora(job, replace(self.settings, lora=training), model, callbacks)
         else:
-            training = replace(self.settings.coefficients, learning_rate=rate)
-            method = self.way.method(
-                replace(self.settings.method, heads=job.heads, seed=self.seed),
-                list(self.known),
-                self.settings.coefficients.max_steps // 4,
-            )
+            method = replace(self.settings.method, heads=job.heads, seed=self.seed)
             learned = adapt(
-                job.model(),
-                self._space(examples),
+                model,
+                self._space(job),
                 job.data,
-                training,
+                replace(self.settings.coefficients, learning_rate=rate),
                 task=self.task,
-                method=method,
-                setup=job.setup,
+                method=self.way.method(method, list(self.known)),
+                setup=replace(job.setup, callbacks=callbacks),
             )
             model = learned.model
             numbers = learned.trainable.coefficients + learned.trainable.temporary
         try:
-            yield model.eval(), numbers
+            yield TrainedModel(model.eval(), numbers, watch.curve if watch else None)
         finally:
             release(model)
+
+    def test_score(self, model: nn.Module) -> float:
+        """Percent of the test examples."""
+        return accuracy(model, self.experiment.sets(self.task)[1])
 
     @contextmanager
     def _as_it_starts(self, job: TaskJob) -> Iterator[Any]:
@@ -142,11 +154,9 @@ class Learner:
     def _first(self) -> OwnLora:
         return next(iter(self.known.values()))
 
-    def _space(self, examples: TextFeatures) -> Share:
-        if self.known:
-            return space_of(list(self.known.values()), self.settings.k, self.seed)
-        head = self.head(examples)
-        return subspace(self.experiment.few_job(self.task, examples, head), self.settings, [])
+    def _space(self, job: TaskJob) -> Share:
+        """The Share model of the known tasks, or a random basis of the same size."""
+        return subspace(job, self.settings, list(self.known.values()))
 
     def head(self, examples: TextFeatures) -> Head:
         """The head that it starts from: the known task's where it has all labels, or a fresh one.
@@ -229,11 +239,3 @@ def loss_of(model: nn.Module, examples: TextFeatures) -> float:
         float(nn.functional.cross_entropy(logits / temperature, labels))
         for temperature in TEMPERATURES
     )
-
-
-def known_loras(experiment: Transfer, task: str, seed: int) -> dict[Kind, dict[str, OwnLora]]:
-    """The own LoRAs of the known tasks of both cases."""
-    new = TASKS[task]
-    names = {kind: new.known(kind) for kind in ("related", "unrelated")}
-    own = experiment.own_loras(list(dict.fromkeys(sum(names.values(), ()))), seed)
-    return {kind: {n: own[n] for n in names[kind]} for kind in ("related", "unrelated")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -16,8 +16,7 @@ from experiments.text_stream.experiment import Size, TextStream
 from experiments.text_stream.features import TextFeatures, collate
 from experiments.text_stream.model import accuracy, upper_encoder
 from experiments.text_stream.sets import read
-from sharespace import Share
-from sharespace.compare import ComparisonSettings, OwnLora, TaskJob
+from sharespace.compare import ComparisonSettings, TaskJob
 from sharespace.learn import Setup, TrainingSettings
 
 OTHERS = ("agnews", "boolq")
@@ -134,13 +133,8 @@ def spread_labels(labels: torch.Tensor, seed: int) -> list[int]:
     in about the proportion of the whole."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     place = torch.empty(len(labels))
-    for label in labels.unique():
+    for label in torch.unique(labels):
         rows = order[labels[order] == label]
         # Within a label evenly over the whole, from the middle of its first interval on.
         place[rows] = (torch.arange(len(rows)) + 0.5) / len(rows)
     return [int(row) for row in order[place[order].argsort(stable=True)]]
-
-
-def space_of(known: Sequence[OwnLora], k: int, seed: int) -> Share:
-    """The Share model of the known tasks."""
-    return Share.from_adapters([lora.adapter for lora in known], k=k, seed=seed)

@@ -97,8 +97,8 @@ def test_every_rate_is_tried_where_it_was_held_out_and_the_best_is_taken(
 def test_a_comparison_that_was_stopped_goes_on(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ("compare", world.recipe(folder, *TASKS, max_steps=3), "--methods", "lora,share")
-    asked = (*asked, "--rates", "1")
+    recipe = world.recipe(folder, *TASKS, max_steps=3)
+    asked = ("compare", recipe, "--methods", "lora,share", "--rates", "1")
     whole = run(*asked, "--out", folder / "whole")
     share = compared.method("share_strict")
 

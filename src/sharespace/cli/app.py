@@ -442,10 +442,9 @@ def compare(
     from sharespace.cli import output
     from sharespace.compare import compare_recipe
 
-    tell = None if as_json else output.print_stream_progress
-    names, factors = a.names(methods), a.numbers("--rates", rates)
-    result = compare_recipe(recipe, names, seeds=seeds, rates=factors, out=out, observe=tell)
-    output.print_comparison(result, csv, as_json)
+    tell, tries = None if as_json else output.print_stream_progress, a.numbers("--rates", rates)
+    runs = compare_recipe(recipe, a.names(methods), seeds=seeds, rates=tries, out=out, observe=tell)
+    output.print_comparison(runs, csv, as_json)
 
 
 @app.command()

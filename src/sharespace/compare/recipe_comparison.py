@@ -290,7 +290,8 @@ class _Running:
 
     def _settings(self, compared: ComparedMethod, factor: float) -> ComparisonSettings:
         """The recipe's numbers at own LoRA's rate, and at a factor of the method's own rate."""
-        base, changed = self.first.settings, {}
+        base = self.first.settings
+        changed: dict[str, Any] = {}
         if _uses_own(compared) and compared.name != _OWN:
             own = self._rate(method(_OWN)).factor
             changed["lora"] = _scaled(base.lora, own)
