@@ -24,8 +24,8 @@ from shared_data import TEXT
 )
 def test_from_data_to_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache, results = tmp_path / "cache", tmp_path / "results"
-    common = ("--data", TEXT, "--cache", cache, "--out", results, "--quick", "--seeds", 0)
-    common = (*common, "--examples", 16, "--tasks", "cb")
+    places = ("--data", TEXT, "--cache", cache, "--out", results)
+    common = (*places, "--quick", "--seeds", 0, "--examples", 16, "--tasks", "cb")
     few = ("own LoRA", "LoRA from the related task's", "related task as start", "random basis")
     call("few", "transfer", *common, "--ways", *few)
     ways = json.loads((results / "few" / "cb-16-0.json").read_text())["ways"]
