@@ -72,7 +72,7 @@ METHODS = (
 RATES = (0.25, 1.0, 4.0)
 """What each method's own learning rate is multiplied with, to find the best."""
 
-_FORMAT = {"format": "sharespace.comparison", "version": 1}
+_FORMAT = {"format": "sharespace.compare", "version": 1}
 
 _OWN = "per_task_lora"
 
