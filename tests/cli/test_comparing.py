@@ -16,6 +16,8 @@ import pytest
 from cli.conftest import Ran
 from sharespace.compare import Outcome, Workbench, compare_recipe, compared, recipe_comparison
 from sharespace.compare.recipe_comparison import best_factor
+from sharespace.learn.automatic import BASE_RATES
+from sharespace.stream.recipe import load_recipe
 from stream import world
 
 Run = Callable[..., Ran]
@@ -83,7 +85,7 @@ def test_one_table_a_csv_file_and_a_figure_and_the_python_door_has_the_same(
 def test_every_rate_is_tried_where_it_was_held_out_and_the_best_is_taken(
     run: Run, folder: Path
 ) -> None:
-    recipe = world.recipe(folder, *TASKS, max_steps=12)
+    recipe = world.recipe(folder, *TASKS, max_steps=24)
     # At the smallest rate nothing is learned, at the largest the numbers overflow.
     asked = ("compare", recipe, "--methods", "lora,share", "--rates", "1e-6,1,1e30", "--json")
     rates = run(*asked).json["rates"]
@@ -92,6 +94,13 @@ def test_every_rate_is_tried_where_it_was_held_out_and_the_best_is_taken(
         assert set(chosen["tried"]) | set(chosen["dropped"]) == {"1e-06", "1", "1e+30"}
         assert chosen["factor"] == 1
         assert chosen["rate"] == pytest.approx(2e-2)
+
+
+def test_an_automatic_rate_is_tried_from_where_its_search_begins(run: Run, folder: Path) -> None:
+    recipe = world.recipe(folder, world.DATA, world.MORE, learning_rate="auto", max_steps=2)
+    rates = run("compare", recipe, "--methods", "share", "--rates", "2", "--json").json["rates"]
+    form = load_recipe(recipe).tasks[0].subspace.form
+    assert rates["share_strict"]["rate"] == 2 * BASE_RATES[form]
 
 
 def test_a_comparison_that_was_stopped_goes_on(

@@ -313,7 +313,7 @@ class _Running:
 
     def _choose(self, compared: ComparedMethod) -> ChosenRate:
         """Train a method at every factor, without what is held out, and take the best."""
-        base = _base(self.first.settings, compared).learning_rate
+        base = _base(self.first.settings, compared).rate
         if len(self.factors) == 1:
             (factor,) = self.factors
             return ChosenRate(compared.name, factor * base, factor)
@@ -367,7 +367,7 @@ def _base(settings: ComparisonSettings, compared: ComparedMethod) -> TrainingSet
 
 
 def _scaled(training: TrainingSettings, factor: float) -> TrainingSettings:
-    return replace(training, learning_rate=factor * training.learning_rate)
+    return replace(training, learning_rate=factor * training.rate)
 
 
 def best_factor(tried: Mapping[str, Mapping[str, float]]) -> float:

@@ -18,7 +18,8 @@ from torch import nn
 from sharespace.compare.job import ComparisonSettings, TaskJob
 from sharespace.compare.lora import in_heads
 from sharespace.errors import RecipeError
-from sharespace.learn import TaskMethod
+from sharespace.learn import TaskMethod, TrainingSettings
+from sharespace.learn.automatic import BASE_RATES
 from sharespace.stream.folder import RunFolder
 from sharespace.stream.learning import Workshop, build_share
 from sharespace.stream.models import BaseModels, heads_of_task, num_labels, setup_for
@@ -156,7 +157,7 @@ def _choosing(shop: Workshop, job: TaskJob, spec: TaskSpec, data: TaskData) -> T
 def _settings(shop: Workshop, recipe: Recipe, data: TaskData) -> ComparisonSettings:
     """The recipe's numbers in the words of a comparison."""
     first = recipe.tasks[0]
-    training = shop.training(first, data)
+    training = _at_a_number(shop.training(first, data), first.subspace)
     lora = replace(training, learning_rate=recipe.lora_learning_rate)
     osf = replace(training, learning_rate=OSF_FACTOR * recipe.lora_learning_rate)
     finetune = replace(
@@ -166,7 +167,7 @@ def _settings(shop: Workshop, recipe: Recipe, data: TaskData) -> ComparisonSetti
     )
     method = {f.name: getattr(first.subspace, f.name) for f in fields(TaskMethod)}
     return ComparisonSettings(
-        head=replace(training, learning_rate=training.head_learning_rate or training.learning_rate),
+        head=replace(training, learning_rate=training.head_rate),
         lora=lora,
         coefficients=training,
         finetune=finetune,
@@ -181,6 +182,14 @@ def _settings(shop: Workshop, recipe: Recipe, data: TaskData) -> ComparisonSetti
         build=partial(build_share, recipe),
         seed=recipe.seed,
     )
+
+
+def _at_a_number(training: TrainingSettings, method: TaskMethod) -> TrainingSettings:
+    """The training at a rate that factors can be tried of: ``"auto"`` begins its search there."""
+    if training.learning_rate != "auto":
+        return training
+    rate = BASE_RATES[method.form]
+    return replace(training, learning_rate=rate, head_learning_rate=training.head_rate)
 
 
 def _targets(shop: Workshop, recipe: Recipe) -> Sequence[str] | str:
