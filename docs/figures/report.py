@@ -15,7 +15,7 @@ from sharespace import Adapter, LayerUpdate, Share
 from sharespace.report import write_report
 from sharespace.subspace.adapter import BaseModel, Provenance
 
-SIDE, RANK, COMMON = 48, 4, 3
+SIDE, RANK, COMMON = 160, 4, 3
 DESKS = ("legal", "medical", "news", "code")
 JOBS = ("summary", "entities", "topics", "answers", "style", "titles")
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
@@ -33,7 +33,7 @@ def updates(desk: int, job: int) -> dict[str, LayerUpdate]:
         left, right = (torch.linalg.qr(draw(common + s, SIDE, COMMON))[0] for s in (0, 1))
         up = draw(common + 2, COMMON, RANK) + own * draw(single, COMMON, RANK)
         down = draw(common + 3, RANK, COMMON) + own * draw(single + 1, RANK, COMMON)
-        rest = 0.15 * own
+        rest = 0.015 * own
         found[module] = LayerUpdate(
             left @ up + rest * draw(single + 2, SIDE, RANK),
             down @ right.mT + rest * draw(single + 3, RANK, SIDE),
@@ -56,7 +56,7 @@ def adapters() -> list[Adapter]:
 
 def main(folder: Path) -> None:
     made = adapters()
-    share = Share.from_adapters(made[:9], k=20)
+    share = Share.from_adapters(made[:9], k=16)
     share.save(folder / "desks.share")
     for at in range(9, len(made), 5):
         share = share.merge(made[at : at + 5])

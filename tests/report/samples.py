@@ -101,7 +101,7 @@ def facts(*tasks: TaskFacts, cosine: float = 0.5, overlap: float = 0.5, **more: 
         "file_bytes": FileBytes(40, 10, 5, 5, 5, 0, 100),
         "versions": (version(1, {}), version(2, {t.name: t.fidelity.bound for t in tasks})),
         "study": Study(tuple(t.name for t in tasks), cosines, overlaps, {"m": (0.6, 0.9)}),
-        "relations": relations(cosines),
+        "relations": relations(overlaps),
         **more,
     }
     return Facts(**fields)

@@ -15,7 +15,8 @@ from builders import MODULE, adapter, build, relatives, update
 from golden.make_store_v1 import PATH as GOLDEN
 from report.parsing import Page
 from report.samples import HOSTILE, MODULES, facts, made, store, task, two_steps
-from sharespace.report import read_facts, render
+from sharespace.report import Facts, read_facts, render
+from sharespace.report.facts import FileBytes
 from sharespace.report.html import dotted, escape, tag
 from sharespace.store import checkout, prune, remove
 from sharespace.subspace.adapter import BaseModel
@@ -37,7 +38,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_has_all_sections_and_links_that_lead_somewhere(plain: Path) -> None:
     found = page(plain)
-    wanted = {"warnings", "tasks", "layers", "similarity", "variance", "sizes", "ledger"}
+    wanted = {"warnings", "tasks", "layers", "families", "variance", "sizes", "ledger", "notes"}
     assert wanted <= found.ids
     assert "scores" not in found.ids
     targets = [href for href in found.attributes("href") if href.startswith("#")]
@@ -142,7 +143,7 @@ def test_stores_of_every_kind_render(tmp_path: Path) -> None:
     assert "without any update" in page(zero).text
     base = BaseModel("a/model")
     apart = [adapter(n, {f"{n}.q": update(6, 5, 2, i)}, base=base) for i, n in enumerate("abc")]
-    assert "no groups" in page(store(tmp_path / "apart", build(apart, k=2))).text
+    assert "There are no families" in page(store(tmp_path / "apart", build(apart, k=2))).text
 
 
 def test_a_pruned_history_is_said(tmp_path: Path) -> None:
@@ -283,3 +284,54 @@ def test_out_of_core_layers_and_contributions_are_said() -> None:
     assert "3 contributions of workers came in" in Page(render(found)).text
     for word in ("out of core", "contribution"):
         assert word not in Page(render(plainly)).text
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "words"),
+    [
+        (facts(), "worth it", "It takes 65 % of the adapters' bytes (65 B instead of 100 B)"),
+        (facts(task("gone", error=1.0, bound=1.0)), "not worth it", "nothing is left of 1 of 1"),
+        (
+            facts(task("a", bound=0.4), task("b", place=2), task("c", place=3)),
+            "marginal",
+            "1 of 3 tasks may have lost 30 % or more",
+        ),
+        (
+            facts(file_bytes=FileBytes(90, 60, 5, 5, 5, 0, 100)),
+            "not worth it",
+            "no smaller than the adapters of its 2 tasks: 1.6 times their bytes",
+        ),
+    ],
+)
+def test_a_verdict_stands_on_top(found: Facts, verdict: str, words: str) -> None:
+    drawn = Page(render(found))
+    assert f"verdict {verdict.replace(' ', '-')}" in drawn.attributes("class")
+    assert f"{verdict.capitalize()}. " in drawn.text
+    assert words in drawn.text
+
+
+def test_charts_come_before_tables() -> None:
+    elements = Page(render(facts())).elements
+    names = [name for name, attrs in elements if name == "table" or attrs.get("role") == "img"]
+    assert names[:3] == ["svg", "svg", "table"]
+
+
+def test_of_many_tasks_the_worst_twenty_are_shown_first() -> None:
+    few, many = (
+        render(facts(*(task(f"t{i:03d}", bound=i / 1000, place=i + 1) for i in range(n))))
+        for n in (20, 60)
+    )
+    assert Page(few).attributes("data-shown") == []
+    assert Page(many).attributes("data-shown") == ["20"]
+    # Scripts hide rows; without them all are there, the worst first.
+    rows = re.findall(r'<tr><th scope="row">(t\d+)</th>', many)
+    assert rows == [f"t{i:03d}" for i in reversed(range(60))]
+
+
+def test_relatives_by_chance_are_not_named() -> None:
+    apart, near = (Page(render(facts(overlap=o, cosine=0.01))).text for o in (0.03, 0.4))
+    assert "rte (0.40)" in near
+    assert "(0.03)" not in apart
+    assert "There are no families" in apart
+    assert "the cosine of no two updates is beyond ±0.01" in near
+    assert "Family A" in near

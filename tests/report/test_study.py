@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import build, frame, gauss, law, relatives, stored_dense
+from builders import adapter, build, frame, gauss, law, relatives, stored_dense
 from report.samples import MODULES, made
-from sharespace.extras import require
 from sharespace.report.study import classical_scaling, explained_variance, relations, study
+from sharespace.subspace.adapter import LayerUpdate
 from sharespace.subspace.coefficients import Core, PerTask
 from sharespace.subspace.state import ShareModel
 from store.models import model as weird_model
@@ -34,7 +34,9 @@ def dense_overlap(model: ShareModel, one: str, two: str) -> float:
     for module in model.tasks[one].coefficients:
         a, b = (stored_dense(model, n, module) for n in (one, two))
         for x, y in ((a @ a.mT, b @ b.mT), (a.mT @ a, b.mT @ b)):
-            found.append(float((x * y).sum() / (x.norm() * y.norm())))
+            chance = float(x.trace() * y.trace() / (x.norm() * y.norm())) / len(x)
+            cosine = float((x * y).sum() / (x.norm() * y.norm()))
+            found.append(1.0 if one == two else (cosine - chance) / (1 - chance))
     return sum(found) / len(found)
 
 
@@ -108,31 +110,104 @@ def test_explained_variance_of_nothing() -> None:
 
 def block(*sizes: int, inside: float = 0.9) -> torch.Tensor:
     count = sum(sizes)
-    found = torch.zeros(count, count, dtype=torch.float64)
+    overlaps = torch.zeros(count, count, dtype=torch.float64)
     at = 0
     for size in sizes:
-        found[at : at + size, at : at + size] = inside
+        overlaps[at : at + size, at : at + size] = inside
         at += size
-    return found.fill_diagonal_(1)
+    return overlaps.fill_diagonal_(1)
 
 
-def test_groups_are_numbered_by_size_and_stand_together() -> None:
+def test_families_are_numbered_by_size_and_stand_together() -> None:
     mixed = torch.tensor([0, 3, 1, 4, 2, 5])
-    cosines = block(2, 3, 1)[mixed][:, mixed]
-    found = relations(cosines)
+    found = relations(block(2, 3, 1)[mixed][:, mixed])
     expected = {0: 1, 1: 1, 2: 0, 3: 0, 4: 0, 5: None}
-    assert list(found.groups) == [expected[m] for m in mixed.tolist()]
-    row = [found.groups[i] for i in found.order]
-    assert sorted(map(str, row)) == sorted(map(str, found.groups))
+    assert list(found.families) == [expected[m] for m in mixed.tolist()]
+    row = [found.families[i] for i in found.order]
+    assert sorted(map(str, row)) == sorted(map(str, found.families))
     assert sum(a != b for a, b in pairwise(row)) == 2
 
 
+def planted(
+    sizes: tuple[int, ...], alone: int, noise: float, seed: int
+) -> tuple[ShareModel, list[int | None]]:
+    """Tasks of families with six directions a side in common, and of none; by task the family.
+
+    What a task of a family does with the directions is its own, so cosines are near 0. Of an
+    update's energy a side, ``noise`` squared parts to one are in directions of its own.
+    """
+    families = [f for f, size in enumerate(sizes) for _ in range(size)] + [None] * alone
+    adapters = []
+    for task, family in enumerate(families):
+        updates = {}
+        for layer in range(3):
+            own = 1_000_000 * seed + 1000 * task + layer
+            up, down = gauss(own, 64, 4) / 8, gauss(own + 100, 4, 48) / 48**0.5
+            if family is not None:
+                common = 1_000_000 * seed + 500_000 + 1000 * family + layer
+                left, right = frame(64, 6, common), frame(48, 6, common + 100)
+                up = left @ gauss(own + 200, 6, 4) / 6**0.5 + noise * up
+                down = gauss(own + 300, 4, 6) @ right.mT / 6**0.5 + noise * down
+            updates[f"h.{layer}.q"] = LayerUpdate(up.float(), down.float())
+        adapters.append(adapter(f"t{task}", updates))
+    return build(adapters, k=64), families
+
+
+@pytest.mark.parametrize(
+    ("sizes", "alone", "noise"),
+    [
+        ((5, 3, 2), 2, 0.0),
+        ((5, 3, 2), 2, 0.3),
+        ((5, 3, 2), 2, 0.6),
+        ((5, 3, 2), 0, 1.0),
+        ((2, 2), 1, 0.5),
+        ((9, 4), 0, 0.5),
+        ((8,), 0, 0.5),
+        ((), 8, 0.0),
+    ],
+)
+def test_planted_families_are_found(sizes: tuple[int, ...], alone: int, noise: float) -> None:
+    for seed in range(2):
+        model, families = planted(sizes, alone, noise, seed)
+        compared = study(model, list(model.tasks))
+        apart = compared.cosines.clone().fill_diagonal_(0).abs()
+        assert float(apart.max()) < 0.3  # by cosines they could not be told
+        found = relations(compared.overlaps)
+        sets = [
+            {frozenset(t for t, f in enumerate(by_task) if f == n) for n in set(by_task) - {None}}
+            for by_task in (families, found.families)
+        ]
+        assert sets[0] == sets[1]
+        row = [families[i] for i in found.order]
+        changes = sum(a != b for a, b in pairwise(row) if a is not None or b is not None)
+        assert changes <= 2 * len(sizes)
+
+
+def test_families_may_be_tight_and_loose_beside_each_other() -> None:
+    overlaps = block(3, 4, inside=0.2)
+    overlaps[:3, :3] = 0.9
+    overlaps.fill_diagonal_(1)
+    assert relations(overlaps).families == (1, 1, 1, 0, 0, 0, 0)
+
+
 def test_the_tree_has_scipys_distances() -> None:
-    cosines = study(build(relatives(5, noise=0.2), k=6), [f"t{i}" for i in range(5)]).cosines
-    above = torch.triu_indices(5, 5, 1)
-    hierarchy = require("scipy.cluster.hierarchy", "report")
-    expected = hierarchy.linkage((1 - cosines[above[0], above[1]]).numpy(), "average")
-    assert [j.distance for j in relations(cosines).joins] == pytest.approx(expected[:, 2].tolist())
+    hierarchy = pytest.importorskip("scipy.cluster.hierarchy")
+    model = build(relatives(9, 40, 30, noise=0.2), k=30)
+    overlaps = study(model, [f"t{i}" for i in range(9)]).overlaps
+    above = torch.triu_indices(9, 9, 1)
+    expected = hierarchy.linkage((1 - overlaps[above[0], above[1]]).numpy(), "average")
+    joins = relations(overlaps).joins
+    assert [1 - j.overlap for j in joins] == pytest.approx(expected[:, 2].tolist())
+    assert [{j.first, j.second} for j in joins] == [{int(a), int(b)} for a, b, *_ in expected]
+
+
+def test_random_updates_overlap_by_nothing_on_average() -> None:
+    """In a space that is small beside the rank, where two always have directions in common."""
+    overlaps = study(
+        build([made(f"t{i}", i) for i in range(12)], k=24), [f"t{i}" for i in range(12)]
+    )
+    apart = overlaps.overlaps[~torch.eye(12, dtype=torch.bool)]
+    assert abs(float(apart.mean())) < 0.03
 
 
 @given(st.integers(0, 1000), st.integers(2, 7))

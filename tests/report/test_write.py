@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from report.samples import two_steps
-from sharespace.errors import MissingExtraError, OptionError, StoreNotFoundError
+from sharespace.errors import OptionError, StoreNotFoundError
 from sharespace.report import write_report
 from sharespace.store import verify
 
@@ -102,13 +102,10 @@ def test_no_store(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_extra_it_says_what_to_install(
-    share: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.cluster.hierarchy", None)
-    with pytest.raises(MissingExtraError, match=r"sharespace\[report\]"):
-        write_report(share, tmp_path / "r.html")
-    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+def test_it_needs_no_extra(share: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("scipy", "scipy.cluster.hierarchy", "matplotlib", "peft", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert write_report(share, tmp_path / "r.html").bytes > 1000
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from sharespace.report.html import (
     Figure,
     Html,
     TableCell,
+    details,
     figure,
     join,
     read,
@@ -89,14 +90,21 @@ def sizes(facts: Facts) -> Html:
             "Every byte of this version's files. The adapters count with their tensors alone, so "
             "the comparison is not in favour of the Share model.",
         ),
-        figure(_bar_legend(facts.file_bytes), _bars(facts.file_bytes)),
-        table(
-            "Bytes by part",
-            ("part", "bytes", "share", "what it is"),
-            _rows(facts.file_bytes),
-            False,
+        tag(
+            "div",
+            figure(_bar_legend(facts.file_bytes), _bars(facts.file_bytes)),
+            _growth(facts),
+            class_="charts",
         ),
-        _growth(facts),
+        details(
+            "Bytes by part",
+            table(
+                "Bytes by part",
+                ("part", "bytes", "share", "what it is"),
+                _rows(facts.file_bytes),
+                False,
+            ),
+        ),
     )
 
 

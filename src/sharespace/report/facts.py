@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from sharespace.errors import CorruptStoreError, OptionError
-from sharespace.extras import require
 from sharespace.report.study import Relations, Study, relations, study
 from sharespace.store import Checkout, Operation, checkout, history, known_starts
 from sharespace.store.schema import Content
@@ -192,10 +191,7 @@ def read_facts(path: str | os.PathLike[str], version: int | None = None) -> Fact
 
     Raises:
         StoreNotFoundError, CorruptStoreError, SchemaVersionError: see ``sharespace.errors``.
-        MissingExtraError: scipy is not installed.
     """
-    # A missing one is told before the work, not after it.
-    require("scipy.cluster.hierarchy", "report")
     root = Path(path).absolute()
     opened = checkout(root, version)
     content = opened.manifest.content
@@ -217,7 +213,7 @@ def read_facts(path: str | os.PathLike[str], version: int | None = None) -> Fact
         file_bytes=_file_bytes(root, opened, versions, storage),
         versions=versions,
         study=compared_tasks,
-        relations=relations(compared_tasks.cosines),
+        relations=relations(compared_tasks.overlaps),
         scores=stored_scores(root, content),
         contributions=len(opened.manifest.contributions),
         left_out=len(names) - len(compared),

@@ -112,7 +112,11 @@ class Note:
 
 
 def table(
-    caption: str, heads: Sequence[str], rows: Sequence[Sequence[TableCell]], sortable: bool = True
+    caption: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[TableCell]],
+    sortable: bool = True,
+    shown: int | None = None,
 ) -> Html:
     """A table whose first column names the row.
 
@@ -121,6 +125,7 @@ def table(
         heads: of the columns; those of figures are flush right.
         rows: as long as the heads.
         sortable: False where the order says something.
+        shown: rows before all are asked for; without scripts, and on paper, all are there.
     """
     # All rows are alike, so the first one says which columns are figures.
     flush = [isinstance(cell, Figure) for cell in rows[0]] if rows else [False] * len(heads)
@@ -135,6 +140,7 @@ def table(
         tag("thead", tag("tr", head)),
         tag("tbody", body),
         class_="sortable" if sortable else None,
+        data_shown=None if shown is None or len(rows) <= shown else str(shown),
     )
     return scrolling(caption, whole)
 

@@ -10,6 +10,39 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.addEventListener("click", () => sort(table, heads, column));
   });
 }
+const limits = new Map();
+for (const table of document.querySelectorAll("table[data-shown]")) {
+  const most = Number(table.dataset.shown), rows = () => [...table.tBodies[0].rows];
+  const controls = document.createElement("div"), filter = document.createElement("input");
+  const button = document.createElement("button"), said = document.createElement("span");
+  let all = false;
+  controls.className = "controls";
+  filter.type = "search";
+  filter.placeholder = "Filter the rows";
+  filter.setAttribute("aria-label", `Filter: ${table.caption.textContent}`);
+  button.type = "button";
+  said.setAttribute("aria-live", "polite");
+  const apply = () => {
+    const wanted = filter.value.trim().toLowerCase();
+    let matching = 0, visible = 0;
+    for (const row of rows()) {
+      const matches = row.textContent.toLowerCase().includes(wanted);
+      matching += matches;
+      row.hidden = !matches || (!all && visible >= most);
+      visible += !row.hidden;
+    }
+    button.textContent = all ? `Show the first ${most}` : `Show all ${matching}`;
+    button.hidden = matching <= most;
+    table.parentElement.classList.toggle("whole", visible <= most);
+    said.textContent = `${visible} of ${rows().length} rows`;
+  };
+  filter.addEventListener("input", apply);
+  button.addEventListener("click", () => { all = !all; apply(); });
+  controls.append(filter, button, said);
+  table.parentElement.before(controls);
+  limits.set(table, apply);
+  apply();
+}
 function sort(table, heads, column) {
   const down = heads[column].getAttribute("aria-sort") === "ascending";
   heads.forEach(head => head.removeAttribute("aria-sort"));
@@ -24,6 +57,7 @@ function sort(table, heads, column) {
   const rows = [...body.rows].map(row => [key(row), row]);
   rows.sort((a, b) => (down ? -1 : 1) * order(a[0], b[0]));
   body.append(...rows.map(pair => pair[1]));
+  if (limits.has(table)) limits.get(table)();
 }
 for (const map of document.querySelectorAll("svg.heat")) {
   const said = map.closest("figure").querySelector(".readout");

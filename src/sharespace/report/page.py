@@ -9,6 +9,7 @@ import base64
 import hashlib
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,22 +19,27 @@ from sharespace.files import refuse_in_store, write_file
 from sharespace.report.byte_sizes import sizes
 from sharespace.report.facts import Facts, read_facts
 from sharespace.report.html import Html, join, section, span, tag
-from sharespace.report.task_map import similarity, variance
+from sharespace.report.task_map import families, variance
 from sharespace.report.task_table import layers, tasks
 from sharespace.report.versions import ledger, scores
 from sharespace.report.warnings import Notice, notices
+from sharespace.subspace.plan import judge_stored
 from sharespace.words import count, human, percent
 
 _LINKS = {
     "warnings": "Warnings",
-    "tasks": "Tasks",
-    "layers": "Layers",
-    "similarity": "Similarity",
-    "variance": "Explained variance",
     "sizes": "Sizes",
+    "tasks": "Tasks",
+    "families": "Families",
+    "layers": "Layers",
+    "variance": "Explained variance",
     "ledger": "Ledger",
     "scores": "Scores",
+    "notes": "Notes",
 }
+
+_MARKS = {"worth it": "✓", "marginal": "~", "not worth it": "✗"}
+"""A verdict is known without its colour, too."""
 
 _DOCTYPE = "<!doctype html>\n"
 
@@ -46,21 +52,23 @@ _MARK_WITHIN = 4096
 
 def render(facts: Facts) -> str:
     """The report as one HTML document; the same facts give the same text."""
-    sections = [
-        warnings(notices(facts)),
-        tasks(facts),
-        layers(facts),
-        similarity(facts),
-        variance(facts),
-        sizes(facts),
-        ledger(facts),
-        scores(facts),
-    ]
+    given = notices(facts)
+    sections = {
+        "warnings": warnings(given),
+        "sizes": sizes(facts),
+        "tasks": tasks(facts),
+        "families": families(facts),
+        "layers": layers(facts),
+        "variance": variance(facts),
+        "ledger": ledger(facts),
+        "scores": scores(facts),
+        "notes": notes(given),
+    }
     body = tag(
         "body",
         header(facts),
-        _links(facts),
-        tag("main", sections),
+        _links([name for name, part in sections.items() if part]),
+        tag("main", list(sections.values())),
         _footer(),
         tag("script", Html(_resource("page.js"))),
     )
@@ -95,9 +103,8 @@ def _resource(name: str) -> str:
     return files("sharespace.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _links(facts: Facts) -> Html:
-    shown = {k: v for k, v in _LINKS.items() if k != "scores" or facts.scores is not None}
-    links = [tag("a", text, href=f"#{name}") for name, text in shown.items()]
+def _links(there: Sequence[str]) -> Html:
+    links = [tag("a", _LINKS[name], href=f"#{name}") for name in there]
     return tag("nav", join(links), aria_label="Sections")
 
 
@@ -144,7 +151,6 @@ def write_report(
         OptionError: there is something else than a report at ``out``, or a report that is not to
             be overwritten; it lies in a Share model; or it cannot be written.
         StoreNotFoundError, CorruptStoreError, SchemaVersionError: see ``sharespace.errors``.
-        MissingExtraError: scipy is not installed (extra ``report``).
     """
     target = Path(out)
     try:
@@ -206,6 +212,7 @@ def header(facts: Facts) -> Html:
         tag("p", "Share model", class_="kicker"),
         tag("h1", facts.name),
         tag("p", "of ", base, f" — {made}", class_="made"),
+        verdict(facts),
         tag("dl", tiles, class_="tiles"),
     )
 
@@ -231,11 +238,30 @@ def _largest(facts: Facts) -> float:
     return max((t.fidelity.bound for t in facts.tasks), default=0.0)
 
 
-def warnings(given: tuple[Notice, ...]) -> Html:
-    """All notices, each with what to do."""
-    if not given:
-        return section("warnings", "Warnings", tag("p", "None: nothing here needs attention."))
-    return section("warnings", "Warnings", tag("ul", [_notice(n) for n in given], class_="notices"))
+def warnings(given: tuple[Notice, ...]) -> Html | str:
+    """What needs attention, each with what to do; nothing where all is well."""
+    serious = [_notice(n) for n in given if n.level == "serious"]
+    if not serious:
+        return ""
+    return section("warnings", "Warnings", tag("ul", serious, class_="notices"))
+
+
+def notes(given: tuple[Notice, ...]) -> Html | str:
+    """What is good to know, each with what to do."""
+    quiet = [_notice(n) for n in given if n.level != "serious"]
+    return section("notes", "Notes", tag("ul", quiet, class_="notices")) if quiet else ""
+
+
+def verdict(facts: Facts) -> Html:
+    """Whether it is worth it, in one sentence and a colour."""
+    sizes, kept = facts.file_bytes, {t.name: t.fidelity for t in facts.tasks}
+    judged = judge_stored(sizes.total, sizes.adapters, kept)
+    mark = tag("span", _MARKS[judged.verdict], class_="mark", aria_hidden="true")
+    reason = f"{judged.reason[0].upper()}{judged.reason[1:]}."
+    style = f"verdict {judged.verdict.replace(' ', '-')}"
+    return tag(
+        "div", mark, tag("p", tag("b", f"{judged.verdict.capitalize()}. "), reason), class_=style
+    )
 
 
 def _notice(notice: Notice) -> Html:

@@ -1,30 +1,29 @@
 """What the tasks' updates say of each other: how alike they are, and what few directions explain.
 
 ``study`` makes one pass over the layers; the cores of one layer are in memory at a time.
-``relations`` then puts the tasks into a tree, an order, groups and a map. At the end are the names
-of layers: those that do the same job at different depths belong together.
+``relations`` then puts the tasks into a tree, an order, families and a map. At the end are the
+names of layers: those that do the same job at different depths belong together.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sharespace.extras import require
 from sharespace.subspace.basis_method import dense_cores
 from sharespace.subspace.coefficients import Coefficients
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.state import ShareModel
 
-ALIKE = 0.5
-"""Mean cosine from which on tasks are called a group."""
+FAMILY_OVERLAP = 0.05
+"""Overlap of directions beyond chance from which on two tasks can be called relatives."""
 
-_ORDERED = 200
-"""Tasks up to which neighbours in the tree are put in the best order; it takes T^3 steps."""
+_MOST_CHANCE = 0.9
+"""Overlap of chance from which on a layer says nothing: the updates fill its space."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +36,8 @@ class Study:
     """float64 [tasks, tasks]: mean over the layers that two tasks have in common of the cosine of
     their updates, each layer counting alike; NaN where there is no such layer."""
     overlaps: Tensor
-    """float64 [tasks, tasks]: likewise of how far two updates use the same directions, 0 to 1."""
+    """float64 [tasks, tasks]: likewise of how far two updates use the same directions: 1 the same,
+    0 no more than updates of random directions do."""
     explained: dict[str, tuple[float, ...]]
     """Module -> for k = 1, 2, ... the part of the tasks' weighed energy in the best k directions
     a side; a module without a subspace has none."""
@@ -129,18 +129,33 @@ def overlaps(values: Sequence[Coefficients], cores: Tensor, layer: LayerSubspace
     A side's is the cosine of dW_i dW_i^T and dW_j dW_j^T (uncentred linear CKA, arXiv 1905.00414):
     1 for the same directions in the same measure, 0 where the updates' column spaces are
     orthogonal. Unlike the cosine of the updates it does not ask what is done with the directions.
+    Random directions are not orthogonal in a space of n dimensions: what they would have on
+    average, sqrt(rho_i rho_j) / n with rho = |dW|^4 / |dW dW^T|^2 directions in use, is taken off
+    and the rest put on a scale to 1, as Cohen's kappa does.
     """
-    left = cosines(_aligned(values, cores, layer.left_basis.double(), flipped=False))
-    right = cosines(_aligned(values, cores.mT, layer.right_basis.double(), flipped=True))
-    return (left + right) / 2
+    left = _beyond_chance(*_aligned(values, cores, layer.left_basis.double(), flipped=False))
+    right = _beyond_chance(*_aligned(values, cores.mT, layer.right_basis.double(), flipped=True))
+    # A side that says nothing, as that of a head of few classes, leaves the word to the other.
+    return torch.stack((left, right)).nanmean(0)
+
+
+def _beyond_chance(products: Tensor, energies: Tensor, size: int) -> Tensor:
+    """Cosines of Gram matrices less those of random directions in ``size`` dimensions."""
+    # The square root of rho.
+    used = energies / products.diagonal().clamp_min(0).sqrt()
+    chance = used[:, None] * used / size
+    adjusted = (cosines(products) - chance) / (1 - chance)
+    adjusted = torch.where(chance < _MOST_CHANCE, adjusted, torch.nan)
+    # A task has the directions of itself, however many they are.
+    return torch.where(torch.eye(len(used), dtype=torch.bool), cosines(products), adjusted)
 
 
 def _aligned(
     values: Sequence[Coefficients], cores: Tensor, basis: Tensor, *, flipped: bool
-) -> Tensor:
-    """|dW_i^T dW_j|^2; flipped: |dW_i dW_j^T|^2."""
+) -> tuple[Tensor, Tensor, int]:
+    """|dW_i^T dW_j|^2 (flipped: |dW_i dW_j^T|^2), |dW_i|^2, and the length of the directions."""
     grams = (cores @ cores.mT).flatten(1)
-    products = grams @ grams.mT
+    products, energies = grams @ grams.mT, cores.square().sum((1, 2))
     per_task = {i: _frame(v, flipped) for i, v in enumerate(values) if not v.is_shared}
     for i, first in per_task.items():
         seen = basis.mT @ first
@@ -148,7 +163,8 @@ def _aligned(
         for j, second in per_task.items():
             row[j] = (second.mT @ first).square().sum()
         products[i], products[:, i] = row, row
-    return products
+        energies[i] = first.square().sum()
+    return products, energies, len(basis)
 
 
 def _frame(value: Coefficients, flipped: bool) -> Tensor:
@@ -198,79 +214,123 @@ class Join:
     first: int
     """Number of a task (0 to T - 1), or T + the number of an earlier join."""
     second: int
-    distance: float
-    """1 - mean cosine between the tasks of one branch and those of the other."""
+    overlap: float
+    """Mean overlap between the tasks of one branch and those of the other."""
 
 
 @dataclass(frozen=True, eq=False)
 class Relations:
-    """What is drawn of the tasks' cosines."""
+    """What is drawn of the overlaps of tasks."""
 
     order: tuple[int, ...]
     """The tasks so that relatives are neighbours."""
     joins: tuple[Join, ...]
     """Average linkage; T - 1, nearest first."""
-    groups: tuple[int | None, ...]
-    """By task: number of its group, the largest first; None: it has none."""
+    families: tuple[int | None, ...]
+    """By task: number of its family, the largest first; None: it has none."""
     points: tuple[tuple[float, float], ...]
-    """By task: place on the map (classical scaling of the cosines)."""
+    """By task: place on the map (classical scaling of the overlaps)."""
     shown: float
     """Part of the spread of the tasks that the map's two axes show, 0 to 1."""
 
 
-def relations(cosines: Tensor) -> Relations:
-    """Compare tasks; those that have no layer in common count as unrelated (cosine 0).
+def relations(overlaps: Tensor) -> Relations:
+    """Compare tasks; those that have no layer in common count as unrelated (overlap 0).
 
     Args:
-        cosines: float64 [T, T], symmetric; NaN: not comparable.
-
-    Raises:
-        MissingExtraError: scipy is not installed.
+        overlaps: float64 [T, T], symmetric, adjusted for chance; NaN: not comparable.
     """
-    known = cosines.nan_to_num(0).clone()
+    known = overlaps.nan_to_num(0).clone()
     known.fill_diagonal_(1)
     points, shown = classical_scaling(known)
-    if len(known) < 2:
-        return Relations(tuple(range(len(known))), (), (None,) * len(known), points, shown)
-    hierarchy = require("scipy.cluster.hierarchy", "report")
-    tree = _tree(hierarchy, known)
-    # Averages of distances that are 0 may be negative by rounding.
-    joins = tuple(Join(int(a), int(b), max(float(d), 0.0)) for a, b, d, _ in tree)
-    order = tuple(int(i) for i in hierarchy.leaves_list(tree))
-    groups = hierarchy.fcluster(tree, 1 - ALIKE, criterion="distance")
-    return Relations(order, joins, _numbered(groups.tolist(), order), points, shown)
+    joins = average_linkage(known)
+    order = _leaf_order(joins, known)
+    return Relations(order, joins, _families(joins, order), points, shown)
 
 
-def _tree(hierarchy: Any, cosines: Tensor) -> Any:
-    count = len(cosines)
-    # scipy takes the triangle above the diagonal, row by row.
-    above = torch.triu_indices(count, count, 1)
-    distances = (1 - cosines[above[0], above[1]]).clamp(0, 2).numpy()
-    return hierarchy.linkage(distances, "average", optimal_ordering=count <= _ORDERED)
+def average_linkage(overlaps: Tensor) -> tuple[Join, ...]:
+    """Join the two branches with the largest mean overlap until there is one (UPGMA).
+
+    Sokal & Michener, "A statistical method for evaluating systematic relationships", University of
+    Kansas Science Bulletin 38 (1958). It takes T^3 steps, all but T of them inside of torch.
+    """
+    count = len(overlaps)
+    mean = overlaps.clone().fill_diagonal_(-torch.inf)
+    branches, sizes = list(range(count)), [1] * count
+    joins = []
+    for step in range(count - 1):
+        i, j = divmod(int(mean.argmax()), count)
+        joins.append(Join(branches[i], branches[j], float(mean[i, j])))
+        row = (sizes[i] * mean[i] + sizes[j] * mean[j]) / (sizes[i] + sizes[j])
+        mean[i], mean[:, i] = row, row
+        mean[j], mean[:, j] = -torch.inf, -torch.inf
+        mean[i, i] = -torch.inf
+        branches[i], sizes[i] = count + step, sizes[i] + sizes[j]
+    return tuple(joins)
 
 
-def _numbered(groups: Sequence[int], order: Sequence[int]) -> tuple[int | None, ...]:
-    """Number the groups of at least two by their size, then by where they stand."""
-    sizes = {group: groups.count(group) for group in dict.fromkeys(groups[i] for i in order)}
-    largest = sorted((g for g in sizes if sizes[g] > 1), key=lambda g: -sizes[g])
-    numbers = {group: number for number, group in enumerate(largest)}
-    return tuple(numbers.get(group) for group in groups)
+def _leaf_order(joins: Sequence[Join], overlaps: Tensor) -> tuple[int, ...]:
+    """The leaves of the tree; each join turns its branches so that the nearest ends meet."""
+    count = len(overlaps)
+    leaves: list[list[int]] = [[task] for task in range(count)]
+    for join in joins:
+        one, two = leaves[join.first], leaves[join.second]
+        turns = [(a, b) for a in (one, one[::-1]) for b in (two, two[::-1])]
+        left, right = max(turns, key=lambda turn: float(overlaps[turn[0][-1], turn[1][0]]))
+        leaves.append(left + right)
+    return tuple(leaves[-1]) if leaves else ()
 
 
-def classical_scaling(cosines: Tensor) -> tuple[tuple[tuple[float, float], ...], float]:
-    """Points whose squared distances are as near to 2 (1 - cosine) as two axes allow.
+def _families(joins: Sequence[Join], order: Sequence[int]) -> tuple[int | None, ...]:
+    """The branches that stand out most from the branch that they are part of.
+
+    A branch counts by its tasks times the logarithm of how much larger the overlap inside is than
+    that with its neighbours, and the branches are chosen whose sum is largest: the excess of mass
+    of Campello, Moulavi & Sander, "Density-Based Clustering Based on Hierarchical Density
+    Estimates", PAKDD 2013. Families may so be tight or loose beside each other, and no threshold
+    parts them; only what is below ``FAMILY_OVERLAP`` counts as nothing.
+    """
+    count = len(order)
+    parents = {child: at for at, j in enumerate(joins) for child in (j.first, j.second)}
+    members: list[list[int]] = [[task] for task in range(count)]
+    mass = [0.0] * count
+    families: list[list[list[int]]] = [[] for _ in range(count)]
+    for at, join in enumerate(joins):
+        tasks = members[join.first] + members[join.second]
+        members.append(tasks)
+        around = joins[parents[count + at]].overlap if count + at in parents else 0.0
+        level, outer = (max(value, FAMILY_OVERLAP) for value in (join.overlap, around))
+        own = len(tasks) * math.log(level / outer)
+        parts = mass[join.first] + mass[join.second]
+        # Of a branch and its parts that say as much the branch is taken: the fewer families.
+        whole = own > 0 and own >= parts
+        mass.append(own if whole else parts)
+        families.append([tasks] if whole else families[join.first] + families[join.second])
+    return _numbered(families[-1] if families else [], order)
+
+
+def _numbered(families: Sequence[Sequence[int]], order: Sequence[int]) -> tuple[int | None, ...]:
+    """By task: the number of its family; the largest first, then by where they stand."""
+    place = {task: at for at, task in enumerate(order)}
+    ranked = sorted(families, key=lambda tasks: (-len(tasks), min(place[t] for t in tasks)))
+    numbers = {task: number for number, tasks in enumerate(ranked) for task in tasks}
+    return tuple(numbers.get(task) for task in range(len(order)))
+
+
+def classical_scaling(overlaps: Tensor) -> tuple[tuple[tuple[float, float], ...], float]:
+    """Points whose squared distances are as near to 2 (1 - overlap) as two axes allow.
 
     Torgerson, "Multidimensional scaling: I. Theory and method", Psychometrika 17 (1952).
 
     Returns:
         The points, and the part of the spread that they show.
     """
-    count = len(cosines)
+    count = len(overlaps)
     if count < 2:
         return ((0.0, 0.0),) * count, 1.0
-    centred = cosines - cosines.mean(0) - cosines.mean(1)[:, None] + cosines.mean()
+    centred = overlaps - overlaps.mean(0) - overlaps.mean(1)[:, None] + overlaps.mean()
     values, vectors = torch.linalg.eigh(centred)
-    # A sum of cosines over layers that not all tasks have may have negative parts.
+    # A mean over layers that not all tasks have may have negative parts.
     spread = values.clamp_min(0).flip(0)
     places = vectors.flip(1)[:, :2] * spread[:2].sqrt()
     # An eigenvector has no sign of its own: the largest entry of each axis is made positive, so

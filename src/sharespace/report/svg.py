@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sharespace.report.html import Html, letters, number, short, tag
@@ -40,6 +40,9 @@ _MAP_WIDTH, _MAP_HEIGHT, _MAP_EDGE = 480, 300, 22
 _LONGEST_POINT_NAME = 22
 """Letters of a name in the map of tasks."""
 
+_MOST_NAMED_POINTS = 60
+"""Dots up to which each has its name where there is room; of more only families have."""
+
 _SIGNS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
     "M-4-4h8v8h-8z",
@@ -50,7 +53,9 @@ _SIGNS = (
     "M-4.5-5v10L5 0z",
     "M4.5-5v10L-5 0z",
 )
-"""A group of tasks is known by its sign, too."""
+"""A family of tasks is known by its sign, too."""
+
+_NO_SIGN = "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z"
 
 HeatValue = float | None
 """The value of a cell; None: it is left blank."""
@@ -264,7 +269,8 @@ def heat_map(
         height=top + down + 2,
         viewBox=f"0 0 {number(total)} {number(top + down + 2)}",
         role="img",
-        class_="heat",
+        # Without names nothing is lost when it shrinks to the width of a phone.
+        class_="heat" if named else "heat fit",
         data_box=" ".join(map(number, (left, top, across, down))),
         data_rows=json.dumps([visible(r) for r in heat.rows]),
         data_columns=json.dumps([visible(c) for c in heat.columns]),
@@ -343,12 +349,12 @@ def task_map(names: Sequence[str], relations: Relations) -> Html:
     spots = _spots(relations.points)
     dots = [
         _dot(name, spot, group)
-        for name, spot, group in zip(names, spots, relations.groups, strict=True)
+        for name, spot, group in zip(names, spots, relations.families, strict=True)
     ]
-    written = list(_labels(names, spots))
+    written = list(_labels(_texts(names, spots, relations.families), spots))
     return tag(
         "svg",
-        tag("title", f"Map of {len(names)} tasks by the cosines of their updates."),
+        tag("title", f"Map of {len(names)} tasks by the overlaps of their directions."),
         dots,
         written,
         viewBox=f"0 0 {_MAP_WIDTH} {_MAP_HEIGHT}",
@@ -371,23 +377,74 @@ def _spots(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     ]
 
 
-def _dot(name: str, spot: tuple[float, float], group: int | None) -> Html:
-    known = group is not None and group < len(_SIGNS)
-    sign = _SIGNS[group] if group is not None and known else "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z"
+def _dot(name: str, spot: tuple[float, float], family: int | None) -> Html:
     at = f"translate({number(spot[0])} {number(spot[1])})"
-    style = f"sign s{group}" if known else "sign none"
-    return tag("path", tag("title", name), d=sign, transform=at, class_=style)
+    outline, style = _sign(family)
+    return tag("path", tag("title", name), d=outline, transform=at, class_=style)
 
 
-def _labels(names: Sequence[str], spots: Sequence[tuple[float, float]]) -> Iterator[Html]:
+def _sign(family: int | None) -> tuple[str, str]:
+    """Outline and class of a dot; more families than signs have none."""
+    if family is None or family >= len(_SIGNS):
+        return _NO_SIGN, "sign none"
+    return _SIGNS[family], f"sign s{family}"
+
+
+def family_sign(family: int | None) -> Html:
+    """The sign of a family, for a line of text."""
+    outline, style = _sign(family)
+    drawn = tag("path", d=outline, transform="translate(7 7)", class_=style)
+    return tag("svg", drawn, width=14, height=14, class_="inline", aria_hidden="true")
+
+
+def family_name(family: int) -> str:
+    """A to Z, then A2 and so on."""
+    letter, turn = chr(ord("A") + family % 26), family // 26
+    return f"Family {letter}{turn + 1 if turn else ''}"
+
+
+def gauge(value: float, style: str) -> Html:
+    """A bar from 0 to 1 that fills its cell of a table, whatever its width."""
+    drawn = tag("rect", width=100 * min(max(value, 0.0), 1.0), height=6, class_=style)
+    return tag(
+        "svg",
+        tag("rect", width=100, height=6, class_="rail"),
+        drawn,
+        viewBox="0 0 100 6",
+        preserveAspectRatio="none",
+        class_="gauge",
+        aria_hidden="true",
+    )
+
+
+def _texts(
+    names: Sequence[str],
+    spots: Sequence[tuple[float, float]],
+    families: Sequence[int | None],
+) -> dict[int, str]:
+    """Dot -> what is written beside it: its name, or of many dots the family at its middle one."""
+    if len(names) <= _MOST_NAMED_POINTS:
+        return {i: short(visible(name), _LONGEST_POINT_NAME) for i, name in enumerate(names)}
+    texts = {}
+    for family in sorted({f for f in families if f is not None and f < len(_SIGNS)}):
+        dots = [i for i, number in enumerate(families) if number == family]
+        middle = [sum(spots[i][axis] for i in dots) / len(dots) for axis in (0, 1)]
+        texts[min(dots, key=lambda i: math.dist(spots[i], middle))] = family_name(family)
+    return texts
+
+
+def _labels(texts: Mapping[int, str], spots: Sequence[tuple[float, float]]) -> Iterator[Html]:
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
-    for i, (name, (x, y)) in enumerate(zip(names, spots, strict=True)):
-        text = short(visible(name), _LONGEST_POINT_NAME)
+    for i, text in texts.items():
+        x, y = spots[i]
         wide = letters(text) * LETTER + 2
         for left, top, anchor in _sides(x, y, wide):
             box = (left, top, left + wide, top + 11)
             # A name may touch its own dot, but no other dot and no name.
             obstacles = taken[:i] + taken[i + 1 :]
+            if len(spots) > _MOST_NAMED_POINTS:
+                # The middle of a family has dots all around: only names keep apart there.
+                obstacles = taken[len(spots) :]
             if _inside(box) and not any(_meet(box, obstacle) for obstacle in obstacles):
                 taken.append(box)
                 at = {"start": left + 1, "mid": left + wide / 2, "end": left + wide - 1}[anchor]
@@ -416,16 +473,18 @@ def tree(relations: Relations, width: float, per_row: int = 1) -> Html:
 
     Args:
         relations: of at least two tasks.
-        width: from distance 0 (at the right) to the largest.
+        width: from an overlap of 1 (at the right) to the smallest.
         per_row: leaves in one row of what stands beside it.
     """
     place = {task: (at + 0.5) / per_row for at, task in enumerate(relations.order)}
     count = len(relations.order)
-    farthest = max((join.distance for join in relations.joins), default=0.0) or 1.0
+    # An overlap may be a little above 1 by rounding, and below 0 where chance would give more.
+    farthest = max((1 - join.overlap for join in relations.joins), default=0.0)
+    farthest = max(farthest, 1e-9)
     spots: dict[int, tuple[float, float]] = {i: (width, y) for i, y in place.items()}
     drawn = []
     for at, join in enumerate(relations.joins):
-        across = width * (1 - join.distance / farthest) * 0.98
+        across = width * (1 - max(1 - join.overlap, 0.0) / farthest) * 0.98
         one, two = spots[join.first], spots[join.second]
         drawn.append(_fork(across, one, two))
         spots[count + at] = (across, (one[1] + two[1]) / 2)

@@ -1,5 +1,5 @@
-"""How alike the tasks are (matrices in the order of a tree, and a map), and how many directions
-they need (explained variance against k, by kind of layer).
+"""Which tasks are relatives (a map, families, matrices in the order of a tree), and how many
+directions they need (explained variance against k, by kind of layer).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sharespace.report.html import (
     TableCell,
     details,
     figure,
+    join,
     read,
     readout,
     scrolling,
@@ -27,7 +28,7 @@ from sharespace.report.html import (
     table,
     tag,
 )
-from sharespace.report.study import ALIKE, by_kind, labels
+from sharespace.report.study import by_kind, labels
 from sharespace.report.svg import (
     COSINES,
     NAMED,
@@ -39,6 +40,8 @@ from sharespace.report.svg import (
     Scale,
     Series,
     chart,
+    family_name,
+    family_sign,
     heat_map,
     legend,
     task_map,
@@ -52,6 +55,11 @@ MOST_ROWS = 160
 _TREE_WIDTH = 60
 """Pixels of the tree beside a matrix."""
 
+UNRELATED_COSINE = 0.05
+"""Cosine of two updates up to which there is nothing to draw; the palest step of the matrix."""
+
+_MOST_FAMILIES, _MOST_NAMES = 12, 8
+
 _MOST_LINES = STYLES
 """Kinds of layers that are drawn: one for each style of a line."""
 
@@ -60,49 +68,60 @@ _FRACTIONS = (0.5, 0.9, 0.99)
 _COLUMN_NAMES = ("kind of layer", "layers", *(f"k for {part:.0%}" for part in _FRACTIONS), "kept")
 
 
-def similarity(facts: Facts) -> Html:
-    """The section on similarity: matrices, tree, map and groups."""
+def families(facts: Facts) -> Html:
+    """The section on relatives: a map, the families, matrices in the order of a tree."""
     names = facts.study.names
     if len(names) < 2:
-        return section("similarity", "Similarity", read("It takes two tasks to compare."))
+        return section("families", "Families", read("It takes two tasks to compare."))
     return section(
-        "similarity",
-        "Similarity of tasks",
+        "families",
+        "Families of tasks",
+        _map(facts),
+        _members(facts),
         read(
-            "Means over the layers that two tasks both adapt, each layer counting alike. Rows and "
-            "columns are in the order of the tree at the left: the further to the right two "
-            "branches meet, the more alike they are.",
+            "Tasks are relatives where their updates use the same directions, whatever they do "
+            "with them: a common subspace lives on that. Overlaps are means over the layers that "
+            "two tasks both adapt: 1 is the same directions, 0 is no more than updates of random "
+            "directions have. A family is a branch of the tree in which tasks overlap much more "
+            "with each other than with all others.",
             _limits(facts),
         ),
-        tag("div", _cosines(facts), _overlaps(facts), class_="pair"),
-        _map(facts),
-        _groups(facts),
-    )
-
-
-def _cosines(facts: Facts) -> Html:
-    text = (
-        "Cosine of the updates: do two tasks change the weights alike? 1 is the same change, 0 is "
-        "unrelated, below 0 they work against each other."
-    )
-    return figure(
-        [COSINES.legend(), tag("p", text)],
-        tag("h3", "The same change"),
-        scrolling("Matrix of cosines", _matrix(facts, facts.study.cosines, COSINES)),
-        readout(),
+        tag("div", _overlaps(facts), _cosines(facts), class_="pair"),
     )
 
 
 def _overlaps(facts: Facts) -> Html:
     text = (
-        "Overlap of the directions: do two tasks use the same ones, whatever they do with them? "
-        "This is what a common subspace lives on. 1 is the same directions, 0 is none in common; "
-        "tasks with a high overlap and a cosine near 0 share the subspace and differ in it."
+        "Rows and columns are in the order of the tree at the left: the further to the right two "
+        "branches meet, the more they overlap."
     )
     return figure(
         [OVERLAPS.legend(), tag("p", text)],
         tag("h3", "The same directions"),
         scrolling("Matrix of overlaps", _matrix(facts, facts.study.overlaps, OVERLAPS)),
+        readout(),
+    )
+
+
+def _cosines(facts: Facts) -> Html:
+    apart = facts.study.cosines.nan_to_num(0).clone().fill_diagonal_(0).abs()
+    largest = float(apart.max())
+    if largest < UNRELATED_COSINE:
+        # A matrix of rounding and chance would only look as if it said something.
+        text = (
+            f"No two tasks change the weights alike: the cosine of no two updates is beyond "
+            f"±{largest:.2f}."
+        )
+        return figure("", read(text))
+    text = (
+        "Cosine of the updates: do two tasks change the weights alike? 1 is the same change, 0 is "
+        "unrelated, below 0 they work against each other. Tasks with a high overlap and a cosine "
+        "near 0 share directions and do different things with them."
+    )
+    return figure(
+        [COSINES.legend(), tag("p", text)],
+        tag("h3", "The same change"),
+        scrolling("Matrix of cosines", _matrix(facts, facts.study.cosines, COSINES)),
         readout(),
     )
 
@@ -154,33 +173,58 @@ def blocks(values: Tensor, each: int) -> list[list[HeatValue]]:
 def _map(facts: Facts) -> Html:
     relations = facts.relations
     caption = (
-        "Each dot is a task; near dots change the weights alike, unrelated ones lie apart. The two "
+        "Each dot is a task; near dots use the same directions, unrelated ones lie apart. The two "
         f"axes show {relations.shown:.0%} of the tasks' spread"
         + (", so take distances with care. " if relations.shown < 0.5 else ". ")
-        + f"Colours and signs are groups: a mean cosine of {ALIKE:g} or more. "
-        "Names that would overlap are left out."
+        + "Colours and signs are families, grey dots are tasks of none."
     )
     return figure(caption, task_map(facts.study.names, relations))
 
 
-def _groups(facts: Facts) -> Html:
-    groups = facts.relations.groups
-    numbers = sorted({n for n in groups if n is not None})
-    if not numbers:
-        text = f"No two tasks have a mean cosine of {ALIKE:g}: there are no groups."
-        return tag("p", text)
-    members = {
-        n: [name for name, g in zip(facts.study.names, groups, strict=True) if g == n]
-        for n in numbers
-    }
-    items = [
-        tag("li", tag("b", f"Group {n + 1}"), f" ({len(names)}): ", ", ".join(names))
-        for n, names in members.items()
+def _members(facts: Facts) -> Html:
+    """The families with their signs, names and how much their tasks overlap."""
+    numbers = facts.relations.families
+    members = [
+        [i for i, number in enumerate(numbers) if number == family]
+        for family in range(1 + max((n for n in numbers if n is not None), default=-1))
     ]
-    alone = sum(group is None for group in groups)
-    title = count(len(numbers), "group")
-    title += f"; {count(alone, 'task')} in none" if alone else " with all tasks"
-    return details(title, tag("ul", items))
+    if not members:
+        return read(
+            "There are no families: no tasks use the same directions to an extent that stands out."
+        )
+    items = [
+        tag(
+            "li",
+            family_sign(number),
+            " ",
+            tag("b", family_name(number)),
+            f": {count(len(tasks), 'task')}, mean overlap {_inside(facts, tasks):.2f}",
+            _names(facts, tasks),
+        )
+        for number, tasks in enumerate(members[:_MOST_FAMILIES])
+    ]
+    further = len(members) - len(items)
+    alone = numbers.count(None)
+    texts = []
+    if further:
+        texts.append(f"{count(further, 'smaller family').replace('familys', 'families')} more.")
+    if alone:
+        texts.append(f"{count(alone, 'task')} in no family.")
+    return join([tag("ul", items, class_="families"), read(" ".join(texts)) if texts else ""])
+
+
+def _names(facts: Facts, tasks: Sequence[int]) -> Html:
+    names = [facts.study.names[i] for i in tasks]
+    if len(names) <= _MOST_NAMES:
+        return tag("p", some(names, _MOST_NAMES))
+    return details(some(names, 4), tag("p", ", ".join(names)))
+
+
+def _inside(facts: Facts, tasks: Sequence[int]) -> float:
+    """Mean overlap of the pairs of a family."""
+    block = facts.study.overlaps[list(tasks)][:, list(tasks)].nan_to_num(0)
+    pairs = len(tasks) * (len(tasks) - 1)
+    return float(block.sum() - block.diagonal().sum()) / pairs
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, median
 
 from sharespace.report.byte_sizes import in_all, storage_map, stored_kinds, tallies
 from sharespace.report.facts import Facts, LayerFacts, TaskFacts
@@ -26,13 +26,32 @@ from sharespace.report.html import (
     table,
     tag,
 )
-from sharespace.report.svg import ERRORS, Heat, HeatValue, heat_map
+from sharespace.report.study import FAMILY_OVERLAP
+from sharespace.report.svg import (
+    ERRORS,
+    Axis,
+    Heat,
+    HeatValue,
+    Series,
+    chart,
+    family_name,
+    family_sign,
+    gauge,
+    heat_map,
+    legend,
+)
 from sharespace.subspace.fidelity import LARGE_BOUND, UpdateTally
-from sharespace.words import count, human, percent, words_of_start
+from sharespace.words import count, human, percent, visible, words_of_start
 
-_HEADS = ("task", "came as", "error", "bound", "worst layer", "p")
+_HEADS = ("task", "family", "error", "bound", "worst layer", "p")
 
-_MORE = ("bytes", "adapter", "most like", "from")
+_MORE = ("bytes", "adapter", "closest relative", "order", "from")
+
+MOST_SHOWN = 20
+"""Rows of the table of tasks before all are asked for."""
+
+_MOST_MARKS = 40
+"""Tasks up to which each has a dot on the lines of errors."""
 
 MOST_ROWS = 150
 """Tasks in the map."""
@@ -56,14 +75,16 @@ def worst_first(facts: Facts) -> list[TaskFacts]:
 
 def tasks(facts: Facts) -> Html:
     """All tasks, the one that may have lost most first."""
-    like = nearest(facts)
+    relatives = nearest(facts)
+    numbers = dict(zip(facts.study.names, facts.relations.families, strict=True))
     per_task = facts.stored.per_task.updates > 0
-    rows = [_row(task, like.get(task.name), per_task) for task in worst_first(facts)]
+    ranked = worst_first(facts)
+    rows = [_row(t, relatives.get(t.name), numbers.get(t.name), per_task) for t in ranked]
     return section(
         "tasks",
         "Tasks",
+        _errors(ranked),
         read(
-            "What is kept of each task, worst first. ",
             "The error is that of the weights, ‖dW − stored‖ / ‖dW‖ over all layers; the bound "
             "holds whatever happened since the task came. ~ marks an estimate. ",
             "Of a task that started from known ones both are relative to what it learned. "
@@ -74,30 +95,64 @@ def tasks(facts: Facts) -> Html:
             else "",
         ),
         table(
-            "Tasks and what is kept of each",
+            "Tasks and what is kept of each, worst first",
             (*_HEADS, *(["per task"] if per_task else []), *_MORE),
             rows,
+            shown=MOST_SHOWN,
         ),
     )
 
 
-def _row(task: TaskFacts, like: tuple[str, float] | None, with_per_task: bool) -> list[TableCell]:
+def _errors(ranked: Sequence[TaskFacts]) -> Html | str:
+    """Errors and bounds of all tasks as lines, each sorted by itself from the worst on."""
+    if len(ranked) < 2:
+        return ""
+    bounds = [task.fidelity.bound for task in ranked]
+    errors = sorted((task.fidelity.relative_error for task in ranked), reverse=True)
+    series = [
+        Series("bound", list(enumerate(bounds, 1)), style=1, marks=len(ranked) <= _MOST_MARKS),
+        Series("error", list(enumerate(errors, 1)), style=0, marks=len(ranked) <= _MOST_MARKS),
+    ]
+    top = max(bounds) or 1.0
+    x = Axis(
+        "tasks, the worst of each line first", len(ranked), lambda v: f"{v:,.0f}", low=1, whole=True
+    )
+    y = Axis("relative error", top * 1.05, percent)
+    large = sum(bound >= LARGE_BOUND for bound in bounds)
+    text = (
+        f"The median bound is {percent(median(bounds))}, the largest {percent(top)}"
+        f" ({visible(ranked[0].name)}); {large} of {count(len(ranked), 'task')} may have lost "
+        f"{percent(LARGE_BOUND)} or more."
+    )
+    return figure([legend(series), tag("p", text)], chart(text, series, x, y))
+
+
+def _row(
+    task: TaskFacts, relative: tuple[str, float] | None, family: int | None, with_per_task: bool
+) -> list[TableCell]:
     """A task's cells, with that of its updates stored per task where any task has some."""
     fidelity, per_task = task.fidelity, task.stored.per_task.updates
-    error = percent(fidelity.relative_error)
+    error, bound = percent(fidelity.relative_error), percent(fidelity.bound)
+    alarm = fidelity.bound >= LARGE_BOUND
+    bar = gauge(fidelity.bound, "s1" if alarm else "s0")
     return [
         task.name,
-        Figure(f"no. {task.place}", task.place),
+        Note("–" if family is None else _family(family), 1e9 if family is None else family),
         Figure(error if fidelity.measured else f"~{error}", fidelity.relative_error),
-        Figure(percent(fidelity.bound), fidelity.bound, alarm=fidelity.bound >= LARGE_BOUND),
+        Figure(join([bound, bar]), fidelity.bound, alarm=alarm),
         Note(*_worst(task)),
         Figure(span(task.p), task.p[1]),
         *([Figure(f"{per_task} of {len(fidelity.layers)}", per_task)] if with_per_task else []),
         Figure(human(task.bytes), task.bytes),
         Figure(human(task.adapter_bytes), task.adapter_bytes),
-        Note(f"{like[0]} ({like[1]:.2f})", like[1]) if like else "–",
+        Note(f"{relative[0]} ({relative[1]:.2f})", relative[1]) if relative else "–",
+        Figure(str(task.place), task.place),
         Note(_origin(task), hint=_digest(task)),
     ]
+
+
+def _family(number: int) -> Html:
+    return join([family_sign(number), " ", family_name(number).removeprefix("Family ")])
 
 
 def _worst(task: TaskFacts) -> tuple[str, float]:
@@ -117,17 +172,17 @@ def _digest(task: TaskFacts) -> str:
 
 
 def nearest(facts: Facts) -> dict[str, tuple[str, float]]:
-    """Task -> the task that is most like it, and their cosine."""
+    """Task -> the task with which it overlaps most, and how far; those without relatives are not
+    in it."""
     names = facts.study.names
     if len(names) < 2:
         return {}
-    cosines = facts.study.cosines.nan_to_num(-2).clone()
-    cosines.fill_diagonal_(-3)
-    values, at = cosines.max(1)
+    overlaps = facts.study.overlaps.nan_to_num(0).clone().fill_diagonal_(0)
+    values, at = overlaps.max(1)
     return {
         name: (names[j], value)
         for name, value, j in zip(names, values.tolist(), at.tolist(), strict=True)
-        if value >= -1
+        if value >= FAMILY_OVERLAP
     }
 
 
@@ -174,7 +229,7 @@ def _group_subspaces(facts: Facts) -> Html | str:
         f"In {len(several):,} of {count(len(facts.layers), 'layer')} groups of tasks have a "
         f"subspace each (up to {max(several)}); k is the sum of their directions, and an update "
         "uses those of its group. They were found by what saves bytes in a layer, and are not "
-        "those under Similarity."
+        "the families above."
     )
 
 

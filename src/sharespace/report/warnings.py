@@ -11,14 +11,13 @@ from typing import Literal
 
 from sharespace.report.facts import Facts
 from sharespace.report.html import some
+from sharespace.report.study import FAMILY_OVERLAP
 from sharespace.subspace.fidelity import ERASED_ERROR, LARGE_BOUND, TaskFidelity
 from sharespace.subspace.state import Task
 from sharespace.words import count, human, percent
 
 Level = Literal["serious", "note"]
 
-ALONE_OVERLAP = 0.05
-"""Largest overlap with any other task below which a task shares nothing."""
 SAME_COSINE = 0.9999
 """Cosine from which on two tasks are one."""
 
@@ -271,16 +270,15 @@ def shares_nothing(facts: Facts) -> Notice | None:
     overlaps = facts.study.overlaps.nan_to_num(0).clone()
     overlaps.fill_diagonal_(0)
     most = overlaps.amax(1).tolist()
-    alone = [n for n, m in zip(facts.study.names, most, strict=True) if m < ALONE_OVERLAP]
+    alone = [n for n, m in zip(facts.study.names, most, strict=True) if m < FAMILY_OVERLAP]
     if not alone:
         return None
     return Notice(
         "alone",
         "note",
         f"{count(len(alone), 'task')} sharing nothing",
-        f"The directions of {some(alone)} overlap by less than {ALONE_OVERLAP:g} "
-        "with those of every other "
-        "task: their updates gain little from a common subspace.",
+        f"The directions of {some(alone)} overlap with those of every other task by less than "
+        f"{FAMILY_OVERLAP:g} beyond chance: their updates gain little from a common subspace.",
         "Expected of adapters that were trained apart. See with sharespace plan what own storage "
         "would cost; new tasks that are learned in the subspace do share (sharespace run).",
     )

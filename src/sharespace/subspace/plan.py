@@ -19,9 +19,19 @@ from sharespace.linalg.allocate import LayerOptions, own_svd_options, split_budg
 from sharespace.linalg.updates import CanonicalUpdates, captured, seen_by, weights
 from sharespace.subspace.adapter import Adapter
 from sharespace.subspace.build_layer import read_updates
-from sharespace.subspace.fidelity import Bytes, Fidelity, fidelity, measure, sizes, tally_storage
+from sharespace.subspace.fidelity import (
+    ERASED_ERROR,
+    LARGE_BOUND,
+    Bytes,
+    Fidelity,
+    TaskFidelity,
+    fidelity,
+    measure,
+    sizes,
+    tally_storage,
+)
 from sharespace.subspace.state import ShareModel
-from sharespace.words import percent
+from sharespace.words import count, human, percent
 
 PlanVerdict = Literal["worth it", "marginal", "not worth it"]
 
@@ -31,6 +41,17 @@ TaskErrors = Mapping[str, float]
 
 _EXACT = 1e-9
 """Squared relative error below which own SVDs are exact but for the rounding of float32 factors."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a Share model that is there is worth it, by its bytes and by what its tasks lost."""
+
+    verdict: PlanVerdict
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.verdict.capitalize()}: {self.reason}."
 
 
 @dataclass(frozen=True)
@@ -126,7 +147,7 @@ def storage(model: ShareModel) -> StorageSummary:
             t.per_task.updates > 0 == t.inside.updates for t in tally.tasks.values()
         ),
         ranks=(min(ranks, default=0), max(ranks, default=0)),
-        grouped_modules=sum(count > 0 for count in groups),
+        grouped_modules=sum(number > 0 for number in groups),
         subspaces=max([1, *groups]),
     )
 
@@ -141,22 +162,22 @@ def coefficients_only(model: ShareModel) -> CoefficientCount:
 def adapters_to_break_even(model: ShareModel, adapters: Sequence[Adapter]) -> int | None:
     """Smallest T with basis + T coefficients < T LoRA, for adapters of the mean size of these,
     all in the stored dtype (docs/method.md, "Honest size")."""
-    count, size = len(adapters), model.dtype.itemsize
-    lora = sum(r * a.shapes[m].sides for a in adapters for m, r in a.ranks.items()) * size / count
+    tasks, size = len(adapters), model.dtype.itemsize
+    lora = sum(r * a.shapes[m].sides for a in adapters for m, r in a.ranks.items()) * size / tasks
     values = [c.nbytes for t in model.tasks.values() for c in t.coefficients.values()]
-    saved = lora - sum(values) / count
+    saved = lora - sum(values) / tasks
     basis = sum(layer.nbytes for layer in model.layers.values())
     return max(math.floor(basis / saved) + 1, 1) if saved > 0 else None
 
 
 def judge(
-    measured: Fidelity, simpler: Baselines, break_even: int | None, count: int
+    measured: Fidelity, simpler: Baselines, break_even: int | None, adapters: int
 ) -> tuple[PlanVerdict, str]:
     """A verdict in plain words."""
     share, own = measured.mean_relative_error, _mean(simpler.own_svd)
     fraction = simpler.shared
     size = measured.bytes.total / max(measured.bytes.adapters, 1)
-    if break_even is None or count < break_even:
+    if break_even is None or adapters < break_even:
         when = f"it would be from {break_even} adapters like these" if break_even else "it never is"
         return "not worth it", f"it is no smaller than the adapters at this fidelity; {when}"
     if share >= 0.97 * own:
@@ -166,6 +187,39 @@ def judge(
         f"(own SVDs of the same bytes: {own:.3f}); {percent(fraction)} is shared"
     )
     return ("worth it" if share <= 0.7 * own else "marginal"), text
+
+
+def judge_stored(total: int, adapters: int, tasks: Mapping[str, TaskFidelity]) -> Judgement:
+    """A verdict on tasks whose adapters need not be there any more.
+
+    Own SVDs of the same bytes are not compared, which takes the adapters: see ``plan``.
+
+    Args:
+        total: bytes of the Share model.
+        adapters: bytes of the adapters that the tasks came from.
+        tasks: what is kept of each.
+    """
+    sizes = f"{human(total)} instead of {human(adapters)}"
+    whole = count(len(tasks), "task")
+    if not tasks:
+        return Judgement("not worth it", "there is no task in it")
+    if total >= adapters:
+        times = f"{total / adapters:.2g} times their bytes" if adapters else sizes
+        return Judgement(
+            "not worth it", f"it is no smaller than the adapters of its {whole}: {times} ({sizes})"
+        )
+    size = f"it takes {percent(total / adapters)} of the adapters' bytes ({sizes})"
+    erased = sum(task.relative_error >= ERASED_ERROR for task in tasks.values())
+    if erased:
+        return Judgement("not worth it", f"{size}, but nothing is left of {erased} of {whole}")
+    lossy = sum(task.bound >= LARGE_BOUND for task in tasks.values())
+    if lossy:
+        text = f"{size}, but {lossy} of {whole} may have lost {percent(LARGE_BOUND)} or more"
+        return Judgement("marginal" if 2 * lossy < len(tasks) else "not worth it", text)
+    mean = sum(task.relative_error for task in tasks.values()) / len(tasks)
+    largest = max(task.bound for task in tasks.values())
+    text = f"{size}; the mean error is {percent(mean)}, and no task lost more than "
+    return Judgement("worth it", text + percent(largest))
 
 
 def _no_gain(fraction: float, share: float, own: float) -> str:
