@@ -131,6 +131,11 @@ SHAPES: dict[str, dict[str, Tensor]] = {
         A: torch.ones(2, 3).to(torch.float8_e4m3fn),
         B: torch.ones(4, 2).to(torch.float8_e4m3fn),
     },
+    "embedding without rows": {
+        A: torch.ones(2, 3),
+        B: torch.ones(4, 2),
+        "base_model.model.embed.lora_embedding_A": torch.tensor(1.0),
+    },
     "no module": {
         "base_model.model.lora_A.weight": torch.ones(2, 3),
         "base_model.model.lora_B.weight": torch.ones(4, 2),

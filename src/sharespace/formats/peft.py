@@ -52,6 +52,8 @@ from sharespace.formats.plain import (
     PlainLora,
     check_updates,
     common_rank,
+    flat_factor,
+    is_flat_factor,
     split_components,
 )
 from sharespace.formats.weights_file import (
@@ -290,6 +292,9 @@ def _sort_keys(
         if owner is None or ("." not in owner and fits):
             pairs[module] = pair
     used = {key for pair in pairs.values() for key in (pair.down, pair.up)}
+    for key, raw in keys.items():
+        if is_flat_factor(key, tuple(file.infos[raw].shape)):
+            raise flat_factor(key, str(file.path))
     return AdapterKeys(pairs, {key: raw for key, raw in keys.items() if raw not in used})
 
 

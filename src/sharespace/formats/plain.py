@@ -266,11 +266,27 @@ def _difference(written: LayerUpdate, update: LayerUpdate) -> tuple[float, float
     return lost, 1e-5 * norm + rounding + below
 
 
+def is_flat_factor(key: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has the key of a factor, and no rows and columns."""
+    return (".lora_embedding_" in key or FACTOR.fullmatch(key) is not None) and len(shape) < 2
+
+
+def flat_factor(key: str, where: str) -> CorruptAdapterError:
+    """The error for such a tensor.
+
+    Args:
+        where: the file, or the tensor itself.
+    """
+    return CorruptAdapterError(where, f"{key!r} has no rows and columns", "Save the adapter again")
+
+
 def raw_factors(kept: Mapping[str, Tensor], config: Mapping[str, Any]) -> RawFactors:
     """The LoRA factors among the kept tensors."""
     modules: dict[str, int] = {}
     parameters: dict[str, None] = {}
     for key, tensor in kept.items():
+        if is_flat_factor(key, tuple(tensor.shape)):
+            raise flat_factor(key, repr(key))
         path, _, rest = key.removeprefix(PREFIX).rpartition(".lora_embedding_A")
         if path and not rest:
             modules[path] = tensor.shape[0]
