@@ -15,9 +15,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from sharespace.errors import CorruptAdapterError, MismatchError, OptionError
+from sharespace.errors import CorruptAdapterError, MismatchError, OptionError, StoreNotFoundError
 from sharespace.formats import download_store
-from sharespace.store import checkout
+from sharespace.store import Checkout, checkout
 from sharespace.subspace.adapter import ModuleShape
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.naming import unwrapped
@@ -76,7 +76,7 @@ def locate_share(share: str, version: int | None, expected: str | None) -> Locat
     if share.startswith(MEMORY):
         model, number = _from_memory(share), None
     else:
-        opened = checkout(_folder(share), version)
+        opened = _checked_out(share, version, expected)
         model, number = opened.model, opened.version.number
     actual = basis_id(model)
     if expected is not None and actual != expected:
@@ -87,6 +87,21 @@ def locate_share(share: str, version: int | None, expected: str | None) -> Locat
             "Give the Share model and share_version that the adapter was trained in",
         )
     return LocatedShare(model, number, actual)
+
+
+def _checked_out(share: str, version: int | None, expected: str | None) -> Checkout:
+    """The stored Share model; of coefficients whose bases are not there it is said what helps."""
+    try:
+        return checkout(_folder(share), version)
+    except StoreNotFoundError as error:
+        if expected is None:
+            raise
+        raise StoreNotFoundError(
+            error.what,
+            f"{error.why.rstrip('.')}. The coefficients belong to its bases ({expected[:12]})",
+            "Load with config=ShareConfig.from_pretrained(ADAPTER) whose share is a copy of the "
+            "Share model that still has that version; save_basis=True keeps bases with an adapter",
+        ) from error
 
 
 def _from_memory(share: str) -> ShareModel:

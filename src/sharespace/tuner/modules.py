@@ -184,6 +184,34 @@ def copy_heads(model: nn.Module, source: str, adapter: str) -> None:
             module.modules_to_save[adapter].load_state_dict(values)
 
 
+def refuse_other_bases(
+    layer: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Hook before a layer's tensors are loaded: the bases in a checkpoint must be the layer's own.
+
+    A checkpoint that did not go through PEFT (FSDP's FULL_STATE_DICT, ``model.state_dict()``) has
+    bases and no id: it would put others in the place of those that the configuration names.
+
+    Raises:
+        MismatchError: they are others.
+    """
+    for name in ("left_basis", "right_basis"):
+        own, met = layer.get_buffer(name), state_dict.get(prefix + name)
+        # NaN is the room for bases that an adapter brings along.
+        if met is None or met.shape != own.shape or own.is_meta or met.is_meta or not own.numel():
+            continue
+        own, met = own.detach().float().cpu(), met.detach().float().cpu()
+        # Either may have been rounded to 16 bits.
+        if not own.isnan().any() and (own - met).abs().max() > 2**-7 * own.abs().max():
+            raise MismatchError(
+                f"module {unwrapped(prefix.rstrip('.'))!r}",
+                "the checkpoint has other bases than the model: it belongs to another version of "
+                "the Share model",
+                "Make the model with ShareConfig(..., share_version=N), the version it was trained "
+                "in",
+            )
+
+
 def is_transposed(module: nn.Module) -> bool:
     """True for Conv1D of transformers (GPT-2), whose weight is d x n.
 

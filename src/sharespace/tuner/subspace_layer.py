@@ -33,7 +33,7 @@ from torch.nn import functional
 from sharespace.errors import MismatchError, OptionError
 from sharespace.linalg.updates import compacted, product_energy
 from sharespace.subspace.adapter import LayerUpdate
-from sharespace.tuner.modules import device_of, is_transposed
+from sharespace.tuner.modules import device_of, is_transposed, refuse_other_bases
 from sharespace.tuner.start import KnownUpdates, StartValues
 
 _NARROW_RATIO = 4
@@ -96,6 +96,7 @@ class SubspaceLayer(BaseTunerLayer):
         # Their names must not contain the method's prefix: transformers rewrites such keys.
         self.register_buffer("left_basis", left_basis.to(device).contiguous())
         self.register_buffer("right_basis", right_basis.to(device).contiguous())
+        self._register_load_state_dict_pre_hook(refuse_other_bases, with_module=True)
 
     def update_layer(
         self, name: str, values: StartValues, *, dropout: float, inference_mode: bool
