@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import (
     build,
     cluster,
+    combine,
     common,
     equal_bytes,
     errors,
@@ -35,6 +36,7 @@ REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "round_trip": round_trip.report,
     "training_step": training_step.report,
     "merge_cost": merge_cost.report,
+    "combine": combine.report,
     "mixed_batch": mixed_batch.report,
     "mixed_added": mixed_added.report,
     "many": many.report,

@@ -13,6 +13,7 @@ pytest.importorskip("psutil", reason="extra 'bench' is not installed")
 
 from benchmarks import (
     build,
+    combine,
     equal_bytes,
     errors,
     many,
@@ -143,6 +144,18 @@ def test_many_never_stores_worse_than_own_svds(
         assert rows[many.BUDGET]["square"] <= rows[many.OWN]["square"] * 1.0001
         assert rows[many.BUDGET]["files"] > rows[many.BUDGET]["bytes"]
     assert [s["adapters"] for s in found["merges"]["steps"]] == [2, 4]
+
+
+def test_combine_measures_every_way(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    out = tmp_path / "combine.json"
+    sizes = ["--shapes", "24x20", "--tasks", "3", "--r", "2", "--repeats", "1"]
+    combine.main([*sizes, "--out", str(out)])
+    errors = {run["way"]: run["error"] for run in results(out)["runs"]}
+    assert max(errors[way] for way in ("Share linear", "PEFT cat", "PEFT svd")) < 1e-5
+    assert errors["PEFT linear"] > 0.1
+    combine.main([*sizes, "--dense", "1", "--out", str(out)])
+    assert "PEFT svd" not in {run["way"] for run in results(out)["runs"]}
 
 
 def test_readme_replaces_what_is_between_markers() -> None:

@@ -264,8 +264,8 @@ def combined_task(
         ]
         exact = _combined(layer, values, combination)
         stored = exact.cast(dtype)
-        norms.append(_norm(layer, exact))
-        lost[module] = _distance(layer, exact, stored)
+        norm, lost[module] = _sizes(layer, exact, stored)
+        norms.append(norm)
         coefficients[module] = stored
     refuse_overflow(name, lost, dtype)
     inherited = _inherited(parts, combination, modules)
@@ -509,28 +509,24 @@ class _Frame:
         return cls(q_left, q_right, to_left, to_right, torch.stack(cores))
 
 
-def _norm(layer: LayerSubspace, value: Coefficients) -> float:
-    """Frobenius norm of an update, through its core or its factors' triangles."""
-    if not value.is_shared:
-        return _product_norm(*value.factors())
-    return _core_norm(layer, value.core(layer.k))
-
-
-def _distance(layer: LayerSubspace, exact: Coefficients, stored: Coefficients) -> float:
-    """Frobenius norm of what a cast takes from an update."""
+def _sizes(layer: LayerSubspace, exact: Coefficients, stored: Coefficients) -> tuple[float, float]:
+    """Frobenius norms of an update, through its core or its factors, and of what a cast takes."""
     if exact.is_shared:
-        return _core_norm(layer, exact.core(layer.k) - stored.core(layer.k))
+        left, right = layer.left_basis.double(), layer.right_basis.double()
+        grams = left.mT @ left, right.mT @ right
+        core = exact.core(layer.k)
+        return _core_norm(core, *grams), _core_norm(core - stored.core(layer.k), *grams)
     (left, right), (cast_left, cast_right) = exact.factors(), stored.factors()
     left_lost, right_lost = left - cast_left.double(), right - cast_right.double()
     # P Q^T - P' Q'^T = (P - P') Q^T + P' (Q - Q')^T, without a difference of large products.
     both = torch.cat([left_lost, cast_left.double()], dim=1)
-    return _product_norm(both, torch.cat([right, right_lost], dim=1))
+    lost = _product_norm(both, torch.cat([right, right_lost], dim=1))
+    return _product_norm(left, right), lost
 
 
-def _core_norm(layer: LayerSubspace, core: Tensor) -> float:
-    """|L C R^T|, whatever the inner products of the stored bases' columns."""
-    left, right = layer.left_basis.double(), layer.right_basis.double()
-    energy = ((left.mT @ left) @ core @ (right.mT @ right) * core).sum()
+def _core_norm(core: Tensor, left_gram: Tensor, right_gram: Tensor) -> float:
+    """|L C R^T| from C, L^T L and R^T R, whatever the inner products of the bases' columns."""
+    energy = (left_gram @ core @ right_gram * core).sum()
     # Of NaN, which is what an infinite coefficient gives, ``max`` makes NaN again.
     return math.sqrt(max(float(energy), 0.0))
 

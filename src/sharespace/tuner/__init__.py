@@ -16,6 +16,7 @@ try:
         trained_coefficients,
         vocabulary_resized,
     )
+    from sharespace.tuner.compose import hotswap_task, rescale_adapter_scale
     from sharespace.tuner.config import ShareConfig
     from sharespace.tuner.model import ShareTuner, register
     from sharespace.tuner.modules import applied, is_transposed, release
@@ -35,12 +36,14 @@ __all__ = [
     "applied",
     "base_samples_of",
     "collect",
+    "hotswap_task",
     "is_transposed",
     "kept_tensors",
     "layers_of",
     "publish",
     "register",
     "release",
+    "rescale_adapter_scale",
     "trained_coefficients",
     "vocabulary_resized",
 ]

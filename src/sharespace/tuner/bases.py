@@ -23,7 +23,7 @@ from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.naming import unwrapped
 from sharespace.subspace.state import ShareModel, basis_id
 from sharespace.tuner.start import KnownUpdates, StartValues
-from sharespace.tuner.subspace_layer import SubspaceLayer
+from sharespace.tuner.subspace_layer import SubspaceLayer, sides
 
 MEMORY = "memory:"
 """Names that ``publish`` gives begin with this."""
@@ -178,3 +178,35 @@ def _empty_known(
     left, right = (torch.zeros(size + outside, count * columns) for size in k)
     own_left, own_right = (torch.zeros(side, outside) for side in sides)
     return KnownUpdates(left, right, own_left, own_right, torch.zeros(count))
+
+
+def layer_name(model: ShareModel, key: str, component: str | None) -> str:
+    """The Share model's name for a module of this model.
+
+    Raises:
+        MismatchError: the Share model has no subspace for it.
+    """
+    name = f"{component}.{key}" if component else key
+    if name not in model.layers:
+        known = ", ".join(list(model.layers)[:3])
+        raise MismatchError(
+            f"module {name!r}",
+            f"the Share model has no subspace for it (it has {known}, ...)",
+            "Choose target_modules among those, set component, or merge an adapter that has it",
+        )
+    return name
+
+
+def check_shape(key: str, module: nn.Module, layer: LayerSubspace) -> None:
+    """Refuse a module of another shape than the subspace was made for.
+
+    Raises:
+        MismatchError: its sides are others.
+    """
+    shape = layer.shape
+    if sides(module) != (shape.out_features, shape.in_features):
+        raise MismatchError(
+            f"module {key!r}",
+            f"is {type(module).__name__} of {sides(module)}, but its subspace is for {shape}",
+            "Use the base model that the Share model belongs to",
+        )

@@ -26,7 +26,8 @@ from sharespace.subspace.base_weights import checked_base, say_untied, untie
 from sharespace.subspace.layer import LayerSubspace
 from sharespace.subspace.naming import WRAPPER_PARTS, unwrapped
 from sharespace.subspace.state import ShareModel, Task
-from sharespace.tuner.bases import empty, layout, locate_share
+from sharespace.tuner.bases import check_shape, empty, layer_name, layout, locate_share
+from sharespace.tuner.compose import sum_config, summed_values
 from sharespace.tuner.config import SHARESPACE, ShareConfig
 from sharespace.tuner.mixing import mixing
 from sharespace.tuner.modules import copy_heads, device_of, fill_heads, head_modules, wrapped_by
@@ -45,7 +46,6 @@ from sharespace.tuner.subspace_layer import (
     SubspaceConv,
     SubspaceLayer,
     SubspaceLinear,
-    sides,
 )
 
 _NAMES = ("left_basis", "right_basis")
@@ -67,13 +67,15 @@ class ShareTuner(BaseTuner):
     """Only while an adapter is put in place: a model that is copied or pickled has none."""
     _copied: str | None = None
     """Only while an adapter is put in place that begins as a copy of the one of this name."""
+    _summed: Mapping[str, float] | None = None
+    """Only while an adapter is put in place that is the weighed sum of these."""
     _origins: Mapping[str, tuple[object, ...]] = MappingProxyType({})
     """Adapter -> what its configuration said of its start: one that is changed is another one."""
 
     def _check_new_adapter_config(self, config: ShareConfig) -> None:
         """Find the Share model, and refuse a second one with other bases."""
         super()._check_new_adapter_config(config)
-        if config.layout is None and self._copied is None:
+        if config.layout is None and self._copied is None and self._summed is None:
             if config.share is None:
                 raise OptionError(
                     "ShareConfig", "names no Share model", "Give share=PATH or a Hub id"
@@ -94,7 +96,7 @@ class ShareTuner(BaseTuner):
     ) -> ShareConfig:
         """All modules of the subspace unless told otherwise; the heads of a known task."""
         config = peft_config
-        if self._copied is not None:
+        if self._copied is not None or self._summed is not None:
             return config
         self._refuse_nothing_to_train(config)
         self._refuse_weights_left_on_disk()
@@ -226,10 +228,12 @@ class ShareTuner(BaseTuner):
         config, current_key = peft_config, unwrapped(current_key)
         if self._copied is not None and isinstance(target, SubspaceLayer):
             values = target.values(self._copied)
+        elif self._summed is not None and isinstance(target, SubspaceLayer):
+            values = summed_values(target, self._summed)
         else:
             layer, values = self._start(config, current_key)
             base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-            _check_shape(current_key, base, layer)
+            check_shape(current_key, base, layer)
             if not isinstance(target, SubspaceLayer):
                 kind = SubspaceConv if isinstance(base, nn.modules.conv._ConvNd) else SubspaceLinear
                 target = self._put(
@@ -251,7 +255,7 @@ class ShareTuner(BaseTuner):
         """A module's subspace, and the adapter's values there before training or loading."""
         if self._share is None:
             return empty(config.layout or {}, key)
-        name = _layer_name(self._share, key, config.component)
+        name = layer_name(self._share, key, config.component)
         layer, task = self._share.layers[name], self._known_task(config)
         if task is not None and config.init_weights and name in task.coefficients:
             return layer, known_task(layer, task.coefficients[name], config.p, config.seed)
@@ -320,6 +324,45 @@ class ShareTuner(BaseTuner):
             # A model may be copied or pickled later: not with the whole Share model in it.
             self._share = None
             self._copied = None
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+    ) -> None:
+        """Add an adapter that is the exact weighed sum of others, temporary directions included.
+
+        PEFT's "cat", "svd" and "linear" all mean this sum here: it needs no SVD, and no products of
+        different adapters' factors are in it. Its pseudo-rank is the sum of theirs; it carries its
+        bases when it is saved, and waits, untrained, until ``set_adapter``.
+
+        Args:
+            adapters: names of adapters in the model.
+            weights: one for each, on top of its scale; negative ones subtract.
+            adapter_name: name of the new adapter.
+            combination_type: "linear", "cat" or "svd". Others work on single entries: merge the
+                tasks, and use ``Share.combine``.
+
+        Raises:
+            OptionError: the name is taken, an adapter is not there or has heads of its own, or
+                another combination is asked for.
+        """
+        named = dict(zip(adapters, weights, strict=False))
+        given = len(adapters), len(weights)
+        config = sum_config(self.peft_config, named, given, adapter_name, combination_type)
+        layers = {n: m for n, m in self.model.named_modules() if isinstance(m, SubspaceLayer)}
+        adapted = (name for name, layer in layers.items() if any(map(layer.has, named)))
+        config.target_modules = set(map(unwrapped, adapted))  # type: ignore[assignment]
+        self.peft_config[adapter_name], self._summed = config, named
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except BaseException:
+            del self.peft_config[adapter_name]
+            raise
+        finally:
+            self._summed = None
 
     def _same_as(self, adapter: str, config: ShareConfig) -> str | None:
         """The adapter that has this very configuration, unchanged since it was made; else None."""
@@ -467,38 +510,6 @@ def _random(values: StartValues, seed: int) -> StartValues:
         return replace(values, core=torch.randn(values.core.shape, generator=generator))
     left = torch.randn(values.left_coefficients.shape, generator=generator)
     return replace(values, left_coefficients=left)
-
-
-def _layer_name(model: ShareModel, key: str, component: str | None) -> str:
-    """The Share model's name for a module of this model.
-
-    Raises:
-        MismatchError: the Share model has no subspace for it.
-    """
-    name = f"{component}.{key}" if component else key
-    if name not in model.layers:
-        known = ", ".join(list(model.layers)[:3])
-        raise MismatchError(
-            f"module {name!r}",
-            f"the Share model has no subspace for it (it has {known}, ...)",
-            "Choose target_modules among those, set component, or merge an adapter that has it",
-        )
-    return name
-
-
-def _check_shape(key: str, module: nn.Module, layer: LayerSubspace) -> None:
-    """Refuse a module of another shape than the subspace was made for.
-
-    Raises:
-        MismatchError: its sides are others.
-    """
-    shape = layer.shape
-    if sides(module) != (shape.out_features, shape.in_features):
-        raise MismatchError(
-            f"module {key!r}",
-            f"is {type(module).__name__} of {sides(module)}, but its subspace is for {shape}",
-            "Use the base model that the Share model belongs to",
-        )
 
 
 def is_basis(key: str) -> bool:
