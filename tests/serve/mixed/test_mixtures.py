@@ -9,14 +9,17 @@ import peft
 import pytest
 import torch
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from builders import adapter, build, strangers, update
 from serve.mixed.test_batch import llama, without_heads
+from shared_data import public_adapters
 from sharespace import Share
 from sharespace.errors import MismatchError, OptionError, TaskNotFoundError, UnsupportedAdapterError
+from sharespace.mixture_names import mixture_name
 from sharespace.serve import vllm
 from sharespace.serve.mixed import MixedTasks
-from tuner.spaces import space
+from tuner.spaces import seeded, space
 
 TASKS = ("a", "b:c", "d")
 MIXTURE = "a:0.7+b%3Ac:-0.4+d:1.3"
@@ -142,3 +145,25 @@ def test_vllm_gets_a_mixture_as_a_plain_lora(share: Share, tmp_path: Path) -> No
     assert written.rank >= 1
     with pytest.raises(TaskNotFoundError):
         vllm.write(tmp_path / "s", "a:1+x:1", tmp_path / "cache")
+
+
+def test_a_mixture_of_adapters_that_others_trained_is_their_sum_in_peft() -> None:
+    """Three public adapters of GPT-2, on a model of its shapes (the weights do not matter)."""
+    folders = {path.name: path for path in public_adapters("gpt2")}
+    weights = dict(zip(folders, (0.7, -0.3, 0.5), strict=False))
+    share = Share.from_adapters({name: folders[name] for name in weights}, variance=1.0)
+    config = GPT2Config(n_layer=12, vocab_size=100, n_positions=16)
+    first, *others = weights
+    tuned = peft.PeftModel.from_pretrained(
+        seeded(lambda: GPT2LMHeadModel(config)), folders[first], adapter_name=first
+    )
+    for name in others:
+        tuned.load_adapter(folders[name], adapter_name=name)
+    tuned.add_weighted_adapter(list(weights), list(weights.values()), "sum", combination_type="cat")
+    tuned.set_adapter("sum")
+    tuned.eval()
+    ids = torch.randint(0, 100, (1, 12), generator=torch.Generator().manual_seed(0))
+    plain = seeded(lambda: GPT2LMHeadModel(config)).eval()
+    with MixedTasks(plain, share).tasks([mixture_name(weights)]):
+        found = logits(plain, ids)
+    torch.testing.assert_close(found, logits(tuned, ids), rtol=0, atol=1e-5)
