@@ -31,8 +31,8 @@ TARGETS = {
 }  # fmt: skip
 LORA, SHARE, TEMPORARY, CORE = "LoRA r=8", "Share phi=0", "Share phi=1", "Share core"
 CONTENDERS: dict[str, dict[str, Any]] = {
-    SHARE: {"p": 8, "phi": 0},
-    TEMPORARY: {"p": 8, "phi": 1},
+    SHARE: {"p": 8, "phi": 0, "form": "factors"},
+    TEMPORARY: {"p": 8, "phi": 1, "form": "factors"},
     CORE: {"p": 8, "phi": 1, "form": "core"},
 }
 VOCABULARY = 1000

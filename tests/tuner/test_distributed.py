@@ -10,6 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
+
+from sharespace import ShareConfig
+from sharespace.learn import choose_directions
+from tuner.spaces import mlp, points, published
+from tuner.worker import TARGETS, WithLoss
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or sys.platform != "linux",
@@ -35,6 +41,18 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     errors = [w.communicate(timeout=240)[1] for w in workers]
     assert [w.returncode for w in workers] == [0, 0], "\n".join(errors)[-6000:]
     return torch.load(folder / "found.pt")
+
+
+def test_directions_are_those_of_all_examples(found: Any) -> None:
+    """The worker has compared the two processes with each other; here with one that has all."""
+    share = published(mlp())
+    model = get_peft_model(WithLoss(mlp()), ShareConfig(share=share, target_modules=TARGETS))
+    choose_directions(model, [{"x": points(8)}])
+    for name, value in found["directions"].items():
+        mine, its = model.get_parameter(name).detach(), value
+        # A frame is compared by what it spans: a direction may be turned around.
+        if "_temporary" in name:
+            torch.testing.assert_close(mine @ mine.mT, its @ its.mT, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("way", ["data parallel", "fully_shard", "FSDP"])

@@ -21,7 +21,9 @@ def main(rank: int, port: int, folder: Path) -> None:
     share = published(mlp())
 
     def model() -> Any:
-        return adapted(mlp(), share=share, target_modules=["first", "second"], phi=1).train()
+        return adapted(
+            mlp(), share=share, target_modules=["first", "second"], form="factors", phi=1
+        ).train()
 
     from accelerate import Accelerator
 
@@ -29,10 +31,43 @@ def main(rank: int, port: int, folder: Path) -> None:
     found = {"data parallel": data_parallel(accelerator, model(), points(8)[rank::2])}
     for name, wrap in {"fully_shard": fully_sharded, "FSDP": fsdp}.items():
         found[name] = wrap(model(), points(8)[rank::2])
+    found["directions"] = directions(share, points(8)[rank::2])
     if rank == 0:
         torch.save({**found, "alone": alone(model(), points(8))}, folder / "found.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def directions(share: str, x: Any) -> Any:
+    """Chosen by both processes, each from half of the examples; both have placed the same."""
+    from peft import get_peft_model
+
+    from sharespace import ShareConfig
+    from sharespace.learn import choose_directions
+    from tuner.spaces import mlp
+
+    model = get_peft_model(WithLoss(mlp()), ShareConfig(share=share, target_modules=TARGETS))
+    choose_directions(model, [{"x": x}])
+    placed = {n: p.detach() for n, p in model.named_parameters() if "sharespace_" in n}
+    both: list[Any] = [None, None]
+    torch.distributed.all_gather_object(both, placed)
+    assert all(torch.equal(both[0][name], both[1][name]) for name in placed)
+    return placed
+
+
+TARGETS = ["first", "second"]
+
+
+class WithLoss(torch.nn.Module):
+    """A model that gives the sum of the squares of its outputs as its loss."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.first, self.second, self.head = inner.first, inner.second, inner.head
+
+    def forward(self, x: Any) -> dict[str, Any]:
+        hidden = torch.tanh(self.second(torch.tanh(self.first(x))))
+        return {"loss": self.head(hidden).square().sum()}
 
 
 def alone(model: Any, x: Any) -> Any:

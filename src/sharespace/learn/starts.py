@@ -215,10 +215,11 @@ class _Question:
                 torch.no_grad(),
             ):
                 peft_model.eval()
-                return [
+                losses = [
                     float(trainer.compute_loss(peft_model, batch))
                     for batch in trainer.get_eval_dataloader()
                 ]
+            return _of_all_processes(losses)
 
     def heads_agree(self, name: str) -> bool | None:
         """Whether a known task's labels are those of the new one; None: nobody named them, and the
@@ -296,6 +297,16 @@ def _starts(asks: _Question, ranked: Sequence[str]) -> list[tuple[str, bool]]:
     new = [name for name in ranked[:_SHORTLIST] if agree[name] is not True]
     mean = [("mean", False)] if len(agree) > 1 else []
     return [("zero", False), *((n, True) for n in own), *((n, False) for n in new), *mean]
+
+
+def _of_all_processes(losses: list[float]) -> list[float]:
+    """In a distributed training each process judges by its own part, and all must choose alike."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return losses
+    parts: list[list[float]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(parts, losses)
+    return [loss for part in parts for loss in part]
 
 
 def _judged(

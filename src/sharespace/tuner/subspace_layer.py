@@ -307,16 +307,12 @@ class SubspaceLayer(BaseTunerLayer):
         if not self.starts_from_known(name):
             return whole, whole
         p = self.sharespace_right_coefficients[name].shape[1]
-        parts, factors = [left[:, :p]], [right]
-        if weights is None:
-            factors = [right[:, :p]]
-        else:
-            columns = (left.shape[1] - p) // len(weights)
-            now = _as_asked(self.sharespace_known_weights[name], True)
-            known = _as_asked(self.sharespace_known_left[name], True)
-            directions = _times(self.left_basis, self.sharespace_known_left_outside, known, name)
-            parts.append(directions * (now - weights.to(now)).repeat_interleave(columns))
-        energy = product_energy(torch.cat(parts, dim=1), torch.cat(factors, dim=1))
+        now = _as_asked(self.sharespace_known_weights[name], True)
+        moved = now - (now if weights is None else weights)
+        known = _as_asked(self.sharespace_known_left[name], True)
+        directions = _times(self.left_basis, self.sharespace_known_left_outside, known, name)
+        directions = directions * moved.repeat_interleave(known.shape[1] // len(moved))
+        energy = product_energy(torch.cat([left[:, :p], directions], dim=1), right)
         return self.scaling[name] * math.sqrt(energy), whole
 
     def get_delta_weight(self, adapter: str) -> Tensor:
@@ -548,7 +544,7 @@ def _times(basis: Tensor, new: nn.ParameterDict, coefficients: Tensor, name: str
 
 
 def _as_asked(tensor: Tensor, exact: bool) -> Tensor:
-    """As it is, or float64 on the CPU (some accelerators have no float64) and without gradient."""
+    """As it is, or float64 on the CPU (not all accelerators have it) and without gradient."""
     return tensor.detach().cpu().double() if exact else tensor
 
 
