@@ -12,8 +12,10 @@ loss on examples that no trial trains on:
   The rate is chosen on two folds; then all folds are trained at it, and the number of steps is the
   one at which their mean loss is lowest.
 
-A trial whose loss is not finite is dropped. All trials start from the same state, which is put back
-afterwards, so the training itself is the same as with the chosen numbers given.
+A trial whose loss is not finite is dropped. Where no trial beats the untrained state, they say
+nothing, and the usual rate of what is trained (``BASE_RATES``) stands. All trials start from the
+same state, which is put back afterwards, so the training itself is the same as with the chosen
+numbers given.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice, repeat
+from dataclasses import replace
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -35,6 +37,16 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from sharespace.errors import OptionError
 from sharespace.extras import require
+from sharespace.learn.held_out import (
+    HeldOut,
+    Loss,
+    Losses,
+    TrainedState,
+    folds_of,
+    held_out_losses,
+    held_out_split,
+    refuse_without_rows,
+)
 from sharespace.learn.settings import AUTO_HEAD_RATE, TrainingSettings
 from sharespace.learn.training import Fit, RateChoice, RateTrial, Setup, fit, seeded, train
 from sharespace.protocols import Batch, TrainerLike
@@ -57,8 +69,6 @@ _JUDGED = 1 / 3
 _LEAST_STEPS = 4
 """A schedule of fewer steps says nothing."""
 
-_FOLDS = 4
-
 REFERENCE_EXAMPLES = 1000
 """For few examples all trials cost at most as much as one training on so many examples."""
 
@@ -66,11 +76,8 @@ _FIRST_OF_FEW, _SECOND_OF_FEW = 1 / 48, 1 / 8
 """Length of both rounds on few examples, as parts of the steps of that training: twelve runs of the
 first, at most, and four of the second are 75 % of it."""
 
-_WATCHED = 8
-"""Times that evaluation data are asked in a training."""
-
-_BEST = "sharespace_best.pt"
-"""In a checkpoint: the best state so far on held-out examples."""
+_SHOWN = 2.0
+"""Standard errors by which a trial must beat the untrained state to say anything."""
 
 _CHECKS = 5
 """Steps of the second round at which the held-out examples are asked."""
@@ -78,26 +85,13 @@ _CHECKS = 5
 _JUDGED_AT_ONCE, _JUDGED_OF_FEW = 16, 8
 """Examples in a batch that judges: small, as the batches' differences give the standard error."""
 
-_MOST_HELD_OUT, _HELD_OUT_PART = 512, 0.15
-"""Held-out examples: this part of all, and at most so many."""
-
-_LEAST_HELD_OUT, _JUDGED_PART = 64, 0.025
-"""A short training has fewer of them: this part of the examples that it trains on, as the trials
-ask them up to nine times, but not fewer than 64."""
-
-_LABELS_READ = 4096
-"""Larger data sets are split without a look at their labels: chance does well enough then."""
-
 BASE_RATES: Mapping[str, float] = {
-    "core": 2.5e-2,
+    "core": 3e-2,
     "factors": 4e-3,
     "lora": 1e-3,
     "heads": 5e-4,
 }
-"""What is trained -> the rate at which the search begins, with AdamW; twice as much comes next."""
-
-Loss = Callable[[nn.Module, Batch], Tensor]
-"""A model and a batch -> its mean loss, which gradients flow from."""
+"""What is trained -> its usual rate with AdamW, at which the search begins."""
 
 
 class TrialArguments(Protocol):
@@ -119,228 +113,6 @@ class TrialArguments(Protocol):
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Steps over which the rate rises."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows that are trained on, and rows that judge."""
-
-    train: Sequence[int]
-    held_out: Sequence[int]
-
-
-def rows_by_class(labels: Sequence[object] | None, count: int, seed: int) -> list[list[int]]:
-    """The rows of each class, in random order; all rows as one class where there are no labels.
-
-    Args:
-        labels: one a row; None: they are not known.
-        count: number of rows.
-        seed: of the order.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    classes: dict[object, list[int]] = {}
-    for row in torch.randperm(count, generator=generator).tolist():
-        classes.setdefault(labels[row] if labels else None, []).append(row)
-    return list(classes.values())
-
-
-def labels_of(data: Dataset[Mapping[str, object]]) -> list[object] | None:
-    """The class of each row; None where rows have none, or are too many to be read."""
-    count = len(cast(Sized, data))
-    if count > _LABELS_READ:
-        return None
-    labels = [_label(data[row]) for row in range(count)]
-    return None if any(label is None for label in labels) else labels
-
-
-def _label(example: object) -> object | None:
-    if not isinstance(example, Mapping):
-        return None
-    label = example.get("labels", example.get("label"))
-    if isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point():
-        return int(label)
-    return label if isinstance(label, int | str) else None
-
-
-def held_out_split(data: Dataset[Mapping[str, object]], seed: int, trained: int) -> Split:
-    """One split, stratified by label: 15 % of the rows, at most 512, are held out.
-
-    Args:
-        data: more than 256 rows.
-        seed: of the choice.
-        trained: examples that the whole training sees, each as often as it does; a short one has
-            fewer held-out examples, so that these do not cost more than it.
-    """
-    count = len(cast(Sized, data))
-    classes = rows_by_class(labels_of(data), count, seed)
-    # The j-th of m rows of a class stands at (j + 1/2) / m of the way, so that each beginning has
-    # the classes in proportion.
-    placed = [((j + 0.5) / len(rows), row) for rows in classes for j, row in enumerate(rows)]
-    order = [row for _, row in sorted(placed)]
-    affordable = max(_LEAST_HELD_OUT, math.ceil(_JUDGED_PART * trained))
-    held_out = min(_MOST_HELD_OUT, math.ceil(_HELD_OUT_PART * count), affordable)
-    return Split(sorted(order[held_out:]), sorted(order[:held_out]))
-
-
-def folds_of(data: Dataset[Mapping[str, object]], seed: int) -> list[Split]:
-    """The splits of a cross-validation, stratified by label."""
-    count = len(cast(Sized, data))
-    dealt = [row for rows in rows_by_class(labels_of(data), count, seed) for row in rows]
-    parts = [dealt[first::_FOLDS] for first in range(_FOLDS)]
-    return [Split(sorted(set(dealt) - set(part)), sorted(part)) for part in parts]
-
-
-def refuse_without_rows(data: object) -> None:
-    """Refuse a data set that cannot be split.
-
-    Raises:
-        OptionError: it has no length, such as an iterable one, or fewer than eight rows.
-    """
-    has_rows = hasattr(data, "__len__") and hasattr(data, "__getitem__")
-    if not has_rows or isinstance(data, torch.utils.data.IterableDataset):
-        raise OptionError(
-            "learning_rate='auto'",
-            "the training data has no length, so no examples can be held out from it",
-            "Give Setup(evaluation=...) and max_steps, or a number as learning_rate",
-        )
-    if len(cast(Sized, data)) < 2 * _FOLDS:
-        raise OptionError(
-            "learning_rate='auto'",
-            f"{len(cast(Sized, data))} examples are too few to choose a rate by",
-            f"Give {2 * _FOLDS} examples or more, or a number as learning_rate",
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """What held-out examples lose: one number a batch, as losses are means over a batch."""
-
-    losses: Tensor
-    """float64 [batches]."""
-    rows: Tensor
-    """float64 [batches]: examples of each."""
-
-    @property
-    def mean(self) -> float:
-        """Over all examples; infinite where it is not finite."""
-        mean = float((self.losses * self.rows).sum() / self.rows.sum())
-        return mean if math.isfinite(mean) else math.inf
-
-    @property
-    def standard_error(self) -> float:
-        """Of the mean, from the differences between batches; infinite where nothing tells."""
-        count = len(self.losses)
-        if count < 2 or self.mean == math.inf:
-            return math.inf
-        spread = (self.rows * (self.losses - self.mean)).square().sum().sqrt() / self.rows.sum()
-        return float(spread * math.sqrt(count / (count - 1)))
-
-    @staticmethod
-    def joined(parts: Sequence[HeldOut]) -> HeldOut:
-        """Those of all parts."""
-        return HeldOut(torch.cat([p.losses for p in parts]), torch.cat([p.rows for p in parts]))
-
-
-Losses = Mapping[int, HeldOut]
-"""Step -> what held-out examples lose after it."""
-
-
-@torch.no_grad()
-def held_out_losses(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> HeldOut:
-    """The loss of each batch in evaluation mode; the model is in its mode again afterwards.
-
-    Args:
-        model: on the batches' device.
-        batches: of held-out examples.
-        loss: of one batch.
-    """
-    training = model.training
-    model.eval()
-    # A copy: a Trainer takes the labels out of the batch that it is given.
-    losses = [float(loss(model, dict(batch)).mean()) for batch in batches]
-    model.train(training)
-    rows = [len(next(v for v in b.values() if isinstance(v, Tensor) and v.ndim)) for b in batches]
-    return HeldOut(
-        torch.tensor(losses, dtype=torch.float64), torch.tensor(rows, dtype=torch.float64)
-    )
-
-
-@dataclass(eq=False)
-class TrainedState:
-    """All that a training changes of a model: trained parameters and buffers, as they were."""
-
-    model: nn.Module
-    values: dict[str, Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.values = {n: t.detach().clone() for n, t in self._tensors()}
-
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        trained = ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
-        return chain(trained, self.model.named_buffers())
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        """Make the model what it was."""
-        for name, tensor in self._tensors():
-            tensor.copy_(self.values[name])
-
-
-def loss_of_model(model: nn.Module, batch: Batch) -> Tensor:
-    """The loss that a model returns, by name or as its first output."""
-    outputs = model(**batch)
-    loss: Tensor = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
-    return loss
-
-
-@dataclass(eq=False)
-class BestState:
-    """The state of a training at which held-out examples lose least, kept in memory.
-
-    Only what is trained is kept, so it costs a small part of the model.
-    """
-
-    model: nn.Module
-    batches: Sequence[Batch]
-    """Held-out ones."""
-    loss: Loss
-    steps: int
-    """Of the whole training; it is asked eight times."""
-    step: int = 0
-    """Of the best state."""
-    held_out: HeldOut | None = None
-    """What the examples lose there."""
-    values: TrainedState | None = None
-
-    def ask(self, step: int) -> None:
-        """Keep the state after this step if it is the best so far."""
-        if step % max(self.steps // _WATCHED, 1) and step != self.steps:
-            return
-        held_out = held_out_losses(self.model, self.batches, self.loss)
-        if self.held_out is None or held_out.mean < self.held_out.mean:
-            self.step, self.held_out, self.values = step, held_out, TrainedState(self.model)
-
-    def taken(self, choice: RateChoice) -> RateChoice:
-        """Make the model what it was at its best; the choice with that step and loss."""
-        if self.held_out is None or self.values is None:
-            return choice
-        self.values.put_back()
-        error = self.held_out.standard_error
-        return replace(choice, stop_after=self.step, loss=self.held_out.mean, standard_error=error)
-
-    def save(self, folder: Path) -> None:
-        """Write it into a checkpoint."""
-        if self.held_out is not None and self.values is not None:
-            values = {name: t.cpu() for name, t in self.values.values.items()}
-            about = (self.step, self.held_out.losses, self.held_out.rows)
-            torch.save((values, about), folder / _BEST)
-
-    def load(self, folder: Path) -> None:
-        """Take it from a checkpoint, where one has it."""
-        if (folder / _BEST).is_file():
-            values, (self.step, losses, rows) = torch.load(folder / _BEST, weights_only=True)
-            self.held_out, self.values = HeldOut(losses, rows), TrainedState(self.model)
-            self.values.values.update(values)
 
 
 class RateRunner:
@@ -400,7 +172,9 @@ class RateRunner:
         """Examples in their order, as the model takes them."""
         rows = cast(Dataset[Mapping[str, object]], data)
         loader = DataLoader(rows, batch_size=size, collate_fn=self.loader.collate_fn)
-        return [self._placed(batch) for batch in loader]
+        # Every loader draws a number, which would change the order of the training's examples.
+        with seeded(self.arguments.seed):
+            return [self._placed(batch) for batch in loader]
 
     def run(
         self,
@@ -440,15 +214,15 @@ class RateRunner:
         self.begin.put_back()
         return results
 
-    def tried(self, rate: float, steps: int, results: Sequence[Mapping[int, HeldOut]]) -> float:
-        """Write a trial down, over one or more splits; its mean loss."""
+    def tried(self, rate: float, steps: int, results: Sequence[Losses]) -> HeldOut | None:
+        """Write a trial down, over one or more splits; its losses, or None where it is dropped."""
         ends = [by_step[steps] for by_step in results if steps in by_step]
-        dropped = len(ends) < len(results)
-        end = HeldOut.joined(ends) if not dropped else None
-        loss = end.mean if end else math.inf
-        error = end.standard_error if end else math.inf
-        self.trials.append(RateTrial(rate, steps, loss, error))
-        return loss
+        end = HeldOut.joined(ends) if len(ends) == len(results) else None
+        if end is None or not math.isfinite(end.mean):
+            self.trials.append(RateTrial(rate, steps, math.inf, math.inf))
+            return None
+        self.trials.append(RateTrial(rate, steps, end.mean, end.standard_error))
+        return end
 
     def _step(self, stream: Iterator[Batch]) -> bool:
         """One step of the optimizer; False where the loss was not finite."""
@@ -627,22 +401,25 @@ def _by_halving(runner: RateRunner, steps: int) -> RateChoice:
     batches = runner.batches(judges, _JUDGED_AT_ONCE)
     untrained = runner.judge(batches)
 
-    def loss(rate: float, length: int) -> float:
+    def trial(rate: float, length: int) -> HeldOut | None:
         return runner.tried(rate, length, [runner.run(rate, length, batches, train)])
 
     first, second = _length(steps * _FIRST, steps), _length(steps * _SECOND, steps)
-    losses = _bracketed(runner.base_rate, lambda rate: loss(rate, first))
-    best = _ranked(losses)[0]
+    trials = _bracketed(runner.base_rate, lambda rate: trial(rate, first))
+    judged = dict(trials)
     if second > first:
-        best = _ranked({rate: loss(rate, second) for rate in _ranked(losses)[:2]})[0]
-    end = next(t for t in reversed(runner.trials) if t.learning_rate == best)
+        longer = {rate: trial(rate, second) for rate in _ranked(trials)[:2]}
+        judged = {rate: end for rate, end in longer.items() if end is not None} or judged
+    best, learned = _decided(runner.base_rate, trials, judged, untrained)
+    end = judged.get(best, trials[best])
     return RateChoice(
         learning_rate=best,
+        learned=learned,
         steps=steps,
         stop_after=steps,
         held_out=int(untrained.rows.sum()),
         folds=1,
-        loss=end.loss,
+        loss=end.mean,
         standard_error=end.standard_error,
         untrained=untrained.mean,
     )
@@ -661,10 +438,11 @@ def _by_folds(runner: RateRunner, steps: int, reference_steps: int) -> RateChoic
 
     first = _length(reference_steps * _FIRST_OF_FEW, steps)
     length = _length(reference_steps * _SECOND_OF_FEW, steps)
-    losses = _bracketed(
+    trials = _bracketed(
         runner.base_rate, lambda rate: runner.tried(rate, first, run(rate, first, 2, ()))
     )
-    best = _ranked(losses)[0]
+    judges = HeldOut.joined([runner.judge(part) for part in batches[:2]])
+    best, learned = _decided(runner.base_rate, trials, trials, judges)
     checks = sorted({math.ceil(length * part / _CHECKS) for part in range(1, _CHECKS + 1)})
     results = run(best, length, len(splits), checks)
     runner.tried(best, length, results)
@@ -678,6 +456,7 @@ def _by_folds(runner: RateRunner, steps: int, reference_steps: int) -> RateChoic
     stop = min(by_step, key=lambda step: by_step[step].mean)
     return RateChoice(
         learning_rate=best,
+        learned=learned,
         steps=length,
         stop_after=stop,
         held_out=int(untrained.rows.sum()),
@@ -688,27 +467,59 @@ def _by_folds(runner: RateRunner, steps: int, reference_steps: int) -> RateChoic
     )
 
 
-def _bracketed(middle: float, loss: Callable[[float], float]) -> dict[float, float]:
-    """Rate -> loss, of rates a factor of two apart, until the best lies between two worse ones.
+def _bracketed(middle: float, trial: Callable[[float], HeldOut | None]) -> dict[float, HeldOut]:
+    """Rate -> losses, of rates a factor of two apart, until the best lies between two worse ones.
 
     Args:
         middle: where the search begins.
-        loss: of a rate; infinite where it is not finite.
+        trial: of a rate; None where its loss is not finite.
+
+    Returns:
+        The trials that have a finite loss.
     """
-    losses = {rate: loss(rate) for rate in (middle, 2 * middle)}
+    trials = {rate: trial(rate) for rate in (middle, 2 * middle)}
     for _ in range(_MOST_RATES - 2):
+        losses = {rate: end.mean if end else math.inf for rate, end in trials.items()}
         best = min(losses, key=lambda rate: (losses[rate], rate))
         if best not in (min(losses), max(losses)):
             break
         rate = best / 2 if best == min(losses) else best * 2
-        losses[rate] = loss(rate)
-    _refuse_nothing_finite(losses.values())
-    return losses
+        trials[rate] = trial(rate)
+    finite = {rate: end for rate, end in trials.items() if end is not None}
+    _refuse_nothing_finite(end.mean for end in finite.values())
+    return finite
 
 
-def _ranked(losses: Mapping[float, float]) -> list[float]:
-    """Rates, the best first; those without a finite loss are left out."""
-    return sorted((r for r in losses if math.isfinite(losses[r])), key=lambda rate: losses[rate])
+def _decided(
+    usual: float,
+    first: Mapping[float, HeldOut],
+    judged: Mapping[float, HeldOut],
+    untrained: HeldOut,
+) -> tuple[float, bool]:
+    """The rate, and whether the trials showed any learning.
+
+    In the first steps of some tasks the loss rises at every rate, and least at the smallest one,
+    which at the end of the training is among the worst (qnli in ``experiments/text_stream``). So
+    trials that do not beat the untrained state say nothing, and the usual rate stands.
+
+    Args:
+        usual: the rate at which the search began.
+        first: the trials of the first round.
+        judged: those of the last one.
+        untrained: what the same examples lose before training.
+    """
+    best = _ranked(judged)[0]
+    learned = judged[best].is_below(untrained, _SHOWN)
+    if usual not in first:
+        return best, learned
+    if not learned or (usual in judged and not judged[best].is_below(judged[usual], 1.0)):
+        return usual, learned
+    return best, True
+
+
+def _ranked(trials: Mapping[float, HeldOut]) -> list[float]:
+    """Rates, the best first."""
+    return sorted(trials, key=lambda rate: trials[rate].mean)
 
 
 def _refuse_nothing_finite(losses: Iterable[float]) -> None:

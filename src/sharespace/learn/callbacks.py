@@ -24,16 +24,13 @@ from transformers.trainer_callback import ExportableState, TrainerControl
 from sharespace.errors import OptionError, StoreConflictError
 from sharespace.learn.automatic import (
     REFERENCE_EXAMPLES,
-    BestState,
-    Loss,
     RateRunner,
     TrialArguments,
     choose_rate,
-    loss_of_model,
     new_schedule,
-    refuse_without_rows,
 )
 from sharespace.learn.directions import choose_directions
+from sharespace.learn.held_out import BestState, Loss, loss_of_model, refuse_without_rows
 from sharespace.learn.merging import check_base_of, merge_trained, named_adapter, trained_adapter
 from sharespace.learn.training import RateChoice, RateTrial
 from sharespace.protocols import Batch, PeftModel, ProgressState

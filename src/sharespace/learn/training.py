@@ -77,6 +77,9 @@ class RateChoice:
     """Steps that choosing took; an example that only judges counts a third of one in a step."""
     seconds: float = 0.0
     """Time that choosing took."""
+    learned: bool = True
+    """False: no trial beat the untrained state by two standard errors, so they said nothing of the
+    rate, and the usual one was taken."""
     trials: tuple[RateTrial, ...] = ()
     """All rates that were tried, in order."""
 
@@ -84,8 +87,9 @@ class RateChoice:
         """What was chosen and by what, in one line."""
         how = f"{self.folds}-fold cross-validation" if self.folds > 1 else "held-out examples"
         stop = f", stopped after {self.stop_after}" if self.stop_after < self.steps else ""
+        chosen = "chosen from" if self.learned else "the usual one, as nothing was learned in"
         return (
-            f"learning rate {self.learning_rate:g}, {self.steps} steps{stop}, chosen from "
+            f"learning rate {self.learning_rate:g}, {self.steps} steps{stop}, {chosen} "
             f"{len(self.trials)} trials by {how} ({self.held_out} examples): loss "
             f"{self.loss:.4f} ± {self.standard_error:.4f}, {self.untrained:.4f} untrained"
         )
