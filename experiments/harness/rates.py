@@ -52,6 +52,7 @@ def main(kind: type[Experiment], arguments: Sequence[str]) -> None:
                         shown = {k: v for k, v in scores[str(rate)].items() if k != "choice"}
                         print(name, seed, rate, shown, flush=True)
                         write(file, {"environment": environment(0), "tasks": known})
+    print(rates_table({"tasks": known}))
 
 
 def few(experiment: Experiment, task: str, seed: int, examples: int) -> TaskJob:

@@ -39,6 +39,9 @@ def test_from_data_to_tables_and_figures(
     assert not capsys.readouterr().out, "nothing is run twice"
 
     call("transfer", "text_stream", *common, "--seeds", 0, "--targets", "wic")
+    call("rates", "text_stream", *common, "--tasks", "amazon5", "--rates", 3e-2)
+    rates = json.loads((results / "rates.json").read_text())["tasks"]["amazon5"]["0"]
+    assert set(rates) == {"0.03", "auto"}
     call("sweep", "text_stream", *common, "--tasks", "amazon5", "--variants", VARIANT)
     call("summarise", "text_stream", "--results", results, "--figures", figures)
     text = (results / "tables.md").read_text()

@@ -1,8 +1,8 @@
 """A learning rate and a number of steps that nobody has to choose (``learning_rate="auto"``).
 
 The rate of a core between frozen directions decides how much of LoRA's gain it reaches, and the
-best one differs from task to task by a factor of eight (``experiments/rates``). It is chosen by the
-loss on examples that no trial trains on:
+best one differs between tasks (``experiments/text_stream``, "The rate that chooses itself"). It is
+chosen by the loss on examples that no trial trains on:
 
 - **Successive halving** (Jamieson and Talwalkar 2016, arXiv 1502.07943) for more than 256 examples:
   whole short schedules at rates a factor of two apart, until the best lies between two worse ones,
