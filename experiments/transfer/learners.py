@@ -36,12 +36,16 @@ class Way:
     """Which tasks are known; None: it uses none."""
     lora: bool = False
     """It trains a LoRA; else a core in the subspace of the known tasks, or in a random one."""
-    start: Literal["zero", "task"] = "zero"
-    """Where it starts: from nothing, or from the first known task, with its head."""
+    start: Literal["zero", "task", "auto"] = "zero"
+    """Where it starts: from nothing, from the first known task with its head, or where ``adapt``
+    chooses, with a fresh head."""
+    mixed: bool = False
+    """The weights of all known tasks are trained beside the core."""
 
     def method(self, method: TaskMethod, known: Sequence[str]) -> TaskMethod:
         """What it trains, where that is a core."""
-        return replace(method, start=known[0] if self.start == "task" else "zero")
+        start = known[0] if self.start == "task" else self.start
+        return replace(method, start=start, known=len(known) if self.mixed else 0)
 
 
 def _ways() -> Iterator[Way]:
@@ -51,6 +55,8 @@ def _ways() -> Iterator[Way]:
         yield Way(f"LoRA from the {kind} task's", kind, lora=True, start="task")
         yield Way(f"zero start, {kind} known", kind)
         yield Way(f"{kind} task as start", kind, start="task")
+        yield Way(f"mixture and residual, {kind} known", kind, start="task", mixed=True)
+        yield Way(f"automatic start, {kind} known", kind, start="auto")
 
 
 WAYS: Mapping[str, Way] = {way.name: way for way in _ways()}

@@ -26,6 +26,10 @@ PAIRS = (
     ("related task as start", "LoRA from the related task's"),
     ("related task as start", "zero start, related known"),
     ("unrelated task as start", "zero start, unrelated known"),
+    ("mixture and residual, related known", "related task as start"),
+    ("mixture and residual, unrelated known", "zero start, unrelated known"),
+    ("automatic start, related known", "own LoRA"),
+    ("automatic start, unrelated known", "zero start, unrelated known"),
     ("zero start, related known", "random basis"),
     ("zero start, unrelated known", "random basis"),
     ("zero start, related known", "own LoRA"),
@@ -70,7 +74,8 @@ def of_count(records: Records, count: int) -> list[str]:
             rows.append([way, *cells, f"{max(trained):,}"])
     scores = section(
         f"## {count} examples: scores",
-        f"Percent of the test examples, mean over {seeds} seeds; numbers trained at most.",
+        f"Percent of the test examples, mean over {seeds} seeds, or as many as a way was run at; "
+        "the largest number of trained numbers.",
         f"way | {' | '.join(tasks)} | trained",
         rows,
         "lr",

@@ -26,7 +26,12 @@ def test_from_data_to_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     cache, results = tmp_path / "cache", tmp_path / "results"
     places = ("--data", TEXT, "--cache", cache, "--out", results)
     common = (*places, "--quick", "--seeds", 0, "--examples", 16, "--tasks", "cb")
-    few = ("own LoRA", "LoRA from the related task's", "related task as start", "random basis")
+    few = [
+        "own LoRA",
+        "related task as start",
+        "mixture and residual, related known",
+        "automatic start, unrelated known",
+    ]
     call("few", "transfer", *common, "--ways", *few)
     ways = json.loads((results / "few" / "cb-16-0.json").read_text())["ways"]
     assert set(ways) == set(few)
