@@ -16,8 +16,10 @@ from sharespace.extras import require
 from sharespace.formats import ExportOptions, PlainLora, write_adapter
 from sharespace.formats.engines import refuse_combining, requested_task
 from sharespace.formats.format_registry import AdapterSources, open_adapters
+from sharespace.formats.hub import download_store
 from sharespace.formats.lora_config import COMPONENTS, PREFIX, refuse_unusable
 from sharespace.linalg.dimension import Dimension
+from sharespace.linalg.precision import checked_dtype
 from sharespace.mixture_names import DEFAULT_COMBINATION
 from sharespace.options import Limits, OptionType, check_option
 from sharespace.store import Checkout, Operation, checkout, commit
@@ -37,9 +39,6 @@ from sharespace.subspace.state import BuildSettings, ShareModel, Task, retrained
 
 if TYPE_CHECKING:
     from torch.nn import Module
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-"""What bases, coefficients and exported factors may be stored in."""
 
 DEFAULT_VARIANCE = 0.99
 """Explained variance that ``from_adapters`` keeps when it is not told otherwise."""
@@ -157,7 +156,7 @@ class Share:
         # Options first: a mistake in them is told before any adapter is read.
         dimension = _dimension(k, variance, error, budget)
         settings = BuildSettings(method=method, centred=centred, p=p, seed=seed)
-        stored, memory = _checked_dtype(dtype), _checked("memory", memory)
+        stored, memory = checked_dtype(dtype), _checked("memory", memory)
         model = initialise(
             open_adapters(adapters),
             dimension,
@@ -213,6 +212,20 @@ class Share:
         # Absolute, because tensors are read later, perhaps from another working directory.
         origin = checkout(Path(path).absolute(), version)
         return cls(origin.model, origin=origin)
+
+    @classmethod
+    def from_pretrained(cls, repository: str, version: int | None = None) -> Share:
+        """Open a Share model that ``push`` brought to the Hub.
+
+        Args:
+            repository: ``user/repo`` or ``user/repo@revision``; or a local directory.
+            version: as in ``load``.
+
+        Raises:
+            AdapterError: no such repository or revision, no access, or no connection.
+            StoreNotFoundError, CorruptStoreError, SchemaVersionError: as in ``load``.
+        """
+        return cls.load(download_store(repository), version)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> int:
         """Commit as the next version of the store at ``path``, or as a new store.
@@ -508,7 +521,7 @@ class Share:
             UnsupportedAdapterError: the format has no place for something in the task.
         """
         stored = requested_task(self._model, task)
-        model, written = self._model, _checked_dtype(dtype) or self._model.dtype
+        model, written = self._model, checked_dtype(dtype) or self._model.dtype
         own, kept, files = own_base(stored.config, model.base), stored.kept, stored.files
         plain = PlainLora(
             self.updates(task), model.shapes, kept, stored.config, own, files, stored.labels
@@ -584,16 +597,3 @@ def _checked(name: str, number: int | None) -> int | None:
     """The number, which must be None or a whole number of at least 1."""
     check_option(name, number, OptionType(int, optional=True), Limits(least=1))
     return number
-
-
-def _checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """The dtype, or the one of that name."""
-    known = {str(one).removeprefix("torch."): one for one in DTYPES}
-    wanted = known.get(dtype) if isinstance(dtype, str) else dtype
-    if dtype is not None and wanted not in DTYPES:
-        raise OptionError(
-            f"dtype {str(dtype).removeprefix('torch.')!r}",
-            "Share models and adapters are not stored in it",
-            f"Choose one of {', '.join(known)}",
-        )
-    return wanted

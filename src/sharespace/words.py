@@ -6,7 +6,7 @@ come from files that anybody may have written: whatever shows one shows it by ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from sharespace.errors import RecipeError, SharespaceError
 
@@ -71,3 +71,15 @@ def words_of_start(weights: Mapping[str, float]) -> str:
     return ", ".join(
         name if weight == 1 else f"{name} ({weight:.2f})" for name, weight in weights.items()
     )
+
+
+def first_names(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(map(visible, names[:most]))
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def k_span(dimensions: Iterable[tuple[int, int]]) -> str:
+    """The smallest and the largest dimension of any layer and side: ``k 4 to 16``."""
+    sides = [k for pair in dimensions for k in pair]
+    return f"k {min(sides)} to {max(sides)}" if sides else "no layers"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from builders import update
 from cli.conftest import Ran, make_adapter
@@ -96,22 +97,60 @@ def test_nor_do_errors(run: Run, odd: Path, adapters: Path, tmp_path: Path) -> N
         assert len(ran.err.splitlines()) == 1, ran.err
 
 
-@pytest.mark.parametrize("name", ["x" * 70, "x" * 200, "a-long-name" + " of-words" * 9])
-def test_a_long_name_leaves_the_figures_whole(
-    name: str, run: Run, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x" * 70, "y" * 200),
+        ("customer-support-english-2026-01-adapter", "customer-support-english-2026-02-adapter"),
+        ("a-long-name-" + "日本語" * 20, "a-long-name-" + "日本語" * 21),
+    ],
+)
+def test_long_names_lose_their_middles_and_figures_stay_whole(
+    names: tuple[str, str],
+    width: int,
+    run: Run,
+    adapters: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     share = tmp_path / "s"
-    assert run("init", share, f"{name}={adapters / 'rte'}", adapters / "sst2").code == 0
+    named = [
+        f"{name}={adapters / folder}" for name, folder in zip(names, ("rte", "mrpc"), strict=True)
+    ]
+    assert run("init", share, *named, adapters / "sst2").code == 0
     # Not "width": what the property says afterwards would stay, whatever the terminal is.
-    monkeypatch.setattr(output._console, "_width", 80)
-    for call in (("info", share), ("fidelity", share), ("info", share, "--layers")):
+    monkeypatch.setattr(output._console, "_width", width)
+    for call in (("info", share), ("fidelity", share)):
         lines = run(*call).out.splitlines()
-        row = next(line for line in lines if line.startswith("sst2"))
-        assert len(row.split()) >= 5, "each figure is in one piece, in the row of its task"
-        head = next(line for line in lines if line.startswith("task"))
-        assert max(map(len, (head, row))) <= 80
-        folded = "".join(line.split("  ")[0].strip().replace(" ", "") for line in lines)
-        assert name.replace(" ", "") in folded
+        head = next(at for at, line in enumerate(lines) if line.startswith("task"))
+        rows = [line for line in lines[head + 1 :] if line and not line.startswith((" ", "The"))]
+        rows = rows[:3]
+        assert len({row.split()[0] for row in rows}) == 3, "names stay distinguishable"
+        for row in rows:
+            assert cell_len(row) <= width
+            assert len(row.split()) >= 5, "a row is one line, with each of its figures"
+        assert all("…" in (shown := row.split()[0]) or shown in (*names, "sst2") for row in rows)
+
+
+def test_build_ends_with_a_verdict_and_what_to_run_next(
+    run: Run, adapters: Path, tmp_path: Path
+) -> None:
+    built = run("init", tmp_path / "s", f"{adapters}/*", "--k", 1).out.splitlines()
+    assert built[-2].startswith("Verdict: not worth it, because it ")
+    assert built[-1].startswith("Next: sharespace ")
+    merged = run("merge", tmp_path / "s", f"again={adapters / 'rte'}").out.splitlines()
+    assert merged[-2].startswith("Verdict: ")
+    assert merged[-1].startswith("Next: ")
+    planned = run("plan", f"{adapters}/*", "--k", 2).out.splitlines()
+    assert planned[-2].startswith("Verdict: ")
+    assert planned[-1].startswith("Next: sharespace plan ADAPTER... --budget ")
+
+
+def test_help_shows_the_verbs_in_groups(run: Run) -> None:
+    shown = run("--help").out
+    for group in ("Build", "Learn", "Serve", "Inspect", "Operate"):
+        assert f"─ {group} ─" in shown
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
 REPO = "user/repo"
 
@@ -34,13 +34,22 @@ class FakeHub:
     folder: Path
     commits: list[dict[str, bytes]] = field(default_factory=lambda: [{}])
     pull_requests: list[dict[str, bytes]] = field(default_factory=list)
+    exists: bool = True
+    private: bool = False
 
     def _files(self, revision: str | None = None) -> dict[str, bytes]:
         return self.commits[int(revision) if revision is not None else -1]
 
     def repo_info(self, repo: str) -> Any:
         assert repo == REPO
+        if not self.exists:
+            raise RepositoryNotFoundError("404: no repository", response=_response(404))
         return type("Info", (), {"sha": str(len(self.commits) - 1)})
+
+    def create_repo(self, repo: str, *, private: bool) -> None:
+        assert repo == REPO
+        assert not self.exists
+        self.exists, self.private = True, private
 
     def list_repo_files(self, _repo: str, revision: str | None = None) -> list[str]:
         return list(self._files(revision))
@@ -87,7 +96,9 @@ class FakeHub:
             (target / path).write_bytes(data)
 
 
+def _response(status: int) -> Any:
+    return httpx.Response(status, request=httpx.Request("POST", "https://hub.test/"))
+
+
 def _refused(status: int) -> HfHubHTTPError:
-    request = httpx.Request("POST", "https://hub.test/")
-    response: Any = httpx.Response(status, request=request)
-    return HfHubHTTPError("refused", response=response)
+    return HfHubHTTPError("refused", response=_response(status))

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from huggingface_hub import ModelCard
 
 from gather.fake_hub import REPO, FakeHub
 from gather.workers import grow, plain, start
-from sharespace.errors import InboxError, OptionError, StoreConflictError
+from sharespace import Share
+from sharespace.errors import InboxError, OptionError, StoreConflictError, StoreNotFoundError
 from sharespace.gather import Gatherer, encode, open_inbox, push
 from sharespace.gather.inboxes import HubInbox
-from sharespace.store import load, verify
+from sharespace.gather.model_card import model_card
+from sharespace.store import checkout, load, verify
 
 
 @pytest.fixture
@@ -80,6 +84,72 @@ def test_push_and_what_is_there(tmp_path: Path, store: Path, hub: Any) -> None:
     start(other, cap=2)
     with pytest.raises(StoreConflictError, match="none of this store's"):
         push(other, REPO, api=hub)
+
+
+def card_of(hub: Any) -> ModelCard:
+    """Read and checked by the Hub's own library."""
+    card = ModelCard(hub.commits[-1]["README.md"].decode())
+    assert card.content.startswith("---")
+    return card
+
+
+def test_a_repository_is_made_with_a_card(store: Path, hub: Any) -> None:
+    hub.exists = False
+    with pytest.raises(InboxError):
+        push(store, REPO, api=hub, pull_request=True)
+    assert not hub.exists
+    assert push(store, REPO, api=hub, private=True, license_id="apache-2.0") == "commit"
+    assert hub.exists
+    assert hub.private
+    card = card_of(hub)
+    data = yaml.safe_load(card.content.split("---")[1])
+    assert data["library_name"] == "sharespace"
+    assert data["license"] == "apache-2.0"
+    assert {"sharespace", "lora"} <= set(data["tags"])
+    base = checkout(store).manifest.content.base.id
+    assert (data.get("base_model"), data.get("base_model_relation")) == (base, "adapter")
+    for wanted in (f'Share.from_pretrained("{REPO}")', "| <code>first</code> |", "adapters took"):
+        assert wanted in card.text
+
+
+def test_a_card_is_renewed_and_one_of_somebody_elses_stays(store: Path, hub: Any) -> None:
+    push(store, REPO, api=hub)
+    grow(store, "more", 5)
+    push(store, REPO, api=hub)
+    assert "<code>more</code>" in card_of(hub).text
+    hub.commits.append({**hub.commits[-1], "README.md": b"# Mine"})
+    grow(store, "third", 6)
+    assert push(store, REPO, api=hub) == "commit"
+    assert hub.commits[-1]["README.md"] == b"# Mine"
+
+
+def test_names_in_a_card_are_shown_and_do_nothing(store: Path) -> None:
+    share = Share.load(store).rename("first", "a|b`*_[x](y)<b>")
+    share.save()
+    text = model_card(store, REPO)
+    row = next(line for line in text.splitlines() if line.startswith("| <code>"))
+    assert row.count("|") == 4
+    assert not set("`*_[]") & set(row)
+    assert "<b>" not in row
+
+
+def test_what_is_no_store_makes_no_repository(tmp_path: Path, hub: Any) -> None:
+    hub.exists = False
+    with pytest.raises(StoreNotFoundError):
+        push(tmp_path / "nothing", REPO, api=hub)
+    assert not hub.exists
+
+
+def test_a_pushed_model_is_opened_from_the_hub(
+    tmp_path: Path, store: Path, hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(store, REPO, api=hub)
+    hub.download(tmp_path / "snapshot")
+    monkeypatch.setattr(
+        "sharespace.formats.hub.snapshot_download", lambda *_, **__: str(tmp_path / "snapshot")
+    )
+    assert Share.from_pretrained(REPO).tasks == ("first",)
+    assert Share.from_pretrained(str(store)).tasks == ("first",)
 
 
 def test_names_of_places() -> None:

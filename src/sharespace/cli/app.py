@@ -32,7 +32,7 @@ def _main(
         raise typer.Exit
 
 
-@app.command()
+@app.command(rich_help_panel="Build")
 def init(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the Share model goes.")],
     adapters: a.AdapterArguments,
@@ -80,7 +80,7 @@ def init(
     output.print_build(share, out, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Build")
 def plan(
     adapters: a.AdapterArguments,
     method: a.MethodOption = DEFAULT_METHOD,
@@ -119,7 +119,7 @@ def plan(
     output.print_plan(worth, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Build")
 def merge(
     share: a.ShareArgument,
     adapters: a.AdapterArguments,
@@ -155,7 +155,7 @@ def merge(
 app.command("add", hidden=True)(merge)
 
 
-@app.command()
+@app.command(rich_help_panel="Build")
 def union(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the union goes.")],
     shares: Annotated[
@@ -180,7 +180,7 @@ def union(
     output.print_build(joined, out, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Build")
 def combine(
     share: a.ShareArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new task's name.")],
@@ -208,7 +208,7 @@ def combine(
     output.print_combination(after, name, share, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Build")
 def remove(
     share: a.ShareArgument,
     tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Names of tasks.")],
@@ -221,7 +221,7 @@ def remove(
     output.print_change(remove_tasks(share, tasks), f"Removed {', '.join(tasks)}", as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Build")
 def rename(
     share: a.ShareArgument,
     old: Annotated[str, typer.Argument(metavar="OLD")],
@@ -235,7 +235,7 @@ def rename(
     output.print_change(rename_task(share, old, new), f"Renamed {old} to {new}", as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Inspect")
 def info(
     share: a.ShareArgument,
     version: Annotated[int | None, typer.Option(help="An earlier version.")] = None,
@@ -251,7 +251,7 @@ def info(
     output.print_info(checkout(share, version), layers, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Inspect")
 def fidelity(
     share: a.ShareArgument,
     further: Annotated[list[str] | None, typer.Argument(metavar="ADAPTER...", hidden=True)] = None,
@@ -284,7 +284,7 @@ def fidelity(
     output.print_fidelity(loaded.fidelity(originals), baselines, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Serve")
 def export(
     share: a.ShareArgument,
     task: Annotated[str, typer.Argument(metavar="TASK")],
@@ -324,7 +324,7 @@ def export(
     output.print_export(task, written, server_options(to, written), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Inspect")
 def verify(
     share: a.ShareArgument,
     every: Annotated[bool, typer.Option("--all", help="All versions, not only the last.")] = False,
@@ -340,7 +340,7 @@ def verify(
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
-@app.command()
+@app.command(rich_help_panel="Inspect")
 def history(share: a.ShareArgument, as_json: a.JsonFlag = False) -> None:
     """The versions of a Share model."""
     from sharespace.cli import output
@@ -349,7 +349,7 @@ def history(share: a.ShareArgument, as_json: a.JsonFlag = False) -> None:
     output.print_history(read_history(share), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Operate")
 def prune(
     share: a.ShareArgument,
     keep: Annotated[int, typer.Option("--keep", help="How many of the last versions stay.")],
@@ -362,7 +362,7 @@ def prune(
     output.print_prune(prune_versions(share, keep=keep), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Operate")
 def rollback(
     share: a.ShareArgument,
     version: Annotated[int, typer.Argument(metavar="VERSION", help="See history.")],
@@ -375,7 +375,7 @@ def rollback(
     output.print_rollback(go_back(share, version), version, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Inspect")
 def report(
     share: a.ShareArgument,
     out: Annotated[
@@ -398,7 +398,7 @@ def report(
         typer.launch(str(out.absolute()))
 
 
-@app.command()
+@app.command(rich_help_panel="Learn")
 def demo(
     out: Annotated[Path, typer.Argument(metavar="[OUT]", help="Where results go.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Of data, training and subspace.")] = 0,
@@ -413,7 +413,7 @@ def demo(
     output.print_demo(result, out, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Learn")
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see Recipe.")],
     as_json: a.JsonFlag = False,
@@ -428,7 +428,7 @@ def run(
     )
 
 
-@app.command()
+@app.command(rich_help_panel="Learn")
 def compare(
     recipe: a.ComparedRecipeArgument,
     methods: a.MethodsOption = None,
@@ -447,7 +447,7 @@ def compare(
     output.print_comparison(runs, csv, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Serve")
 def serve(
     share: Annotated[Path, typer.Argument(metavar="SHARE", help="A stored Share model.")],
     base: Annotated[
@@ -523,7 +523,7 @@ def serve(
     process.serve(share, settings)
 
 
-@app.command()
+@app.command(rich_help_panel="Operate")
 def submit(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="What save_pretrained wrote.")],
     inbox: a.InboxArgument,
@@ -546,7 +546,7 @@ def submit(
     output.print_submission(submission, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Operate")
 def gather(
     share: a.ShareArgument,
     inbox: a.InboxArgument,
@@ -584,26 +584,26 @@ def gather(
         )
 
 
-@app.command()
+@app.command(rich_help_panel="Operate")
 def push(
     share: a.ShareArgument,
-    repository: Annotated[
-        str, typer.Argument(metavar="REPO", help="USER/REPO on the Hugging Face Hub; it exists.")
-    ],
-    pull_request: Annotated[
-        bool, typer.Option("--pull-request", help="Propose it, instead of committing.")
-    ] = False,
+    repository: a.RepositoryArgument,
+    pull_request: a.PullRequestFlag = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new REPO private.")] = False,
+    license_id: a.LicenseOption = None,
     as_json: a.JsonFlag = False,
 ) -> None:
-    """Bring a Share model's new versions to the Hub, in one commit."""
+    """Bring a Share model's new versions and a model card to the Hub, in one commit."""
     from sharespace.cli import output
     from sharespace.gather import push as push_versions
 
-    url = push_versions(share, repository, pull_request=pull_request)
+    url = push_versions(
+        share, repository, pull_request=pull_request, private=private, license_id=license_id
+    )
     output.print_push(repository, url, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Operate")
 def pull(
     repository: Annotated[
         str, typer.Argument(metavar="REPO", help="USER/REPO[@REVISION] on the Hugging Face Hub.")

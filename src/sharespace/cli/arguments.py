@@ -152,6 +152,21 @@ CsvOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="A line a method and seed, in a file more.")
 ]
 
+RepositoryArgument = Annotated[
+    str, typer.Argument(metavar="REPO", help="USER/REPO on the Hugging Face Hub; made if new.")
+]
+
+PullRequestFlag = Annotated[
+    bool, typer.Option("--pull-request", help="Propose it, instead of committing.")
+]
+
+LicenseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--license", metavar="ID", help="Licence that the model card states, such as apache-2.0."
+    ),
+]
+
 ConflictOption = Annotated[
     Literal["refuse", "rename", "replace"],
     typer.Option(help="What to do where other content has the task's name."),

@@ -14,26 +14,36 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from sharespace.cli import json_records
+from sharespace.cli.tables import fitted, new_table
 from sharespace.report.warnings import Notice
 from sharespace.share import Share
 from sharespace.store import Checkout, Pruned, Report, Version, known_starts
 from sharespace.store.schema import LayerEntry
 from sharespace.subspace.combine import combination_method
 from sharespace.subspace.fidelity import (
+    Bytes,
     Fidelity,
     ModelStorage,
     StorageTally,
     UpdateTally,
     some_losses,
 )
-from sharespace.subspace.plan import Baselines, BuildPlan, StorageSummary
-from sharespace.words import count, error_text, human, percent, visible, words_of_start
+from sharespace.subspace.plan import Baselines, BuildPlan, StorageSummary, judge_stored
+from sharespace.words import (
+    count,
+    error_text,
+    first_names,
+    human,
+    k_span,
+    percent,
+    visible,
+    words_of_start,
+)
 
 if TYPE_CHECKING:
     from sharespace.compare import RecipeComparison
@@ -61,11 +71,12 @@ def print_build(share: Share, path: Path, as_json: bool) -> None:
     _say(
         f"Built [bold]{_markup(str(path))}[/]: {count(len(model.tasks), 'task')} in "
         f"{count(len(model.layers), 'layer')} of {_base(model.base.id)}, "
-        f"{_k_span(layer.k for layer in model.layers.values())}, method {model.settings.method}."
+        f"{k_span(layer.k for layer in model.layers.values())}, method {model.settings.method}."
     )
     _print_out_of_core(layer.streamed for layer in model.layers.values())
     _print_table(share.fidelity())
-    return _print_warnings(share.fidelity(), json_records.notices_of(share))
+    _print_warnings(share.fidelity(), json_records.notices_of(share))
+    return _judged(share.fidelity(), path)
 
 
 def print_merge(before: Share, after: Share, path: Path, as_json: bool) -> None:
@@ -88,7 +99,8 @@ def print_merge(before: Share, after: Share, path: Path, as_json: bool) -> None:
     )
     _print_out_of_core(layer.streamed for layer in layers.values())
     _print_table(after.fidelity())
-    return _print_warnings(after.fidelity(), json_records.notices_of(after, added))
+    _print_warnings(after.fidelity(), json_records.notices_of(after, added))
+    return _judged(after.fidelity(), path)
 
 
 def print_combination(share: Share, name: str, path: Path, as_json: bool) -> None:
@@ -140,10 +152,35 @@ def print_plan(build_plan: BuildPlan, as_json: bool) -> None:
         _say(f"{count(build_plan.per_task_modules, 'layer')} would be stored per task.")
     if build_plan.budget is not None:
         _say(_budget_choice(build_plan.storage))
-    colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[build_plan.verdict]
-    return _say(
-        f"Verdict: [bold {colour}]{build_plan.verdict}[/], because {_markup(build_plan.reason)}."
-    )
+    _print_verdict(build_plan.verdict, build_plan.reason)
+    if build_plan.verdict == "worth it":
+        return _say("Next: sharespace init OUT ADAPTER... with the same options")
+    if build_plan.budget is None:
+        return _say(f"Next: {_with_budget(build_plan.bytes)}")
+    return None
+
+
+def _print_verdict(verdict: str, reason: str) -> None:
+    colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[verdict]
+    _say(f"Verdict: [bold {colour}]{verdict}[/], because {_markup(reason)}.")
+
+
+def _with_budget(sizes: Bytes) -> str:
+    return f"sharespace plan ADAPTER... --budget {sizes.adapters // 2}"
+
+
+def _judged(fidelity: Fidelity, path: Path) -> None:
+    """A verdict on what was stored, and the one command to run next."""
+    sizes = fidelity.bytes
+    judged = judge_stored(sizes.total, sizes.adapters, fidelity.tasks)
+    _print_verdict(judged.verdict, judged.reason)
+    store = shlex.quote(str(path))
+    following = {
+        "worth it": f"sharespace report {store}",
+        "marginal": f"sharespace fidelity {store} --against ADAPTER...",
+        "not worth it": _with_budget(sizes),
+    }
+    _say(f"Next: {_markup(following[judged.verdict])}")
 
 
 def _budget_choice(storage: StorageSummary) -> str:
@@ -186,7 +223,7 @@ def print_info(opened: Checkout, with_layers: bool, as_json: bool) -> None:
         f"[bold]{_markup(str(opened.path))}[/], version {opened.version.number} of "
         f"{opened.version.created}: {count(len(content.tasks), 'task')} in "
         f"{count(len(content.layers), 'layer')} of {_base(content.base.id)}, "
-        f"{_k_span(layer.k for layer in content.layers)}, method {content.settings.method}, "
+        f"{k_span(layer.k for layer in content.layers)}, method {content.settings.method}, "
         f"stored as {dtype}."
     )
     _print_out_of_core(layer.streamed for layer in content.layers)
@@ -203,7 +240,7 @@ def _task_table(opened: Checkout, storage: ModelStorage | None) -> Table:
     extra = ["per task"] if per_task else []
     starts, of_whole = known_starts(opened), json_records.bounds_of_whole(opened)
     last = ["started from"] if starts else []
-    table = _table("task", "format", "layers", *extra, "bound", "coefficients", "adapter", *last)
+    table = new_table("task", "format", "layers", *extra, "bound", "coefficients", "adapter", *last)
     for entry in opened.manifest.content.tasks:
         summary = entry.summary
         table.add_row(
@@ -223,7 +260,7 @@ def _task_table(opened: Checkout, storage: ModelStorage | None) -> Table:
 def _layer_table(layers: Sequence[LayerEntry], storage: ModelStorage, itemsize: int) -> Table:
     """A column for each way in which the model stores updates."""
     kinds = [kind for kind, tally in _tallies(storage.total).items() if tally.updates]
-    table = _table("layer", "k", *(_STORAGE_KINDS[kind][0] for kind in kinds), "bases")
+    table = new_table("layer", "k", *(_STORAGE_KINDS[kind][0] for kind in kinds), "bases")
     for layer in layers:
         tallies = _tallies(storage.layers[layer.module])
         groups = f" in {len(layer.groups)}" if layer.groups else ""
@@ -283,7 +320,7 @@ def print_verification(report: Report, as_json: bool) -> None:
 def print_history(versions: Sequence[Version], as_json: bool) -> None:
     if as_json:
         return _json({"versions": [json_records.version_record(v) for v in versions]})
-    table = _table("version", "when", "tasks", "what")
+    table = new_table("version", "when", "tasks", "what")
     for version in versions:
         operation = version.operation
         about = f"to {operation.version}" if operation.version else _names(operation.tasks)
@@ -345,7 +382,7 @@ def print_stream_progress(event: Event) -> None:
 def print_stream(result: StreamResult, as_json: bool) -> None:
     if as_json:
         return _json(json_records.stream_record(result))
-    table = _table("task", "came as", "metric", "first", "last", "trained", "LoRA", "head")
+    table = new_table("task", "came as", "metric", "first", "last", "trained", "LoRA", "head")
     for learned in result.learned:
         score = result.scores.get(learned.task)
         table.add_row(
@@ -377,7 +414,7 @@ def print_comparison(result: RecipeComparison, csv: Path | None, as_json: bool) 
         write_csv(result, csv)
     if as_json:
         return _json(result.to_record())
-    table = _table(*COLUMNS)
+    table = new_table(*COLUMNS)
     for line in cells(result):
         table.add_row(*map(_markup, line))
     _show(table)
@@ -390,7 +427,9 @@ def print_comparison(result: RecipeComparison, csv: Path | None, as_json: bool) 
 
 def _print_router(router: RouterResult) -> None:
     """Percentages of the evaluation data; see ``RoutedTask``."""
-    table = _table("task", "routed right", "to base", "oracle", "with router", "among all classes")
+    table = new_table(
+        "task", "routed right", "to base", "oracle", "with router", "among all classes"
+    )
     columns = ("routing", "fallback", "oracle", "routed", "class_incremental")
     for name, scores in router.scores.items():
         table.add_row(_markup(name), *(_score(getattr(scores, column)) for column in columns))
@@ -457,7 +496,7 @@ def print_watch_failure(error: SharespaceError) -> None:
 def _gathered_line(outcome: Gathered) -> str:
     text = f"Version {outcome.version}: merged {count(len(outcome.merged), 'task')}"
     if outcome.merged:
-        text += f" ({_plain_names(sorted(arrival.task for arrival in outcome.merged))})"
+        text += f" ({first_names(sorted(arrival.task for arrival in outcome.merged))})"
     if outcome.refused:
         text += f", quarantined {len(outcome.refused)}"
     if outcome.repeated:
@@ -495,7 +534,7 @@ def print_pull(share: Path, version: Version | None, as_json: bool) -> None:
 def _print_table(fidelity: Fidelity, baselines: Baselines | None = None) -> None:
     """The table of tasks and the bytes."""
     extra = ("own SVD", "mean adapter", "shared") if baselines else ("worst layer's name",)
-    table = _table("task", "error", "bound", "worst layer", *extra)
+    table = new_table("task", "error", "bound", "worst layer", *extra)
     for name, task in fidelity.tasks.items():
         error = percent(task.relative_error)
         row = [_markup(name), error if task.measured else f"~{error}", percent(task.bound)]
@@ -541,40 +580,12 @@ def _base(base: str | None) -> str:
     return _markup(base) if base else "a base model that is not stated"
 
 
-def _k_span(dimensions: Iterable[tuple[int, int]]) -> str:
-    sides = [k for pair in dimensions for k in pair]
-    return f"k {min(sides)} to {max(sides)}" if sides else "no layers"
-
-
 def _show(table: Table) -> None:
-    """Print a table; names too long for half of the width are folded, the others stay whole."""
-    names = table.columns[0]
-    longest = max((cell_len(str(cell)) for cell in names.cells), default=0)
-    # Otherwise rich takes the room for a long name from the figures, down to a digit a line.
-    names.no_wrap = len(table.columns) > 4 and 2 * longest <= _console.width
-    if not names.no_wrap:
-        for column in table.columns[1:]:
-            column.no_wrap = column.header != "worst layer's name"
-    _console.print(table)
-
-
-def _table(first: str, *others: str) -> Table:
-    """Names whole on the left, figures flush right."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold")
-    for title in others:
-        table.add_column(title, justify="right", overflow="fold")
-    return table
+    _console.print(fitted(table, _console.width))
 
 
 def _names(names: Sequence[str], most: int = 4) -> str:
-    return _markup(_plain_names(names, most))
-
-
-def _plain_names(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
-    shown = ", ".join(map(visible, names[:most]))
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+    return _markup(first_names(names, most))
 
 
 def _markup(text: str) -> str:

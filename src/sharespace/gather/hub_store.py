@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from sharespace.errors import StoreConflictError
 from sharespace.formats.hub import download_store
 from sharespace.gather.inboxes import hub_errors
+from sharespace.gather.model_card import CARD, MARK, model_card
 from sharespace.store import Version, checkout, history, receive
 from sharespace.store.directory import committed_versions, read_manifest
 from sharespace.store.schema import HEAD, head_from_json
@@ -25,16 +27,22 @@ def push(
     repository: str,
     *,
     pull_request: bool = False,
+    private: bool = False,
+    license_id: str | None = None,
     api: HfApi | None = None,
 ) -> str | None:
     """Bring a store's versions to a model repository, in one commit; files there stay.
 
-    ``ShareConfig(share="user/repo")`` and ``formats.hub.download_store`` read it from there.
+    ``Share.from_pretrained("user/repo")`` and ``ShareConfig(share="user/repo")`` read it from
+    there. A model card comes with it, which later pushes renew; a card of your own stays.
 
     Args:
         store: folder of the Share model.
-        repository: ``user/repo``; it must exist.
+        repository: ``user/repo``; made where it does not exist, unless for a pull request.
         pull_request: propose it, instead of committing to the main branch.
+        private: a repository that is made is private; one that exists stays as it is.
+        license_id: the licence that the card states, as the Hub names it (``apache-2.0``); None:
+            the card states none.
         api: client of the Hub; None: one with the user's own token.
 
     Returns:
@@ -47,7 +55,8 @@ def push(
     """
     root, hub = Path(store).absolute(), api or HfApi()
     with hub_errors(repository, "pushing"):
-        parent = hub.repo_info(repository).sha
+        checkout(root)  # What is no store is told before a repository is made for it.
+        parent = _revision(hub, repository, make=not pull_request, private=private)
         on_hub = set(hub.list_repo_files(repository, revision=parent))
         if HEAD in on_hub:
             _check_ancestor(root, hub.hf_hub_download(repository, HEAD, revision=parent))
@@ -59,13 +68,36 @@ def push(
         commit = hub.create_commit(
             repository,
             [CommitOperationAdd(f, str(root / f)) for f in files]
-            + [CommitOperationAdd(HEAD, head)],
+            + [CommitOperationAdd(HEAD, head)]
+            + _card(hub, repository, root, license_id, parent if CARD in on_hub else None),
             commit_message=f"Version {head_from_json(head, HEAD).number}",
             parent_commit=parent,
             create_pr=pull_request,
         )
         url: str | None = commit.pr_url or commit.commit_url
         return url
+
+
+def _revision(hub: HfApi, repository: str, *, make: bool, private: bool) -> str | None:
+    """Commit of a repository's main branch; one that is not there is made, if it may be."""
+    try:
+        return hub.repo_info(repository).sha
+    except RepositoryNotFoundError:
+        if not make:
+            raise
+    hub.create_repo(repository, private=private)
+    return hub.repo_info(repository).sha
+
+
+def _card(
+    hub: HfApi, repository: str, root: Path, license_id: str | None, revision: str | None
+) -> list[CommitOperationAdd]:
+    """The model card, unless somebody wrote one of their own; ``revision`` is None without any."""
+    if revision is not None:
+        there = Path(hub.hf_hub_download(repository, CARD, revision=revision))
+        if MARK not in there.read_text(encoding="utf-8", errors="replace"):
+            return []
+    return [CommitOperationAdd(CARD, model_card(root, repository, license_id).encode())]
 
 
 def pull(repository: str, store: str | os.PathLike[str]) -> Version | None:

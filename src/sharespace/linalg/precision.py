@@ -15,6 +15,9 @@ import torch
 
 from sharespace.errors import OptionError
 
+STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What bases, coefficients and exported factors may be stored in."""
+
 _TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
 """By the compute dtype; see ``tolerance``."""
 
@@ -22,6 +25,23 @@ _TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
 def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """float64 if any of the dtypes is, else float32."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The dtype, or the one of that name.
+
+    Raises:
+        OptionError: nothing is stored in it.
+    """
+    known = {str(one).removeprefix("torch."): one for one in STORED_DTYPES}
+    wanted = known.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and wanted not in STORED_DTYPES:
+        raise OptionError(
+            f"dtype {str(dtype).removeprefix('torch.')!r}",
+            "Share models and adapters are not stored in it",
+            f"Choose one of {', '.join(known)}",
+        )
+    return wanted
 
 
 def tolerance(dtype: torch.dtype) -> float:
