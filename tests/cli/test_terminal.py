@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -191,3 +192,9 @@ def test_an_error_of_the_system_is_one_line(
     assert_harmless(ran)
     assert ran.err.startswith(r"sharespace: objects/\x1b[31mRED")
     assert len(ran.err.splitlines()) == 1
+
+
+def test_a_closed_standard_output_is_no_traceback() -> None:
+    command = f"{shlex.quote(sys.executable)} -m sharespace --version >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

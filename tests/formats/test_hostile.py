@@ -60,6 +60,14 @@ def test_numbers_larger_than_any(config: dict[str, int], tmp_path: Path) -> None
         read_adapter(folder)
 
 
+def test_a_configuration_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "a")
+    with (folder / "adapter_config.json").open("wb") as stream:
+        stream.truncate(1 << 32)
+    with pytest.raises(CorruptAdapterError, match="more than the 67108864 of any configuration"):
+        read_adapter(folder)
+
+
 def test_a_pipe_and_a_device_are_not_opened(tmp_path: Path) -> None:
     pipe = tmp_path / "x.safetensors"
     os.mkfifo(pipe)

@@ -30,7 +30,8 @@ def main() -> None:
             app(prog_name="sharespace")
         finally:
             # Here, where a full disk is still an error with a message, and not when Python ends.
-            sys.stdout.flush()
+            if sys.stdout is not None:  # It was closed by whoever started the command.
+                sys.stdout.flush()
     except SharespaceError as error:
         _end(error_text(error))
     except OSError as error:

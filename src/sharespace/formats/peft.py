@@ -68,6 +68,8 @@ from sharespace.subspace.adapter import Adapter, BaseModel, Divisible, LayerUpda
 from sharespace.subspace.naming import unwrapped
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
+_MAX_CONFIG = 1 << 26
+"""Most bytes of a configuration; one with full paths and patterns of every module has a few MB."""
 _NAMED_FACTOR = re.compile(r"\.lora_[AB]\.([^.]+)\.weight$")
 _LORA_PART = r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))"
 _FACTOR_WORD = re.compile(r"\.lora_(embedding_)?[AB](\.|$)")
@@ -193,6 +195,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     refuse_special(path)
     try:
+        if (size := path.stat().st_size) > _MAX_CONFIG:
+            why = f"{size} bytes, more than the {_MAX_CONFIG} of any configuration"
+            raise CorruptAdapterError(str(path), why, "Check the path")
         data = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
