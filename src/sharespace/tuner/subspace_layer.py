@@ -457,8 +457,8 @@ class SubspaceLayer(BaseTunerLayer):
         return result
 
 
-class SubspaceLinear(nn.Module, SubspaceLayer):
-    """Over ``nn.Linear``, Conv1D of transformers, or a quantised linear layer."""
+class SubspaceModule(nn.Module, SubspaceLayer):
+    """What both kinds of layers are: a module, and a layer of PEFT."""
 
     def __init__(self, base_layer: nn.Module, left_basis: Tensor, right_basis: Tensor) -> None:
         super().__init__()
@@ -472,6 +472,10 @@ class SubspaceLinear(nn.Module, SubspaceLayer):
             args, kwargs: passed on to the base layer.
         """
         return SubspaceLayer.forward(self, x, *args, **kwargs)
+
+
+class SubspaceLinear(SubspaceModule):
+    """Over ``nn.Linear``, Conv1D of transformers, or a quantised linear layer."""
 
     def _as_weight(self, delta: Tensor) -> Tensor:
         return delta.mT if is_transposed(self.innermost) else delta
@@ -495,21 +499,8 @@ class SubspaceLinear(nn.Module, SubspaceLayer):
         return functional.linear(z, coefficients.mT)
 
 
-class SubspaceConv(nn.Module, SubspaceLayer):
+class SubspaceConv(SubspaceModule):
     """Over a convolution, its weight seen as c_out x (c_in / groups * kernel cells)."""
-
-    def __init__(self, base_layer: nn.Module, left_basis: Tensor, right_basis: Tensor) -> None:
-        super().__init__()
-        SubspaceLayer.__init__(self, base_layer, left_basis, right_basis)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output plus the adapters'; see ``SubspaceLayer.forward``.
-
-        Args:
-            x: input of the base layer, rows first.
-            args, kwargs: passed on to the base layer.
-        """
-        return SubspaceLayer.forward(self, x, *args, **kwargs)
 
     def _as_weight(self, delta: Tensor) -> Tensor:
         return delta.reshape(self.innermost.weight.shape)
