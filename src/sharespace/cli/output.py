@@ -15,22 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
-from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from sharespace.cli import json_records
-from sharespace.cli.tables import fitted, new_table
+from sharespace.cli.tables import (
+    fitted,
+    layer_table,
+    markup,
+    new_table,
+    storage_sentence,
+    task_table,
+)
 from sharespace.report.warnings import Notice
 from sharespace.share import Share
-from sharespace.store import Checkout, Pruned, Report, Version, known_starts
-from sharespace.store.schema import LayerEntry
+from sharespace.store import Checkout, Pruned, Report, Version
 from sharespace.subspace.combine import combination_method
 from sharespace.subspace.fidelity import (
     Bytes,
     Fidelity,
-    ModelStorage,
-    StorageTally,
-    UpdateTally,
     some_losses,
 )
 from sharespace.subspace.plan import Baselines, BuildPlan, StorageSummary, judge_stored
@@ -42,7 +44,6 @@ from sharespace.words import (
     k_span,
     percent,
     visible,
-    words_of_start,
 )
 
 if TYPE_CHECKING:
@@ -55,21 +56,13 @@ if TYPE_CHECKING:
 
 _console = Console(highlight=False)
 
-_STORAGE_KINDS = {
-    "whole": ("all of k", "in all directions of their subspace"),
-    "leading": ("leading", "in its leading directions only"),
-    "per_task": ("per task", "stored per task, outside of any subspace"),
-    "nothing": ("not kept", "not kept"),
-}
-"""How an update may be stored -> head of its column, and words for it."""
-
 
 def print_build(share: Share, path: Path, as_json: bool) -> None:
     if as_json:
         return _json(json_records.built_record(share, str(path)))
     model = share.model
     _say(
-        f"Built [bold]{_markup(str(path))}[/]: {count(len(model.tasks), 'task')} in "
+        f"Built [bold]{markup(str(path))}[/]: {count(len(model.tasks), 'task')} in "
         f"{count(len(model.layers), 'layer')} of {_base(model.base.id)}, "
         f"{k_span(layer.k for layer in model.layers.values())}, method {model.settings.method}."
     )
@@ -94,7 +87,7 @@ def print_merge(before: Share, after: Share, path: Path, as_json: bool) -> None:
     largest = max((max(layer.k) for layer in layers.values()), default=0)
     growth = f"{grown} of {count(len(layers), 'layer')} grew; the largest k is {largest}"
     _say(
-        f"Merged {_names(added)} into [bold]{_markup(str(path))}[/]: version {after.version} has "
+        f"Merged {_names(added)} into [bold]{markup(str(path))}[/]: version {after.version} has "
         f"{count(len(after.tasks), 'task')}. {growth}{' (--cap N limits it)' if grown else ''}."
     )
     _print_out_of_core(layer.streamed for layer in layers.values())
@@ -111,11 +104,11 @@ def print_combination(share: Share, name: str, path: Path, as_json: bool) -> Non
     method = task.provenance.source.partition(" ")[0]
     of_what = "" if combination_method(method).is_sum else f" from {method} of the stored tasks"
     bound = f"{percent(task.ledger.bound)}{of_what}"
-    source = _markup(task.provenance.source)
+    source = markup(task.provenance.source)
     _say(
         f"Combined {source} into {_names([name])}: rank {low} to {high} in "
         f"{count(len(task.ranks), 'layer')}, error at most {bound}. "
-        f"[bold]{_markup(str(path))}[/] version {share.version} has "
+        f"[bold]{markup(str(path))}[/] version {share.version} has "
         f"{count(len(share.tasks), 'task')}."
     )
     budget = share.model.settings.budget
@@ -130,7 +123,7 @@ def print_change(version: Version, what: str, as_json: bool) -> None:
     if as_json:
         return _json(json_records.version_record(version))
     return _say(
-        f"{_markup(what)}: version {version.number} has {count(version.task_count, 'task')}."
+        f"{markup(what)}: version {version.number} has {count(version.task_count, 'task')}."
     )
 
 
@@ -162,7 +155,7 @@ def print_plan(build_plan: BuildPlan, as_json: bool) -> None:
 
 def _print_verdict(verdict: str, reason: str) -> None:
     colour = {"worth it": "green", "marginal": "yellow", "not worth it": "red"}[verdict]
-    _say(f"Verdict: [bold {colour}]{verdict}[/], because {_markup(reason)}.")
+    _say(f"Verdict: [bold {colour}]{verdict}[/], because {markup(reason)}.")
 
 
 def _with_budget(sizes: Bytes) -> str:
@@ -180,7 +173,7 @@ def _judged(fidelity: Fidelity, path: Path) -> None:
         "marginal": f"sharespace fidelity {store} --against ADAPTER...",
         "not worth it": _with_budget(sizes),
     }
-    _say(f"Next: {_markup(following[judged.verdict])}")
+    _say(f"Next: {markup(following[judged.verdict])}")
 
 
 def _budget_choice(storage: StorageSummary) -> str:
@@ -220,7 +213,7 @@ def print_info(opened: Checkout, with_layers: bool, as_json: bool) -> None:
         return _json(json_records.info_record(opened, storage))
     dtype = str(content.dtype).removeprefix("torch.")
     _say(
-        f"[bold]{_markup(str(opened.path))}[/], version {opened.version.number} of "
+        f"[bold]{markup(str(opened.path))}[/], version {opened.version.number} of "
         f"{opened.version.created}: {count(len(content.tasks), 'task')} in "
         f"{count(len(content.layers), 'layer')} of {_base(content.base.id)}, "
         f"{k_span(layer.k for layer in content.layers)}, method {content.settings.method}, "
@@ -228,67 +221,11 @@ def print_info(opened: Checkout, with_layers: bool, as_json: bool) -> None:
     )
     _print_out_of_core(layer.streamed for layer in content.layers)
     if storage and with_layers:
-        _show(_layer_table(content.layers, storage, content.dtype.itemsize))
-    _show(_task_table(opened, storage))
+        _show(layer_table(content.layers, storage, content.dtype.itemsize))
+    _show(task_table(opened, storage))
     if storage:
-        _say(_storage_sentence(storage.total, budget))
+        _say(storage_sentence(storage.total, budget))
     return _print_sizes(json_records.disk_bytes(opened))
-
-
-def _task_table(opened: Checkout, storage: ModelStorage | None) -> Table:
-    per_task = storage.tasks if storage and storage.total.per_task.updates else {}
-    extra = ["per task"] if per_task else []
-    starts, of_whole = known_starts(opened), json_records.bounds_of_whole(opened)
-    last = ["started from"] if starts else []
-    table = new_table("task", "format", "layers", *extra, "bound", "coefficients", "adapter", *last)
-    for entry in opened.manifest.content.tasks:
-        summary = entry.summary
-        table.add_row(
-            _markup(entry.name),
-            summary.format,
-            str(summary.modules),
-            *([str(per_task[entry.name].per_task.updates)] if per_task else []),
-            percent(summary.bound)
-            + (f" ({percent(of_whole[entry.name])} of all)" if entry.name in of_whole else ""),
-            human(summary.coefficient_bytes),
-            human(summary.adapter_bytes),
-            *([_markup(words_of_start(starts.get(entry.name, {})))] if starts else []),
-        )
-    return table
-
-
-def _layer_table(layers: Sequence[LayerEntry], storage: ModelStorage, itemsize: int) -> Table:
-    """A column for each way in which the model stores updates."""
-    kinds = [kind for kind, tally in _tallies(storage.total).items() if tally.updates]
-    table = new_table("layer", "k", *(_STORAGE_KINDS[kind][0] for kind in kinds), "bases")
-    for layer in layers:
-        tallies = _tallies(storage.layers[layer.module])
-        groups = f" in {len(layer.groups)}" if layer.groups else ""
-        table.add_row(
-            _markup(layer.module),
-            "×".join(map(str, layer.k)) + groups,
-            *(_tally_cell(tallies[kind]) for kind in kinds),
-            human(json_records.basis_bytes(layer, itemsize)),
-        )
-    return table
-
-
-def _tallies(storage: StorageTally) -> dict[str, UpdateTally]:
-    return {kind: getattr(storage, kind) for kind in _STORAGE_KINDS}
-
-
-def _tally_cell(tally: UpdateTally) -> str:
-    return f"{tally.updates:,} ({human(tally.nbytes)})" if tally.updates else "-"
-
-
-def _storage_sentence(total: StorageTally, budget: int | None) -> str:
-    ways = [
-        f"{tally.updates:,} {_STORAGE_KINDS[kind][1]} ({human(tally.nbytes)})"
-        for kind, tally in _tallies(total).items()
-        if tally.updates
-    ]
-    why = "" if budget is None else f", as a budget of {human(budget)} chose"
-    return f"{count(total.total.updates, 'update')}{why}: {', '.join(ways) or 'none'}."
 
 
 def print_export(
@@ -297,9 +234,9 @@ def print_export(
     if as_json:
         paths = [str(path) for path in written]
         return _json({"task": task, "written": paths, "server_options": list(server_options)})
-    _say(f"Exported {_markup(task)} to {', '.join(_markup(str(path)) for path in written)}.")
+    _say(f"Exported {markup(task)} to {', '.join(markup(str(path)) for path in written)}.")
     if server_options:
-        _say(f"Start the server with {_markup(shlex.join(server_options))}")
+        _say(f"Start the server with {markup(shlex.join(server_options))}")
     return None
 
 
@@ -308,7 +245,7 @@ def print_verification(report: Report, as_json: bool) -> None:
         return _json(json_records.verification_record(report))
     for finding in report.damaged:
         where = "" if finding.version is None else f" (version {finding.version})"
-        file, detail = _markup(finding.file), _markup(finding.detail)
+        file, detail = markup(finding.file), markup(finding.detail)
         _say(f"{file}{where} is [red]{finding.status}[/]: {detail}.")
     files = count(len(report.findings), "file")
     versions = f"version {', '.join(map(str, report.versions)) or 'none'}"
@@ -325,7 +262,7 @@ def print_history(versions: Sequence[Version], as_json: bool) -> None:
         operation = version.operation
         about = f"to {operation.version}" if operation.version else _names(operation.tasks)
         if operation.verb == "rename" and len(operation.tasks) == 2:
-            about = " to ".join(map(_markup, operation.tasks))
+            about = " to ".join(map(markup, operation.tasks))
         what = f"{operation.verb} {about}"
         table.add_row(str(version.number), version.created, str(version.task_count), what)
     return _show(table)
@@ -349,16 +286,16 @@ def print_report(written: WrittenReport, as_json: bool) -> None:
         return _json(json_records.report_record(written))
     for notice in written.notices:
         colour = "yellow" if notice.level == "serious" else "dim"
-        _say(f"[{colour}]{_markup(notice.title)}.[/]")
+        _say(f"[{colour}]{markup(notice.title)}.[/]")
     return _say(
-        f"Wrote [bold]{_markup(str(written.path))}[/], the report of version {written.version}: "
+        f"Wrote [bold]{markup(str(written.path))}[/], the report of version {written.version}: "
         f"{human(written.bytes)}."
     )
 
 
 def print_progress(text: str) -> None:
     """A line about work in progress, on standard error."""
-    Console(stderr=True, highlight=False).print(_markup(text), style="dim", soft_wrap=True)
+    Console(stderr=True, highlight=False).print(markup(text), style="dim", soft_wrap=True)
 
 
 def print_demo(result: DemoResult, out: Path, as_json: bool) -> None:
@@ -367,14 +304,14 @@ def print_demo(result: DemoResult, out: Path, as_json: bool) -> None:
     from sharespace.demo.main import tables
 
     _console.print(tables(result))
-    picture, numbers = _markup(str(out / "demo.png")), _markup(str(out / "results.json"))
+    picture, numbers = markup(str(out / "demo.png")), markup(str(out / "results.json"))
     _say(f"The picture is in {picture}, the numbers are in {numbers}.")
-    return _say(f"Go on with: sharespace info {_markup(str(out / 'share'))}")
+    return _say(f"Go on with: sharespace info {markup(str(out / 'share'))}")
 
 
 def print_stream_progress(event: Event) -> None:
     """What a stream is doing, on standard error; a missing score stands out."""
-    text = _markup(event.text)
+    text = markup(event.text)
     style = "yellow" if event.stage == "unscored" else "dim"
     Console(stderr=True, highlight=False).print(text, style=style, soft_wrap=True)
 
@@ -386,7 +323,7 @@ def print_stream(result: StreamResult, as_json: bool) -> None:
     for learned in result.learned:
         score = result.scores.get(learned.task)
         table.add_row(
-            _markup(learned.task),
+            markup(learned.task),
             learned.how,
             score.metric if score else "",
             _score(score.first if score else None),
@@ -401,8 +338,8 @@ def print_stream(result: StreamResult, as_json: bool) -> None:
     if result.router:
         _print_router(result.router)
     for notice in result.notices:
-        _say(f"[yellow]{_markup(notice)}[/]")
-    _say(f"The Share model is [bold]{_markup(str(result.share))}[/], version {result.version}.")
+        _say(f"[yellow]{markup(notice)}[/]")
+    _say(f"The Share model is [bold]{markup(str(result.share))}[/], version {result.version}.")
     return _print_sizes(result.steps[-1].bytes)
 
 
@@ -416,13 +353,13 @@ def print_comparison(result: RecipeComparison, csv: Path | None, as_json: bool) 
         return _json(result.to_record())
     table = new_table(*COLUMNS)
     for line in cells(result):
-        table.add_row(*map(_markup, line))
+        table.add_row(*map(markup, line))
     _show(table)
     for name, why in result.unfit.items():
-        _say(f"[yellow]{name}: not for this model: {_markup(why)}[/]")
+        _say(f"[yellow]{name}: not for this model: {markup(why)}[/]")
     for notice in result.notices:
-        _say(f"[yellow]{_markup(notice)}[/]")
-    return _say(f"Results, table and figure are in [bold]{_markup(str(result.folder))}[/].")
+        _say(f"[yellow]{markup(notice)}[/]")
+    return _say(f"Results, table and figure are in [bold]{markup(str(result.folder))}[/].")
 
 
 def _print_router(router: RouterResult) -> None:
@@ -432,11 +369,11 @@ def _print_router(router: RouterResult) -> None:
     )
     columns = ("routing", "fallback", "oracle", "routed", "class_incremental")
     for name, scores in router.scores.items():
-        table.add_row(_markup(name), *(_score(getattr(scores, column)) for column in columns))
+        table.add_row(markup(name), *(_score(getattr(scores, column)) for column in columns))
     table.add_row("[bold]mean[/]", *(_score(router.means[column]) for column in columns))
     _show(table)
     _say(
-        f"The router is {_markup(str(router.path))} ({human(router.bytes)}); its margin of "
+        f"The router is {markup(str(router.path))} ({human(router.bytes)}); its margin of "
         f"{_score(router.margin)} leaves {percent(router.fallback_rate)} of the inputs to the base "
         "model."
     )
@@ -537,13 +474,13 @@ def _print_table(fidelity: Fidelity, baselines: Baselines | None = None) -> None
     table = new_table("task", "error", "bound", "worst layer", *extra)
     for name, task in fidelity.tasks.items():
         error = percent(task.relative_error)
-        row = [_markup(name), error if task.measured else f"~{error}", percent(task.bound)]
+        row = [markup(name), error if task.measured else f"~{error}", percent(task.bound)]
         row += [percent(task.worst_layer_error)]
         if baselines:
             row += [percent(baselines.own_svd[name]), percent(baselines.mean_adapter[name])]
             row += [percent(baselines.shared_fraction[name])]
         else:
-            row += [_markup(task.worst_layer)]
+            row += [markup(task.worst_layer)]
         table.add_row(*row)
     _show(table)
     if not all(task.measured for task in fidelity.tasks.values()):
@@ -556,10 +493,10 @@ def _print_warnings(fidelity: Fidelity, notices: Sequence[Notice], most: int = 5
     if any(notice.level == "serious" for notice in notices):
         bounds = {name: task.bound for name, task in fidelity.tasks.items()}
         worst = sorted(bounds, key=lambda name: -bounds[name])[:most]
-        _say(f"Worst: {', '.join(f'{_markup(name)} {percent(bounds[name])}' for name in worst)}.")
+        _say(f"Worst: {', '.join(f'{markup(name)} {percent(bounds[name])}' for name in worst)}.")
     for notice in notices:
-        text = _markup(f"{notice.text} {notice.remedy}")
-        _say(f"[yellow]Warning: {_markup(notice.title)}.[/] {text}")
+        text = markup(f"{notice.text} {notice.remedy}")
+        _say(f"[yellow]Warning: {markup(notice.title)}.[/] {text}")
 
 
 def _print_sizes(sizes: Mapping[str, int]) -> None:
@@ -577,7 +514,7 @@ def _print_out_of_core(streamed: Iterable[bool]) -> None:
 
 
 def _base(base: str | None) -> str:
-    return _markup(base) if base else "a base model that is not stated"
+    return markup(base) if base else "a base model that is not stated"
 
 
 def _show(table: Table) -> None:
@@ -585,12 +522,7 @@ def _show(table: Table) -> None:
 
 
 def _names(names: Sequence[str], most: int = 4) -> str:
-    return _markup(first_names(names, most))
-
-
-def _markup(text: str) -> str:
-    """Text from outside as markup of rich that shows it, and does nothing."""
-    return escape_markup(visible(text))
+    return markup(first_names(names, most))
 
 
 def _print(text: str, file: TextIO | None = None) -> None:

@@ -1,4 +1,7 @@
-"""Tables of a terminal: as wide as it is, with names cut in the middle and figures whole."""
+"""Tables of a terminal: as wide as it is, with names cut in the middle and figures whole.
+
+Also the tables of tasks and of layers of a stored model.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,20 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
+from sharespace.cli import json_records
 from sharespace.report.html import short
+from sharespace.store import Checkout, known_starts
+from sharespace.store.schema import LayerEntry
+from sharespace.subspace.fidelity import ModelStorage, StorageTally, UpdateTally
+from sharespace.words import count, human, percent, visible, words_of_start
+
+_STORAGE_KINDS = {
+    "whole": ("all of k", "in all directions of their subspace"),
+    "leading": ("leading", "in its leading directions only"),
+    "per_task": ("per task", "stored per task, outside of any subspace"),
+    "nothing": ("not kept", "not kept"),
+}
+"""How an update may be stored -> head of its column, and words for it."""
 
 
 def fitted(table: Table, width: int) -> Table:
@@ -63,3 +79,64 @@ def new_table(first: str, *others: str) -> Table:
     for title in others:
         table.add_column(title, justify="right", overflow="fold")
     return table
+
+
+def task_table(opened: Checkout, storage: ModelStorage | None) -> Table:
+    per_task = storage.tasks if storage and storage.total.per_task.updates else {}
+    extra = ["per task"] if per_task else []
+    starts, of_whole = known_starts(opened), json_records.bounds_of_whole(opened)
+    last = ["started from"] if starts else []
+    table = new_table("task", "format", "layers", *extra, "bound", "coefficients", "adapter", *last)
+    for entry in opened.manifest.content.tasks:
+        summary = entry.summary
+        table.add_row(
+            markup(entry.name),
+            summary.format,
+            str(summary.modules),
+            *([str(per_task[entry.name].per_task.updates)] if per_task else []),
+            percent(summary.bound)
+            + (f" ({percent(of_whole[entry.name])} of all)" if entry.name in of_whole else ""),
+            human(summary.coefficient_bytes),
+            human(summary.adapter_bytes),
+            *([markup(words_of_start(starts.get(entry.name, {})))] if starts else []),
+        )
+    return table
+
+
+def layer_table(layers: Sequence[LayerEntry], storage: ModelStorage, itemsize: int) -> Table:
+    """A column for each way in which the model stores updates."""
+    kinds = [kind for kind, tally in _tallies(storage.total).items() if tally.updates]
+    table = new_table("layer", "k", *(_STORAGE_KINDS[kind][0] for kind in kinds), "bases")
+    for layer in layers:
+        tallies = _tallies(storage.layers[layer.module])
+        groups = f" in {len(layer.groups)}" if layer.groups else ""
+        table.add_row(
+            markup(layer.module),
+            "×".join(map(str, layer.k)) + groups,
+            *(_tally_cell(tallies[kind]) for kind in kinds),
+            human(json_records.basis_bytes(layer, itemsize)),
+        )
+    return table
+
+
+def _tallies(storage: StorageTally) -> dict[str, UpdateTally]:
+    return {kind: getattr(storage, kind) for kind in _STORAGE_KINDS}
+
+
+def _tally_cell(tally: UpdateTally) -> str:
+    return f"{tally.updates:,} ({human(tally.nbytes)})" if tally.updates else "-"
+
+
+def storage_sentence(total: StorageTally, budget: int | None) -> str:
+    ways = [
+        f"{tally.updates:,} {_STORAGE_KINDS[kind][1]} ({human(tally.nbytes)})"
+        for kind, tally in _tallies(total).items()
+        if tally.updates
+    ]
+    why = "" if budget is None else f", as a budget of {human(budget)} chose"
+    return f"{count(total.total.updates, 'update')}{why}: {', '.join(ways) or 'none'}."
+
+
+def markup(text: str) -> str:
+    """Text from outside as markup of rich that shows it, and does nothing."""
+    return escape_markup(visible(text))
