@@ -46,7 +46,7 @@ architecture: .venv/.ready-dev
 	$(BIN)/lint-imports
 
 unit: .venv/.ready-dev
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 MINUTES ?= 10
 fuzz: .venv/.ready-dev  ## hostile and damaged files, contributions and requests, and kills (ten minutes); MINUTES=60 for more

@@ -241,7 +241,7 @@ def test_jobs_may_have_steps_and_rates_of_their_own() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(OptionError, match=r"is not known.*share_strict"):
+    with pytest.raises(OptionError, match=r"is not known.*share-full"):
         run(jobs(1), settings(), ["share_srict"])
     with pytest.raises(OptionError, match="twice"):
         Workbench([job(0), job(0)], settings())

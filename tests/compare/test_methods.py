@@ -20,6 +20,7 @@ RANK = 2
 ONE_STEP = {
     "head_only",
     "per_task_lora",
+    "warm_lora",
     "joint_lora",
     "mean_adapter",
     "task_arithmetic",
