@@ -232,11 +232,11 @@ def check_updates(written: Mapping[str, LayerUpdate], updates: Mapping[str, Laye
             norm and the rounding of the dtype that it was written in.
     """
     for module, update in updates.items():
-        found = written.get(module)
-        lost, allowed = (math.inf, 0.0) if found is None else _difference(found, update)
+        actual = written.get(module)
+        lost, allowed = (math.inf, 0.0) if actual is None else _difference(actual, update)
         if not lost <= allowed:
             why = (
-                "missing in what was written" if found is None else "was written as another update"
+                "missing in what was written" if actual is None else "was written as another update"
             )
             raise CorruptAdapterError(f"module {module!r}", why, "Report this as a bug")
 

@@ -36,7 +36,7 @@ def model_card(store: Path, repository: str, license_id: str | None = None) -> s
     """
     opened = checkout(store)
     content = opened.manifest.content
-    kept = fidelity(opened.model)
+    measured = fidelity(opened.model)
     base = content.base.id
     data = ModelCardData(
         library_name="sharespace",
@@ -46,10 +46,10 @@ def model_card(store: Path, repository: str, license_id: str | None = None) -> s
     )
     if data.get("base_model") is not None:
         data["base_model_relation"] = "adapter"
-    sizes = kept.bytes
-    judged = judge_stored(sizes.total, sizes.adapters, kept.tasks)
-    worst = sorted(kept.tasks, key=lambda name: -kept.tasks[name].bound)
-    rows = [_row(name, kept.tasks[name]) for name in worst[:_MOST_TASKS]]
+    sizes = measured.bytes
+    judged = judge_stored(sizes.total, sizes.adapters, measured.tasks)
+    worst = sorted(measured.tasks, key=lambda name: -measured.tasks[name].bound)
+    rows = [_row(name, measured.tasks[name]) for name in worst[:_MOST_TASKS]]
     left_out = len(worst) - len(rows)
     first = worst[-1] if worst else "TASK"
     parts = [

@@ -296,9 +296,9 @@ class AutoRate(TrainerCallback, ExportableState):
             self.choice = choose_rate(
                 runner, state.max_steps, _reference_steps(args, state, runner)
             )
-        chosen = self.choice
+        choice = self.choice
         fresh = new_schedule(
-            runner.optimizer, args, chosen.learning_rate, chosen.steps, runner.apart
+            runner.optimizer, args, choice.learning_rate, choice.steps, runner.apart
         )
         if state.global_step:
             # The optimizer and the schedule come from the checkpoint, all but its function.
@@ -309,10 +309,10 @@ class AutoRate(TrainerCallback, ExportableState):
         else:
             schedule.base_lrs = fresh.base_lrs
         schedule.lr_lambdas = fresh.lr_lambdas
-        self._heads.enter_context(runner.head_steps(chosen.learning_rate))
+        self._heads.enter_context(runner.head_steps(choice.learning_rate))
         if self.held_out is not None:
             batches = runner.batches(self.held_out, args.per_device_eval_batch_size)
-            self._watch = BestState(model, batches, self.loss, chosen.steps)
+            self._watch = BestState(model, batches, self.loss, choice.steps)
             self._watch.load(_checkpoint(args, state))
 
     def on_step_end(

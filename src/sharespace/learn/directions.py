@@ -136,10 +136,10 @@ def choose_directions(
     training = model.training
     try:
         with fixed_statistics(model):
-            found = _directions(model, adapter, batches, loss_of, generator)
+            directions = _directions(model, adapter, batches, loss_of, generator)
     finally:
         model.train(training)
-    place_directions(model, found, adapter)
+    place_directions(model, directions, adapter)
 
 
 def gradient_directions(

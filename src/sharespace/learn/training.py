@@ -87,9 +87,9 @@ class RateChoice:
         """What was chosen and by what, in one line."""
         how = f"{self.folds}-fold cross-validation" if self.folds > 1 else "held-out examples"
         stop = f", stopped after {self.stop_after}" if self.stop_after < self.steps else ""
-        chosen = "chosen from" if self.learned else "the usual one, as nothing was learned in"
+        origin = "chosen from" if self.learned else "the usual one, as nothing was learned in"
         return (
-            f"learning rate {self.learning_rate:g}, {self.steps} steps{stop}, {chosen} "
+            f"learning rate {self.learning_rate:g}, {self.steps} steps{stop}, {origin} "
             f"{len(self.trials)} trials by {how} ({self.held_out} examples): loss "
             f"{self.loss:.4f} ± {self.standard_error:.4f}, {self.untrained:.4f} untrained"
         )

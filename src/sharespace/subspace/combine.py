@@ -312,12 +312,12 @@ def carried_task(parts: Mapping[str, Task], heads: str | None) -> Task:
             components and others are not.
     """
     first, *others = parts
-    chosen = parts[first if heads is None else heads]
+    owner = parts[first if heads is None else heads]
     for other in others if heads is None else ():
-        _refuse_differing(chosen, parts[other])
+        _refuse_differing(owner, parts[other])
     if heads is None:
         # A task without names for its classes does not contradict one that has them.
-        chosen = replace(chosen, labels=next((t.labels for t in parts.values() if t.labels), ()))
+        owner = replace(owner, labels=next((t.labels for t in parts.values() if t.labels), ()))
     components = [part.config.get(COMPONENTS) for part in parts.values()]
     if any(components):
         lists = [c for c in components if isinstance(c, list | tuple) and c]
@@ -328,8 +328,8 @@ def carried_task(parts: Mapping[str, Task], heads: str | None) -> Task:
                 "Combine tasks of one kind",
             )
         union = sorted({str(component) for some in lists for component in some})
-        chosen = replace(chosen, config={**chosen.config, COMPONENTS: union})
-    return chosen
+        owner = replace(owner, config={**owner.config, COMPONENTS: union})
+    return owner
 
 
 def _refuse_differing(first: Task, second: Task) -> None:
