@@ -219,7 +219,9 @@ def judge_stored(total: int, adapters: int, tasks: Mapping[str, TaskFidelity]) -
     mean = sum(task.relative_error for task in tasks.values()) / len(tasks)
     largest = max(task.bound for task in tasks.values())
     text = f"{size}; the mean error is {percent(mean)}, and no task lost more than "
-    return Judgement("worth it", text + percent(largest))
+    # The same adapters may get "not worth it" from ``plan``, where own SVDs do as well.
+    compared = " (plan also compares own SVDs of the same bytes)"
+    return Judgement("worth it", text + percent(largest) + compared)
 
 
 def _no_gain(fraction: float, share: float, own: float) -> str:
