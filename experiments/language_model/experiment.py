@@ -69,7 +69,7 @@ class LanguageModel(Experiment):
 
     name = "language_model"
     subspace = False
-    held_out = 300
+    held_out = 250
     tuned = ("qnli", "amazon5", "clinc150-0")
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -109,8 +109,8 @@ class LanguageModel(Experiment):
         examples = self.tasks[task]
         train = self.lower.features(examples.train)
         if held_out:
-            kept_apart = len(train) - min(held_out, len(train) // 4)
-            train, test = train.part(0, kept_apart), train.part(kept_apart, len(train))
+            count = len(train) - held_out
+            train, test = train.part(0, count), train.part(count, len(train))
         else:
             test = self.lower.features(examples.test)
         options = self.lower.first_tokens(examples.options)

@@ -86,6 +86,12 @@ def test_from_data_to_tables(
     capsys.readouterr()
     call(*run, *methods)
     assert not capsys.readouterr().out, "nothing is run twice"
+    call("tune", "language_model", *common, "--tasks", "qnli", "--core", 4, 2, 1e-2, 2)
+    tried = json.loads((results / "tune.json").read_text())
+    assert set(tried["trials"]) == {"head alone", "core p=4 phi=2 rate=0.01 steps=2"}
+    assert tried["held_out"] == 8
+    scored = tried["trials"]["head alone"]["qnli"]["score"]
+    assert scored * 8 / 100 == round(scored * 8 / 100), "a part of eight examples"
     call("summarise", "language_model", "--results", results, "--figures", figures)
     assert "| share_strict |" in (results / "tables.md").read_text()
 
